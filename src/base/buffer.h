@@ -1,0 +1,47 @@
+// Owning memory on huge pages where the system grants them: 4 KiB pages halve the read bandwidth of a virtual machine with
+// nested paging (docs/performance.md), so everything that decode streams lives here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "baton/error.h"
+
+namespace baton {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Buffer&& o) noexcept;
+  Buffer& operator=(Buffer&& o) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+
+  // Zeroed on first touch, 2 MiB aligned, advised as huge pages; address space is reserved, memory is used when touched.
+  static Result<Buffer> Allocate(int64_t bytes);
+  // As above for sizes that cannot fail but for a full machine; aborts then.
+  static Buffer AllocateOrDie(int64_t bytes);
+
+  std::byte* data() const { return data_; }
+  int64_t size() const { return size_; }
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+  explicit operator bool() const { return data_ != nullptr; }
+
+ private:
+  std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+  int64_t mapped_ = 0;
+};
+
+struct HugePageUse {
+  int64_t huge_bytes = 0;   // AnonHugePages of this process
+  int64_t total_bytes = 0;  // resident anonymous memory
+  bool advised = false;     // the system allows huge pages on request
+};
+HugePageUse MeasureHugePages();
+
+}  // namespace baton

@@ -1,0 +1,66 @@
+// A fixed team of threads. Work is split by index; results never depend on how many threads there are, so every user splits
+// by its data (fixed chunk sizes) and not by the team.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace baton {
+
+class ThreadPool {
+ public:
+  // `threads` counts the caller; 0 means one per processor that this process may use.
+  explicit ThreadPool(int threads = 0);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls body(index, rank) once for every index in [0, count), rank in [0, threads()). Returns when all are done.
+  // Indices are handed out in order, one at a time. Not re-entrant: a nested call runs on the calling thread alone.
+  template <typename F>
+  void For(int64_t count, F&& body) {
+    Dispatch(
+        count,
+        [](void* ctx, int64_t index, int rank) { (*static_cast<std::remove_reference_t<F>*>(ctx))(index, rank); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+  // While one lives, idle workers spin instead of sleeping: one wake-up for a whole forward pass.
+  class Hot {
+   public:
+    explicit Hot(ThreadPool& pool) : pool_(pool) { pool_.hot_.fetch_add(1, std::memory_order_relaxed); }
+    ~Hot() { pool_.hot_.fetch_sub(1, std::memory_order_relaxed); }
+    Hot(const Hot&) = delete;
+
+   private:
+    ThreadPool& pool_;
+  };
+
+ private:
+  using Body = void (*)(void*, int64_t, int);
+  void Dispatch(int64_t count, Body body, void* ctx);
+  void Work(int rank);
+  void Drain(uint32_t epoch, int rank);
+
+  struct alignas(64) Shared {
+    std::atomic<uint32_t> epoch{0};      // a new value starts a job; futex word
+    std::atomic<uint64_t> next{0};       // (epoch << 32) | next index: a late worker cannot take an index of another job
+    std::atomic<int64_t> done{0};        // indices finished
+    std::atomic<int> sleepers{0};
+    std::atomic<bool> stop{false};
+  };
+  Shared s_;
+  Body body_ = nullptr;
+  void* ctx_ = nullptr;
+  int64_t count_ = 0;
+  std::atomic<int> hot_{0};
+  std::atomic<bool> busy_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace baton

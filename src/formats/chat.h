@@ -1,0 +1,30 @@
+// Chat templates of the supported model families, recognised by their markers; Baton runs no template language.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "baton/error.h"
+
+namespace baton {
+
+struct ChatMessage {
+  std::string role;  // system, user or assistant
+  std::string content;
+};
+
+enum class ChatFormat { kChatMl, kLlama2, kLlama3, kMistral, kGemma };
+
+struct ChatTemplate {
+  ChatFormat format = ChatFormat::kChatMl;
+  std::string default_system;  // sent when the conversation has no system message (SmolLM2 and Qwen2 ship one)
+};
+
+// An unknown or missing template is an error whose hint names --raw.
+Result<ChatTemplate> RecognizeChat(std::string_view jinja);
+
+// The conversation as text for Encode(special = true), without BOS, ending where the assistant's turn begins.
+Result<std::string> RenderChat(const ChatTemplate& chat, const std::vector<ChatMessage>& messages);
+
+}  // namespace baton

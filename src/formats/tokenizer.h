@@ -1,0 +1,63 @@
+// Text to token ids and back: byte-level BPE (GPT-2 kind) and SentencePiece-style models with scores and byte fallback.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "baton/error.h"
+#include "formats/gguf.h"
+
+namespace baton {
+
+struct EncodeOptions {
+  bool bos = false;      // put BOS in front where the model adds one (ignored by models that do not)
+  bool special = false;  // parse control tokens ("<|im_start|>") in the text; otherwise they are plain text
+};
+
+class Tokenizer {
+ public:
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  // From the tokenizer.ggml.* keys of a GGUF file.
+  static Result<Tokenizer> FromGguf(const Metadata& metadata);
+  // From tokenizer.json or tokenizer.model (+ tokenizer_config.json) in a Hugging Face folder.
+  static Result<Tokenizer> FromFolder(const std::string& folder);
+
+  std::vector<int32_t> Encode(std::string_view text, const EncodeOptions& options = {}) const;
+  // Exact bytes of one token; control tokens give their text only when asked. Unknown ids give "".
+  std::string Bytes(int32_t id, bool special = false) const;
+  std::string Decode(std::span<const int32_t> ids, bool special = false) const;
+
+  int32_t vocab_size() const;
+  int32_t bos() const;  // -1: none
+  bool adds_bos() const;
+  bool IsEndOfGeneration(int32_t id) const;  // eos, <|im_end|>, <end_of_turn>, <|eot_id|>, ...
+  bool IsControl(int32_t id) const;
+  // The chat template (Jinja source) that came with the tokenizer; empty if none.
+  const std::string& chat_template() const;
+
+ private:
+  struct Impl;
+  explicit Tokenizer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Turns a stream of tokens into text, holding back bytes of an unfinished UTF-8 character.
+class StreamDecoder {
+ public:
+  explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  std::string Push(int32_t id);
+  std::string Flush();  // what is left; invalid bytes become U+FFFD
+
+ private:
+  const Tokenizer& tokenizer_;
+  std::string pending_;
+};
+
+}  // namespace baton

@@ -1,0 +1,49 @@
+// The CPU backend. This class splits work over threads and keeps scratch memory; the arithmetic is in two sets of kernels:
+// portable/ (Highway, any x86-64) and avx512/ (AVX-512 with VNNI and BF16, intrinsics). The choice is made once, here.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "ops/ops.h"
+
+namespace baton {
+
+enum class CpuIsa { kPortable, kAvx512 };
+
+// The best the machine runs: kAvx512 needs F, BW, VL, DQ, VBMI, VNNI and BF16.
+CpuIsa DetectCpuIsa();
+
+// Fails when `isa` is not supported by this machine.
+Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool& threads, CpuIsa isa);
+
+namespace cpu {
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(ThreadPool& threads, CpuIsa isa);
+  ~CpuOps() override;
+  std::string name() const override;
+  Result<std::unique_ptr<Matrix>> Pack(const RawMatrix& raw) override;  // linear.cc
+
+ protected:
+  void DoLinear(const LinearParams& p) override;    // linear.cc
+  void DoGlu(const GluParams& p) override;          // linear.cc
+  void DoNorm(const NormParams& p) override;        // store.cc
+  void DoStore(const StoreParams& p) override;      // store.cc
+  void DoAttend(const AttendParams& p) override;    // attend.cc
+  void DoMass(const MassParams& p) override;        // mass.cc
+  Status DoSelect(const SelectParams& p) override;  // select.cc
+
+ private:
+  struct LinearState;  // scratch that lives between calls, defined by the file that uses it
+  struct AttendState;
+  struct MassState;
+  CpuIsa isa_;
+  std::unique_ptr<LinearState> linear_;
+  std::unique_ptr<AttendState> attend_;
+  std::unique_ptr<MassState> mass_;
+};
+
+}  // namespace cpu
+}  // namespace baton

@@ -1,0 +1,55 @@
+// Where the time of a forward pass goes: calls, seconds, bytes that had to move and multiply-adds, per operation.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <string_view>
+
+namespace baton {
+
+enum class OpKind { kLinear, kGlu, kOutput, kNorm, kStore, kAttend, kMass, kSelect, kCount };
+
+constexpr std::string_view Name(OpKind op) {
+  constexpr std::string_view kNames[] = {"linear", "glu", "output layer", "norm", "store", "attend", "mass", "select"};
+  return kNames[static_cast<int>(op)];
+}
+
+class Trace {
+ public:
+  struct Entry {
+    int64_t calls = 0;
+    double seconds = 0;
+    double bytes = 0;
+    double flops = 0;
+  };
+
+  bool enabled = false;
+  const Entry& operator[](OpKind op) const { return entries_[static_cast<size_t>(op)]; }
+  void Reset() { entries_ = {}; }
+
+  class Scope {
+   public:
+    Scope(Trace& trace, OpKind op, double bytes, double flops)
+        : entry_(trace.enabled ? &trace.entries_[static_cast<size_t>(op)] : nullptr) {
+      if (!entry_) return;
+      entry_->calls++;
+      entry_->bytes += bytes;
+      entry_->flops += flops;
+      start_ = std::chrono::steady_clock::now();
+    }
+    ~Scope() {
+      if (entry_) entry_->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    }
+    Scope(const Scope&) = delete;
+
+   private:
+    Entry* entry_;
+    std::chrono::steady_clock::time_point start_;
+  };
+
+ private:
+  std::array<Entry, static_cast<size_t>(OpKind::kCount)> entries_{};
+};
+
+}  // namespace baton
