@@ -36,13 +36,15 @@ class CpuOps final : public Ops {
   Status DoSelect(const SelectParams& p) override;  // select.cc
 
  private:
-  struct LinearState;  // scratch that lives between calls, defined by the file that uses it
+  // Scratch that lives between calls. Each file that needs some defines its state and makes it on first use; shared_ptr, so
+  // that the other files need not see the definition.
+  struct LinearState;
   struct AttendState;
   struct MassState;
   CpuIsa isa_;
-  std::unique_ptr<LinearState> linear_;
-  std::unique_ptr<AttendState> attend_;
-  std::unique_ptr<MassState> mass_;
+  std::shared_ptr<LinearState> linear_;
+  std::shared_ptr<AttendState> attend_;
+  std::shared_ptr<MassState> mass_;
 };
 
 }  // namespace cpu
