@@ -1,0 +1,60 @@
+# What a person types; the work is in scripts/ and CMakePresets.json.
+.PHONY: build demo test quality check format asan tsan minimal fuzz docs clean help
+.DEFAULT_GOAL := build
+
+FUZZ_SECONDS ?= 60
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
+
+build:  ## Build build/release/baton
+	@scripts/setup
+	@scripts/build release baton
+
+demo:  ## Profile, plan and compare on a real model; writes report.html
+	@scripts/setup
+	@scripts/build release baton
+	@scripts/get-model smollm2
+	@scripts/demo
+
+test:  ## Build and run every test; the last line counts them
+	@scripts/setup
+	@scripts/get-model smollm2 gemma3
+	@scripts/test release
+
+quality:  ## Reproduce the quality table
+	@scripts/setup
+	@scripts/build release baton
+	@scripts/get-model smollm2 gemma3
+	@scripts/quality
+
+check:  ## Format, include levels, scripts
+	@scripts/setup develop
+	@scripts/format --check
+	@scripts/check-levels
+
+format:  ## Format every C++ file in place
+	@scripts/setup develop
+	@scripts/format
+
+asan:  ## Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/setup
+	@scripts/test debug --without-models
+
+tsan:  ## Threading and engine tests under ThreadSanitizer
+	@scripts/setup
+	@scripts/test tsan --without-models --only 'thread|^(kernels|attention|engine|kv)/'
+
+minimal:  ## The reference backend alone: builds without Highway and oneDNN
+	@scripts/setup
+	@scripts/test minimal --without-models
+
+fuzz:  ## Fuzz each parser for FUZZ_SECONDS
+	@scripts/setup develop
+	@scripts/fuzz $(FUZZ_SECONDS)
+
+docs:  ## Run the commands of README.md and docs/ that are marked `sh check`
+	@scripts/check-docs
+
+clean:  ## Remove everything built (models and the comparison engine stay)
+	rm -rf build/release build/debug build/tsan build/minimal build/fuzz out report.html
