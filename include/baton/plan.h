@@ -57,7 +57,8 @@ struct Evidence {
   double kv_bytes_share = 0, kl = 0, answer_kl = 0, top1 = 0, predicted_nats = 0, latency_ratio = 0;
   int retrieval_found = 0, retrieval_dense_found = 0, retrieval_total = 0;
   std::vector<std::string> text_sha256;
-  std::string details;  // JSON object, kept verbatim: splits, seeds, the front the plan was chosen from
+  std::string details;  // JSON object, kept: splits, seeds, the front the plan was chosen from
+  bool operator==(const Evidence&) const = default;
 };
 
 struct Plan {
@@ -84,6 +85,7 @@ struct Plan {
 
   // "30 layers: 9 full, 0 select, 5 scan, 10 reuse, 6 window | 512 tokens, sink 4, recent 64, scope all, sum"
   std::string Summary() const;
+  bool operator==(const Plan&) const = default;
 };
 
 std::string ToString(Role role);
