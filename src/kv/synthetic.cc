@@ -1,0 +1,116 @@
+// Synthetic cache content. Values come from a table of 256 normal quantiles, eight per step of a
+// 64-bit generator: about as fast as memory, and a layer and position always get the same values.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/thread_pool.h"
+#include "kv/kv_store.h"
+#include "kv/low_bit.h"
+
+namespace baton {
+namespace {
+
+constexpr float kInt8Scale = 1.0f / 40;  // +-3 deviations fill the int8 range
+
+uint64_t Mix(uint64_t x) {  // the finaliser of splitmix64
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+struct Table {
+  std::array<float, 256> f32;
+  std::array<uint16_t, 256> bf16_bits;
+  std::array<int8_t, 256> i8;
+};
+
+Table MakeTable() {
+  Table t;
+  for (int i = 0; i < 256; ++i) {
+    // Shore's approximation of the normal quantile: 5.5556 (1 - ((1 - u) / u)^0.1186), within 0.03
+    // in this range.
+    const double upper = i < 128 ? (255.5 - i) / 256 : (i + 0.5) / 256;
+    const double z = 5.5556 * (1 - std::pow((1 - upper) / upper, 0.1186));
+    const float v = ToFloat(ToBf16(static_cast<float>(i < 128 ? -z : z)));
+    t.f32[static_cast<size_t>(i)] = v;
+    t.bf16_bits[static_cast<size_t>(i)] = ToBf16(v).bits;
+    t.i8[static_cast<size_t>(i)] =
+        static_cast<int8_t>(std::lround(std::clamp(v / kInt8Scale, -127.0f, 127.0f)));
+  }
+  return t;
+}
+
+template <typename E>
+void FillRows(const std::array<E, 256>& table, uint64_t state, std::byte* out, int64_t elements) {
+  auto* e = reinterpret_cast<E*>(out);  // elements is a multiple of 8: head sizes are
+  for (int64_t i = 0; i < elements; i += 8) {
+    state += 0x9e3779b97f4a7c15u;
+    uint64_t bits = Mix(state);
+    for (int j = 0; j < 8; ++j, bits >>= 8) e[i + j] = table[bits & 255];
+  }
+}
+
+void FillLowBit(const KvView& kv, int64_t page_start) {
+  const KvLayout& l = kv.layout;
+  std::vector<float> k(static_cast<size_t>(l.head_dim));
+  for (int64_t p = page_start; p < page_start + KvLayout::kSlots; ++p) {
+    for (int head = 0; head < l.kv_heads; ++head) {
+      const std::byte* row = kv.row(p) + head * l.head_bytes();
+      for (int64_t c = 0; c < l.head_dim; ++c) {
+        k[static_cast<size_t>(c)] = l.dtype == DType::kF32 ? reinterpret_cast<const float*>(row)[c]
+                                    : l.dtype == DType::kBF16
+                                        ? ToFloat(reinterpret_cast<const bf16*>(row)[c])
+                                        : reinterpret_cast<const int8_t*>(row)[c] * kInt8Scale;
+      }
+      StoreLowBit(kv, p, head, k.data());
+    }
+  }
+}
+
+void FillPage(const KvView& kv, int64_t page_start, uint64_t state) {
+  static const Table table = MakeTable();
+  const KvLayout& l = kv.layout;
+  const int64_t elements = KvLayout::kSlots * 2 * l.kv_heads * l.head_dim;
+  std::byte* out = kv.page(page_start);
+  switch (l.dtype) {
+    case DType::kF32:
+      FillRows(table.f32, state, out, elements);
+      break;
+    case DType::kBF16:
+      FillRows(table.bf16_bits, state, out, elements);
+      break;
+    default:
+      FillRows(table.i8, state, out, elements);
+      std::fill_n(kv.scale(page_start, false, 0), KvLayout::kSlots * 2 * l.kv_heads, kInt8Scale);
+  }
+  if (l.low_bit) FillLowBit(kv, page_start);
+}
+
+}  // namespace
+
+Status FillSynthetic(KvStore& store, KvSequence& sequence, int64_t length, uint64_t seed,
+                     ThreadPool* threads) {
+  BATON_TRY(sequence.Reserve(length));
+  sequence.Truncate(length);
+  const int64_t pages = (length + KvLayout::kSlots - 1) / KvLayout::kSlots;
+  const int layers = store.aliased() ? 1 : store.layers();
+  auto fill = [&](int64_t i, int) {
+    const auto layer = static_cast<int>(i / pages);
+    const int64_t page = i % pages;
+    const uint64_t state =
+        Mix(seed ^ Mix(static_cast<uint64_t>(layer) << 32 | static_cast<uint64_t>(page)));
+    FillPage(sequence.View(layer), page * KvLayout::kSlots, state);
+  };
+  if (threads != nullptr) {
+    threads->For(pages * layers, fill);
+  } else {
+    for (int64_t i = 0; i < pages * layers; ++i) fill(i, 0);
+  }
+  return Status::Ok();
+}
+
+}  // namespace baton
