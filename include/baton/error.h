@@ -13,7 +13,15 @@ namespace baton {
 
 class [[nodiscard]] Error {
  public:
-  enum class Code { kInvalidArgument, kNotFound, kIo, kCorrupt, kUnsupported, kCancelled, kResource };
+  enum class Code {
+    kInvalidArgument,
+    kNotFound,
+    kIo,
+    kCorrupt,
+    kUnsupported,
+    kCancelled,
+    kResource
+  };
 
   Error(Code code, std::string message) : code_(code), message_(std::move(message)) {}
 
@@ -59,7 +67,9 @@ class [[nodiscard]] Error {
   const std::string& message() const { return message_; }
   const std::string& hint() const { return hint_; }
   // One line: the message, then the hint in brackets.
-  std::string ToString() const { return hint_.empty() ? message_ : message_ + " (hint: " + hint_ + ")"; }
+  std::string ToString() const {
+    return hint_.empty() ? message_ : message_ + " (hint: " + hint_ + ")";
+  }
 
  private:
   Code code_;
@@ -105,8 +115,8 @@ class [[nodiscard]] Status {
 };
 
 // Returns from the enclosing function when the expression is an error.
-#define BATON_TRY(expr)                                          \
-  do {                                                           \
+#define BATON_TRY(expr)                                           \
+  do {                                                            \
     if (auto _s = (expr); !_s.ok()) return std::move(_s).error(); \
   } while (0)
 
@@ -114,9 +124,9 @@ class [[nodiscard]] Status {
 #define BATON_ASSIGN(lhs, expr) BATON_ASSIGN_(lhs, expr, BATON_CAT_(_r, __LINE__))
 #define BATON_CAT2_(a, b) a##b
 #define BATON_CAT_(a, b) BATON_CAT2_(a, b)
-#define BATON_ASSIGN_(lhs, expr, tmp)             \
-  auto tmp = (expr);                              \
-  if (!tmp.ok()) return std::move(tmp).error();   \
+#define BATON_ASSIGN_(lhs, expr, tmp)           \
+  auto tmp = (expr);                            \
+  if (!tmp.ok()) return std::move(tmp).error(); \
   lhs = std::move(tmp).value()
 
 }  // namespace baton

@@ -1,5 +1,6 @@
-// The attention plan: which layers attend to the whole context, which pass their top-k positions on, which reuse them, and
-// which keep a window. A plan is a value: parsed once, checked once against a model, then only read.
+// The attention plan: which layers attend to the whole context, which pass their top-k positions
+// on, which reuse them, and which keep a window. A plan is a value: parsed once, checked once
+// against a model, then only read.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +14,18 @@ namespace baton {
 enum class Role {
   kFull,    // attends as the model defines it; publishes nothing
   kSelect,  // full attention whose probabilities rank the keys; publishes that ranking
-  kScan,    // ranks all keys by a low-bit copy of K, attends exactly to its own top k; publishes that ranking
+  kScan,  // ranks all keys by a low-bit copy of K, attends exactly to its own top k; publishes that
+          // ranking
   kReuse,   // attends to the top k of an earlier publisher's ranking of the same step
   kWindow,  // attends to the first `sink` and the last `recent` keys
 };
 
-enum class Scope { kAll, kGroup, kHeadMap };  // one set per layer | one per KV head | one per KV head, source head mapped
-enum class Pool { kSum, kMax };               // over the query heads of a scope, after the softmax
+enum class Scope {
+  kAll,
+  kGroup,
+  kHeadMap
+};  // one set per layer | one per KV head | one per KV head, source head mapped
+enum class Pool { kSum, kMax };  // over the query heads of a scope, after the softmax
 
 // Number of tokens a set may hold: a count, or a share of the visible keys.
 struct Budget {
@@ -35,14 +41,15 @@ struct Budget {
 
 struct LayerRole {
   Role role = Role::kFull;
-  int source = -1;  // reuse: the publisher; -1 = latest earlier publisher
-  Budget k;         // reuse and scan; {0, 0} = the plan's budget
-  int bits = 4;     // scan
+  int source = -1;               // reuse: the publisher; -1 = latest earlier publisher
+  Budget k;                      // reuse and scan; {0, 0} = the plan's budget
+  int bits = 4;                  // scan
   int64_t sink = 0, recent = 0;  // window
   bool operator==(const LayerRole&) const = default;
 };
 
-// How prompts are processed. Sparse: queries in tiles, one set per tile of max(min, fraction * visible) keys.
+// How prompts are processed. Sparse: queries in tiles, one set per tile of max(min, fraction *
+// visible) keys.
 struct PrefillMode {
   bool sparse = false;
   int64_t tile = 64;
@@ -68,22 +75,26 @@ struct Plan {
   int64_t sink = 4, recent = 64;  // forced members of every published set, counted inside k
   Scope scope = Scope::kAll;
   Pool pool = Pool::kSum;
-  int64_t block = 1;            // unit of selection in tokens; 1 = single tokens
-  int64_t min_context = -1;     // at or below this many visible keys every layer runs as the model defines it; -1 = budget
-  std::vector<int> forced;      // layers that must stay full or select
-  std::vector<std::vector<int>> head_map;  // scope kHeadMap: [layers][kv_heads] -> KV head of the source
+  int64_t block = 1;         // unit of selection in tokens; 1 = single tokens
+  int64_t min_context = -1;  // at or below this many visible keys every layer runs as the model
+                             // defines it; -1 = budget
+  std::vector<int> forced;   // layers that must stay full or select
+  std::vector<std::vector<int>>
+      head_map;  // scope kHeadMap: [layers][kv_heads] -> KV head of the source
   PrefillMode prefill;
   std::vector<LayerRole> layers;
   Evidence evidence;
 
   static Plan Dense(int layers);
-  // Parses and checks the form of the JSON; whether it fits a model is checked when a model is given a plan.
+  // Parses and checks the form of the JSON; whether it fits a model is checked when a model is
+  // given a plan.
   static Result<Plan> Parse(const std::string& json);
   static Result<Plan> Load(const std::string& path);
   std::string ToJson() const;
   Status Save(const std::string& path) const;  // atomic: a full disk leaves no half file
 
-  // "30 layers: 9 full, 0 select, 5 scan, 10 reuse, 6 window | 512 tokens, sink 4, recent 64, scope all, sum"
+  // "30 layers: 9 full, 0 select, 5 scan, 10 reuse, 6 window | 512 tokens, sink 4, recent 64, scope
+  // all, sum"
   std::string Summary() const;
   bool operator==(const Plan&) const = default;
 };

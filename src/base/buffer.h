@@ -1,5 +1,6 @@
-// Owning memory on huge pages where the system grants them: 4 KiB pages halve the read bandwidth of a virtual machine with
-// nested paging (docs/performance.md), so everything that decode streams lives here.
+// Owning memory on huge pages where the system grants them: 4 KiB pages halve the read bandwidth of
+// a virtual machine with nested paging (docs/performance.md), so everything that decode streams
+// lives here.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +19,8 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer();
 
-  // Zeroed on first touch, 2 MiB aligned, advised as huge pages; address space is reserved, memory is used when touched.
+  // Zeroed on first touch, 2 MiB aligned, advised as huge pages; address space is reserved, memory
+  // is used when touched.
   static Result<Buffer> Allocate(int64_t bytes);
   // As above for sizes that cannot fail but for a full machine; aborts then.
   static Buffer AllocateOrDie(int64_t bytes);

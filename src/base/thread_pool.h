@@ -1,5 +1,5 @@
-// A fixed team of threads. Work is split by index; results never depend on how many threads there are, so every user splits
-// by its data (fixed chunk sizes) and not by the team.
+// A fixed team of threads. Work is split by index; results never depend on how many threads there
+// are, so every user splits by its data (fixed chunk sizes) and not by the team.
 #pragma once
 
 #include <atomic>
@@ -20,20 +20,25 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(index, rank) once for every index in [0, count), rank in [0, threads()). Returns when all are done.
-  // Indices are handed out in order, one at a time. Not re-entrant: a nested call runs on the calling thread alone.
+  // Calls body(index, rank) once for every index in [0, count), rank in [0, threads()). Returns
+  // when all are done. Indices are handed out in order, one at a time. Not re-entrant: a nested
+  // call runs on the calling thread alone.
   template <typename F>
   void For(int64_t count, F&& body) {
     Dispatch(
         count,
-        [](void* ctx, int64_t index, int rank) { (*static_cast<std::remove_reference_t<F>*>(ctx))(index, rank); },
+        [](void* ctx, int64_t index, int rank) {
+          (*static_cast<std::remove_reference_t<F>*>(ctx))(index, rank);
+        },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
   // While one lives, idle workers spin instead of sleeping: one wake-up for a whole forward pass.
   class Hot {
    public:
-    explicit Hot(ThreadPool& pool) : pool_(pool) { pool_.hot_.fetch_add(1, std::memory_order_relaxed); }
+    explicit Hot(ThreadPool& pool) : pool_(pool) {
+      pool_.hot_.fetch_add(1, std::memory_order_relaxed);
+    }
     ~Hot() { pool_.hot_.fetch_sub(1, std::memory_order_relaxed); }
     Hot(const Hot&) = delete;
 
@@ -48,16 +53,17 @@ class ThreadPool {
   void Drain(uint32_t epoch, int rank);
 
   struct alignas(64) Shared {
-    std::atomic<uint32_t> epoch{0};      // a new value starts a job; futex word
-    std::atomic<uint64_t> next{0};       // (epoch << 32) | next index: a late worker cannot take an index of another job
-    std::atomic<int64_t> done{0};        // indices finished
+    std::atomic<uint32_t> epoch{0};  // a new value starts a job; futex word
+    std::atomic<uint64_t> next{
+        0};  // (epoch << 32) | next index: a late worker cannot take an index of another job
+    std::atomic<int64_t> done{0};  // indices finished
     std::atomic<int> sleepers{0};
     std::atomic<bool> stop{false};
   };
   Shared s_;
-  Body body_ = nullptr;
-  void* ctx_ = nullptr;
-  int64_t count_ = 0;
+  std::atomic<Body> body_{nullptr};
+  std::atomic<void*> ctx_{nullptr};
+  std::atomic<int64_t> count_{0};
   std::atomic<int> hot_{0};
   std::atomic<bool> busy_{false};
   std::vector<std::thread> workers_;

@@ -4,9 +4,9 @@
 //   scales  [kSlots][2][Hkv]      f32, int8 only: value = int8 * scale
 //   low bit [Hkv][kSlots/16][D/32] LowBitBlock, only in layers whose plan scans
 //
-// A token's K and V of all heads are contiguous, so a reuse layer's gather reads whole cache lines and neighbouring lines;
-// dense attention streams the page front to back. (A transposed K would save shuffles in dense scoring but touch D/2 cache
-// lines per gathered token.)
+// A token's K and V of all heads are contiguous, so a reuse layer's gather reads whole cache lines
+// and neighbouring lines; dense attention streams the page front to back. (A transposed K would
+// save shuffles in dense scoring but touch D/2 cache lines per gathered token.)
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,9 @@
 
 namespace baton {
 
-// 4-bit copy of K for 16 slots x 32 channels, laid out for 4-way byte dot products: byte nibbles[v*64 + slot*4 + i] holds
-// channel 4v + i in its low half and channel 4(v+4) + i in its high half. Value = (nibble - 8) * scale[slot].
+// 4-bit copy of K for 16 slots x 32 channels, laid out for 4-way byte dot products: byte
+// nibbles[v*64 + slot*4 + i] holds channel 4v + i in its low half and channel 4(v+4) + i in its
+// high half. Value = (nibble - 8) * scale[slot].
 struct LowBitBlock {
   uint8_t nibbles[256];
   uint16_t scale[16];  // f16
@@ -42,15 +43,16 @@ struct KvLayout {
   int64_t low_bit_offset() const { return (scales_offset() + scales_bytes() + 63) / 64 * 64; }
   int64_t low_bit_blocks_per_head() const { return kSlots / 16 * (head_dim / 32); }
   int64_t page_bytes() const {
-    const int64_t end = low_bit_offset() + (low_bit ? kv_heads * low_bit_blocks_per_head() * 288 : 0);
+    const int64_t end =
+        low_bit_offset() + (low_bit ? kv_heads * low_bit_blocks_per_head() * 288 : 0);
     return (end + 63) / 64 * 64;
   }
 };
 
 // One sequence's cache of one layer. `length` counts the tokens that may be read.
 struct KvView {
-  std::byte* arena = nullptr;       // the layer's page 0
-  const int32_t* pages = nullptr;   // page table: [ceil(length / kSlots)]
+  std::byte* arena = nullptr;      // the layer's page 0
+  const int32_t* pages = nullptr;  // page table: [ceil(length / kSlots)]
   int64_t length = 0;
   KvLayout layout;
 
@@ -70,7 +72,8 @@ struct KvView {
   LowBitBlock* low_bit(int64_t position, int head, int64_t block) const {
     auto* b = reinterpret_cast<LowBitBlock*>(page(position) + layout.low_bit_offset());
     const int64_t per_group = layout.head_dim / 32;
-    return b + (head * (KvLayout::kSlots / 16) + position % KvLayout::kSlots / 16) * per_group + block;
+    return b + (head * (KvLayout::kSlots / 16) + position % KvLayout::kSlots / 16) * per_group +
+           block;
   }
 };
 

@@ -1,8 +1,10 @@
-// The operations a forward pass is made of: one params struct each, one interface, one slow reference (reference.h) and one
-// fast backend per device. Checks, timing and byte counts live here, above the backends.
+// The operations a forward pass is made of: one params struct each, one interface, one slow
+// reference (reference.h) and one fast backend per device. Checks, timing and byte counts live
+// here, above the backends.
 //
-// Letters: T rows of the batch, N visible keys, C model width, Hq/Hkv heads, R = Hq/Hkv, D head size, K selected tokens.
-// Results never depend on the number of threads, nor on which other rows or segments share a call.
+// Letters: T rows of the batch, N visible keys, C model width, Hq/Hkv heads, R = Hq/Hkv, D head
+// size, K selected tokens. Results never depend on the number of threads, nor on which other rows
+// or segments share a call.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +23,8 @@
 
 namespace baton {
 
-// A weight matrix in the layout a backend wants. Made by Ops::Pack, used only with the Ops that made it.
+// A weight matrix in the layout a backend wants. Made by Ops::Pack, used only with the Ops that
+// made it.
 class Matrix {
  public:
   virtual ~Matrix() = default;
@@ -72,19 +75,20 @@ struct NormParams {
   bool accumulate = false;
 };
 
-// Rows of one sequence in a batch: `rows` consecutive positions from `position` on, at row `first` of the batch tensors.
+// Rows of one sequence in a batch: `rows` consecutive positions from `position` on, at row `first`
+// of the batch tensors.
 struct Rows {
   int64_t first = 0;
   int64_t count = 0;
   int64_t position = 0;
 };
 
-// Per head: optional RMS norm, rotation; then K and V are written to the cache (and the 4-bit copy of K, where the layout
-// has one). q is changed in place.
+// Per head: optional RMS norm, rotation; then K and V are written to the cache (and the 4-bit copy
+// of K, where the layout has one). q is changed in place.
 struct StoreParams {
-  View<float> q;  // [T, Hq, D]
-  View<float> k;  // [T, Hkv, D]; changed in place
-  View<const float> v;  // [T, Hkv, D]
+  View<float> q;                  // [T, Hq, D]
+  View<float> k;                  // [T, Hkv, D]; changed in place
+  View<const float> v;            // [T, Hkv, D]
   const float* q_norm = nullptr;  // [D] or null
   const float* k_norm = nullptr;
   float norm_eps = 0;
@@ -107,19 +111,26 @@ struct IndexSets {
     positions.resize(static_cast<size_t>(s * g * c));
     counts.assign(static_cast<size_t>(s * g), 0);
   }
-  int32_t* list(int64_t set, int64_t group) { return positions.data() + (set * groups + group) * capacity; }
+  int32_t* list(int64_t set, int64_t group) {
+    return positions.data() + (set * groups + group) * capacity;
+  }
   const int32_t* list(int64_t set, int64_t group) const {
     return positions.data() + (set * groups + group) * capacity;
   }
-  int32_t& count(int64_t set, int64_t group) { return counts[static_cast<size_t>(set * groups + group)]; }
-  int32_t count(int64_t set, int64_t group) const { return counts[static_cast<size_t>(set * groups + group)]; }
+  int32_t& count(int64_t set, int64_t group) {
+    return counts[static_cast<size_t>(set * groups + group)];
+  }
+  int32_t count(int64_t set, int64_t group) const {
+    return counts[static_cast<size_t>(set * groups + group)];
+  }
 };
 
 // Which of the keys at or before a query's position it attends to.
 struct KeySet {
   enum class Kind { kAll, kWindow, kIndex } kind = Kind::kAll;
-  int64_t sink = 0, recent = 0;      // kWindow: position < sink or position > query - recent
-  const IndexSets* index = nullptr;  // kIndex: row t uses set t / rows_per_set; positions after the query are masked
+  int64_t sink = 0, recent = 0;  // kWindow: position < sink or position > query - recent
+  const IndexSets* index =
+      nullptr;  // kIndex: row t uses set t / rows_per_set; positions after the query are masked
   int64_t rows_per_set = 1;
   const int* head_map = nullptr;  // kIndex with groups > 1: KV head -> group; null = identity
 };
@@ -143,9 +154,10 @@ struct AttendParams {
 // Which heads share a set: one per layer, per KV head, or per query head (profiling only).
 enum class MassScope { kAll, kGroup, kHead };
 
-// mass[s, g, n] = attention probability of key n, pooled over the query heads of scope g (sum or max) and summed over the
-// rows of set s. Keys a row cannot see count as 0. The probabilities are the exact ones (from K and the given lse, or from
-// stored scores) or those of the 4-bit copy of K (their own softmax).
+// mass[s, g, n] = attention probability of key n, pooled over the query heads of scope g (sum or
+// max) and summed over the rows of set s. Keys a row cannot see count as 0. The probabilities are
+// the exact ones (from K and the given lse, or from stored scores) or those of the 4-bit copy of K
+// (their own softmax).
 struct MassParams {
   enum class Source { kExact, kScores, kLowBit } source = Source::kExact;
   struct Segment {
@@ -157,7 +169,7 @@ struct MassParams {
     float* mass = nullptr;    // [sets = ceil(rows / rows_per_set), groups, mass_stride]
     int64_t mass_stride = 0;  // >= position + count
   };
-  View<const float> q;    // [T, Hq, D]
+  View<const float> q;  // [T, Hq, D]
   float scale = 0;
   View<const float> lse;  // [T, Hq]: kExact and kScores
   MassScope scope = MassScope::kAll;
@@ -165,9 +177,10 @@ struct MassParams {
   std::span<const Segment> segments;
 };
 
-// The k heaviest keys of each set: the first `sink` and last `recent` visible keys first, then by mass; equal mass: the
-// lower position. With block > 1, blocks of consecutive tokens are ranked by the sum of their mass and k / block blocks are
-// taken (a block that holds a forced token is forced).
+// The k heaviest keys of each set: the first `sink` and last `recent` visible keys first, then by
+// mass; equal mass: the lower position. With block > 1, blocks of consecutive tokens are ranked by
+// the sum of their mass and k / block blocks are taken (a block that holds a forced token is
+// forced).
 struct SelectParams {
   struct Segment {
     const float* mass = nullptr;  // [sets, groups, mass_stride]
@@ -176,7 +189,8 @@ struct SelectParams {
     std::span<const int64_t> visible;  // [sets] keys that the set may name: [0, visible)
     std::span<const int64_t> k;        // [sets] budget, counted in tokens
     std::span<const int64_t> recent;   // [sets] forced recent keys
-    IndexSets* out = nullptr;          // reset by the caller to [sets, groups, >= max k rounded up to blocks]
+    IndexSets* out =
+        nullptr;  // reset by the caller to [sets, groups, >= max k rounded up to blocks]
   };
   int64_t groups = 1;
   int64_t sink = 0;
@@ -218,7 +232,8 @@ class Ops {
   Trace trace_;
 };
 
-// The obvious implementation, single precision throughout, no SIMD: the oracle of every other backend.
+// The obvious implementation, single precision throughout, no SIMD: the oracle of every other
+// backend.
 std::unique_ptr<Ops> MakeReferenceOps(ThreadPool& threads);
 
 }  // namespace baton

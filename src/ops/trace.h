@@ -1,4 +1,5 @@
-// Where the time of a forward pass goes: calls, seconds, bytes that had to move and multiply-adds, per operation.
+// Where the time of a forward pass goes: calls, seconds, bytes that had to move and multiply-adds,
+// per operation.
 #pragma once
 
 #include <array>
@@ -11,7 +12,8 @@ namespace baton {
 enum class OpKind { kLinear, kGlu, kOutput, kNorm, kStore, kAttend, kMass, kSelect, kCount };
 
 constexpr std::string_view Name(OpKind op) {
-  constexpr std::string_view kNames[] = {"linear", "glu", "output layer", "norm", "store", "attend", "mass", "select"};
+  constexpr std::string_view kNames[] = {"linear", "glu",    "output layer", "norm",
+                                         "store",  "attend", "mass",         "select"};
   return kNames[static_cast<int>(op)];
 }
 
@@ -39,7 +41,9 @@ class Trace {
       start_ = std::chrono::steady_clock::now();
     }
     ~Scope() {
-      if (entry_) entry_->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+      if (entry_)
+        entry_->seconds +=
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     }
     Scope(const Scope&) = delete;
 

@@ -1,0 +1,129 @@
+#include "base/thread_pool.h"
+
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
+
+#include "base/check.h"
+
+namespace baton {
+namespace {
+
+// Spins before a thread gives way. Far longer than an operation's tail, far shorter than a
+// scheduler tick.
+constexpr int kSpins = 4000;
+
+inline void Relax(int& spins) {
+  if (++spins < kSpins) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  } else {
+    spins = kSpins / 2;
+    sched_yield();  // more threads than processors: let the one with work run
+  }
+}
+
+void FutexWait(std::atomic<uint32_t>& word, uint32_t expected) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, expected, nullptr,
+          nullptr, 0);
+}
+void FutexWakeAll(std::atomic<uint32_t>& word) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr,
+          nullptr, 0);
+}
+
+int UsableProcessors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  if (threads <= 0) threads = UsableProcessors();
+  workers_.reserve(static_cast<size_t>(threads - 1));
+  for (int rank = 1; rank < threads; ++rank) workers_.emplace_back([this, rank] { Work(rank); });
+}
+
+ThreadPool::~ThreadPool() {
+  s_.stop.store(true, std::memory_order_relaxed);
+  s_.epoch.fetch_add(1, std::memory_order_release);
+  FutexWakeAll(s_.epoch);
+  for (std::thread& t : workers_) t.join();
+}
+
+void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
+  if (count <= 0) return;
+  BATON_CHECK_LT(count, int64_t{1} << 31);
+  const bool nested = busy_.exchange(true, std::memory_order_acquire);
+  if (nested || workers_.empty() || count == 1) {
+    for (int64_t i = 0; i < count; ++i) body(ctx, i, 0);
+    if (!nested) busy_.store(false, std::memory_order_release);
+    return;
+  }
+  const uint32_t epoch = s_.epoch.load(std::memory_order_relaxed) + 1;
+  s_.done.store(0, std::memory_order_relaxed);
+  // The job's number travels in the same word as the next index, and the word is closed while the
+  // job is being changed: a worker that wakes late for an older job fails its compare-and-swap
+  // instead of running an index of this one.
+  s_.next.store((uint64_t{epoch} << 32) | 0xffffffffu, std::memory_order_relaxed);
+  count_.store(count, std::memory_order_release);
+  body_.store(body, std::memory_order_relaxed);
+  ctx_.store(ctx, std::memory_order_relaxed);
+  s_.next.store(uint64_t{epoch} << 32, std::memory_order_release);
+  s_.epoch.store(epoch, std::memory_order_seq_cst);
+  if (s_.sleepers.load(std::memory_order_seq_cst) > 0) FutexWakeAll(s_.epoch);
+  Drain(epoch, 0);
+  int spins = 0;
+  while (s_.done.load(std::memory_order_acquire) < count) Relax(spins);
+  busy_.store(false, std::memory_order_release);
+}
+
+void ThreadPool::Drain(uint32_t epoch, int rank) {
+  for (;;) {
+    uint64_t next = s_.next.load(std::memory_order_acquire);
+    for (;;) {
+      if (static_cast<uint32_t>(next >> 32) != epoch) return;
+      if (static_cast<int64_t>(next & 0xffffffffu) >= count_.load(std::memory_order_acquire))
+        return;
+      if (s_.next.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) break;
+    }
+    // This index is ours, so its job cannot end before `done` below: body and ctx are those of
+    // `epoch`.
+    body_.load(std::memory_order_relaxed)(ctx_.load(std::memory_order_relaxed),
+                                          static_cast<int64_t>(next & 0xffffffffu), rank);
+    s_.done.fetch_add(1, std::memory_order_release);
+  }
+}
+
+void ThreadPool::Work(int rank) {
+  uint32_t seen = 0;
+  int spins = 0;
+  for (;;) {
+    const uint32_t epoch = s_.epoch.load(std::memory_order_acquire);
+    if (epoch != seen) {
+      seen = epoch;
+      spins = 0;
+      if (s_.stop.load(std::memory_order_relaxed)) return;
+      Drain(epoch, rank);
+      continue;
+    }
+    if (hot_.load(std::memory_order_relaxed) > 0 || spins < kSpins / 4) {
+      Relax(spins);
+      continue;
+    }
+    s_.sleepers.fetch_add(1, std::memory_order_seq_cst);
+    if (s_.epoch.load(std::memory_order_seq_cst) == seen) FutexWait(s_.epoch, seen);
+    s_.sleepers.fetch_sub(1, std::memory_order_relaxed);
+    spins = 0;
+  }
+}
+
+}  // namespace baton

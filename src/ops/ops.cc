@@ -1,0 +1,147 @@
+#include "ops/ops.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace baton {
+namespace {
+
+double VisibleKeys(const AttendParams::Segment& s) {
+  const double n = static_cast<double>(s.rows.position) + static_cast<double>(s.rows.count);
+  switch (s.keys.kind) {
+    case KeySet::Kind::kAll:
+      return n;
+    case KeySet::Kind::kWindow:
+      return std::min(n, static_cast<double>(s.keys.sink + s.keys.recent));
+    case KeySet::Kind::kIndex:
+      return std::min(n, static_cast<double>(s.keys.index->capacity));
+  }
+  return n;
+}
+
+void CheckRows(const Rows& r, int64_t batch_rows, const KvView& kv) {
+  BATON_CHECK(r.first >= 0 && r.count >= 0 && r.position >= 0);
+  BATON_CHECK_LE(r.first + r.count, batch_rows);
+  BATON_CHECK_LE(r.position + r.count, kv.length);
+  BATON_CHECK(kv.arena != nullptr && kv.pages != nullptr);
+}
+
+}  // namespace
+
+void Ops::Linear(const LinearParams& p) {
+  double bytes = 0, flops = 0;
+  bool output_layer = false;
+  for (const auto& o : p.outs) {
+    BATON_CHECK(o.w != nullptr && o.y.contiguous());
+    BATON_CHECK_EQ(o.w->cols, p.x.dim(1));
+    BATON_CHECK_EQ(o.y.dim(0), p.x.dim(0));
+    BATON_CHECK_EQ(o.y.dim(1), o.w->rows);
+    bytes += static_cast<double>(o.w->bytes);
+    flops += 2.0 * static_cast<double>(p.x.dim(0)) * static_cast<double>(o.w->rows * o.w->cols);
+    output_layer |= o.w->rows > 16 * o.w->cols;
+  }
+  if (p.x.dim(0) == 0) return;
+  Trace::Scope scope(trace_, output_layer ? OpKind::kOutput : OpKind::kLinear, bytes, flops);
+  DoLinear(p);
+}
+
+void Ops::Glu(const GluParams& p) {
+  BATON_CHECK(p.gate != nullptr && p.up != nullptr && p.y.contiguous());
+  BATON_CHECK_EQ(p.gate->cols, p.x.dim(1));
+  BATON_CHECK_EQ(p.up->cols, p.x.dim(1));
+  BATON_CHECK_EQ(p.gate->rows, p.y.dim(1));
+  BATON_CHECK_EQ(p.up->rows, p.y.dim(1));
+  BATON_CHECK_EQ(p.y.dim(0), p.x.dim(0));
+  if (p.x.dim(0) == 0) return;
+  Trace::Scope scope(
+      trace_, OpKind::kGlu, static_cast<double>(p.gate->bytes + p.up->bytes),
+      4.0 * static_cast<double>(p.x.dim(0)) * static_cast<double>(p.gate->rows * p.gate->cols));
+  DoGlu(p);
+}
+
+void Ops::Norm(const NormParams& p) {
+  BATON_CHECK(p.weight != nullptr);
+  BATON_CHECK_EQ(p.x.dim(0), p.y.dim(0));
+  BATON_CHECK_EQ(p.x.dim(1), p.y.dim(1));
+  if (p.x.dim(0) == 0) return;
+  Trace::Scope scope(trace_, OpKind::kNorm, 8.0 * static_cast<double>(p.x.size()),
+                     4.0 * static_cast<double>(p.x.size()));
+  DoNorm(p);
+}
+
+void Ops::Store(const StoreParams& p) {
+  BATON_CHECK(p.q.rank() == 3 && p.k.rank() == 3 && p.v.rank() == 3);
+  BATON_CHECK_EQ(p.cos.dim(1) * 2, p.q.dim(2));
+  double bytes = 0;
+  for (const auto& s : p.segments) {
+    CheckRows(s.rows, p.q.dim(0), s.kv);
+    BATON_CHECK_EQ(s.kv.layout.kv_heads, p.k.dim(1));
+    BATON_CHECK_EQ(s.kv.layout.head_dim, p.k.dim(2));
+    bytes += static_cast<double>(s.rows.count * s.kv.layout.row_bytes());
+  }
+  Trace::Scope scope(trace_, OpKind::kStore, bytes,
+                     3.0 * static_cast<double>(p.q.size() + p.k.size()));
+  DoStore(p);
+}
+
+void Ops::Attend(const AttendParams& p) {
+  BATON_CHECK(p.q.rank() == 3 && p.o.rank() == 3);
+  BATON_CHECK(p.o.contiguous() && p.q.contiguous());
+  double bytes = 0, flops = 0;
+  for (const auto& s : p.segments) {
+    CheckRows(s.rows, p.q.dim(0), s.kv);
+    BATON_CHECK_EQ(p.q.dim(1) % s.kv.layout.kv_heads, 0);
+    BATON_CHECK_EQ(s.kv.layout.head_dim, p.q.dim(2));
+    BATON_CHECK(s.scores == nullptr || s.keys.kind == KeySet::Kind::kAll);
+    BATON_CHECK(s.keys.kind != KeySet::Kind::kIndex || s.keys.index != nullptr);
+    if (trace_.enabled) {
+      const double keys = VisibleKeys(s);
+      bytes += keys * static_cast<double>(s.kv.layout.row_bytes());
+      flops += 4.0 * keys * static_cast<double>(s.rows.count * p.q.dim(1) * p.q.dim(2));
+    }
+  }
+  Trace::Scope scope(trace_, OpKind::kAttend, bytes, flops);
+  DoAttend(p);
+}
+
+void Ops::Mass(const MassParams& p) {
+  double bytes = 0, flops = 0;
+  for (const auto& s : p.segments) {
+    CheckRows(s.rows, p.q.dim(0), s.kv);
+    BATON_CHECK(s.mass != nullptr && s.rows_per_set >= 1);
+    BATON_CHECK_GE(s.mass_stride, s.rows.position + s.rows.count);
+    BATON_CHECK(p.source != MassParams::Source::kScores || s.scores != nullptr);
+    BATON_CHECK(p.source != MassParams::Source::kLowBit || s.kv.layout.low_bit);
+    const double n = static_cast<double>(s.rows.position + s.rows.count);
+    const auto& l = s.kv.layout;
+    if (p.source == MassParams::Source::kLowBit) {
+      bytes += n * static_cast<double>(l.kv_heads * (l.head_dim / 2 + l.head_dim / 32 * 2));
+    } else if (p.source == MassParams::Source::kScores) {
+      bytes += n * 4.0 * static_cast<double>(s.rows.count * p.q.dim(1));
+    } else {
+      bytes += n * static_cast<double>(l.value_offset());
+    }
+    flops += 2.0 * n * static_cast<double>(s.rows.count * p.q.dim(1) * p.q.dim(2));
+  }
+  Trace::Scope scope(trace_, OpKind::kMass, bytes, flops);
+  DoMass(p);
+}
+
+Status Ops::Select(const SelectParams& p) {
+  double bytes = 0;
+  BATON_CHECK(p.block >= 1);
+  for (const auto& s : p.segments) {
+    BATON_CHECK(s.out != nullptr && s.out->sets == s.sets && s.out->groups == p.groups);
+    BATON_CHECK_EQ(static_cast<int64_t>(s.visible.size()), s.sets);
+    BATON_CHECK_EQ(static_cast<int64_t>(s.k.size()), s.sets);
+    BATON_CHECK_EQ(static_cast<int64_t>(s.recent.size()), s.sets);
+    for (int64_t i = 0; i < s.sets; ++i) {
+      bytes += 4.0 * static_cast<double>(p.groups * s.visible[static_cast<size_t>(i)]);
+    }
+  }
+  Trace::Scope scope(trace_, OpKind::kSelect, bytes, 0);
+  return DoSelect(p);
+}
+
+}  // namespace baton
