@@ -1,0 +1,168 @@
+// Load a model, generate text under an attention plan, stream it, read what it cost.
+//
+//   BATON_ASSIGN(auto engine, baton::Engine::Load("model.gguf", {}));
+//   baton::Request request;
+//   request.prompt = "The capital of France is";
+//   BATON_ASSIGN(auto result, engine->Generate(request, [](std::string_view text) { std::cout <<
+//   text; return true; }));
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "baton/error.h"
+#include "baton/plan.h"
+
+namespace baton {
+
+enum class Backend { kReference, kCpu };
+enum class KvType { kF32, kBF16, kInt8 };
+
+struct EngineOptions {
+  Backend backend = Backend::kCpu;
+  bool portable = false;  // CPU backend without AVX-512, whatever the machine offers
+  int threads = 0;        // 0: one per processor
+  KvType kv = KvType::kBF16;
+  int64_t context = 0;         // longest sequence; 0: the model's own
+  int64_t kv_tokens = 0;       // tokens of cache for all requests together; 0: one full context
+  int64_t prompt_chunk = 512;  // prompt tokens per forward pass
+};
+
+struct ModelInfo {
+  std::string path, name, architecture, fingerprint,
+      weight_types;  // weight_types: "210 x Q4_1, 1 x Q8_0, 61 x F32"
+  int layers = 0, heads = 0, kv_heads = 0;
+  int64_t head_dim = 0, width = 0, ffn_width = 0, vocab = 0, context = 0;
+  int64_t parameters = 0, weight_bytes = 0, kv_bytes_per_token = 0;
+  std::vector<int64_t> window;  // [layers], 0 = whole context
+  bool has_chat_template = false;
+  std::string backend;  // "cpu (avx512)", "ref", ...
+  int threads = 0;
+  double load_seconds = 0;
+};
+
+struct Sampling {
+  float temperature = 0;  // 0: greedy
+  int top_k = 0;          // 0: off
+  float top_p = 1;        // 1: off
+  float min_p = 0;        // 0: off
+  float repetition_penalty = 1;
+  int penalty_window = 64;  // latest tokens that the penalty looks at
+  uint64_t seed = 0;
+};
+
+// Watches a planned request: every `interval` steps each reuse layer measures how much of its
+// attention its borrowed set captures; below `threshold` it attends fully for the rest of the
+// request.
+struct WatchOptions {
+  int interval = 64;  // 0: off
+  double threshold = 0.8;
+};
+
+struct ChatTurn {
+  std::string role, content;
+};
+
+struct Request {
+  // One of the three: text, tokens, or turns rendered with the model's chat template.
+  std::string prompt;
+  std::vector<int32_t> tokens;
+  std::vector<ChatTurn> chat;
+  int64_t max_tokens = 256;
+  Sampling sampling;
+  std::vector<std::string> stop;
+  bool ignore_end = false;   // keep generating past the end-of-generation token
+  std::optional<Plan> plan;  // none: dense
+  WatchOptions watch;
+};
+
+struct LayerWatch {
+  int layer = 0;
+  double captured = 0;  // smallest mean share of attention mass seen
+  bool promoted = false;
+};
+
+struct RequestStats {
+  int64_t prompt_tokens = 0, generated_tokens = 0;
+  int64_t reused_tokens = 0;  // prompt tokens whose cache was still there (chat)
+  double prompt_seconds = 0, decode_seconds = 0;
+  double kv_bytes_per_token = 0;  // mean over decode steps
+  std::string logits_hash;        // of the last step's logits
+  std::vector<LayerWatch> watched;
+};
+
+struct Generation {
+  std::string text;
+  std::vector<int32_t> tokens;
+  enum class Stop { kEndOfText, kStopString, kLength, kContext, kCancelled } stop = Stop::kLength;
+  RequestStats stats;
+};
+
+struct OpTime {
+  std::string name;
+  int64_t calls = 0;
+  double seconds = 0, bytes = 0, flops = 0;
+};
+
+struct MemoryUse {
+  int64_t huge_bytes = 0, anonymous_bytes = 0;  // of the process; huge: on huge pages
+  bool huge_pages_allowed = false;
+};
+
+class Session;  // engine/session.h: the token-level interface that eval, profile and bench are
+                // built on
+
+class Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> Load(const std::string& path,
+                                              const EngineOptions& options);
+  ~Engine();
+
+  const ModelInfo& info() const;
+  const EngineOptions& options() const;
+
+  // Text to ids; `bos` adds BOS where the model does, `special` parses control tokens.
+  std::vector<int32_t> Tokenize(std::string_view text, bool bos, bool special) const;
+  std::string Detokenize(std::span<const int32_t> tokens, bool special = false) const;
+  bool IsEndOfGeneration(int32_t token) const;
+  Result<std::string> RenderChat(const std::vector<ChatTurn>& chat) const;
+
+  // Checks that a plan fits this model; `warnings` may be null.
+  Status CheckPlan(const Plan& plan, std::vector<std::string>* warnings) const;
+  // Bytes of KV that one decode step reads with `visible` keys: under the plan, and dense.
+  Result<double> KvBytesShare(const Plan& plan, int64_t visible) const;
+
+  // Called with each piece of text; returning false stops the request.
+  using OnText = std::function<bool(std::string_view)>;
+  Result<Generation> Generate(const Request& request, const OnText& on_text = nullptr);
+  // Several requests decoded together; results equal those of each alone.
+  Result<std::vector<Generation>> GenerateBatch(std::span<const Request> requests);
+
+  // Stops work in progress as soon as the current step ends; safe from signal handlers.
+  void Cancel();
+  void ResetCancel();
+
+  void SetTracing(bool on);  // per-operation times, off by default
+  std::vector<OpTime> OpTimes() const;
+  static MemoryUse Memory();
+
+  // For the library's own tools.
+  struct Impl;
+  Impl& impl() { return *impl_; }
+
+ private:
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Progress of long work: fraction in [0, 1] and what is being done. May be empty.
+using OnProgress = std::function<void(double fraction, std::string_view what)>;
+
+}  // namespace baton

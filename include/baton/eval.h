@@ -1,0 +1,92 @@
+// Measure quality and speed: perplexity, a plan against dense, retrieval, timings at any depth.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "baton/engine.h"
+#include "baton/error.h"
+#include "baton/plan.h"
+
+namespace baton {
+
+struct PerplexityOptions {
+  int64_t context = 1024;
+  int64_t chunks = 0;        // 0: all
+  bool score_all = false;    // every position instead of the second half of each chunk
+  std::optional<Plan> plan;  // decode semantics for every scored position
+};
+struct PerplexityResult {
+  double perplexity = 0, standard_error = 0, mean_nll = 0;
+  int64_t tokens_scored = 0, chunks = 0;
+};
+// llama.cpp's convention: text tokenised with BOS where the model adds one and one final newline
+// dropped, disjoint chunks of `context` tokens, BOS in place of each chunk's first token for such
+// models, targets ctx/2+1 .. ctx-1 scored.
+Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& text,
+                                           const PerplexityOptions& options,
+                                           const OnProgress& progress = nullptr);
+
+struct EvalOptions {
+  Plan plan;
+  int64_t context = 8192;
+  int64_t rows = 192;       // last positions of each window, decoded under the plan
+  int64_t max_windows = 0;  // 0: as many as the text has
+  int needles = 60;
+  uint64_t seed = 7;
+  int64_t self_generated = 0;  // tokens of a free-running decode compared with dense; 0: off
+  std::vector<int64_t>
+      grid_lengths;  // retrieval grid: needles by depth and these lengths; empty: off
+};
+struct NeedleResult {
+  int64_t length = 0;
+  double depth = 0;  // [0, 1) where the needle lies
+  std::string kind;  // digits, key-value, several, variables
+  bool dense_found = false, found = false;
+};
+struct EvalResult {
+  double kl_mean = 0, kl_standard_error = 0, top1_agreement = 0, nll_delta = 0, dense_nll = 0;
+  int64_t positions = 0, windows = 0;
+  int retrieval_found = 0, retrieval_dense_found = 0, retrieval_total = 0;
+  double answer_kl = 0;
+  double kv_bytes_share = 0;
+  std::vector<NeedleResult> needles, grid;
+  int64_t self_generated = 0, self_first_difference = -1;  // -1: none
+  double self_nll_plan = 0,
+         self_nll_dense = 0;  // of the planned text, under the plan and under dense
+};
+Result<EvalResult> Evaluate(Engine& engine, const std::string& text, const EvalOptions& options,
+                            const OnProgress& progress = nullptr);
+
+struct BenchOptions {
+  std::optional<Plan> plan;  // also measured besides dense
+  std::vector<int64_t> depths = {0};
+  int64_t prompt = 512;      // prompt tokens timed at each depth; 0: none
+  int64_t decode = 32;       // decode steps timed at each depth
+  int repeats = 3;           // medians are reported
+  int batch = 1;             // sequences decoded together
+  int64_t whole_prompt = 0;  // also time a whole prompt of this many tokens from depth 0
+};
+struct BenchRow {
+  int64_t depth = 0;
+  std::string plan;  // "dense" or the plan's summary
+  int batch = 1;
+  double prompt_tokens_per_s = 0, decode_tokens_per_s = 0;
+  double kv_bytes_per_token = 0, weight_bytes_per_token = 0;
+  double decode_bytes_per_s = 0, share_of_read_bandwidth = 0;
+  std::string logits_hash;
+  bool aliased = false;     // layers shared one synthetic KV buffer
+  std::vector<OpTime> ops;  // of one decode step
+};
+struct BenchResult {
+  double read_bandwidth = 0;  // bytes/s, measured in this run on huge pages with all threads
+  std::vector<BenchRow> rows;
+  double whole_prompt_seconds_dense = 0, whole_prompt_seconds_plan = 0;
+};
+Result<BenchResult> RunBench(Engine& engine, const BenchOptions& options,
+                             const OnProgress& progress = nullptr);
+
+double MeasureReadBandwidth(int threads);
+
+}  // namespace baton

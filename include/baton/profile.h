@@ -1,0 +1,119 @@
+// Offline part of a plan: measure which layers can use which layers' top-k sets, then search the
+// cheapest plan whose measured quality meets a budget. Source: arXiv 2602.00777, docs/planning.md.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "baton/engine.h"
+#include "baton/error.h"
+#include "baton/plan.h"
+
+namespace baton {
+
+struct ProfileOptions {
+  std::vector<std::string> texts;  // files; at least about 18,000 tokens together
+  int64_t context = 8192;          // the context length the plan is for
+  int probes = 24;  // retrieval probes generated into the profile split (as many again into search)
+  uint64_t seed = 1;
+  std::vector<int64_t> budgets = {128, 256, 512, 1024, 2048};
+  std::vector<int64_t> windows = {512, 1024};  // sink included
+  int64_t sink = 4, recent = 64;
+  Scope scope = Scope::kAll;
+  Pool pool = Pool::kSum;
+  int64_t block = 1;
+};
+
+// A row per probe kind and split; probes that dense fails are dropped from the measures.
+struct SplitInfo {
+  std::string name;  // profile, search, test
+  int64_t text_tokens = 0, scored_positions = 0;
+  int probes = 0, probes_dense_finds = 0;
+};
+
+struct Profile {
+  // Which model and data this belongs to.
+  std::string model_path, architecture, fingerprint;
+  int layers = 0, heads = 0, kv_heads = 0;
+  int64_t head_dim = 0;
+  std::vector<int64_t> model_window;  // [L]
+  ProfileOptions options;
+  std::vector<std::string> text_sha256;  // one per options.texts
+  std::vector<SplitInfo> splits;
+
+  // [budget][i * L + j]: mass of layer j that layer i's top-k set misses. text: mean over heads and
+  // text positions; answer: over answer positions of probes; worst: as answer, of the worst query
+  // head. Diagonal: own exact set.
+  std::vector<std::vector<float>> text, answer, worst;
+  // [budget][j]: mass of layer j that its own low-bit ranking misses.
+  std::vector<std::vector<float>> scan_text, scan_answer;
+  // [i * L + j]: |Si & Sj| / k at k = 512, with and without the forced tokens.
+  std::vector<float> overlap, overlap_unforced;
+  std::vector<float> rnmse, own_kl;  // [L]: only this layer sparse, on its own top k = 256
+  std::vector<float> price_text, price_answer;  // [L] nats per unit of lost mass
+  std::vector<std::vector<float>> window_text,
+      window_answer;  // [window][L] nats when only this layer is windowed
+
+  // Microseconds of one layer's attention in a decode step at `context`, by role, measured here.
+  struct Costs {
+    double full = 0, select = 0, rest_of_step = 0;  // rest: everything that is not attention
+    std::vector<double> scan, reuse;                // [budget]
+    std::vector<double> window;                     // [window]
+  } costs;
+  double seconds = 0;
+
+  static Result<Profile> Load(const std::string& path);
+  Status Save(const std::string& path) const;
+};
+
+Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
+                            const OnProgress& progress = nullptr);
+
+struct PlanTarget {
+  double max_kl = 0;            // text KL to dense; 0: no bound
+  double min_retrieval = 0.97;  // what the plan finds over what dense finds
+  double max_bytes = 0;         // share of dense KV bytes at the profile's context; 0: no bound
+  double min_speedup = 0;       // decode step, dense over planned, by measured costs; 0: no bound
+};
+
+enum class PlanObjective { kNats, kMass, kPaper };  // priced loss | lost mass | the paper's overlap
+
+struct PlanOptions {
+  PlanTarget target;
+  PlanObjective objective = PlanObjective::kNats;
+  std::vector<Role> roles = {Role::kSelect, Role::kScan, Role::kReuse,
+                             Role::kWindow};  // besides full
+  std::vector<int> forced;
+  int max_evaluations = 60;  // of the real sparse path on the search split
+  bool local_search = true;
+  bool cost_in_bytes = true;  // false: measured microseconds
+  PrefillMode prefill;        // of the plan to make
+};
+
+// One measured candidate.
+struct Candidate {
+  Plan plan;
+  std::string origin;  // "price 0.01", "count 10", "local search", "final (test split)"
+  double predicted_nats = 0;
+  double kv_bytes_share = 0, predicted_speedup = 0;
+  double kl = 0, answer_kl = 0, top1 = 0;
+  int found = 0, dense_found = 0;
+  bool on_front = false, meets_target = false;
+};
+
+struct PlanSearch {
+  Candidate chosen;  // measured on the search split
+  Candidate test;    // the same plan on the test split, once
+  std::vector<Candidate> candidates;
+  double seconds = 0;
+};
+
+// Searches on the profile's search split (rebuilt from the recorded texts and seeds) and reports on
+// its test split. An error when nothing meets the target; it names the nearest candidate.
+Result<PlanSearch> SearchPlan(Engine& engine, const Profile& profile, const PlanOptions& options,
+                              const OnProgress& progress = nullptr);
+// The front and the evidence as JSON, for reports.
+std::string ToJson(const PlanSearch& search);
+
+}  // namespace baton

@@ -1,0 +1,25 @@
+// A self-contained HTML page with SVG pictures: what was profiled, what was planned, what it costs
+// and what it gains.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "baton/error.h"
+#include "baton/profile.h"
+
+namespace baton {
+
+struct ReportInputs {
+  std::string profile_json;  // contents of the files that `baton profile|plan|eval|bench --json`
+                             // wrote; empty: absent
+  std::string plan_json;
+  std::string search_json;
+  std::vector<std::string> eval_json;  // one per context or plan
+  std::vector<std::string> bench_json;
+  std::string title;
+};
+
+Result<std::string> RenderReport(const ReportInputs& inputs);
+
+}  // namespace baton
