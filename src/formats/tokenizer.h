@@ -1,4 +1,5 @@
-// Text to token ids and back: byte-level BPE (GPT-2 kind) and SentencePiece-style models with scores and byte fallback.
+// Text to token ids and back: byte-level BPE (GPT-2 kind) and SentencePiece-style models with
+// scores and byte fallback.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +14,12 @@
 
 namespace baton {
 
+struct TokenizerSpec;  // formats/tokenizer_spec.h
+
 struct EncodeOptions {
-  bool bos = false;      // put BOS in front where the model adds one (ignored by models that do not)
-  bool special = false;  // parse control tokens ("<|im_start|>") in the text; otherwise they are plain text
+  bool bos = false;  // put BOS in front where the model adds one (ignored by models that do not)
+  bool special =
+      false;  // parse control tokens ("<|im_start|>") in the text; otherwise they are plain text
 };
 
 class Tokenizer {
@@ -28,17 +32,24 @@ class Tokenizer {
   static Result<Tokenizer> FromGguf(const Metadata& metadata);
   // From tokenizer.json or tokenizer.model (+ tokenizer_config.json) in a Hugging Face folder.
   static Result<Tokenizer> FromFolder(const std::string& folder);
+  // From what one of those was read into; checks ids, types, merges and patterns.
+  static Result<Tokenizer> FromSpec(const TokenizerSpec& spec);
 
+  // Text may hold any bytes: those that are not UTF-8 are encoded one by one. Plain text never
+  // becomes a control token. A byte that the vocabulary cannot express (SmolLM2 lacks 21) is
+  // dropped by byte-level models, and becomes the unknown token in others.
   std::vector<int32_t> Encode(std::string_view text, const EncodeOptions& options = {}) const;
   // Exact bytes of one token; control tokens give their text only when asked. Unknown ids give "".
   std::string Bytes(int32_t id, bool special = false) const;
+  // The inverse of Encode: where Encode puts a space in front of a text (Llama 2), Decode takes it
+  // away again; use StreamDecoder for ids that continue a text.
   std::string Decode(std::span<const int32_t> ids, bool special = false) const;
 
   int32_t vocab_size() const;
   int32_t bos() const;  // -1: none
   bool adds_bos() const;
   bool IsEndOfGeneration(int32_t id) const;  // eos, <|im_end|>, <end_of_turn>, <|eot_id|>, ...
-  bool IsControl(int32_t id) const;
+  bool IsControl(int32_t id) const;          // control or unknown: no text of its own
   // The chat template (Jinja source) that came with the tokenizer; empty if none.
   const std::string& chat_template() const;
 

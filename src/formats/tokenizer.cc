@@ -1,0 +1,413 @@
+#include "formats/tokenizer.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "base/check.h"
+#include "formats/bpe.h"
+#include "formats/bpe_split.h"
+#include "formats/tokenizer_spec.h"
+#include "formats/tokenizer_vocab.h"
+#include "formats/unicode.h"
+
+namespace baton {
+namespace {
+
+constexpr std::string_view kSpacePiece = "\xE2\x96\x81";  // U+2581
+// Symbols are linked by 32-bit indexes; longer text is merged in parts.
+constexpr size_t kMaxMergeBytes = size_t{1} << 30;
+
+constexpr std::string_view kEndTexts[] = {
+    "<|im_end|>",    "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
+    "<end_of_turn>", "</s>",          "<eos>",           "<|EOT|>",    "<|return|>", "<EOT>",
+    "<turn|>",       "<|eot|>",       "<|eom|>",
+};
+
+std::string ReplaceAll(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  size_t pos = 0;
+  for (size_t hit; (hit = text.find(from, pos)) != text.npos; pos = hit + from.size()) {
+    out.append(text.substr(pos, hit - pos)).append(to);
+  }
+  return out.append(text.substr(pos));
+}
+
+// "<0x0A>" -> 10; -1 for other texts.
+int ByteOfPiece(std::string_view text) {
+  if (text.size() != 6 || !text.starts_with("<0x") || text[5] != '>') return -1;
+  int value = 0;
+  for (char c : text.substr(3, 2)) {
+    const int digit = c >= '0' && c <= '9'   ? c - '0'
+                      : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                      : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                             : -1;
+    if (digit < 0) return -1;
+    value = value * 16 + digit;
+  }
+  return value;
+}
+
+bool HasNoText(TokenType type) {
+  return type == TokenType::kControl || type == TokenType::kUnknown;
+}
+
+}  // namespace
+
+struct Tokenizer::Impl {
+  using Kind = TokenizerSpec::Kind;
+  using Prefix = TokenizerSpec::Prefix;
+
+  Impl() : index(vocab) { byte_ids.fill(-1); }
+
+  // Building; in this order.
+  Status AddTokens(const TokenizerSpec& spec);
+  Status AddMerges(const TokenizerSpec& spec);
+  void RankScores(const TokenizerSpec& spec);
+  Status AddSpecials(const TokenizerSpec& spec);
+
+  std::string BytesOfText(std::string_view text, TokenType type) const;
+
+  struct Work {
+    BpeMerger merger;
+    std::vector<BpeSymbol> symbols;
+    std::vector<int32_t>& out;
+  };
+  void EncodePlain(std::string_view text, bool first, bool boundary, Work& work) const;
+  void EncodeBytes(std::string_view word, Work& work) const;
+  void EncodePieces(std::string_view text, Work& work) const;
+  void EmitMerged(Work& work) const;
+
+  Kind kind = Kind::kByteLevel;
+  Vocab vocab;
+  TokenIndex index;  // of the tokens that plain text may become
+  std::array<int32_t, 256> byte_ids;
+  MergeTable merges;
+  std::vector<uint32_t> score_rank;  // by id; empty unless pieces merge by score
+  std::optional<WordSplitter> splitter;
+  bool ignore_merges = false;
+  Prefix prefix = Prefix::kNone;
+  bool split_words = false;
+
+  std::optional<TokenFinder> user_defined;  // always parsed
+  std::optional<TokenFinder> special;       // with options.special: these, control and unknown
+  int32_t bos = -1;
+  int32_t unknown = -1;
+  bool adds_bos = false;
+  std::vector<bool> ends;  // by id
+  std::string chat_template;
+};
+
+std::string Tokenizer::Impl::BytesOfText(std::string_view text, TokenType type) const {
+  if (HasNoText(type)) return std::string(text);
+  if (kind == Kind::kPieces) {
+    if (type == TokenType::kByte) return std::string(1, static_cast<char>(ByteOfPiece(text)));
+    return ReplaceAll(text, kSpacePiece, " ");
+  }
+  return type == TokenType::kUserDefined ? std::string(text) : ByteLevelBytes(text);
+}
+
+Status Tokenizer::Impl::AddTokens(const TokenizerSpec& spec) {
+  if (spec.tokens.empty() || std::ssize(spec.tokens) > kMaxTokens) {
+    return Error::Corrupt("vocabulary has {} tokens, expected 1 to {}", spec.tokens.size(),
+                          kMaxTokens);
+  }
+  kind = spec.kind;
+  for (size_t i = 0; i < spec.tokens.size(); ++i) {
+    const TokenSpec& t = spec.tokens[i];
+    if (t.type == TokenType::kByte && ByteOfPiece(t.text) < 0) {
+      return Error::Corrupt("byte token {} is '{}', expected the form <0x41>", i, t.text);
+    }
+    if (std::isnan(t.score)) return Error::Corrupt("token {} has score NaN", i);
+    vocab.Add(BytesOfText(t.text, t.type), t.type);
+  }
+  index.Reserve(spec.tokens.size());
+  for (int32_t id = 0; id < vocab.size(); ++id) {
+    const TokenType type = vocab.type(id);
+    if (HasNoText(type) || vocab.Bytes(id).empty()) continue;
+    if (type == TokenType::kByte) {
+      int32_t& slot = byte_ids[static_cast<unsigned char>(vocab.Bytes(id)[0])];
+      if (slot < 0) slot = id;
+    } else {
+      index.Add(id);
+    }
+  }
+  if (kind == Kind::kByteLevel) {
+    for (int b = 0; b < 256; ++b) {
+      const char byte = static_cast<char>(b);
+      byte_ids[b] = index.Find({&byte, 1});
+    }
+  }
+  return Status::Ok();
+}
+
+Status Tokenizer::Impl::AddMerges(const TokenizerSpec& spec) {
+  merges.Reserve(spec.merges.size());
+  for (size_t rank = 0; rank < spec.merges.size(); ++rank) {
+    const auto& [left_text, right_text] = spec.merges[rank];
+    const std::string left = BytesOfText(left_text, TokenType::kNormal);
+    const std::string right = BytesOfText(right_text, TokenType::kNormal);
+    const int32_t a = index.Find(left);
+    const int32_t b = index.Find(right);
+    const int32_t both = index.Find(left + right);
+    if (a < 0 || b < 0 || both < 0) {
+      return Error::Corrupt("merge {} is '{}' + '{}', but {} is not in the vocabulary", rank,
+                            left_text, right_text,
+                            a < 0   ? "its left side"
+                            : b < 0 ? "its right side"
+                                    : "their union");
+    }
+    merges.Add(a, b, {static_cast<uint32_t>(rank), both});
+  }
+  return Status::Ok();
+}
+
+// Equal scores share a rank, so that the leftmost of them merges first.
+void Tokenizer::Impl::RankScores(const TokenizerSpec& spec) {
+  std::vector<float> scores;
+  scores.reserve(spec.tokens.size());
+  for (const TokenSpec& t : spec.tokens) scores.push_back(t.score);
+  std::sort(scores.begin(), scores.end(), std::greater<>());
+  scores.erase(std::unique(scores.begin(), scores.end()), scores.end());
+  score_rank.reserve(spec.tokens.size());
+  for (const TokenSpec& t : spec.tokens) {
+    const auto at = std::lower_bound(scores.begin(), scores.end(), t.score, std::greater<>());
+    score_rank.push_back(static_cast<uint32_t>(at - scores.begin()));
+  }
+}
+
+Status Tokenizer::Impl::AddSpecials(const TokenizerSpec& spec) {
+  const auto check = [&](const char* what, int64_t id) -> Status {
+    if (id == -1 || vocab.Has(id)) return Status::Ok();
+    return Error::Corrupt("{} token id is {}, the vocabulary has {} tokens", what, id,
+                          vocab.size());
+  };
+  BATON_TRY(check("bos", spec.bos));
+  BATON_TRY(check("eos", spec.eos));
+  BATON_TRY(check("unknown", spec.unknown));
+  for (int64_t id : spec.more_end_ids) BATON_TRY(check("end-of-turn", id));
+  bos = static_cast<int32_t>(spec.bos);
+  unknown = static_cast<int32_t>(spec.unknown);
+  adds_bos = spec.adds_bos && bos >= 0;
+  chat_template = spec.chat_template;
+
+  std::vector<int32_t> user;
+  std::vector<int32_t> all;
+  ends.assign(vocab.size(), false);
+  for (int32_t id = 0; id < vocab.size(); ++id) {
+    const TokenType type = vocab.type(id);
+    if (type == TokenType::kUserDefined) user.push_back(id);
+    if (type == TokenType::kUserDefined || HasNoText(type)) all.push_back(id);
+    if (type == TokenType::kControl &&
+        std::ranges::find(kEndTexts, vocab.Bytes(id)) != std::end(kEndTexts)) {
+      ends[id] = true;
+    }
+  }
+  if (spec.eos >= 0) ends[spec.eos] = true;
+  for (int64_t id : spec.more_end_ids) {
+    if (id >= 0) ends[id] = true;
+  }
+  user_defined.emplace(vocab, user);
+  special.emplace(vocab, all);
+  return Status::Ok();
+}
+
+void Tokenizer::Impl::EmitMerged(Work& work) const {
+  for (int32_t i = work.symbols.empty() ? -1 : 0; i >= 0; i = work.symbols[i].next) {
+    const BpeSymbol& s = work.symbols[i];
+    if (s.id >= 0) {
+      work.out.push_back(s.id);
+      continue;
+    }
+    const bool bytes = std::ranges::all_of(
+        s.text, [&](char c) { return byte_ids[static_cast<unsigned char>(c)] >= 0; });
+    if (bytes) {
+      for (char c : s.text) work.out.push_back(byte_ids[static_cast<unsigned char>(c)]);
+    } else if (unknown >= 0) {
+      work.out.push_back(unknown);
+    }
+  }
+}
+
+void Tokenizer::Impl::EncodeBytes(std::string_view word, Work& work) const {
+  if (ignore_merges) {
+    const int32_t id = index.Find(word);
+    if (id >= 0) {
+      work.out.push_back(id);
+      return;
+    }
+  }
+  work.symbols.clear();
+  for (size_t i = 0; i < word.size(); ++i) {
+    const int32_t id = byte_ids[static_cast<unsigned char>(word[i])];
+    if (id >= 0) work.symbols.push_back({.id = id});
+  }
+  work.merger.Run(work.symbols,
+                  [&](const BpeSymbol& a, const BpeSymbol& b) { return merges.Find(a.id, b.id); });
+  EmitMerged(work);
+}
+
+void Tokenizer::Impl::EncodePieces(std::string_view text, Work& work) const {
+  work.symbols.clear();
+  for (size_t pos = 0; pos < text.size();) {
+    const Utf8Char c = DecodeUtf8(text.substr(pos));
+    const int length = c.kind == Utf8Char::Kind::kValid ? c.length : 1;
+    const std::string_view symbol = text.substr(pos, length);
+    work.symbols.push_back({.id = index.Find(symbol), .text = symbol});
+    pos += length;
+  }
+  if (score_rank.empty()) {
+    work.merger.Run(work.symbols, [&](const BpeSymbol& a, const BpeSymbol& b) {
+      return merges.Find(a.id, b.id);
+    });
+  } else {
+    work.merger.Run(work.symbols, [&](const BpeSymbol& a, const BpeSymbol& b) -> Merge {
+      const int32_t id = index.Find({a.text.data(), a.text.size() + b.text.size()});
+      return id < 0 ? Merge{} : Merge{score_rank[id], id};
+    });
+  }
+  EmitMerged(work);
+}
+
+// `first`: nothing is before the text; `boundary`: nothing or a control token is.
+void Tokenizer::Impl::EncodePlain(std::string_view text, bool first, bool boundary,
+                                  Work& work) const {
+  if (text.empty()) return;
+  if (text.size() > kMaxMergeBytes) {
+    size_t cut = kMaxMergeBytes;
+    while (cut > kMaxMergeBytes - 4 && (text[cut] & 0xC0) == 0x80) --cut;
+    EncodePlain(text.substr(0, cut), first, boundary, work);
+    EncodePlain(text.substr(cut), false, false, work);
+    return;
+  }
+  if (kind == Kind::kByteLevel) {
+    for (std::string_view word : splitter->Split(text)) EncodeBytes(word, work);
+    return;
+  }
+  // To these models a literal U+2581 is a space.
+  std::string spaced;
+  const bool put = prefix == Prefix::kAlways ? boundary : prefix == Prefix::kFirst && first;
+  if (put || text.find(kSpacePiece) != text.npos) {
+    if (put) spaced = ' ';
+    spaced += ReplaceAll(text, kSpacePiece, " ");
+    text = spaced;
+  }
+  if (!split_words) return EncodePieces(text, work);
+  for (size_t pos = 0; pos < text.size();) {
+    const size_t end = std::min(text.find(' ', pos + 1), text.size());
+    EncodePieces(text.substr(pos, end - pos), work);
+    pos = end;
+  }
+}
+
+Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
+Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
+Tokenizer::~Tokenizer() = default;
+
+Result<Tokenizer> Tokenizer::FromSpec(const TokenizerSpec& spec) {
+  auto impl = std::make_unique<Impl>();
+  BATON_TRY(impl->AddTokens(spec));
+  BATON_TRY(impl->AddMerges(spec));
+  if (spec.by_score) impl->RankScores(spec);
+  BATON_TRY(impl->AddSpecials(spec));
+  BATON_ASSIGN(impl->splitter, WordSplitter::Make(spec.patterns));
+  impl->ignore_merges = spec.ignore_merges;
+  impl->prefix = spec.prefix;
+  impl->split_words = spec.split_words;
+  return Tokenizer(std::move(impl));
+}
+
+Result<Tokenizer> Tokenizer::FromGguf(const Metadata& metadata) {
+  BATON_ASSIGN(const TokenizerSpec spec, SpecFromGguf(metadata));
+  return FromSpec(spec);
+}
+
+std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOptions& options) const {
+  std::vector<int32_t> ids;
+  if (options.bos && impl_->adds_bos) ids.push_back(impl_->bos);
+  Impl::Work work{.merger = {}, .symbols = {}, .out = ids};
+  const TokenFinder& finder = options.special ? *impl_->special : *impl_->user_defined;
+  bool boundary = true;
+  for (size_t pos = 0; pos < text.size();) {
+    const TokenFinder::Hit hit = finder.Next(text, pos);
+    const size_t end = std::min(hit.begin, text.size());
+    impl_->EncodePlain(text.substr(pos, end - pos), pos == 0, boundary, work);
+    if (hit.id < 0) break;
+    ids.push_back(hit.id);
+    boundary = HasNoText(impl_->vocab.type(hit.id));
+    pos = hit.begin + hit.length;
+  }
+  return ids;
+}
+
+std::string Tokenizer::Bytes(int32_t id, bool special) const {
+  if (!impl_->vocab.Has(id) || (IsControl(id) && !special)) return "";
+  return std::string(impl_->vocab.Bytes(id));
+}
+
+std::string Tokenizer::Decode(std::span<const int32_t> ids, bool special) const {
+  std::string text;
+  bool first = true;
+  bool boundary = true;
+  for (int32_t id : ids) {
+    if (!impl_->vocab.Has(id)) continue;
+    const bool prefixed = impl_->prefix == Impl::Prefix::kAlways  ? boundary
+                          : impl_->prefix == Impl::Prefix::kFirst ? first
+                                                                  : false;
+    boundary = IsControl(id);
+    std::string_view bytes = impl_->vocab.Bytes(id);
+    if (boundary) {
+      if (special) text += bytes;
+      if (id != impl_->bos) first = false;
+      continue;
+    }
+    first = false;
+    if (prefixed && impl_->vocab.type(id) != TokenType::kUserDefined && bytes.starts_with(' ')) {
+      bytes.remove_prefix(1);
+    }
+    text += bytes;
+  }
+  return text;
+}
+
+int32_t Tokenizer::vocab_size() const { return impl_->vocab.size(); }
+int32_t Tokenizer::bos() const { return impl_->bos; }
+bool Tokenizer::adds_bos() const { return impl_->adds_bos; }
+bool Tokenizer::IsEndOfGeneration(int32_t id) const {
+  return impl_->vocab.Has(id) && impl_->ends[id];
+}
+bool Tokenizer::IsControl(int32_t id) const {
+  return impl_->vocab.Has(id) && HasNoText(impl_->vocab.type(id));
+}
+const std::string& Tokenizer::chat_template() const { return impl_->chat_template; }
+
+std::string StreamDecoder::Push(int32_t id) {
+  pending_ += tokenizer_.Bytes(id);
+  std::string text;
+  size_t pos = 0;
+  while (pos < pending_.size()) {
+    const Utf8Char c = DecodeUtf8(std::string_view(pending_).substr(pos));
+    if (c.kind == Utf8Char::Kind::kTruncated) break;
+    if (c.kind == Utf8Char::Kind::kValid) {
+      text.append(pending_, pos, c.length);
+    } else {
+      text += kReplacementCharacter;
+    }
+    pos += c.length;
+  }
+  pending_.erase(0, pos);
+  return text;
+}
+
+std::string StreamDecoder::Flush() {
+  // Push leaves nothing behind but the beginning of one character.
+  const bool unfinished = !pending_.empty();
+  pending_.clear();
+  return unfinished ? std::string(kReplacementCharacter) : "";
+}
+
+}  // namespace baton

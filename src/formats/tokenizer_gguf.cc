@@ -1,0 +1,113 @@
+// The tokenizer.ggml.* keys of GGUF.
+#include <string>
+
+#include "formats/bpe_split.h"
+#include "formats/gguf.h"
+#include "formats/tokenizer_spec.h"
+
+namespace baton {
+namespace {
+
+Status ReadTokens(const Metadata& m, TokenizerSpec& spec) {
+  const auto* texts = m.Strings("tokenizer.ggml.tokens");
+  if (texts == nullptr) {
+    return Error::Corrupt("tokenizer.ggml.tokens is missing or not an array of strings");
+  }
+  spec.tokens.reserve(texts->size());
+  for (const std::string& text : *texts) spec.tokens.push_back({.text = text});
+
+  if (const auto* types = m.Ints("tokenizer.ggml.token_type")) {
+    if (types->size() != texts->size()) {
+      return Error::Corrupt("tokenizer.ggml.token_type has {} entries, expected {} as tokens has",
+                            types->size(), texts->size());
+    }
+    for (size_t i = 0; i < types->size(); ++i) {
+      const int64_t type = (*types)[i];
+      if (type < 0 || type > 6) {
+        return Error::Corrupt("tokenizer.ggml.token_type of token {} is {}, expected 0 to 6", i,
+                              type);
+      }
+      // 0 is "undefined" there.
+      if (type != 0) spec.tokens[i].type = static_cast<TokenType>(type);
+    }
+  }
+  return Status::Ok();
+}
+
+Status ReadScores(const Metadata& m, TokenizerSpec& spec) {
+  const auto* scores = m.Floats("tokenizer.ggml.scores");
+  if (scores == nullptr) {
+    return Error::Corrupt("tokenizer.ggml.scores is missing, a 'llama' tokenizer merges by it");
+  }
+  if (scores->size() != spec.tokens.size()) {
+    return Error::Corrupt("tokenizer.ggml.scores has {} entries, expected {} as tokens has",
+                          scores->size(), spec.tokens.size());
+  }
+  for (size_t i = 0; i < scores->size(); ++i) {
+    spec.tokens[i].score = static_cast<float>((*scores)[i]);
+  }
+  return Status::Ok();
+}
+
+Status ReadMerges(const Metadata& m, TokenizerSpec& spec) {
+  const auto* merges = m.Strings("tokenizer.ggml.merges");
+  if (merges == nullptr) {
+    return Error::Corrupt("tokenizer.ggml.merges is missing or not an array of strings");
+  }
+  spec.merges.reserve(merges->size());
+  for (size_t i = 0; i < merges->size(); ++i) {
+    const std::string& text = (*merges)[i];
+    // From 1: the left side is never empty, and may be a space in odd vocabularies.
+    const size_t space = text.find(' ', 1);
+    if (space == std::string::npos || space + 1 == text.size()) {
+      return Error::Corrupt("tokenizer.ggml.merges[{}] is '{}', expected two tokens and a space", i,
+                            text);
+    }
+    spec.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+
+Result<TokenizerSpec> SpecFromGguf(const Metadata& m) {
+  const std::string* model = m.String("tokenizer.ggml.model");
+  if (model == nullptr) return Error::Corrupt("tokenizer.ggml.model is missing");
+  TokenizerSpec spec;
+  BATON_TRY(ReadTokens(m, spec));
+  if (*model == "gpt2") {
+    const std::string* pre = m.String("tokenizer.ggml.pre");
+    BATON_ASSIGN(PreTokenizer words, PreTokenizerOf(pre == nullptr ? "(missing)" : *pre));
+    spec.kind = TokenizerSpec::Kind::kByteLevel;
+    spec.patterns = std::move(words.patterns);
+    spec.ignore_merges = words.ignore_merges;
+    spec.adds_bos = words.adds_bos;
+    BATON_TRY(ReadMerges(m, spec));
+  } else if (*model == "llama") {
+    spec.kind = TokenizerSpec::Kind::kPieces;
+    spec.by_score = true;
+    spec.adds_bos = true;
+    spec.prefix = m.Bool("tokenizer.ggml.add_space_prefix").value_or(true)
+                      ? TokenizerSpec::Prefix::kAlways
+                      : TokenizerSpec::Prefix::kNone;
+    BATON_TRY(ReadScores(m, spec));
+  } else {
+    return Error::Unsupported("tokenizer.ggml.model is '{}', expected gpt2 or llama", *model);
+  }
+  const auto id = [&](const char* name, int64_t absent) {
+    return m.Int(std::string("tokenizer.ggml.") + name).value_or(absent);
+  };
+  spec.bos = id("bos_token_id", -1);
+  spec.eos = id("eos_token_id", -1);
+  // Byte-level files name a control token here; text never becomes that. Without the key,
+  // SentencePiece means 0.
+  if (spec.kind == TokenizerSpec::Kind::kPieces) spec.unknown = id("unknown_token_id", 0);
+  for (const char* name : {"eot_token_id", "eom_token_id"}) {
+    spec.more_end_ids.push_back(id(name, -1));
+  }
+  spec.adds_bos = m.Bool("tokenizer.ggml.add_bos_token").value_or(spec.adds_bos);
+  if (const std::string* chat = m.String("tokenizer.chat_template")) spec.chat_template = *chat;
+  return spec;
+}
+
+}  // namespace baton

@@ -1,0 +1,84 @@
+// The tokens of a model: their bytes in one block, compact indexes over them, and the search for
+// special tokens in a text.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace baton {
+
+// The numbers are those of GGUF's tokenizer.ggml.token_type and of SentencePiece's piece types.
+enum class TokenType : uint8_t {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
+
+// Not copied, not moved once indexes stand on it: they keep a pointer.
+class Vocab {
+ public:
+  Vocab() = default;
+  Vocab(const Vocab&) = delete;
+  Vocab& operator=(const Vocab&) = delete;
+
+  void Add(std::string_view bytes, TokenType type);
+  int32_t size() const { return static_cast<int32_t>(types_.size()); }
+  bool Has(int64_t id) const { return id >= 0 && id < size(); }
+  std::string_view Bytes(int32_t id) const {
+    return std::string_view(block_).substr(begins_[id], begins_[id + 1] - begins_[id]);
+  }
+  TokenType type(int32_t id) const { return types_[id]; }
+
+ private:
+  std::string block_;
+  std::vector<uint64_t> begins_{0};
+  std::vector<TokenType> types_;
+};
+
+// Bytes -> id for some tokens of a vocabulary. 262,144 std::unordered_map nodes take longer to make
+// than everything else in opening a Gemma file; this is two arrays' work.
+class TokenIndex {
+ public:
+  explicit TokenIndex(const Vocab& vocab) : vocab_(&vocab) {}
+  void Reserve(size_t tokens);
+  // The first of equal tokens wins. Reserve first.
+  void Add(int32_t id);
+  int32_t Find(std::string_view bytes) const;  // -1: none
+
+ private:
+  struct Slot {
+    uint32_t hash = 0;
+    int32_t id = -1;
+  };
+  size_t SlotOf(std::string_view bytes, uint32_t hash) const;
+  const Vocab* vocab_;
+  std::vector<Slot> slots_;  // a power of two
+};
+
+// Finds the leftmost, and there the longest, of a set of tokens.
+class TokenFinder {
+ public:
+  TokenFinder(const Vocab& vocab, const std::vector<int32_t>& ids);
+
+  struct Hit {
+    size_t begin = std::string_view::npos;
+    size_t length = 0;
+    int32_t id = -1;
+  };
+  Hit Next(std::string_view text, size_t from) const;
+
+ private:
+  TokenIndex index_;
+  // Lengths that occur behind each first byte, longest first: Gemma has 6,400 such tokens, nearly
+  // all of them begin with '<', but only a score of lengths.
+  std::array<std::vector<uint32_t>, 256> lengths_;
+};
+
+}  // namespace baton
