@@ -1,0 +1,148 @@
+// The packed layouts of GGUF, written for the reader: one value at a time, straight from its bits.
+// All scales are halves.
+
+#include "formats/dequantize.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace baton {
+namespace {
+
+uint8_t Byte(const std::byte* p) { return static_cast<uint8_t>(*p); }
+
+uint16_t Load16(const std::byte* p) {
+  uint16_t v;
+  std::memcpy(&v, p, 2);
+  return v;
+}
+float Half(const std::byte* p) { return HalfToFloat(Load16(p)); }
+
+// Value i of 32: its low four bits lie in byte i % 16, the lower half of the values in the low
+// nibbles.
+int Nibble(const std::byte* q, int i) { return i < 16 ? Byte(q + i) & 15 : Byte(q + i - 16) >> 4; }
+
+int Bit(const std::byte* bits, int i) { return (Byte(bits + i / 8) >> (i % 8)) & 1; }
+
+float Q4_0(const std::byte* b, int i) { return Half(b) * static_cast<float>(Nibble(b + 2, i) - 8); }
+
+float Q4_1(const std::byte* b, int i) {
+  return Half(b) * static_cast<float>(Nibble(b + 4, i)) + Half(b + 2);
+}
+
+// d, 32 fifth bits, nibbles.
+float Q5_0(const std::byte* b, int i) {
+  return Half(b) * static_cast<float>((Nibble(b + 6, i) | Bit(b + 2, i) << 4) - 16);
+}
+
+float Q5_1(const std::byte* b, int i) {
+  return Half(b) * static_cast<float>(Nibble(b + 8, i) | Bit(b + 4, i) << 4) + Half(b + 2);
+}
+
+float Q8_0(const std::byte* b, int i) {
+  return Half(b) * static_cast<float>(static_cast<int8_t>(Byte(b + 2 + i)));
+}
+
+// Twelve bytes hold eight 6-bit scales and eight 6-bit minimums: the first four of each in the low
+// six bits of bytes 0-3 and 4-7, whose top two bits are those of the last four; the low four bits
+// of these share bytes 8-11.
+struct ScaleMin {
+  int scale, min;
+};
+ScaleMin ScaleOf(const std::byte* s, int j) {
+  if (j < 4) return {Byte(s + j) & 63, Byte(s + j + 4) & 63};
+  return {(Byte(s + j + 4) & 15) | (Byte(s + j - 4) >> 6) << 4,
+          (Byte(s + j + 4) >> 4) | (Byte(s + j) >> 6) << 4};
+}
+
+// Nibbles of 256 values: 32 bytes carry 64 values, the first 32 of them in the low nibbles.
+int SuperNibble(const std::byte* q, int i) {
+  const int byte = Byte(q + i / 64 * 32 + i % 32);
+  return i % 64 < 32 ? byte & 15 : byte >> 4;
+}
+
+// d, dmin, scales, nibbles: eight sub-blocks of 32.
+float Q4_K(const std::byte* b, int i) {
+  const ScaleMin s = ScaleOf(b + 4, i / 32);
+  const float d = Half(b) * static_cast<float>(s.scale),
+              m = Half(b + 2) * static_cast<float>(s.min);
+  return d * static_cast<float>(SuperNibble(b + 16, i)) - m;
+}
+
+// As Q4_K with the fifth bits between scales and nibbles: bit i / 32 of byte i % 32.
+float Q5_K(const std::byte* b, int i) {
+  const ScaleMin s = ScaleOf(b + 4, i / 32);
+  const float d = Half(b) * static_cast<float>(s.scale),
+              m = Half(b + 2) * static_cast<float>(s.min);
+  const int high = (Byte(b + 16 + i % 32) >> (i / 32)) & 1;
+  return d * static_cast<float>(SuperNibble(b + 48, i) | high << 4) - m;
+}
+
+// 128 bytes of low nibbles, 64 of high bit pairs, 16 signed scales, d. Each half of 128 values: 64
+// bytes of nibbles, the first 64 values low, and 32 bytes of bit pairs, 32 values to a bit
+// position.
+float Q6_K(const std::byte* b, int i) {
+  const int half = i / 128, r = i % 128;
+  const int low_byte = Byte(b + half * 64 + r % 64);
+  const int low = r < 64 ? low_byte & 15 : low_byte >> 4;
+  const int high = (Byte(b + 128 + half * 32 + r % 32) >> (2 * (r / 32))) & 3;
+  const auto scale = static_cast<int8_t>(Byte(b + 192 + i / 16));
+  return Half(b + 208) * static_cast<float>(scale) * static_cast<float>((low | high << 4) - 32);
+}
+
+float F32(const std::byte* b, int) {
+  float v;
+  std::memcpy(&v, b, 4);
+  return v;
+}
+float F16(const std::byte* b, int) { return Half(b); }
+float Bf16(const std::byte* b, int) { return ToFloat(bf16{Load16(b)}); }
+float I8(const std::byte* b, int) { return static_cast<float>(static_cast<int8_t>(Byte(b))); }
+
+// The element function is a template argument so that it is inlined and block-wide loads are
+// hoisted.
+template <float (*Value)(const std::byte*, int), DType kType>
+void Expand(const std::byte* data, int64_t first, int64_t count, float* out) {
+  constexpr DTypeInfo info = Info(kType);
+  BATON_CHECK_EQ(first % info.block_elements, 0);
+  const std::byte* block = data + BytesOf(kType, first);
+  for (int64_t done = 0; done < count; done += info.block_elements, block += info.block_bytes) {
+    const int n = static_cast<int>(std::min<int64_t>(count - done, info.block_elements));
+    for (int i = 0; i < n; ++i) out[done + i] = Value(block, i);
+  }
+}
+
+}  // namespace
+
+void Dequantize(DType dtype, const std::byte* data, int64_t first, int64_t count, float* out) {
+  switch (dtype) {
+    case DType::kF32:
+      return Expand<F32, DType::kF32>(data, first, count, out);
+    case DType::kF16:
+      return Expand<F16, DType::kF16>(data, first, count, out);
+    case DType::kBF16:
+      return Expand<Bf16, DType::kBF16>(data, first, count, out);
+    case DType::kQ4_0:
+      return Expand<Q4_0, DType::kQ4_0>(data, first, count, out);
+    case DType::kQ4_1:
+      return Expand<Q4_1, DType::kQ4_1>(data, first, count, out);
+    case DType::kQ5_0:
+      return Expand<Q5_0, DType::kQ5_0>(data, first, count, out);
+    case DType::kQ5_1:
+      return Expand<Q5_1, DType::kQ5_1>(data, first, count, out);
+    case DType::kQ8_0:
+      return Expand<Q8_0, DType::kQ8_0>(data, first, count, out);
+    case DType::kQ4_K:
+      return Expand<Q4_K, DType::kQ4_K>(data, first, count, out);
+    case DType::kQ5_K:
+      return Expand<Q5_K, DType::kQ5_K>(data, first, count, out);
+    case DType::kQ6_K:
+      return Expand<Q6_K, DType::kQ6_K>(data, first, count, out);
+    case DType::kI8:
+      return Expand<I8, DType::kI8>(data, first, count, out);
+  }
+}
+
+}  // namespace baton

@@ -1,0 +1,38 @@
+// Safetensors: one file, or shards named by model.safetensors.index.json. Everything in them is
+// hostile until checked.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/mapped_file.h"
+#include "baton/error.h"
+#include "formats/gguf.h"
+
+namespace baton {
+
+// The tensors of one file in the order of their data; types F32, F16, BF16. Errors: header that is
+// no JSON or too long, unknown type, bytes that disagree with shape x type, ranges outside the data
+// or over each other, a name given twice.
+Result<std::vector<TensorInfo>> ParseSafetensors(std::span<const std::byte> bytes);
+
+struct SafetensorsFolder {
+  std::vector<MappedFile> files;
+  std::vector<TensorInfo> tensors;  // of all files; data points into them
+};
+
+// model.safetensors, or the shards of model.safetensors.index.json. A shard that lacks a tensor the
+// index promises, and a shard outside the folder, are errors.
+Result<SafetensorsFolder> OpenSafetensorsFolder(const std::string& folder);
+
+// One tensor to be written; `data` holds shape x type bytes.
+struct SafetensorsEntry {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  std::vector<std::byte> data;
+};
+Status WriteSafetensors(const std::string& path, const std::vector<SafetensorsEntry>& tensors);
+
+}  // namespace baton

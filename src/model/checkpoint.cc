@@ -1,0 +1,306 @@
+#include "model/checkpoint.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "base/check.h"
+#include "base/mapped_file.h"
+#include "base/sha256.h"
+#include "formats/dequantize.h"
+#include "formats/hf_config.h"
+#include "formats/printable.h"
+#include "formats/safetensors.h"
+#include "model/architectures.h"
+#include "model/checkpoint_storage.h"
+
+namespace baton {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kListedProblems = 20;
+
+const TensorInfo** Slot(Role role, LayerTensors& l) {
+  switch (role) {
+    case Role::kAttnNorm:
+      return &l.attn_norm;
+    case Role::kQ:
+      return &l.q;
+    case Role::kK:
+      return &l.k;
+    case Role::kV:
+      return &l.v;
+    case Role::kO:
+      return &l.o;
+    case Role::kQBias:
+      return &l.q_bias;
+    case Role::kKBias:
+      return &l.k_bias;
+    case Role::kVBias:
+      return &l.v_bias;
+    case Role::kQNorm:
+      return &l.q_norm;
+    case Role::kKNorm:
+      return &l.k_norm;
+    case Role::kPostAttnNorm:
+      return &l.post_attn_norm;
+    case Role::kFfnNorm:
+      return &l.ffn_norm;
+    case Role::kGate:
+      return &l.gate;
+    case Role::kUp:
+      return &l.up;
+    case Role::kDown:
+      return &l.down;
+    case Role::kPostFfnNorm:
+      return &l.post_ffn_norm;
+    default:
+      break;
+  }
+  BATON_CHECK(false);
+  return nullptr;
+}
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
+
+// Tensors that older converters leave behind and that follow from the config.
+bool IsRedundant(std::string_view name) {
+  return name.ends_with("rotary_emb.inv_freq") || name.ends_with("attn_rot_embd.weight");
+}
+
+// Gives every tensor its role and collects everything that does not fit.
+class Binder {
+ public:
+  Binder(FileKind kind, const Architecture& a, const CheckpointStorage& storage, Checkpoint& c)
+      : kind_(kind), architecture_(a), c_(c) {
+    for (const TensorInfo& t : storage.tensors) by_name_.emplace(t.name, &t);
+  }
+
+  Status Bind() {
+    c_.layers.resize(static_cast<size_t>(c_.config.layers));
+    for (const auto& group : architecture_.tensors) {
+      for (const TensorRule& rule : group) {
+        const int count = IsPerLayer(rule.role) ? c_.config.layers : 1;
+        for (int l = 0; l < count; ++l) BindOne(rule, l);
+      }
+    }
+    for (const auto& [name, tensor] : by_name_) {
+      if (!claimed_.contains(name) && !IsRedundant(name))
+        problems_.push_back(fmt::format("{} {}: not part of a {} model", Printable(name),
+                                        ShapeText(tensor->shape), architecture_.name));
+    }
+    return Report();
+  }
+
+ private:
+  void BindOne(const TensorRule& rule, int layer) {
+    const std::string name = rule.Name(kind_, layer);
+    if (name.empty()) return;
+    const auto it = by_name_.find(name);
+    if (it == by_name_.end()) {
+      if (rule.need == Need::kUnlessTied && (kind_ == FileKind::kGguf || c_.config.tied_output)) {
+        c_.config.tied_output = true;
+        c_.output = c_.embedding;
+      } else if (rule.need != Need::kOptional) {
+        problems_.push_back(fmt::format("{} {}: missing", name, ShapeText(Expected(rule))));
+      }
+      return;
+    }
+    claimed_.insert(name);
+    const TensorInfo* tensor = it->second;
+    if (Fits(rule, *tensor)) Store(rule.role, layer, tensor);
+  }
+
+  std::vector<int64_t> Expected(const TensorRule& rule) const {
+    std::vector<int64_t> shape{SizeOf(rule.shape[0], c_.config)};
+    if (rule.shape[1] != Dim::kNone) shape.push_back(SizeOf(rule.shape[1], c_.config));
+    return shape;
+  }
+
+  bool Fits(const TensorRule& rule, const TensorInfo& t) {
+    if (const std::vector<int64_t> expected = Expected(rule); t.shape != expected) {
+      problems_.push_back(fmt::format("{}: shape {}, expected {}", t.name, ShapeText(t.shape),
+                                      ShapeText(expected)));
+      return false;
+    }
+    const bool vector = rule.shape[1] == Dim::kNone;
+    if (vector && Info(t.dtype).block_elements != 1) {
+      problems_.push_back(
+          fmt::format("{}: type {}, expected F32, F16 or BF16", t.name, Info(t.dtype).name));
+      return false;
+    }
+    return true;
+  }
+
+  void Store(Role role, int layer, const TensorInfo* tensor) {
+    switch (role) {
+      case Role::kEmbedding:
+        c_.embedding = tensor;
+        break;
+      case Role::kOutputNorm:
+        c_.output_norm = tensor;
+        break;
+      // A tied config wins over a stored copy, as in the library that writes such folders.
+      case Role::kOutput:
+        c_.output = c_.config.tied_output ? c_.embedding : tensor;
+        break;
+      case Role::kRopeDivisors:
+        StoreDivisors(*tensor);
+        break;
+      default:
+        *Slot(role, c_.layers[static_cast<size_t>(layer)]) = tensor;
+        break;
+    }
+  }
+
+  void StoreDivisors(const TensorInfo& t) {
+    std::vector<float> divisors(static_cast<size_t>(t.elements()));
+    Dequantize(t.dtype, t.data, 0, t.elements(), divisors.data());
+    for (float d : divisors) {
+      if (!(d >= 1e-3f && d <= 1e6f)) {
+        problems_.push_back(fmt::format("{}: holds {}, expected 0.001 to 1000000", t.name, d));
+        return;
+      }
+    }
+    c_.config.rope[0].divisors = std::move(divisors);
+  }
+
+  Status Report() const {
+    if (problems_.empty()) return Status::Ok();
+    std::string text;
+    for (size_t i = 0; i < std::min(problems_.size(), kListedProblems); ++i)
+      text += (i == 0 ? "" : "; ") + problems_[i];
+    if (problems_.size() > kListedProblems)
+      text += fmt::format("; and {} more", problems_.size() - kListedProblems);
+    return Error::Corrupt("{} tensors do not fit a {} model: {}", problems_.size(),
+                          architecture_.name, text)
+        .Hint("the file is damaged, or a variant of this architecture that Baton does not run");
+  }
+
+  FileKind kind_;
+  const Architecture& architecture_;
+  Checkpoint& c_;
+  std::map<std::string, const TensorInfo*, std::less<>> by_name_;
+  std::set<std::string, std::less<>> claimed_;
+  std::vector<std::string> problems_;
+};
+
+std::string ConfigText(const ModelConfig& c) {
+  std::string s = fmt::format(
+      "{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", c.architecture, c.layers, c.width,
+      c.heads, c.kv_heads, c.head_dim, c.ffn_width, c.vocab, c.context, c.norm_eps,
+      c.attention_scale, c.embedding_scale, static_cast<int>(c.activation), c.qk_norm, c.post_norms,
+      c.attention_bias, c.norm_plus_one, c.tied_output, c.rope_interleaved);
+  for (const LayerConfig& l : c.layer) s += fmt::format(" {}/{}", l.window, l.rope);
+  for (const RopeConfig& r : c.rope)
+    s += fmt::format(" {} {} {} {} {} {} {} {} {} {}", r.base, static_cast<int>(r.scaling),
+                     r.factor, r.low_freq_factor, r.high_freq_factor, r.original_context,
+                     r.attention_factor, r.beta_fast, r.beta_slow, fmt::join(r.divisors, ","));
+  return s;
+}
+
+// A plan is refused for another model, so this must tell models of one shape apart, at every start:
+// hence four samples of each tensor and not all of it.
+std::string Fingerprint(const ModelConfig& config, const std::vector<TensorInfo>& tensors) {
+  constexpr int64_t kSample = 1024;
+  constexpr int kSamples = 4;
+  std::vector<const TensorInfo*> order;
+  for (const TensorInfo& t : tensors) order.push_back(&t);
+  std::sort(order.begin(), order.end(),
+            [](const TensorInfo* a, const TensorInfo* b) { return a->name < b->name; });
+  Sha256 hash;
+  hash.Update(ConfigText(config));
+  for (const TensorInfo* t : order) {
+    hash.Update(fmt::format("\n{} {} {}\n", t->name, Info(t->dtype).name, ShapeText(t->shape)));
+    const std::span<const std::byte> data(t->data, static_cast<size_t>(t->bytes));
+    if (t->bytes <= kSample * kSamples) {
+      hash.Update(data);
+      continue;
+    }
+    for (int i = 0; i < kSamples; ++i) {
+      const int64_t begin = (t->bytes - kSample) / (kSamples - 1) * i;
+      hash.Update(data.subspan(static_cast<size_t>(begin), kSample));
+    }
+  }
+  return "sha256:" + hash.Hex();
+}
+
+Result<Checkpoint> Assemble(FileKind kind, std::shared_ptr<CheckpointStorage> storage,
+                            const std::string& path) {
+  Checkpoint c;
+  c.path = path;
+  BATON_ASSIGN(const Architecture* architecture, FindArchitecture(kind, storage->metadata));
+  BATON_ASSIGN(c.config, ReadConfig(kind, *architecture, storage->metadata));
+  if (c.config.vocab == 0) {
+    for (const TensorInfo& t : storage->tensors) {
+      if (t.name == "token_embd.weight") c.config.vocab = t.shape.front();
+    }
+  }
+  BATON_TRY(Binder(kind, *architecture, *storage, c).Bind());
+  c.fingerprint = Fingerprint(c.config, storage->tensors);
+  c.storage = std::move(storage);
+  return c;
+}
+
+Result<Checkpoint> OpenGguf(const std::string& path) {
+  auto storage = std::make_shared<CheckpointStorage>();
+  BATON_ASSIGN(MappedFile file, MappedFile::Open(path));
+  Result<GgufFile> gguf = ParseGguf(file.bytes());
+  if (!gguf.ok()) return std::move(gguf).error().At(path);
+  if (gguf->metadata.Int("split.count").value_or(0) > 1)
+    return Error::Unsupported("{}: one of {} parts of a model", path,
+                              *gguf->metadata.Int("split.count"))
+        .Hint("join the parts into one file first, for example with gguf-split --merge");
+  storage->files.push_back(std::move(file));
+  storage->tensors = std::move(gguf->tensors);
+  storage->metadata = std::move(gguf->metadata);
+  Result<Checkpoint> c = Assemble(FileKind::kGguf, std::move(storage), path);
+  if (!c.ok()) return std::move(c).error().At(path);
+  return c;
+}
+
+Result<Checkpoint> OpenFolder(const std::string& path) {
+  const std::string config = path + "/config.json";
+  std::error_code ignored;
+  if (!fs::exists(config, ignored)) {
+    Error error = Error::NotFound("{}: a folder without config.json", path);
+    for (auto it = fs::directory_iterator(path, ignored); it != fs::directory_iterator();
+         it.increment(ignored)) {
+      if (it->path().extension() == ".gguf")
+        return std::move(error).Hint("it holds a GGUF file; give that one: " + it->path().string());
+    }
+    return std::move(error).Hint(
+        "expected a .gguf file, or a folder with config.json and .safetensors files");
+  }
+  auto storage = std::make_shared<CheckpointStorage>();
+  storage->folder = true;
+  BATON_ASSIGN(storage->metadata, ReadHfConfig(config));
+  BATON_ASSIGN(SafetensorsFolder weights, OpenSafetensorsFolder(path));
+  storage->files = std::move(weights.files);
+  storage->tensors = std::move(weights.tensors);
+  Result<Checkpoint> c = Assemble(FileKind::kHuggingFace, std::move(storage), path);
+  if (!c.ok()) return std::move(c).error().At(path);
+  return c;
+}
+
+}  // namespace
+
+Result<Checkpoint> Checkpoint::Open(const std::string& path) {
+  std::error_code ec;
+  const fs::file_status status = fs::status(path, ec);
+  if (!fs::exists(status))
+    return Error::NotFound("{}: no such file or folder", path)
+        .Hint("give a .gguf file, or a folder with config.json and .safetensors files");
+  if (fs::is_directory(status)) return OpenFolder(path);
+  if (path.ends_with(".safetensors") || path.ends_with(".json"))
+    return Error::InvalidArgument("{}: one file of a model folder", path)
+        .Hint("give the folder itself");
+  return OpenGguf(path);
+}
+
+}  // namespace baton

@@ -1,0 +1,20 @@
+// What a Checkpoint points into.
+#pragma once
+
+#include <vector>
+
+#include "base/mapped_file.h"
+#include "formats/gguf.h"
+#include "model/checkpoint.h"
+
+namespace baton {
+
+struct Checkpoint::Storage {
+  std::vector<MappedFile> files;
+  std::vector<TensorInfo> tensors;
+  Metadata metadata;    // of the GGUF file, or config.json
+  bool folder = false;  // Hugging Face form
+};
+using CheckpointStorage = Checkpoint::Storage;
+
+}  // namespace baton

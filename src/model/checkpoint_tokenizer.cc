@@ -1,0 +1,16 @@
+#include "model/checkpoint_storage.h"
+
+namespace baton {
+
+Result<Tokenizer> Checkpoint::LoadTokenizer() const {
+  Result<Tokenizer> tokenizer =
+      storage->folder ? Tokenizer::FromFolder(path) : Tokenizer::FromGguf(storage->metadata);
+  if (!tokenizer.ok()) return std::move(tokenizer).error().At(path);
+  // Fewer tokens than rows is padding; more would read past the embedding table.
+  if (tokenizer->vocab_size() > config.vocab)
+    return Error::Corrupt("{}: the tokenizer has {} tokens, the model {}", path,
+                          tokenizer->vocab_size(), config.vocab);
+  return tokenizer;
+}
+
+}  // namespace baton
