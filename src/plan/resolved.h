@@ -1,4 +1,5 @@
-// A plan after resolution: what the attention code reads. One entry per layer in the branch notation of docs/plan-format.md.
+// A plan after resolution: what the attention code reads. One entry per layer in the branch
+// notation of docs/plan-format.md.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +25,8 @@ struct ModelShape {
 struct TokenSet {
   enum class Kind { kAll, kWindow, kIndex } kind = Kind::kAll;
   int64_t sink = 0, recent = 0;  // window: position < sink, or position > query - recent
-  int publisher = -1;            // index: the layer whose ranking is used (may be the layer itself: scan)
-  Budget k;                      // index
+  int publisher = -1;  // index: the layer whose ranking is used (may be the layer itself: scan)
+  Budget k;            // index
 };
 
 struct Branch {
@@ -36,7 +37,10 @@ struct Branch {
 };
 
 struct Publish {
-  enum class Ranking { kExact, kLowBit } ranking = Ranking::kExact;  // kLowBit: by the 4-bit copy of K
+  enum class Ranking {
+    kExact,
+    kLowBit
+  } ranking = Ranking::kExact;  // kLowBit: by the 4-bit copy of K
 };
 
 enum class Merge { kSoftmax, kGatedSum };
@@ -64,17 +68,19 @@ struct ResolvedPlan {
   bool IsDense() const;
 };
 
-// Checks a plan against a model and resolves it. Errors name the layer: unknown source, source not earlier, source publishes
-// nothing, k < sink + recent, sparse role at a forced layer, a role other than full or a narrower window at a layer whose
-// window the model itself limits, wrong length, other model.
-// `warnings` (may be null) receives one line each, for example k < 2 (sink + recent).
-Result<ResolvedPlan> Resolve(const Plan& plan, const ModelShape& model, std::vector<std::string>* warnings);
+// Checks a plan against a model and resolves it. Errors name the layer: unknown source, source not
+// earlier, source publishes nothing, k < sink + recent, sparse role at a forced layer, a role other
+// than full or a narrower window at a layer whose window the model itself limits, wrong length,
+// other model. `warnings` (may be null) receives one line each, for example k < 2 (sink + recent).
+Result<ResolvedPlan> Resolve(const Plan& plan, const ModelShape& model,
+                             std::vector<std::string>* warnings);
 
 // Bytes of K, V and low-bit copies one decode step reads at `visible` keys, bf16 cache.
 int64_t KvBytesPerToken(const ResolvedPlan& plan, const ModelShape& model, int64_t visible);
 int64_t DenseKvBytesPerToken(const ModelShape& model, int64_t visible);
 
-// Bytes per token and KV head of the 4-bit copy of K: head_dim / 2 plus one f16 scale per 32 channels.
+// Bytes per token and KV head of the 4-bit copy of K: head_dim / 2 plus one f16 scale per 32
+// channels.
 inline int64_t LowBitBytes(int64_t head_dim) { return head_dim / 2 + head_dim / 32 * 2; }
 
 }  // namespace baton

@@ -1,0 +1,371 @@
+#include "plan/resolved.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "base/sha256.h"
+
+namespace baton {
+namespace {
+
+constexpr int64_t kPageSlots = 64;  // KvLayout::kSlots; kv is a level above
+constexpr int64_t kMaxTokens = int64_t{1} << 40;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Tokens that the forced members of a set can cover: whole blocks, and the last `recent` tokens may
+// straddle one more.
+int64_t ForcedTokens(const Plan& plan) {
+  const int64_t b = plan.block;
+  const int64_t tail = plan.recent > 0 ? (CeilDiv(plan.recent - 1, b) + 1) * b : 0;
+  return CeilDiv(plan.sink, b) * b + tail;
+}
+
+bool Publishes(Role role) { return role == Role::kSelect || role == Role::kScan; }
+
+std::string Describe(const Budget& k) {
+  return k.fraction > 0 ? fmt::format("{:.4g} % of the context", 100 * k.fraction)
+                        : fmt::format("{} tokens", k.tokens);
+}
+
+Status CheckModel(const Plan& plan, const ModelShape& model) {
+  const int listed = static_cast<int>(plan.layers.size());
+  if (model.layers <= 0 || model.kv_heads <= 0 || model.head_dim <= 0 ||
+      (!model.window.empty() && static_cast<int>(model.window.size()) != model.layers))
+    return Error::InvalidArgument("model has {} layers, {} KV heads of {}, {} window sizes",
+                                  model.layers, model.kv_heads, model.head_dim,
+                                  model.window.size());
+  const char* hint = "make a plan for this model with `baton plan`";
+  if (!plan.architecture.empty() && plan.architecture != model.architecture)
+    return Error::InvalidArgument(
+               "plan was made for another model: architecture {}, this one is {}",
+               plan.architecture, model.architecture)
+        .Hint(hint);
+  if (listed != model.layers)
+    return Error::InvalidArgument("plan has {} layers, the model {}", listed, model.layers)
+        .Hint(hint);
+  if (!plan.fingerprint.empty() && plan.fingerprint != model.fingerprint)
+    return Error::InvalidArgument("plan was made for another model: fingerprint {}, this one is {}",
+                                  plan.fingerprint,
+                                  model.fingerprint.empty() ? "unknown" : model.fingerprint)
+        .Hint(hint);
+  return Status::Ok();
+}
+
+Status CheckGlobals(const Plan& plan, const ModelShape& model) {
+  if (plan.sink < 0 || plan.sink > kMaxTokens || plan.recent < 0 || plan.recent > kMaxTokens)
+    return Error::InvalidArgument("budget: sink {} and recent {} must be 0 or more", plan.sink,
+                                  plan.recent);
+  if (plan.block < 1 || plan.block > kPageSlots || (plan.block & (plan.block - 1)))
+    return Error::InvalidArgument("unit: block {} must be a power of two up to {}", plan.block,
+                                  kPageSlots)
+        .Hint("a page of the KV cache holds 64 tokens, and no block may straddle two");
+  if (plan.min_context < -1 || plan.min_context > kMaxTokens)
+    return Error::InvalidArgument("min_context {} must be 0 or more", plan.min_context);
+  for (int l : plan.forced)
+    if (l < 0 || l >= model.layers)
+      return Error::InvalidArgument("forced: layer {} does not exist, the model has {}", l,
+                                    model.layers);
+  const PrefillMode& p = plan.prefill;
+  if (p.sparse) {
+    if (p.tile < 1 || p.tile > kMaxTokens || !(p.fraction > 0 && p.fraction <= 1) || p.min < 1 ||
+        p.min > kMaxTokens)
+      return Error::InvalidArgument("prefill: tile {}, fraction {}, min {} out of range", p.tile,
+                                    p.fraction, p.min);
+    if (p.min < ForcedTokens(plan))
+      return Error::InvalidArgument("prefill: min {} is less than the {} forced tokens", p.min,
+                                    ForcedTokens(plan))
+          .Hint("raise min, or lower budget.sink and budget.recent");
+  }
+  if (plan.scope != Scope::kHeadMap && !plan.head_map.empty())
+    return Error::InvalidArgument("head_map is given, but scope is not \"head_map\"");
+  if (plan.scope == Scope::kHeadMap && static_cast<int>(plan.head_map.size()) != model.layers)
+    return Error::InvalidArgument("head_map has {} rows, the model {} layers", plan.head_map.size(),
+                                  model.layers)
+        .Hint("one row per layer; rows of layers that do not reuse may be empty");
+  return Status::Ok();
+}
+
+class Resolver {
+ public:
+  Resolver(const Plan& plan, const ModelShape& model, std::vector<std::string>* warnings)
+      : plan_(plan), model_(model), warnings_(warnings) {}
+
+  Result<ResolvedPlan> Run();
+
+ private:
+  int64_t ModelWindow(int l) const { return model_.window.empty() ? 0 : model_.window[l]; }
+  std::string Name(int l) const {
+    return fmt::format("layer {} ({})", l, ToString(plan_.layers[l].role));
+  }
+  void Warn(std::string line) const {
+    if (warnings_) warnings_->push_back(std::move(line));
+  }
+
+  Result<Budget> SetSize(int l) const;
+  Result<int> Source(int l) const;
+  Status CheckHeadMap(int l) const;
+  Status CheckPlace(int l) const;
+  Status Layer(int l, ResolvedLayer* out);
+  int64_t MinContext() const;
+
+  const Plan& plan_;
+  const ModelShape& model_;
+  std::vector<std::string>* warnings_;
+  std::vector<bool> used_;     // publishers that some layer reads
+  int64_t least_visible_ = 0;  // below this a fractional budget would not hold the forced tokens
+};
+
+// The tokens of a reuse or scan layer's own set.
+Result<Budget> Resolver::SetSize(int l) const {
+  const LayerRole& role = plan_.layers[l];
+  Budget k = role.k == Budget{} ? plan_.budget : role.k;
+  const int64_t forced = ForcedTokens(plan_);
+  if (k.fraction != 0) {
+    if (!(k.fraction > 0 && k.fraction <= 1))
+      return Error::InvalidArgument("{}: budget fraction {} must be above 0 and up to 1", Name(l),
+                                    k.fraction);
+    return Budget{0, k.fraction};
+  }
+  if (k.tokens < 1 || k.tokens > kMaxTokens)
+    return Error::InvalidArgument("{}: k {} must be from 1 to {}", Name(l), k.tokens, kMaxTokens);
+  if (k.tokens < forced)
+    return Error::InvalidArgument(
+               "{}: k {} is less than the {} forced tokens (sink {}, recent {}{})", Name(l),
+               k.tokens, forced, plan_.sink, plan_.recent,
+               plan_.block > 1 ? fmt::format(", blocks of {}", plan_.block) : "")
+        .Hint("raise k, or lower budget.sink and budget.recent");
+  if (k.tokens % plan_.block)
+    return Error::InvalidArgument("{}: k {} is no multiple of the block {}", Name(l), k.tokens,
+                                  plan_.block)
+        .Hint(fmt::format("use {}", CeilDiv(k.tokens, plan_.block) * plan_.block));
+  if (2 * forced > k.tokens)
+    Warn(fmt::format("{}: sink + recent take {} of k = {} tokens, few are left to choose", Name(l),
+                     forced, k.tokens));
+  return k;
+}
+
+Result<int> Resolver::Source(int l) const {
+  const int source = plan_.layers[l].source;
+  if (source == -1) {
+    for (int i = l - 1; i >= 0; --i)
+      if (Publishes(plan_.layers[i].role)) return i;
+    return Error::InvalidArgument("{}: no earlier layer publishes a ranking", Name(l))
+        .Hint("make an earlier layer select or scan");
+  }
+  if (source < 0 || source >= model_.layers)
+    return Error::InvalidArgument("{}: unknown source layer {}, the model has {}", Name(l), source,
+                                  model_.layers);
+  if (source >= l)
+    return Error::InvalidArgument("{}: source layer {} is not earlier", Name(l), source)
+        .Hint("layers are counted from 0; a ranking exists only after its layer ran");
+  if (!Publishes(plan_.layers[source].role))
+    return Error::InvalidArgument("{}: source layer {} is {} and publishes nothing", Name(l),
+                                  source, ToString(plan_.layers[source].role))
+        .Hint(fmt::format("make layer {} select or scan", source));
+  return source;
+}
+
+Status Resolver::CheckHeadMap(int l) const {
+  if (plan_.scope != Scope::kHeadMap) return Status::Ok();
+  const std::vector<int>& row = plan_.head_map[l];
+  if (static_cast<int>(row.size()) != model_.kv_heads)
+    return Error::InvalidArgument("{}: head_map row has {} entries, the model {} KV heads", Name(l),
+                                  row.size(), model_.kv_heads);
+  for (int head : row)
+    if (head < 0 || head >= model_.kv_heads)
+      return Error::InvalidArgument("{}: head_map names KV head {}, the model has {}", Name(l),
+                                    head, model_.kv_heads);
+  return Status::Ok();
+}
+
+// Whether the role may stand at this layer at all.
+Status Resolver::CheckPlace(int l) const {
+  const LayerRole& role = plan_.layers[l];
+  const bool forced = std::find(plan_.forced.begin(), plan_.forced.end(), l) != plan_.forced.end();
+  if (forced && role.role != Role::kFull && role.role != Role::kSelect)
+    return Error::InvalidArgument("{}: the layer is forced and must be full or select", Name(l))
+        .Hint("change its role, or take it out of \"forced\"");
+  const int64_t limit = ModelWindow(l);
+  if (limit <= 0 || role.role == Role::kFull) return Status::Ok();
+  if (role.role != Role::kWindow)
+    return Error::InvalidArgument(
+               "{}: the model limits this layer to {} tokens, so it must be full "
+               "or a window within them",
+               Name(l), limit)
+        .Hint("make it full");
+  if (role.recent > limit)
+    return Error::InvalidArgument("{}: recent {} is wider than the model's own window of {}",
+                                  Name(l), role.recent, limit)
+        .Hint("make it full, or a narrower window");
+  return Status::Ok();
+}
+
+Status Resolver::Layer(int l, ResolvedLayer* out) {
+  const LayerRole& role = plan_.layers[l];
+  BATON_TRY(CheckPlace(l));
+  out->role = role.role;
+  Branch branch;
+  branch.kv_layer = l;
+  switch (role.role) {
+    case Role::kFull:
+    case Role::kSelect:
+      break;
+    case Role::kWindow:
+      if (role.sink < 0 || role.recent < 1 || role.sink > kMaxTokens || role.recent > kMaxTokens)
+        return Error::InvalidArgument("{}: sink {} must be 0 or more and recent {} 1 or more",
+                                      Name(l), role.sink, role.recent);
+      branch.set = {.kind = TokenSet::Kind::kWindow, .sink = role.sink, .recent = role.recent};
+      break;
+    case Role::kScan:
+    case Role::kReuse: {
+      int source = l;
+      if (role.role == Role::kReuse) {
+        BATON_ASSIGN(source, Source(l));
+        BATON_TRY(CheckHeadMap(l));
+      } else if (role.bits != 4) {
+        return Error::Unsupported("{}: a copy of K with {} bits, this build has 4", Name(l),
+                                  role.bits);
+      } else if (model_.head_dim % 32) {
+        return Error::Unsupported(
+                   "{}: the low-bit copy of K needs a head size that is a multiple "
+                   "of 32, this model has {}",
+                   Name(l), model_.head_dim)
+            .Hint("use select");
+      }
+      BATON_ASSIGN(const Budget k, SetSize(l));
+      if (k.fraction > 0) {
+        const double need = static_cast<double>(ForcedTokens(plan_)) / k.fraction;
+        if (need > static_cast<double>(kMaxTokens))
+          return Error::InvalidArgument("{}: {} never holds the {} forced tokens", Name(l),
+                                        Describe(k), ForcedTokens(plan_));
+        least_visible_ = std::max(least_visible_, static_cast<int64_t>(std::ceil(need)));
+      }
+      used_[source] = true;
+      branch.set = {.kind = TokenSet::Kind::kIndex, .publisher = source, .k = k};
+      break;
+    }
+  }
+  out->branches.push_back(branch);
+  return Status::Ok();
+}
+
+int64_t Resolver::MinContext() const {
+  const int64_t wanted = plan_.min_context >= 0      ? plan_.min_context
+                         : plan_.budget.fraction > 0 ? ForcedTokens(plan_)
+                                                     : plan_.budget.tokens;
+  if (least_visible_ <= wanted) return wanted;
+  if (plan_.min_context >= 0)
+    Warn(
+        fmt::format("min_context {} is raised to {}: below it a fractional budget does not hold "
+                    "the {} forced tokens",
+                    wanted, least_visible_, ForcedTokens(plan_)));
+  return least_visible_;
+}
+
+// Text of everything that changes results; not the plan's name for a role, not its evidence.
+std::string Canonical(const ResolvedPlan& p) {
+  std::string s = fmt::format("baton-resolved 1;{},{},{},{},{},{};", p.sink, p.recent, p.block,
+                              p.min_context, static_cast<int>(p.scope), static_cast<int>(p.pool));
+  if (p.prefill.sparse)
+    s += fmt::format("tile {},{:a},{};", p.prefill.tile, p.prefill.fraction, p.prefill.min);
+  for (size_t l = 0; l < p.layers.size(); ++l) {
+    const ResolvedLayer& layer = p.layers[l];
+    s += fmt::format("L{},{}", static_cast<int>(layer.merge),
+                     layer.publish ? 1 + static_cast<int>(layer.publish->ranking) : 0);
+    for (const Branch& b : layer.branches) {
+      s += fmt::format("|{},{},{},{},{},{},{},{},{:a}", static_cast<int>(b.kv), b.kv_layer,
+                       static_cast<int>(b.gate), static_cast<int>(b.set.kind), b.set.sink,
+                       b.set.recent, b.set.publisher, b.set.k.tokens, b.set.k.fraction);
+      if (p.scope == Scope::kHeadMap && b.set.kind == TokenSet::Kind::kIndex)
+        for (int head : p.head_map[l]) s += fmt::format(",{}", head);
+    }
+    s += ';';
+  }
+  return s;
+}
+
+Result<ResolvedPlan> Resolver::Run() {
+  BATON_TRY(CheckModel(plan_, model_));
+  BATON_TRY(CheckGlobals(plan_, model_));
+  used_.assign(model_.layers, false);
+  ResolvedPlan out;
+  out.layers.resize(model_.layers);
+  for (int l = 0; l < model_.layers; ++l) BATON_TRY(Layer(l, &out.layers[l]));
+  for (int l = 0; l < model_.layers; ++l) {
+    if (used_[l]) {
+      const bool scan = plan_.layers[l].role == Role::kScan;
+      out.layers[l].publish = Publish{scan ? Publish::Ranking::kLowBit : Publish::Ranking::kExact};
+    } else if (plan_.layers[l].role == Role::kSelect) {
+      Warn(fmt::format("{}: no layer reuses its ranking, it runs as full", Name(l)));
+    }
+  }
+  out.sink = plan_.sink;
+  out.recent = plan_.recent;
+  out.block = plan_.block;
+  out.min_context = MinContext();
+  out.scope = plan_.scope;
+  out.pool = plan_.pool;
+  out.head_map = plan_.head_map;
+  out.prefill = plan_.prefill;
+  out.hash = Sha256Hex(Canonical(out));
+  return out;
+}
+
+}  // namespace
+
+bool ResolvedPlan::IsDense() const {
+  return std::all_of(layers.begin(), layers.end(), [](const ResolvedLayer& l) {
+    return l.role == Role::kFull || l.role == Role::kSelect;
+  });
+}
+
+Result<ResolvedPlan> Resolve(const Plan& plan, const ModelShape& model,
+                             std::vector<std::string>* warnings) {
+  return Resolver(plan, model, warnings).Run();
+}
+
+namespace {
+
+int64_t RowBytes(const ModelShape& model) { return 2 * model.kv_heads * model.head_dim * 2; }
+
+int64_t DenseTokens(const ModelShape& model, size_t layer, int64_t visible) {
+  const int64_t limit = model.window.empty() ? 0 : model.window[layer];
+  return limit > 0 ? std::min(visible, limit) : visible;
+}
+
+}  // namespace
+
+int64_t DenseKvBytesPerToken(const ModelShape& model, int64_t visible) {
+  int64_t tokens = 0;
+  for (int l = 0; l < model.layers; ++l) tokens += DenseTokens(model, l, visible);
+  return tokens * RowBytes(model);
+}
+
+int64_t KvBytesPerToken(const ResolvedPlan& plan, const ModelShape& model, int64_t visible) {
+  BATON_CHECK_EQ(static_cast<int>(plan.layers.size()), model.layers);
+  if (visible <= plan.min_context) return DenseKvBytesPerToken(model, visible);
+  int64_t bytes = 0;
+  for (int l = 0; l < model.layers; ++l) {
+    for (const Branch& branch : plan.layers[l].branches) {
+      int64_t tokens = 0;
+      switch (branch.set.kind) {
+        case TokenSet::Kind::kAll:
+          tokens = DenseTokens(model, l, visible);
+          break;
+        case TokenSet::Kind::kWindow:
+          tokens = std::min(visible, branch.set.sink + branch.set.recent);
+          break;
+        case TokenSet::Kind::kIndex:
+          tokens = std::min(visible, branch.set.k.At(visible));
+          break;
+      }
+      bytes += tokens * RowBytes(model);
+    }
+    if (plan.NeedsLowBit(l)) bytes += visible * LowBitBytes(model.head_dim) * model.kv_heads;
+  }
+  return bytes;
+}
+
+}  // namespace baton
