@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "formats/printable.h"
 #include "formats/unicode.h"
 
 namespace baton {
@@ -215,7 +216,8 @@ Result<PreTokenizer> PreTokenizerOf(std::string_view name) {
   if (it == known.end()) {
     std::string names;
     for (const Known& k : known) names += fmt::format("{}{}", names.empty() ? "" : ", ", k.name);
-    return Error::Unsupported("pre-tokenizer '{}' is not known, expected one of {}", name, names);
+    return Error::Unsupported("pre-tokenizer '{}' is not known, expected one of {}",
+                              Printable(name), names);
   }
   PreTokenizer pre{{}, it->ignore_merges, it->adds_bos};
   for (std::string_view p : it->patterns) pre.patterns.emplace_back(p);

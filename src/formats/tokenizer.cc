@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "formats/bpe.h"
 #include "formats/bpe_split.h"
+#include "formats/printable.h"
 #include "formats/tokenizer_spec.h"
 #include "formats/tokenizer_vocab.h"
 #include "formats/unicode.h"
@@ -76,7 +77,9 @@ struct Tokenizer::Impl {
     std::vector<BpeSymbol> symbols;
     std::vector<int32_t>& out;
   };
-  void EncodePlain(std::string_view text, bool first, bool boundary, Work& work) const;
+  // Text between control tokens; `first`: nothing is before it.
+  void EncodeSegment(std::string_view text, bool first, Work& work) const;
+  void EncodePlain(std::string_view text, Work& work) const;
   void EncodeBytes(std::string_view word, Work& work) const;
   void EncodePieces(std::string_view text, Work& work) const;
   void EmitMerged(Work& work) const;
@@ -93,7 +96,7 @@ struct Tokenizer::Impl {
   bool split_words = false;
 
   std::optional<TokenFinder> user_defined;  // always parsed
-  std::optional<TokenFinder> special;       // with options.special: these, control and unknown
+  std::optional<TokenFinder> control;       // with options.special
   int32_t bos = -1;
   int32_t unknown = -1;
   bool adds_bos = false;
@@ -119,7 +122,8 @@ Status Tokenizer::Impl::AddTokens(const TokenizerSpec& spec) {
   for (size_t i = 0; i < spec.tokens.size(); ++i) {
     const TokenSpec& t = spec.tokens[i];
     if (t.type == TokenType::kByte && ByteOfPiece(t.text) < 0) {
-      return Error::Corrupt("byte token {} is '{}', expected the form <0x41>", i, t.text);
+      return Error::Corrupt("byte token {} is '{}', expected the form <0x41>", i,
+                            Printable(t.text));
     }
     if (std::isnan(t.score)) return Error::Corrupt("token {} has score NaN", i);
     vocab.Add(BytesOfText(t.text, t.type), t.type);
@@ -155,7 +159,7 @@ Status Tokenizer::Impl::AddMerges(const TokenizerSpec& spec) {
     const int32_t both = index.Find(left + right);
     if (a < 0 || b < 0 || both < 0) {
       return Error::Corrupt("merge {} is '{}' + '{}', but {} is not in the vocabulary", rank,
-                            left_text, right_text,
+                            Printable(left_text), Printable(right_text),
                             a < 0   ? "its left side"
                             : b < 0 ? "its right side"
                                     : "their union");
@@ -195,12 +199,12 @@ Status Tokenizer::Impl::AddSpecials(const TokenizerSpec& spec) {
   chat_template = spec.chat_template;
 
   std::vector<int32_t> user;
-  std::vector<int32_t> all;
+  std::vector<int32_t> without_text;
   ends.assign(vocab.size(), false);
   for (int32_t id = 0; id < vocab.size(); ++id) {
     const TokenType type = vocab.type(id);
     if (type == TokenType::kUserDefined) user.push_back(id);
-    if (type == TokenType::kUserDefined || HasNoText(type)) all.push_back(id);
+    if (HasNoText(type)) without_text.push_back(id);
     if (type == TokenType::kControl &&
         std::ranges::find(kEndTexts, vocab.Bytes(id)) != std::end(kEndTexts)) {
       ends[id] = true;
@@ -211,7 +215,7 @@ Status Tokenizer::Impl::AddSpecials(const TokenizerSpec& spec) {
     if (id >= 0) ends[id] = true;
   }
   user_defined.emplace(vocab, user);
-  special.emplace(vocab, all);
+  control.emplace(vocab, without_text);
   return Status::Ok();
 }
 
@@ -272,34 +276,46 @@ void Tokenizer::Impl::EncodePieces(std::string_view text, Work& work) const {
   EmitMerged(work);
 }
 
-// `first`: nothing is before the text; `boundary`: nothing or a control token is.
-void Tokenizer::Impl::EncodePlain(std::string_view text, bool first, bool boundary,
-                                  Work& work) const {
-  if (text.empty()) return;
-  if (text.size() > kMaxMergeBytes) {
+void Tokenizer::Impl::EncodePlain(std::string_view text, Work& work) const {
+  while (text.size() > kMaxMergeBytes) {
     size_t cut = kMaxMergeBytes;
     while (cut > kMaxMergeBytes - 4 && (text[cut] & 0xC0) == 0x80) --cut;
-    EncodePlain(text.substr(0, cut), first, boundary, work);
-    EncodePlain(text.substr(cut), false, false, work);
-    return;
+    EncodePlain(text.substr(0, cut), work);
+    text.remove_prefix(cut);
   }
   if (kind == Kind::kByteLevel) {
     for (std::string_view word : splitter->Split(text)) EncodeBytes(word, work);
     return;
-  }
-  // To these models a literal U+2581 is a space.
-  std::string spaced;
-  const bool put = prefix == Prefix::kAlways ? boundary : prefix == Prefix::kFirst && first;
-  if (put || text.find(kSpacePiece) != text.npos) {
-    if (put) spaced = ' ';
-    spaced += ReplaceAll(text, kSpacePiece, " ");
-    text = spaced;
   }
   if (!split_words) return EncodePieces(text, work);
   for (size_t pos = 0; pos < text.size();) {
     const size_t end = std::min(text.find(' ', pos + 1), text.size());
     EncodePieces(text.substr(pos, end - pos), work);
     pos = end;
+  }
+}
+
+// The space in front comes before the search for user-defined tokens, as in SentencePiece: it can
+// be part of one (Gemma's runs of spaces).
+void Tokenizer::Impl::EncodeSegment(std::string_view text, bool first, Work& work) const {
+  if (text.empty()) return;
+  std::string spaced;
+  if (kind == Kind::kPieces) {
+    const bool put = prefix == Prefix::kAlways || (prefix == Prefix::kFirst && first);
+    // To these models a literal U+2581 is a space.
+    if (put || text.find(kSpacePiece) != text.npos) {
+      if (put) spaced = ' ';
+      spaced += ReplaceAll(text, kSpacePiece, " ");
+      text = spaced;
+    }
+  }
+  for (size_t pos = 0; pos < text.size();) {
+    const TokenFinder::Hit hit = user_defined->Next(text, pos);
+    const size_t end = std::min(hit.begin, text.size());
+    if (end > pos) EncodePlain(text.substr(pos, end - pos), work);
+    if (hit.id < 0) return;
+    work.out.push_back(hit.id);
+    pos = hit.begin + hit.length;
   }
 }
 
@@ -330,15 +346,13 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOption
   std::vector<int32_t> ids;
   if (options.bos && impl_->adds_bos) ids.push_back(impl_->bos);
   Impl::Work work{.merger = {}, .symbols = {}, .out = ids};
-  const TokenFinder& finder = options.special ? *impl_->special : *impl_->user_defined;
-  bool boundary = true;
   for (size_t pos = 0; pos < text.size();) {
-    const TokenFinder::Hit hit = finder.Next(text, pos);
+    const TokenFinder::Hit hit =
+        options.special ? impl_->control->Next(text, pos) : TokenFinder::Hit{};
     const size_t end = std::min(hit.begin, text.size());
-    impl_->EncodePlain(text.substr(pos, end - pos), pos == 0, boundary, work);
+    impl_->EncodeSegment(text.substr(pos, end - pos), pos == 0, work);
     if (hit.id < 0) break;
     ids.push_back(hit.id);
-    boundary = HasNoText(impl_->vocab.type(hit.id));
     pos = hit.begin + hit.length;
   }
   return ids;
@@ -366,9 +380,7 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool special) const 
       continue;
     }
     first = false;
-    if (prefixed && impl_->vocab.type(id) != TokenType::kUserDefined && bytes.starts_with(' ')) {
-      bytes.remove_prefix(1);
-    }
+    if (prefixed && bytes.starts_with(' ')) bytes.remove_prefix(1);
     text += bytes;
   }
   return text;

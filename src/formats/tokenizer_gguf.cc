@@ -1,8 +1,10 @@
 // The tokenizer.ggml.* keys of GGUF.
 #include <string>
+#include <utility>
 
 #include "formats/bpe_split.h"
 #include "formats/gguf.h"
+#include "formats/printable.h"
 #include "formats/tokenizer_spec.h"
 
 namespace baton {
@@ -92,7 +94,8 @@ Result<TokenizerSpec> SpecFromGguf(const Metadata& m) {
                       : TokenizerSpec::Prefix::kNone;
     BATON_TRY(ReadScores(m, spec));
   } else {
-    return Error::Unsupported("tokenizer.ggml.model is '{}', expected gpt2 or llama", *model);
+    return Error::Unsupported("tokenizer.ggml.model is '{}', expected gpt2 or llama",
+                              Printable(*model));
   }
   const auto id = [&](const char* name, int64_t absent) {
     return m.Int(std::string("tokenizer.ggml.") + name).value_or(absent);
