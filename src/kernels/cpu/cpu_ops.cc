@@ -4,12 +4,14 @@ namespace baton {
 
 CpuIsa DetectCpuIsa() {
 #if defined(__x86_64__)
-  // The compiler's run-time check also reads XCR0: an instruction set counts only if the system saves its registers.
+  // The compiler's run-time check also reads XCR0: an instruction set counts only if the system
+  // saves its registers.
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi") &&
-                      __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") &&
+                      __builtin_cpu_supports("avx512vbmi2") &&
+                      __builtin_cpu_supports("avx512vnni") &&
                       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("bmi2") &&
                       __builtin_cpu_supports("fma");
   if (avx512) return CpuIsa::kAvx512;
@@ -19,7 +21,9 @@ CpuIsa DetectCpuIsa() {
 
 Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool& threads, CpuIsa isa) {
   if (isa == CpuIsa::kAvx512 && DetectCpuIsa() != CpuIsa::kAvx512) {
-    return Error::Unsupported("the AVX-512 kernels need F, BW, VL, DQ, VBMI, VNNI and BF16, which this machine lacks")
+    return Error::Unsupported(
+               "the AVX-512 kernels need F, BW, VL, DQ, VBMI, VNNI and BF16, which this machine "
+               "lacks")
         .Hint("use the portable kernels");
   }
   std::unique_ptr<Ops> ops = std::make_unique<cpu::CpuOps>(threads, isa);
@@ -32,7 +36,9 @@ CpuOps::CpuOps(ThreadPool& threads, CpuIsa isa) : Ops(threads), isa_(isa) {}
 
 CpuOps::~CpuOps() = default;
 
-std::string CpuOps::name() const { return isa_ == CpuIsa::kAvx512 ? "cpu (avx512)" : "cpu (portable)"; }
+std::string CpuOps::name() const {
+  return isa_ == CpuIsa::kAvx512 ? "cpu (avx512)" : "cpu (portable)";
+}
 
 }  // namespace cpu
 }  // namespace baton

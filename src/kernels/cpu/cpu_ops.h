@@ -42,6 +42,7 @@ class CpuOps final : public Ops {
   struct AttendState;
   struct MassState;
   CpuIsa isa_;
+  // Shared pointers because they can be destroyed where the type is not defined.
   std::shared_ptr<LinearState> linear_;
   std::shared_ptr<AttendState> attend_;
   std::shared_ptr<MassState> mass_;

@@ -1,0 +1,247 @@
+// Products of packed weights with prepared x: byte dot products (VNNI) for the quantised layouts,
+// bf16 dot products for the rest. One tile kernel per layout serves decode and prompts: up to 6
+// tokens share every unpacked weight.
+//
+// Register budget of the widest tile, 2 groups x 6 tokens: 12 integer sums, 12 float totals, 2
+// weights, 1 broadcast, 2 scales. Per block and token a group costs 8 dot products, 1
+// multiplication of the scales and 1 FMA (2 with mins) on the two ports that do multiplications, so
+// 8 of 10 (11) cycles is the ceiling. Loads: 2 weights + 6 broadcasts per 12 dot products; one
+// group x 12 tokens would need 13.
+#include <immintrin.h>
+
+#include <utility>
+
+#include "kernels/cpu/avx512/linear_parts.h"
+
+namespace baton::cpu::avx512 {
+namespace {
+
+inline __m512 LoadHalves(const std::byte* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+inline __m512i BroadcastQuants(const QuantBlock& x, int v) {
+  return _mm512_set1_epi32(reinterpret_cast<const int32_t*>(x.q)[v]);
+}
+
+// Decode streams the weights once. The next pair of groups follows in memory, so the lines to be
+// used one pair later are known; the hardware prefetcher alone stops at every 4 KiB.
+template <int G>
+inline void PrefetchNext(const std::byte* quants, int64_t group_bytes, int bytes) {
+  for (int g = 0; g < G; ++g) {
+    for (int i = 0; i < bytes; i += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(quants + (g + G) * group_bytes + i), _MM_HINT_T0);
+    }
+  }
+}
+
+template <int V0, int V1, int G, int NT>
+inline void Dot8(const std::byte* q, int64_t group_bytes, const QuantBlock* x,
+                 __m512i (&acc)[G][NT]) {
+#pragma GCC unroll 8
+  for (int v = V0; v < V1; ++v) {
+    __m512i w[G];
+    for (int g = 0; g < G; ++g) w[g] = _mm512_load_si512(q + g * group_bytes + v * 64);
+#pragma GCC unroll 6
+    for (int t = 0; t < NT; ++t) {
+      const __m512i b = BroadcastQuants(x[t], v);
+      for (int g = 0; g < G; ++g) acc[g][t] = _mm512_dpbusd_epi32(acc[g][t], w[g], b);
+    }
+  }
+}
+
+template <int G, int NT>
+inline void Dot4(const std::byte* q, int64_t group_bytes, const QuantBlock* x,
+                 __m512i (&acc)[G][NT]) {
+  const __m512i low = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    __m512i w[G], h[G];
+    for (int g = 0; g < G; ++g) {
+      const __m512i raw = _mm512_load_si512(q + g * group_bytes + v * 64);
+      w[g] = _mm512_and_si512(raw, low);
+      h[g] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), low);
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < NT; ++t) {
+      const __m512i b = BroadcastQuants(x[t], v);
+      for (int g = 0; g < G; ++g) acc[g][t] = _mm512_dpbusd_epi32(acc[g][t], w[g], b);
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < NT; ++t) {
+      const __m512i b = BroadcastQuants(x[t], v + 4);
+      for (int g = 0; g < G; ++g) acc[g][t] = _mm512_dpbusd_epi32(acc[g][t], h[g], b);
+    }
+  }
+}
+
+template <int G, int NT>
+inline void AddScaled(const std::byte* d, int64_t group_bytes, const QuantBlock* x,
+                      const __m512i (&acc)[G][NT], __m512 (&total)[G][NT]) {
+  for (int g = 0; g < G; ++g) {
+    const __m512 scale = LoadHalves(d + g * group_bytes);
+#pragma GCC unroll 6
+    for (int t = 0; t < NT; ++t) {
+      const __m512 s = _mm512_mul_ps(scale, _mm512_set1_ps(x[t].d));
+      total[g][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[g][t]), s, total[g][t]);
+    }
+  }
+}
+
+template <PackLayout L, int G, int NT>
+void QuantTile(const std::byte* w, int64_t group_bytes, int64_t blocks, const QuantBlock* x,
+               float* out) {
+  constexpr bool kMin = L == PackLayout::kMin4 || L == PackLayout::kMin8;
+  constexpr int kQuantBytes = QuantBytesPerBlock(L);
+  constexpr int kScales = L == PackLayout::kSym8x2 ? 64 : 32;
+  const std::byte* d = w + blocks * kQuantBytes;
+  const std::byte* m = d + blocks * kScales;
+  __m512 total[G][NT];
+  for (int g = 0; g < G; ++g) {
+    for (int t = 0; t < NT; ++t) total[g][t] = _mm512_setzero_ps();
+  }
+  for (int64_t b = 0; b < blocks; ++b, x += kTileTokens) {
+    const std::byte* q = w + b * kQuantBytes;
+    if constexpr (NT < kTileTokens) PrefetchNext<G>(q, group_bytes, kQuantBytes);
+    __m512i acc[G][NT];
+    for (int t = 0; t < NT; ++t) {
+      __m512i start = _mm512_setzero_si512();
+      if constexpr (L == PackLayout::kSym4) start = _mm512_set1_epi32(x[t].start4);
+      if constexpr (L == PackLayout::kSym8) start = _mm512_set1_epi32(x[t].start8);
+      if constexpr (L == PackLayout::kSym8x2) start = _mm512_set1_epi32(x[t].start6[0]);
+      for (int g = 0; g < G; ++g) acc[g][t] = start;
+    }
+    if constexpr (L == PackLayout::kSym8x2) {
+      Dot8<0, 4>(q, group_bytes, x, acc);
+      AddScaled(d + b * 64, group_bytes, x, acc, total);
+      for (int t = 0; t < NT; ++t) {
+        for (int g = 0; g < G; ++g) acc[g][t] = _mm512_set1_epi32(x[t].start6[1]);
+      }
+      Dot8<4, 8>(q, group_bytes, x, acc);
+      AddScaled(d + b * 64 + 32, group_bytes, x, acc, total);
+    } else {
+      if constexpr (kQuantBytes == 256) {
+        Dot4(q, group_bytes, x, acc);
+      } else {
+        Dot8<0, 8>(q, group_bytes, x, acc);
+      }
+      AddScaled(d + b * 32, group_bytes, x, acc, total);
+    }
+    if constexpr (kMin) {
+      for (int g = 0; g < G; ++g) {
+        const __m512 min = LoadHalves(m + b * 32 + g * group_bytes);
+#pragma GCC unroll 6
+        for (int t = 0; t < NT; ++t)
+          total[g][t] = _mm512_fmadd_ps(min, _mm512_set1_ps(x[t].d_sum), total[g][t]);
+      }
+    }
+  }
+  for (int t = 0; t < NT; ++t) {
+    for (int g = 0; g < G; ++g) _mm512_store_ps(out + t * kPanelRows + g * kGroupRows, total[g][t]);
+  }
+}
+
+template <int G, int NT>
+void Bf16Tile(const std::byte* w, int64_t group_bytes, int64_t blocks, const uint32_t* x,
+              float* out) {
+  __m512 total[G][NT];
+  for (int g = 0; g < G; ++g) {
+    for (int t = 0; t < NT; ++t) total[g][t] = _mm512_setzero_ps();
+  }
+  const int64_t pairs = blocks * (kBlockColumns / 2);
+  for (int64_t p = 0; p < pairs; ++p, x += kTileTokens, w += 64) {
+    __m512bh a[G];
+    for (int g = 0; g < G; ++g) {
+      if constexpr (NT < kTileTokens)
+        PrefetchNext<1>(w + (G + g - 1) * group_bytes, group_bytes, 64);
+      a[g] = reinterpret_cast<__m512bh>(_mm512_load_si512(w + g * group_bytes));
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < NT; ++t) {
+      const auto b = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int32_t>(x[t])));
+      for (int g = 0; g < G; ++g) total[g][t] = _mm512_dpbf16_ps(total[g][t], a[g], b);
+    }
+  }
+  for (int t = 0; t < NT; ++t) {
+    for (int g = 0; g < G; ++g) _mm512_store_ps(out + t * kPanelRows + g * kGroupRows, total[g][t]);
+  }
+}
+
+// Calls f with the number of tokens as a constant.
+template <typename F>
+inline void WithTokens(int64_t tokens, F&& f) {
+  switch (tokens) {
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 4:
+      return f(std::integral_constant<int, 4>());
+    case 5:
+      return f(std::integral_constant<int, 5>());
+    default:
+      return f(std::integral_constant<int, 6>());
+  }
+}
+
+template <PackLayout L, int G>
+void Groups(const PanelArgs& p, int first) {
+  const PackedMatrix& m = *p.w;
+  const std::byte* w = m.group(p.group + first);
+  for (int64_t t = 0, tile = 0; t < p.tokens; t += kTileTokens, ++tile) {
+    const std::byte* x = p.x + tile * p.tile_bytes;
+    float* out = p.out + t * kPanelRows + first * kGroupRows;
+    WithTokens(p.tokens - t, [&](auto nt) {
+      if constexpr (L == PackLayout::kBf16) {
+        Bf16Tile<G, nt.value>(w, m.group_bytes, m.blocks, reinterpret_cast<const uint32_t*>(x),
+                              out);
+      } else {
+        QuantTile<L, G, nt.value>(w, m.group_bytes, m.blocks,
+                                  reinterpret_cast<const QuantBlock*>(x), out);
+      }
+    });
+  }
+}
+
+// Groups outermost: a pair's weights stay in the first-level cache for all tokens.
+template <PackLayout L>
+void Panel(const PanelArgs& p) {
+  int g = 0;
+  if constexpr (L == PackLayout::kBf16) {
+    if (p.groups == 4) return Groups<L, 4>(p, 0);
+  }
+  for (; g + 2 <= p.groups; g += 2) Groups<L, 2>(p, g);
+  if (g < p.groups) Groups<L, 1>(p, g);
+}
+
+void Multiply(const PanelArgs& p) {
+  switch (p.w->layout) {
+    case PackLayout::kSym4:
+      return Panel<PackLayout::kSym4>(p);
+    case PackLayout::kMin4:
+      return Panel<PackLayout::kMin4>(p);
+    case PackLayout::kSym8:
+      return Panel<PackLayout::kSym8>(p);
+    case PackLayout::kMin8:
+      return Panel<PackLayout::kMin8>(p);
+    case PackLayout::kSym8x2:
+      return Panel<PackLayout::kSym8x2>(p);
+    case PackLayout::kBf16:
+      return Panel<PackLayout::kBf16>(p);
+  }
+}
+
+}  // namespace
+
+LinearKernels GetLinearKernels() {
+  return {.quantises_x = true,
+          .plain_tile_bytes_per_block = kBlockColumns * kTileTokens * 2,
+          .prepare = PrepareLinear,
+          .multiply = Multiply,
+          .finish_linear = FinishLinear,
+          .finish_glu = FinishGlu};
+}
+
+}  // namespace baton::cpu::avx512

@@ -1,0 +1,246 @@
+// Linear and Glu: preparation of x, division of the work, scratch memory. Any division gives the
+// same bits (see linear_kernels.h), so units are sized for speed alone.
+#include <algorithm>
+#include <vector>
+
+#include "base/buffer.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/linear_kernels.h"
+#include "kernels/cpu/pack.h"
+
+namespace baton::cpu {
+namespace {
+
+// Prepared x of this many tokens stays in the second-level cache (up to 3 KB a token at 1,536
+// columns) while the weights of a unit pass through the first.
+constexpr int64_t kTokenBlock = 192;
+static_assert(kTokenBlock % kTileTokens == 0);
+// Up to here every thread prepares x for itself: cheaper than a barrier.
+constexpr int64_t kRedundantTokens = 2;
+
+struct Unit {
+  int out;
+  int64_t group, groups;
+  int64_t token, tokens;
+};
+
+void Reserve(Buffer& b, int64_t bytes) {
+  if (b.size() < bytes) b = Buffer::AllocateOrDie(bytes);
+}
+
+// Prepared x: the tiles of one form (bytes or plain) follow each other.
+struct Prepared {
+  Buffer quant, plain;
+};
+
+struct Job {
+  View<const float> x;
+  const float* norm_weight = nullptr;
+  float norm_eps = 0;
+  bool want_quant = false, want_plain = false;
+
+  int64_t tokens() const { return x.dim(0); }
+  int64_t tiles() const { return (tokens() + kTileTokens - 1) / kTileTokens; }
+  int64_t blocks() const { return (x.dim(1) + kBlockColumns - 1) / kBlockColumns; }
+  int64_t quant_tile_bytes() const {
+    return blocks() * kTileTokens * static_cast<int64_t>(sizeof(QuantBlock));
+  }
+};
+
+}  // namespace
+
+struct CpuOps::LinearState {
+  LinearKernels kernels;
+  Prepared shared;            // x of a call with many tokens
+  std::vector<Prepared> own;  // per thread
+  std::vector<char> ready;    // per thread: `own` holds this call's x
+  std::vector<Buffer> acc;    // per thread: two of [kTokenBlock, kPanelRows]
+  std::vector<Unit> units;
+
+  LinearState(CpuIsa isa, int threads)
+      : kernels(isa == CpuIsa::kAvx512 ? avx512::GetLinearKernels() : portable::GetLinearKernels()),
+        own(static_cast<size_t>(threads)),
+        ready(static_cast<size_t>(threads)),
+        acc(static_cast<size_t>(threads)) {
+    for (Buffer& b : acc) b = Buffer::AllocateOrDie(2 * kTokenBlock * kPanelRows * 4);
+  }
+
+  int64_t PlainTileBytes(const Job& j) const {
+    return j.blocks() * kernels.plain_tile_bytes_per_block;
+  }
+  bool UsesQuant(const PackedMatrix& m) const {
+    return kernels.quantises_x && m.layout != PackLayout::kBf16;
+  }
+  void Want(Job& j, const PackedMatrix& m) const {
+    (UsesQuant(m) ? j.want_quant : j.want_plain) = true;
+  }
+
+  void ReserveTiles(Prepared& p, const Job& j) const {
+    if (j.want_quant) Reserve(p.quant, j.tiles() * j.quant_tile_bytes());
+    if (j.want_plain) Reserve(p.plain, j.tiles() * PlainTileBytes(j));
+  }
+
+  void PrepareTile(Prepared& p, const Job& j, int64_t tile) const {
+    const int64_t first = tile * kTileTokens;
+    kernels.prepare({.x = j.x.row(first),
+                     .x_stride = j.x.stride(0),
+                     .count = static_cast<int>(std::min<int64_t>(kTileTokens, j.tokens() - first)),
+                     .cols = j.x.dim(1),
+                     .blocks = j.blocks(),
+                     .norm_weight = j.norm_weight,
+                     .norm_eps = j.norm_eps,
+                     .quant = j.want_quant ? reinterpret_cast<QuantBlock*>(
+                                                 p.quant.data() + tile * j.quant_tile_bytes())
+                                           : nullptr,
+                     .plain = j.want_plain ? p.plain.data() + tile * PlainTileBytes(j) : nullptr});
+  }
+
+  // Prepares x for all threads, or marks it as to be prepared by each.
+  void Begin(const Job& j, ThreadPool& pool) {
+    std::fill(ready.begin(), ready.end(), 0);
+    if (j.tokens() <= kRedundantTokens) return;
+    ReserveTiles(shared, j);
+    pool.For(j.tiles(), [&](int64_t tile, int) { PrepareTile(shared, j, tile); });
+  }
+
+  const Prepared& Of(const Job& j, int rank) {
+    if (j.tokens() > kRedundantTokens) return shared;
+    const auto r = static_cast<size_t>(rank);
+    if (!ready[r]) {
+      ReserveTiles(own[r], j);
+      for (int64_t tile = 0; tile < j.tiles(); ++tile) PrepareTile(own[r], j, tile);
+      ready[r] = 1;
+    }
+    return own[r];
+  }
+
+  // Units of `total_groups` groups that several matrices share between them: about 16 for a small
+  // matrix, 512 rows at most, 64 rows for prompts.
+  static int64_t GroupsPerUnit(int64_t total_groups, int64_t tokens) {
+    if (tokens > 4 * kTileTokens) return kPanelGroups;
+    return std::clamp<int64_t>(total_groups / 16 / 2 * 2, 2, 32);
+  }
+
+  // Token blocks are outermost, so that a thread meets the same tokens again in its next unit.
+  void AddUnits(int out, int64_t groups, int64_t per_unit, int64_t token, int64_t tokens) {
+    for (int64_t g = 0; g < groups; g += per_unit) {
+      units.push_back({out, g, std::min(per_unit, groups - g), token, tokens});
+    }
+  }
+
+  void Multiply(const PackedMatrix& w, const Job& j, const Prepared& p, const Unit& u,
+                int64_t group, int groups, float* out) const {
+    const bool quant = UsesQuant(w);
+    const int64_t tile_bytes = quant ? j.quant_tile_bytes() : PlainTileBytes(j);
+    kernels.multiply({.w = &w,
+                      .group = group,
+                      .groups = groups,
+                      .x = (quant ? p.quant : p.plain).data() + u.token / kTileTokens * tile_bytes,
+                      .tile_bytes = tile_bytes,
+                      .tokens = u.tokens,
+                      .out = out});
+  }
+};
+
+namespace {
+
+const PackedMatrix& Packed(const Matrix* m) {
+  const auto* p = dynamic_cast<const PackedMatrix*>(m);
+  BATON_CHECK(p != nullptr);
+  return *p;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Matrix>> CpuOps::Pack(const RawMatrix& raw) {
+  BATON_ASSIGN(auto packed, PackMatrix(raw, threads_));
+  std::unique_ptr<Matrix> m = std::move(packed);
+  return m;
+}
+
+void CpuOps::DoLinear(const LinearParams& p) {
+  if (!linear_) linear_ = std::make_shared<LinearState>(isa_, threads_.threads());
+  LinearState& s = *linear_;
+  Job job{.x = p.x, .norm_weight = p.norm_weight, .norm_eps = p.norm_eps};
+  int64_t total_groups = 0;
+  for (const auto& o : p.outs) {
+    const PackedMatrix& w = Packed(o.w);
+    BATON_CHECK_EQ(w.cols, p.x.dim(1));
+    s.Want(job, w);
+    total_groups += w.groups;
+  }
+  if (job.tokens() == 0 || total_groups == 0) return;
+  s.Begin(job, threads_);
+
+  s.units.clear();
+  const int64_t per_unit = LinearState::GroupsPerUnit(total_groups, job.tokens());
+  for (int64_t t = 0; t < job.tokens(); t += kTokenBlock) {
+    const int64_t tokens = std::min(kTokenBlock, job.tokens() - t);
+    for (size_t i = 0; i < p.outs.size(); ++i) {
+      s.AddUnits(static_cast<int>(i), Packed(p.outs[i].w).groups, per_unit, t, tokens);
+    }
+  }
+  threads_.For(static_cast<int64_t>(s.units.size()), [&](int64_t index, int rank) {
+    const Unit& u = s.units[static_cast<size_t>(index)];
+    const LinearParams::Out& o = p.outs[static_cast<size_t>(u.out)];
+    const PackedMatrix& w = Packed(o.w);
+    const Prepared& x = s.Of(job, rank);
+    float* acc = s.acc[static_cast<size_t>(rank)].as<float>();
+    for (int64_t g = u.group; g < u.group + u.groups; g += kPanelGroups) {
+      s.Multiply(w, job, x, u, g,
+                 static_cast<int>(std::min<int64_t>(kPanelGroups, u.group + u.groups - g)), acc);
+      const int64_t end = std::min((u.group + u.groups) * kGroupRows, w.rows);
+      const int64_t first = g * kGroupRows;
+      s.kernels.finish_linear({.acc = acc,
+                               .tokens = u.tokens,
+                               .rows = static_cast<int>(std::min<int64_t>(kPanelRows, end - first)),
+                               .bias = o.bias ? o.bias + first : nullptr,
+                               .accumulate = p.accumulate,
+                               .y = o.y.row(u.token) + first,
+                               .y_stride = o.y.stride(0)});
+    }
+  });
+}
+
+void CpuOps::DoGlu(const GluParams& p) {
+  if (!linear_) linear_ = std::make_shared<LinearState>(isa_, threads_.threads());
+  LinearState& s = *linear_;
+  const PackedMatrix& gate = Packed(p.gate);
+  const PackedMatrix& up = Packed(p.up);
+  BATON_CHECK_EQ(gate.cols, p.x.dim(1));
+  BATON_CHECK_EQ(up.cols, p.x.dim(1));
+  BATON_CHECK_EQ(gate.rows, up.rows);
+  Job job{.x = p.x, .norm_weight = p.norm_weight, .norm_eps = p.norm_eps};
+  s.Want(job, gate);
+  s.Want(job, up);
+  if (job.tokens() == 0) return;
+  s.Begin(job, threads_);
+
+  s.units.clear();
+  const int64_t per_unit = LinearState::GroupsPerUnit(gate.groups, job.tokens());
+  for (int64_t t = 0; t < job.tokens(); t += kTokenBlock) {
+    s.AddUnits(0, gate.groups, per_unit, t, std::min(kTokenBlock, job.tokens() - t));
+  }
+  threads_.For(static_cast<int64_t>(s.units.size()), [&](int64_t index, int rank) {
+    const Unit& u = s.units[static_cast<size_t>(index)];
+    const Prepared& x = s.Of(job, rank);
+    float* acc = s.acc[static_cast<size_t>(rank)].as<float>();
+    float* acc_up = acc + kTokenBlock * kPanelRows;
+    for (int64_t g = u.group; g < u.group + u.groups; g += kPanelGroups) {
+      const int groups = static_cast<int>(std::min<int64_t>(kPanelGroups, u.group + u.groups - g));
+      s.Multiply(gate, job, x, u, g, groups, acc);
+      s.Multiply(up, job, x, u, g, groups, acc_up);
+      const int64_t first = g * kGroupRows;
+      const int64_t end = std::min((u.group + u.groups) * kGroupRows, gate.rows);
+      s.kernels.finish_glu({.acc = acc,
+                            .up = acc_up,
+                            .tokens = u.tokens,
+                            .rows = static_cast<int>(std::min<int64_t>(kPanelRows, end - first)),
+                            .activation = p.activation,
+                            .y = p.y.row(u.token) + first,
+                            .y_stride = p.y.stride(0)});
+    }
+  });
+}
+
+}  // namespace baton::cpu

@@ -1,0 +1,85 @@
+// Entry points of the matrix kernels. Both instruction sets implement the same four functions.
+//
+// Rows of x (tokens) come in tiles of 6, prepared once per call: normalised and converted to what
+// the kernel multiplies with. Unused tokens of the last tile are neither written nor read. A
+// product of a panel (up to 64 rows of W) with a range of tokens goes to a small scratch matrix,
+// from which a finishing pass writes y. A (row, token) result is the same sequence of operations
+// whatever tile, panel or call it is part of.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/pack.h"
+#include "ops/ops.h"
+
+namespace baton::cpu {
+
+constexpr int kTileTokens = 6;
+constexpr int kPanelGroups = 4;
+constexpr int kPanelRows = kPanelGroups * kGroupRows;
+
+// 32 values of one row of x as bytes: x = d q. The products with the layouts' offsets are kept
+// ready, as start values of the integer sums.
+struct alignas(64) QuantBlock {
+  int8_t q[32];
+  float d;            // NaN if a value is not finite
+  float d_sum;        // d * sum of q
+  int32_t start4;     // -8 * sum of q
+  int32_t start8;     // -128 * sum of q
+  int32_t start6[2];  // -32 * sum of each half of q
+  int32_t unused[2];
+};
+
+struct PrepareArgs {
+  const float* x = nullptr;  // [count, cols]
+  int64_t x_stride = 0;
+  int count = 0;  // 1 to 6
+  int64_t cols = 0;
+  int64_t blocks = 0;                  // cols padded to 32, divided by 32
+  const float* norm_weight = nullptr;  // [cols] or null
+  float norm_eps = 0;
+  QuantBlock* quant = nullptr;  // [blocks, 6], or null: not wanted
+  std::byte* plain =
+      nullptr;  // avx512: bf16 [blocks * 16, 6, 2]; portable: f32 [blocks * 32, 6]; or null
+};
+
+struct PanelArgs {
+  const PackedMatrix* w = nullptr;
+  int64_t group = 0;             // first group of 16 rows
+  int groups = 0;                // 1 to 4
+  const std::byte* x = nullptr;  // prepared tiles; the first token is the first of its tile
+  int64_t tile_bytes = 0;
+  int64_t tokens = 0;
+  float* out = nullptr;  // [tokens, 64], 64-byte aligned
+};
+
+struct FinishArgs {
+  const float* acc = nullptr;  // [tokens, 64]
+  const float* up = nullptr;   // [tokens, 64], Glu only
+  int64_t tokens = 0;
+  int rows = 0;                 // of y, 1 to 64
+  const float* bias = nullptr;  // [rows] or null
+  bool accumulate = false;
+  GluActivation activation = GluActivation::kSilu;
+  float* y = nullptr;
+  int64_t y_stride = 0;
+};
+
+struct LinearKernels {
+  bool quantises_x;  // the quantised layouts read QuantBlock, else `plain`
+  int64_t plain_tile_bytes_per_block;
+  void (*prepare)(const PrepareArgs&);
+  void (*multiply)(const PanelArgs&);
+  void (*finish_linear)(const FinishArgs&);
+  void (*finish_glu)(const FinishArgs&);
+};
+
+namespace avx512 {
+LinearKernels GetLinearKernels();
+}
+namespace portable {
+LinearKernels GetLinearKernels();
+}
+
+}  // namespace baton::cpu
