@@ -1,0 +1,198 @@
+#include "formats/gguf_writer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <utility>
+
+#include "base/check.h"
+
+namespace baton {
+namespace {
+
+constexpr int64_t kChunkBytes = 4 << 20;
+
+// Value types of the format.
+constexpr uint32_t kUint32 = 4, kInt32 = 5, kFloat32 = 6, kBool = 7, kString = 8, kArray = 9,
+                   kInt64 = 11;
+
+class Bytes {
+ public:
+  template <typename T>
+  void Put(T value) {
+    const auto* p = reinterpret_cast<const std::byte*>(&value);
+    out.insert(out.end(), p, p + sizeof(T));
+  }
+  void PutString(std::string_view s) {
+    Put<uint64_t>(s.size());
+    const auto* p = reinterpret_cast<const std::byte*>(s.data());
+    out.insert(out.end(), p, p + s.size());
+  }
+  void PutArrayHead(uint32_t type, size_t count) {
+    Put(kArray);
+    Put(type);
+    Put<uint64_t>(count);
+  }
+  void Pad(int64_t alignment) { out.resize((out.size() + alignment - 1) / alignment * alignment); }
+
+  void operator()(int64_t v) {
+    if (std::in_range<uint32_t>(v)) {
+      Put(kUint32);
+      Put(static_cast<uint32_t>(v));
+    } else if (std::in_range<int32_t>(v)) {
+      Put(kInt32);
+      Put(static_cast<int32_t>(v));
+    } else {
+      Put(kInt64);
+      Put(v);
+    }
+  }
+  void operator()(double v) {
+    Put(kFloat32);
+    Put(static_cast<float>(v));
+  }
+  void operator()(bool v) {
+    Put(kBool);
+    Put<uint8_t>(v ? 1 : 0);
+  }
+  void operator()(const std::string& v) {
+    Put(kString);
+    PutString(v);
+  }
+  void operator()(const std::vector<int64_t>& v) {
+    const bool narrow =
+        std::all_of(v.begin(), v.end(), [](int64_t x) { return std::in_range<int32_t>(x); });
+    PutArrayHead(narrow ? kInt32 : kInt64, v.size());
+    for (int64_t x : v) narrow ? Put(static_cast<int32_t>(x)) : Put(x);
+  }
+  void operator()(const std::vector<double>& v) {
+    PutArrayHead(kFloat32, v.size());
+    for (double x : v) Put(static_cast<float>(x));
+  }
+  void operator()(const std::vector<std::string>& v) {
+    PutArrayHead(kString, v.size());
+    for (const std::string& s : v) PutString(s);
+  }
+
+  std::vector<std::byte> out;
+};
+
+int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+
+uint32_t GgufTypeId(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return 0;
+    case DType::kF16:
+      return 1;
+    case DType::kQ4_0:
+      return 2;
+    case DType::kQ4_1:
+      return 3;
+    case DType::kQ5_0:
+      return 6;
+    case DType::kQ5_1:
+      return 7;
+    case DType::kQ8_0:
+      return 8;
+    case DType::kQ4_K:
+      return 12;
+    case DType::kQ5_K:
+      return 13;
+    case DType::kQ6_K:
+      return 14;
+    case DType::kI8:
+      return 24;
+    case DType::kBF16:
+      return 30;
+  }
+  BATON_CHECK(false);
+  return 0;
+}
+
+void GgufWriter::Set(std::string key, MetaValue value) {
+  metadata_.values.insert_or_assign(std::move(key), std::move(value));
+}
+
+void GgufWriter::Set(const Metadata& metadata) {
+  for (const auto& [key, value] : metadata.values) Set(key, value);
+}
+
+void GgufWriter::AddTensor(std::string name, DType dtype, std::vector<int64_t> shape, Fill fill) {
+  BATON_CHECK(!shape.empty() && shape.back() % Info(dtype).block_elements == 0);
+  int64_t elements = 1;
+  for (int64_t d : shape) elements *= d;
+  tensors_.push_back(
+      {std::move(name), dtype, std::move(shape), BytesOf(dtype, elements), std::move(fill)});
+}
+
+void GgufWriter::AddTensor(std::string name, DType dtype, std::vector<int64_t> shape,
+                           std::vector<std::byte> bytes) {
+  const size_t given = bytes.size();
+  AddTensor(std::move(name), dtype, std::move(shape),
+            [bytes = std::move(bytes)](int64_t offset, std::span<std::byte> out) {
+              std::memcpy(out.data(), bytes.data() + offset, out.size());
+            });
+  BATON_CHECK_EQ(static_cast<int64_t>(given), tensors_.back().bytes);
+}
+
+bool GgufWriter::WriteTo(const Sink& sink) const {
+  const int64_t alignment = metadata_.Int("general.alignment").value_or(32);
+  Bytes head;
+  head.Put(uint32_t{0x46554747});  // "GGUF"
+  head.Put(uint32_t{3});
+  head.Put<uint64_t>(tensors_.size());
+  head.Put<uint64_t>(metadata_.values.size());
+  for (const auto& [key, value] : metadata_.values) {
+    head.PutString(key);
+    std::visit([&](const auto& v) { head(v); }, value);
+  }
+  int64_t offset = 0;
+  for (const Tensor& t : tensors_) {
+    head.PutString(t.name);
+    head.Put(static_cast<uint32_t>(t.shape.size()));
+    for (size_t d = t.shape.size(); d-- > 0;) head.Put<uint64_t>(static_cast<uint64_t>(t.shape[d]));
+    head.Put(GgufTypeId(t.dtype));
+    head.Put<uint64_t>(static_cast<uint64_t>(offset));
+    offset = RoundUp(offset + t.bytes, alignment);
+  }
+  head.Pad(alignment);
+  if (!sink(head.out)) return false;
+  std::vector<std::byte> chunk;
+  for (const Tensor& t : tensors_) {
+    const int64_t step = kChunkBytes / Info(t.dtype).block_bytes * Info(t.dtype).block_bytes;
+    for (int64_t at = 0; at < t.bytes; at += step) {
+      chunk.resize(static_cast<size_t>(std::min(step, t.bytes - at)));
+      t.fill(at, chunk);
+      if (!sink(chunk)) return false;
+    }
+    chunk.assign(static_cast<size_t>(RoundUp(t.bytes, alignment) - t.bytes), std::byte{0});
+    if (!sink(chunk)) return false;
+  }
+  return true;
+}
+
+Status GgufWriter::WriteFile(const std::string& path) const {
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  if (!out) return Error::Io("{}: cannot create", path);
+  const bool written = WriteTo([&](std::span<const std::byte> b) {
+    return static_cast<bool>(
+        out.write(reinterpret_cast<const char*>(b.data()), static_cast<std::streamsize>(b.size())));
+  });
+  out.close();
+  if (!written || !out) return Error::Io("{}: cannot write; is the disk full?", path);
+  return Status::Ok();
+}
+
+std::vector<std::byte> GgufWriter::ToBytes() const {
+  std::vector<std::byte> bytes;
+  WriteTo([&](std::span<const std::byte> b) {
+    bytes.insert(bytes.end(), b.begin(), b.end());
+    return true;
+  });
+  return bytes;
+}
+
+}  // namespace baton

@@ -1,0 +1,55 @@
+// Writes GGUF v3: metadata, then tensors streamed from callbacks, so that a file larger than memory
+// costs none.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "baton/error.h"
+#include "formats/gguf.h"
+
+namespace baton {
+
+class GgufWriter {
+ public:
+  // Fills `out` with the tensor's bytes from `offset` on. Both are multiples of the block's bytes;
+  // called in order.
+  using Fill = std::function<void(int64_t offset, std::span<std::byte> out)>;
+
+  // Integers are written as UINT32 where they fit (INT32 if negative, INT64 beyond), floats as
+  // FLOAT32, as other readers of the format expect.
+  void Set(std::string key, MetaValue value);
+  void Set(const Metadata& metadata);
+
+  // `shape` is row-major, outermost first; its last dimension is a multiple of the type's block.
+  void AddTensor(std::string name, DType dtype, std::vector<int64_t> shape, Fill fill);
+  // As above with the bytes themselves.
+  void AddTensor(std::string name, DType dtype, std::vector<int64_t> shape,
+                 std::vector<std::byte> bytes);
+
+  Status WriteFile(const std::string& path) const;
+  std::vector<std::byte> ToBytes() const;
+
+ private:
+  struct Tensor {
+    std::string name;
+    DType dtype;
+    std::vector<int64_t> shape;
+    int64_t bytes;
+    Fill fill;
+  };
+  using Sink = std::function<bool(std::span<const std::byte>)>;
+  bool WriteTo(const Sink& sink) const;
+
+  Metadata metadata_;
+  std::vector<Tensor> tensors_;
+};
+
+// The number of a type in GGUF files.
+uint32_t GgufTypeId(DType dtype);
+
+}  // namespace baton

@@ -1,0 +1,39 @@
+// Models of random weights, of any supported architecture and size: the whole engine runs on them
+// without a download.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/dtype.h"
+#include "baton/error.h"
+
+namespace baton {
+
+struct SyntheticSpec {
+  std::string architecture = "llama";  // a row of the architecture table
+  int layers = 2;
+  int64_t width = 64;
+  int heads = 4;
+  int kv_heads = 2;
+  int64_t head_dim = 16;
+  int64_t ffn_width = 128;
+  int64_t vocab = 320;  // at least 258: bytes, BOS, EOS
+  int64_t context = 4096;
+  int64_t window = 64;  // of window layers (mistral, gemma3)
+  DType weights =
+      DType::kF32;  // F32, F16, BF16, Q8_0 or Q4_0; norms and biases are F32 in GGUF files
+  bool tied_output = true;
+  uint64_t seed = 1;
+};
+
+// Matrices have mean 0 and standard deviation 1 / sqrt(inputs), so that activations keep their size
+// through any number of layers. The same spec gives the same bytes. A byte-level tokenizer
+// (formats/byte_tokenizer.h) comes with the model.
+Status WriteSyntheticGguf(const std::string& path, const SyntheticSpec& spec);
+
+// The same weights as a Hugging Face folder (config.json, model.safetensors, tokenizer.json),
+// created if missing. Only F32 and BF16; the whole model is held in memory.
+Status WriteSyntheticFolder(const std::string& path, const SyntheticSpec& spec);
+
+}  // namespace baton
