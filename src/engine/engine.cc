@@ -1,0 +1,216 @@
+#include "baton/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+
+#include "base/buffer.h"
+#include "engine/engine_impl.h"
+#include "engine/scheduler.h"
+#if BATON_WITH_CPU
+#include "kernels/cpu/cpu_ops.h"
+#endif
+
+namespace baton {
+namespace {
+
+DType CacheType(KvType t) {
+  return t == KvType::kF32 ? DType::kF32 : t == KvType::kBF16 ? DType::kBF16 : DType::kI8;
+}
+
+Result<std::unique_ptr<Ops>> MakeOps(const EngineOptions& options, ThreadPool& pool) {
+  if (options.backend == Backend::kReference) return MakeReferenceOps(pool);
+#if BATON_WITH_CPU
+  return MakeCpuOps(pool, options.portable ? CpuIsa::kPortable : DetectCpuIsa());
+#else
+  return Error::Unsupported("this build has no cpu backend")
+      .Hint("use --backend ref, or configure with BATON_SIMD=ON");
+#endif
+}
+
+ModelShape ShapeOf(const Checkpoint& c) {
+  ModelShape s{.architecture = c.config.architecture,
+               .fingerprint = c.fingerprint,
+               .layers = c.config.layers,
+               .heads = c.config.heads,
+               .kv_heads = c.config.kv_heads,
+               .head_dim = c.config.head_dim,
+               .window = {}};
+  for (const LayerConfig& l : c.config.layer) s.window.push_back(l.window);
+  return s;
+}
+
+void CountWeights(const Checkpoint& c, ModelInfo& info) {
+  std::map<std::string, int> types;
+  std::vector<const TensorInfo*> all = {c.embedding, c.output_norm};
+  if (c.output != c.embedding) all.push_back(c.output);
+  for (const LayerTensors& l : c.layers) {
+    for (const TensorInfo* t :
+         {l.attn_norm, l.q, l.k, l.v, l.o, l.q_bias, l.k_bias, l.v_bias, l.q_norm, l.k_norm,
+          l.post_attn_norm, l.ffn_norm, l.gate, l.up, l.down, l.post_ffn_norm}) {
+      all.push_back(t);
+    }
+  }
+  for (const TensorInfo* t : all) {
+    if (t == nullptr) continue;
+    types[std::string(Info(t->dtype).name)]++;
+    info.parameters += t->elements();
+    info.weight_bytes += t->bytes;
+  }
+  for (const auto& [name, count] : types) {
+    info.weight_types +=
+        fmt::format("{}{} x {}", info.weight_types.empty() ? "" : ", ", count, name);
+  }
+}
+
+}  // namespace
+
+std::string HashLogits(const float* logits, int64_t count) {
+  uint64_t h = 0xcbf29ce484222325u;
+  const auto* bytes = reinterpret_cast<const unsigned char*>(logits);
+  for (int64_t i = 0; i < count * 4; ++i) h = (h ^ bytes[i]) * 0x100000001b3u;
+  return fmt::format("{:08x}", static_cast<uint32_t>(h ^ (h >> 32)));
+}
+
+std::vector<bool> Engine::Impl::LowBitLayers(const ResolvedPlan* plan) const {
+  std::vector<bool> layers(static_cast<size_t>(info.layers), false);
+  for (int l = 0; plan && l < info.layers; ++l)
+    layers[static_cast<size_t>(l)] = plan->NeedsLowBit(l);
+  return layers;
+}
+
+Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<bool>& low_bit,
+                                                        int64_t tokens, bool alias) const {
+  std::vector<KvLayout> layouts;
+  for (int l = 0; l < info.layers; ++l) {
+    layouts.push_back({.dtype = CacheType(options.kv),
+                       .kv_heads = info.kv_heads,
+                       .head_dim = info.head_dim,
+                       .low_bit = low_bit[static_cast<size_t>(l)]});
+  }
+  BATON_ASSIGN(
+      std::unique_ptr<KvStore> store,
+      KvStore::Create(std::move(layouts), tokens + KvLayout::kSlots, {.alias_layers = alias}));
+  return std::shared_ptr<KvStore>(std::move(store));
+}
+
+Result<std::shared_ptr<KvStore>> Engine::Impl::Store(const std::vector<bool>& low_bit,
+                                                     int64_t tokens) {
+  if (store_ && store_low_bit_ == low_bit && store_->free_tokens() >= tokens) return store_;
+  BATON_ASSIGN(store_, NewStore(low_bit, std::max(tokens, options.kv_tokens), false));
+  store_low_bit_ = low_bit;
+  return store_;
+}
+
+Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
+                                             const EngineOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  if (options.prompt_chunk < 1) {
+    return Error::InvalidArgument("prompt chunk must be at least 1 token, got {}",
+                                  options.prompt_chunk);
+  }
+  if (options.threads < 0 || options.threads > 1024) {
+    return Error::InvalidArgument("threads must be between 0 (all processors) and 1024, got {}",
+                                  options.threads);
+  }
+  auto impl = std::make_unique<Impl>(options.threads);
+  BATON_ASSIGN(impl->checkpoint, Checkpoint::Open(path));
+  BATON_ASSIGN(impl->ops, MakeOps(options, impl->pool));
+  BATON_ASSIGN(Tokenizer tokenizer, impl->checkpoint.LoadTokenizer());
+  impl->tokenizer = std::make_unique<Tokenizer>(std::move(tokenizer));
+  BATON_ASSIGN(Weights weights, Weights::Load(impl->checkpoint, *impl->ops));
+
+  const ModelConfig& c = impl->checkpoint.config;
+  impl->options = options;
+  if (impl->options.context <= 0) impl->options.context = c.context;
+  if (impl->options.kv_tokens <= 0) impl->options.kv_tokens = impl->options.context;
+  impl->options.threads = impl->pool.threads();
+
+  ModelInfo& info = impl->info;
+  info.path = path;
+  info.name = c.name;
+  info.architecture = c.architecture;
+  info.fingerprint = impl->checkpoint.fingerprint;
+  info.layers = c.layers;
+  info.heads = c.heads;
+  info.kv_heads = c.kv_heads;
+  info.head_dim = c.head_dim;
+  info.width = c.width;
+  info.ffn_width = c.ffn_width;
+  info.vocab = c.vocab;
+  info.context = c.context;
+  CountWeights(impl->checkpoint, info);
+  const KvLayout layout{.dtype = CacheType(options.kv),
+                        .kv_heads = c.kv_heads,
+                        .head_dim = c.head_dim,
+                        .low_bit = false};
+  info.kv_bytes_per_token = c.layers * layout.row_bytes();
+  for (const LayerConfig& l : c.layer) info.window.push_back(l.window);
+  info.has_chat_template = !impl->tokenizer->chat_template().empty();
+  info.backend = impl->ops->name();
+  info.threads = impl->pool.threads();
+  impl->model =
+      std::make_unique<Transformer>(c, std::move(weights), *impl->ops, ShapeOf(impl->checkpoint));
+  info.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+const ModelInfo& Engine::info() const { return impl_->info; }
+const EngineOptions& Engine::options() const { return impl_->options; }
+
+std::vector<int32_t> Engine::Tokenize(std::string_view text, bool bos, bool special) const {
+  return impl_->tokenizer->Encode(text, {.bos = bos, .special = special});
+}
+std::string Engine::Detokenize(std::span<const int32_t> tokens, bool special) const {
+  return impl_->tokenizer->Decode(tokens, special);
+}
+bool Engine::IsEndOfGeneration(int32_t token) const {
+  return impl_->tokenizer->IsEndOfGeneration(token);
+}
+
+Result<std::string> Engine::RenderChat(const std::vector<ChatTurn>& turns) const {
+  BATON_ASSIGN(ChatTemplate chat, RecognizeChat(impl_->tokenizer->chat_template()));
+  std::vector<ChatMessage> messages;
+  for (const ChatTurn& t : turns) messages.push_back({t.role, t.content});
+  return baton::RenderChat(chat, messages);
+}
+
+Status Engine::CheckPlan(const Plan& plan, std::vector<std::string>* warnings) const {
+  BATON_ASSIGN([[maybe_unused]] ResolvedPlan resolved, impl_->ResolvePlan(plan, warnings));
+  return Status::Ok();
+}
+
+Result<double> Engine::KvBytesShare(const Plan& plan, int64_t visible) const {
+  BATON_ASSIGN(ResolvedPlan resolved, impl_->ResolvePlan(plan, nullptr));
+  return static_cast<double>(KvBytesPerToken(resolved, impl_->shape(), visible)) /
+         static_cast<double>(DenseKvBytesPerToken(impl_->shape(), visible));
+}
+
+void Engine::Cancel() { impl_->cancelled.store(true, std::memory_order_relaxed); }
+void Engine::ResetCancel() { impl_->cancelled.store(false, std::memory_order_relaxed); }
+
+void Engine::SetTracing(bool on) {
+  impl_->ops->trace().enabled = on;
+  impl_->ops->trace().Reset();
+}
+
+std::vector<OpTime> Engine::OpTimes() const {
+  std::vector<OpTime> times;
+  for (int i = 0; i < static_cast<int>(OpKind::kCount); ++i) {
+    const Trace::Entry& e = impl_->ops->trace()[static_cast<OpKind>(i)];
+    if (e.calls > 0)
+      times.push_back(
+          {std::string(Name(static_cast<OpKind>(i))), e.calls, e.seconds, e.bytes, e.flops});
+  }
+  return times;
+}
+
+MemoryUse Engine::Memory() {
+  const HugePageUse use = MeasureHugePages();
+  return {use.huge_bytes, use.total_bytes, use.advised};
+}
+
+}  // namespace baton

@@ -1,0 +1,58 @@
+// What an Engine holds: the model, its backend, and the KV store that requests share.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "baton/engine.h"
+#include "formats/chat.h"
+#include "kv/kv_store.h"
+#include "model/checkpoint.h"
+#include "model/transformer.h"
+
+namespace baton {
+
+struct Engine::Impl {
+  explicit Impl(int threads) : pool(threads) {}
+
+  EngineOptions options;
+  ModelInfo info;
+  ThreadPool pool;
+  std::unique_ptr<Ops> ops;
+  Checkpoint checkpoint;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Transformer> model;
+  std::atomic<bool> cancelled{false};
+  // The cache of the latest chat request, for its next turn.
+  struct Conversation {
+    std::shared_ptr<KvStore> store;
+    KvSequence sequence;
+    std::vector<int32_t> tokens;  // what the sequence holds
+    std::string plan_hash;
+  } conversation;
+
+  const ModelShape& shape() const { return model->shape(); }
+  Result<ResolvedPlan> ResolvePlan(const Plan& plan, std::vector<std::string>* warnings) const {
+    return Resolve(plan, shape(), warnings);
+  }
+  // Layers whose pages carry the low-bit copy of K under a plan.
+  std::vector<bool> LowBitLayers(const ResolvedPlan* plan) const;
+  // The shared store when it has exactly these copies and room for `tokens` more; otherwise a new
+  // one takes its place (the old one lives as long as its sequences).
+  Result<std::shared_ptr<KvStore>> Store(const std::vector<bool>& low_bit, int64_t tokens);
+  // A store of its own, for measurements.
+  Result<std::shared_ptr<KvStore>> NewStore(const std::vector<bool>& low_bit, int64_t tokens,
+                                            bool alias) const;
+
+ private:
+  std::shared_ptr<KvStore> store_;
+  std::vector<bool> store_low_bit_;
+};
+
+// FNV-1a over the bytes of a row of logits, 8 hex digits.
+std::string HashLogits(const float* logits, int64_t count);
+
+}  // namespace baton

@@ -1,0 +1,32 @@
+// From logits to a token, seeded and repeatable.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "baton/engine.h"
+
+namespace baton {
+
+class Sampler {
+ public:
+  explicit Sampler(const Sampling& options) : options_(options), state_(options.seed) {}
+
+  // Picks a token: repetition penalty over the latest `history`, then temperature, top-k, top-p,
+  // min-p. Temperature 0 takes the largest logit, the lower id on ties. Logits that are not numbers
+  // are never picked.
+  int32_t Sample(std::span<const float> logits, std::span<const int32_t> history);
+
+ private:
+  double NextUniform();  // [0, 1)
+
+  Sampling options_;
+  uint64_t state_;
+  std::vector<float> logits_;
+  std::vector<int32_t> order_;
+};
+
+Status CheckSampling(const Sampling& s);
+
+}  // namespace baton

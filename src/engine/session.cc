@@ -1,0 +1,77 @@
+#include "engine/session.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace baton {
+
+Result<Session> Session::Create(Engine& engine, const std::vector<bool>& low_bit,
+                                int64_t max_tokens, bool alias) {
+  BATON_ASSIGN(std::shared_ptr<KvStore> store, engine.impl().NewStore(low_bit, max_tokens, alias));
+  return Session(engine.impl(), std::move(store));
+}
+
+Status Session::Prefill(std::span<const int32_t> tokens, const ResolvedPlan* plan,
+                        const OnLogits& last) {
+  const auto total = static_cast<int64_t>(tokens.size());
+  for (int64_t done = 0; done < total;) {
+    if (engine_->cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
+    const int64_t count = std::min(engine_->options.prompt_chunk, total - done);
+    const int64_t position = length();
+    BATON_TRY(sequence_.Reserve(position + count));
+    const AttentionSegment segment{.rows = {0, count, position},
+                                   .kv = &sequence_,
+                                   .plan = plan,
+                                   .prompt = true,
+                                   .watch = nullptr};
+    const int64_t last_row = count - 1;
+    ForwardBatch batch;
+    batch.tokens = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(count));
+    batch.segments = std::span(&segment, 1);
+    done += count;
+    if (last && done == total) {
+      batch.logit_rows = std::span(&last_row, 1);
+      batch.on_logits = last;
+    }
+    BATON_TRY(engine_->model->Forward(batch));
+  }
+  return Status::Ok();
+}
+
+Status Session::Decode(std::span<const int32_t> tokens, const DecodeOptions& options) {
+  if (engine_->cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
+  const auto count = static_cast<int64_t>(tokens.size());
+  const int64_t position = length();
+  BATON_TRY(sequence_.Reserve(position + count));
+  const AttentionSegment segment{.rows = {0, count, position},
+                                 .kv = &sequence_,
+                                 .plan = options.plan,
+                                 .prompt = false,
+                                 .watch = options.watch};
+  std::vector<int64_t> all;
+  ForwardBatch batch;
+  batch.tokens = tokens;
+  batch.segments = std::span(&segment, 1);
+  batch.logit_rows = options.logit_rows;
+  if (options.on_logits && batch.logit_rows.empty()) {
+    all.resize(static_cast<size_t>(count));
+    std::iota(all.begin(), all.end(), int64_t{0});
+    batch.logit_rows = all;
+  }
+  batch.on_logits = options.on_logits;
+  batch.observer = options.observer;
+  batch.first_layer = options.first_layer;
+  batch.hidden = options.hidden;
+  batch.capture = options.capture;
+  batch.tap_layer = options.tap_layer;
+  batch.tap = options.tap;
+  return engine_->model->Forward(batch);
+}
+
+Status Session::FillSynthetic(int64_t length, uint64_t seed) {
+  return baton::FillSynthetic(*store_, sequence_, length, seed, &engine_->pool);
+}
+
+void Session::Truncate(int64_t tokens) { sequence_.Truncate(tokens); }
+
+}  // namespace baton

@@ -1,0 +1,63 @@
+// One sequence at the level of tokens and logits: what measurements are built from. A session may
+// be cut back to any earlier length and continued differently, so many plans can be tried on one
+// prompt.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "baton/engine.h"
+#include "engine/engine_impl.h"
+
+namespace baton {
+
+class Session {
+ public:
+  // `low_bit`: layers that need the 4-bit copy of K; Engine::Impl::LowBitLayers(plan), or all for
+  // profiling. `alias`: all layers share one cache buffer; only for timing (see KvStoreOptions).
+  static Result<Session> Create(Engine& engine, const std::vector<bool>& low_bit,
+                                int64_t max_tokens, bool alias = false);
+
+  // [n, vocab] logits of wanted rows first .. first + n.
+  using OnLogits = std::function<void(int64_t first, View<const float> logits)>;
+
+  // Appends prompt tokens in the engine's chunks, under the plan's prefill mode (null: dense).
+  // `last` sees the logits of the final token.
+  Status Prefill(std::span<const int32_t> tokens, const ResolvedPlan* plan = nullptr,
+                 const OnLogits& last = nullptr);
+
+  struct DecodeOptions {
+    const ResolvedPlan* plan = nullptr;
+    std::span<const int64_t> logit_rows;  // of the given tokens; empty with on_logits set: all
+    OnLogits on_logits;
+    AttentionObserver* observer = nullptr;
+    int first_layer = 0;
+    const float* hidden = nullptr;
+    float* capture = nullptr;
+    int tap_layer = -1;
+    float* tap = nullptr;
+    Watch* watch = nullptr;
+  };
+  // Appends tokens, each attending as in decode (its own sets), all in one pass: teacher forcing.
+  Status Decode(std::span<const int32_t> tokens, const DecodeOptions& options);
+
+  // Makes the sequence `length` tokens long with made-up K and V.
+  Status FillSynthetic(int64_t length, uint64_t seed);
+
+  void Truncate(int64_t tokens);
+  int64_t length() const { return sequence_.length(); }
+  KvStore& store() { return *store_; }
+  KvSequence& sequence() { return sequence_; }
+
+ private:
+  Session(Engine::Impl& engine, std::shared_ptr<KvStore> store)
+      : engine_(&engine), store_(std::move(store)), sequence_(store_->NewSequence()) {}
+
+  Engine::Impl* engine_;
+  std::shared_ptr<KvStore> store_;
+  KvSequence sequence_;
+};
+
+}  // namespace baton
