@@ -214,6 +214,8 @@ Status ReadPieceSteps(const std::vector<const Json*>& normal, const std::vector<
       return UnknownStep("pre_tokenizer", *step);
     }
     spaces = true;
+    // Hugging Face leaves the space out when the text begins with one, SentencePiece puts a second.
+    // We do as the latter: only then can decoding give the text back.
     spec.split_words = Flag(At(*step, "split"), true);
     const std::string_view scheme = Text(At(*step, "prepend_scheme"));
     const bool prepends = scheme.empty() ? Flag(At(*step, "add_prefix_space"), true) : true;
