@@ -123,7 +123,7 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT w, const float* HWY_RESTRICT x, i
 template <int NT>
 void Rows(const float* w, const float* x, int columns, int rows, float* out) {
   constexpr int kWanted = NT == 1 ? 8 : NT <= 3 ? 4 : 2;
-  constexpr int kLanes = HWY_MAX_LANES_D(F);
+  constexpr int kLanes = hn::MaxLanes(F());
   int r = 0;
   for (; r + kWanted * kLanes <= rows; r += kWanted * kLanes)
     Tile<kWanted, NT>(w + r, x, columns, out + r);
@@ -233,7 +233,7 @@ V Activate(V g, GluActivation a) {
 
 void FinishGluImpl(const FinishArgs& p) {
   const int lanes = static_cast<int>(hn::Lanes(kF));
-  alignas(64) float rest[HWY_MAX_LANES_D(F)];
+  alignas(64) float rest[hn::MaxLanes(F())];
   for (int64_t t = 0; t < p.tokens; ++t) {
     for (int r = 0; r < p.rows; r += lanes) {
       const V gate = hn::Load(kF, p.acc + t * kPanelRows + r);

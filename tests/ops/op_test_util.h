@@ -1,0 +1,152 @@
+// Helpers of the op tests: one body runs on every backend and is compared with the reference.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/thread_pool.h"
+#include "ops/ops.h"
+#ifdef BATON_WITH_CPU
+#include "kernels/cpu/cpu_ops.h"
+#endif
+
+namespace baton::test {
+
+// Names for INSTANTIATE_TEST_SUITE_P; also valid parts of test names.
+inline std::vector<std::string> BackendNames() {
+#ifdef BATON_WITH_CPU
+  return {"ref", "portable", "avx512"};
+#else
+  return {"ref"};
+#endif
+}
+
+// Null when the machine lacks the instructions: `if (!ops) GTEST_SKIP() << kNoBackend;`
+inline constexpr const char* kNoBackend = "this machine lacks AVX-512 with VNNI and BF16";
+
+inline std::unique_ptr<Ops> MakeBackend(const std::string& name, ThreadPool& threads) {
+  if (name == "ref") return MakeReferenceOps(threads);
+#ifdef BATON_WITH_CPU
+  const CpuIsa isa = name == "avx512" ? CpuIsa::kAvx512 : CpuIsa::kPortable;
+  if (isa == CpuIsa::kAvx512 && DetectCpuIsa() != isa) return nullptr;
+  auto ops = MakeCpuOps(threads, isa);
+  if (ops.ok()) return std::move(ops).value();
+  ADD_FAILURE() << ops.error().ToString();
+#endif
+  return nullptr;
+}
+
+// |got - want| <= absolute + relative * |want|. `absolute` is a share of the root mean square of
+// `want` when scaled.
+struct Tolerance {
+  double relative = 0;
+  double absolute = 0;
+  double cosine = 1;  // at least
+  bool scaled = true;
+};
+
+inline void ExpectClose(std::span<const float> got, std::span<const float> want,
+                        const Tolerance& tol, const std::string& what = "") {
+  ASSERT_EQ(got.size(), want.size()) << what;
+  double gg = 0, ww = 0, gw = 0;
+  int64_t finite = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const bool same_kind = std::isnan(got[i]) == std::isnan(want[i]) &&
+                           std::isinf(got[i]) == std::isinf(want[i]) &&
+                           (!std::isinf(want[i]) || got[i] == want[i]);
+    ASSERT_TRUE(same_kind) << what << ": at " << i << " got " << got[i] << ", want " << want[i];
+    if (!std::isfinite(want[i])) continue;
+    ++finite;
+    gg += static_cast<double>(got[i]) * got[i];
+    ww += static_cast<double>(want[i]) * want[i];
+    gw += static_cast<double>(got[i]) * want[i];
+  }
+  if (finite == 0) return;
+  const double absolute =
+      tol.absolute * (tol.scaled ? std::sqrt(ww / static_cast<double>(finite)) : 1.0);
+  double worst = -1;
+  size_t worst_index = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    if (!std::isfinite(want[i])) continue;
+    const double error = std::fabs(static_cast<double>(got[i]) - want[i]);
+    const double excess = error - (absolute + tol.relative * std::fabs(want[i]));
+    if (excess > worst || worst_index == 0) worst = excess, worst_index = i;
+  }
+  EXPECT_LE(worst, 0) << what << ": worst at " << worst_index << " of " << want.size() << ": got "
+                      << got[worst_index] << ", want " << want[worst_index];
+  const double cosine = gg == 0 && ww == 0 ? 1.0 : gw / std::sqrt(std::max(gg * ww, 1e-300));
+  EXPECT_GE(cosine, std::min(tol.cosine, 1 - 1e-12)) << what;
+}
+
+inline void ExpectSameBits(std::span<const float> got, std::span<const float> want,
+                           const std::string& what = "") {
+  ASSERT_EQ(got.size(), want.size()) << what;
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_EQ(std::memcmp(&got[i], &want[i], 4), 0)
+        << what << ": at " << i << " got " << got[i] << ", want " << want[i];
+  }
+}
+
+using Rng = std::mt19937;
+
+inline std::vector<float> RandomNormal(Rng& rng, int64_t n, float sigma = 1, float mean = 0) {
+  std::normal_distribution<float> normal(mean, sigma);
+  std::vector<float> v(static_cast<size_t>(n));
+  for (float& x : v) x = normal(rng);
+  return v;
+}
+
+inline constexpr DType kWeightTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ4_0,
+                                         DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0,
+                                         DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+
+// Bytes of `elements` weights: random quants, scales such that the weights are of the order of 0.1.
+inline std::vector<std::byte> RandomWeights(Rng& rng, DType dtype, int64_t elements) {
+  std::vector<std::byte> data(static_cast<size_t>(BytesOf(dtype, elements)));
+  std::normal_distribution<float> normal(0, 0.1f);
+  if (Info(dtype).block_elements == 1) {
+    for (int64_t i = 0; i < elements; ++i) {
+      const float x = normal(rng);
+      const uint16_t h = dtype == DType::kF16 ? FloatToHalf(x) : ToBf16(x).bits;
+      if (dtype == DType::kF32) {
+        std::memcpy(data.data() + i * 4, &x, 4);
+      } else {
+        std::memcpy(data.data() + i * 2, &h, 2);
+      }
+    }
+    return data;
+  }
+  for (std::byte& b : data) b = static_cast<std::byte>(rng() & 255);
+  const bool has_min = dtype == DType::kQ4_1 || dtype == DType::kQ5_1 || dtype == DType::kQ4_K ||
+                       dtype == DType::kQ5_K;
+  const float scale = dtype == DType::kQ8_0                            ? 0.1f / 64
+                      : dtype == DType::kQ6_K                          ? 0.1f / (16 * 64)
+                      : dtype == DType::kQ4_K                          ? 0.1f / (8 * 32)
+                      : dtype == DType::kQ5_K                          ? 0.1f / (16 * 32)
+                      : dtype == DType::kQ4_0 || dtype == DType::kQ4_1 ? 0.1f / 8
+                                                                       : 0.1f / 16;
+  std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
+  for (int64_t b = 0; b < elements / Info(dtype).block_elements; ++b) {
+    std::byte* block = data.data() + b * Info(dtype).block_bytes;
+    const float d = scale * uniform(rng);
+    const uint16_t d16 = FloatToHalf(has_min || rng() % 2 ? d : -d);
+    std::memcpy(block + (dtype == DType::kQ6_K ? 208 : 0), &d16, 2);
+    if (has_min) {
+      const bool super = dtype == DType::kQ4_K || dtype == DType::kQ5_K;
+      const uint16_t m16 = FloatToHalf(super ? 0.1f / 32 * uniform(rng) : -0.1f * uniform(rng));
+      std::memcpy(block + 2, &m16, 2);
+    }
+  }
+  return data;
+}
+
+}  // namespace baton::test
