@@ -29,13 +29,16 @@ Status CheckLosses(const std::vector<double>& row, const std::string& name, int 
 // The programme of hylra 3.4: layers 0..j assigned, c of them dense, i = latest publisher.
 class Programme {
  public:
-  // With `count` the number of dense layers is part of the state. lambda: price per unit of cost,
-  // not of share.
-  Programme(const PlanProblem& problem, std::vector<int> budgets, double lambda, bool count)
+  struct Mode {
+    double lambda = 0;   // price per unit of cost, not of share
+    bool count = false;  // the number of dense layers is part of the state
+    bool full = true;    // false: a layer the model does not limit is dense only as a publisher
+  };
+  Programme(const PlanProblem& problem, std::vector<int> budgets, const Mode& mode)
       : p_(problem),
         budgets_(std::move(budgets)),
-        lambda_(lambda),
-        counts_(count ? problem.layers + 1 : 1),
+        mode_(mode),
+        counts_(mode.count ? problem.layers + 1 : 1),
         cells_(static_cast<size_t>(problem.layers) * counts_ * (problem.layers + 1)) {
     for (int j = 0; j < p_.layers; ++j) Advance(j);
   }
@@ -90,7 +93,7 @@ class Programme {
 
   const PlanProblem& p_;
   std::vector<int> budgets_;
-  double lambda_;
+  Mode mode_;
   int counts_;
   std::vector<Cell> cells_;
 };
@@ -108,7 +111,8 @@ void Programme::Advance(int j) {
 
 // Every role of layer j after a prefix with c dense layers whose latest publisher is column - 1.
 void Programme::Extend(int j, int c, int column, double value) {
-  Offer(j, c, column, value, {Role::kFull, 0, 0, p_.costs.full[j]});
+  if (mode_.full || p_.IsFixed(j))
+    Offer(j, c, column, value, {Role::kFull, 0, 0, p_.costs.full[j]});
   if (internal::MaySelect(p_, j))
     Offer(j, c, column, value, {Role::kSelect, 0, 0, SelectCost(p_, j)});
   for (int b : budgets_) {
@@ -123,7 +127,7 @@ void Programme::Extend(int j, int c, int column, double value) {
 
 void Programme::Offer(int j, int c, int column, double value, const Option& option) {
   if (option.loss == kForbidden) return;
-  const double total = value + option.loss + lambda_ * option.cost;
+  const double total = value + option.loss + mode_.lambda * option.cost;
   const int to = internal::Publishes(option.role) ? j + 1 : column;
   Cell& cell = At(j, c + Counted(j, option.role), to);
   bool better = total < cell.value;
@@ -168,8 +172,20 @@ Result<PlanCandidate> ByPriceChecked(const PlanProblem& p, double lambda) {
   if (!std::isfinite(lambda) || lambda < 0)
     return Error::InvalidArgument("price: expected a number of nats from 0, got {}", lambda);
   const double dense = DenseCost(p);
-  const Programme programme(p, AllBudgets(p), dense > 0 ? lambda / dense : 0, false);
+  const Programme programme(p, AllBudgets(p), {.lambda = dense > 0 ? lambda / dense : 0});
   return internal::EvaluateChecked(p, programme.Best(0));
+}
+
+Result<std::vector<PlanCandidate>> FrontByCount(const PlanProblem& p, int budget, bool full) {
+  const Programme programme(p, {budget}, {.count = true, .full = full});
+  std::vector<PlanCandidate> front;
+  for (int c = 0; c < programme.counts(); ++c) {
+    std::vector<LayerRole> roles = programme.Best(c);
+    if (roles.empty()) continue;
+    BATON_ASSIGN(PlanCandidate candidate, internal::EvaluateChecked(p, std::move(roles)));
+    front.push_back(std::move(candidate));
+  }
+  return front;
 }
 
 Status CheckBudgetIndex(const PlanProblem& p, int budget) {
@@ -224,15 +240,7 @@ Status CheckProblem(const PlanProblem& p) {
 Result<std::vector<PlanCandidate>> BestByCount(const PlanProblem& p, int budget) {
   BATON_TRY(CheckProblem(p));
   BATON_TRY(CheckBudgetIndex(p, budget));
-  const Programme programme(p, {budget}, 0, true);
-  std::vector<PlanCandidate> front;
-  for (int c = 0; c < programme.counts(); ++c) {
-    std::vector<LayerRole> roles = programme.Best(c);
-    if (roles.empty()) continue;
-    BATON_ASSIGN(PlanCandidate candidate, internal::EvaluateChecked(p, std::move(roles)));
-    front.push_back(std::move(candidate));
-  }
-  return front;
+  return FrontByCount(p, budget, true);
 }
 
 Result<PlanCandidate> BestByPrice(const PlanProblem& p, double lambda) {
@@ -285,7 +293,7 @@ Result<PlanCandidate> PaperPlan(const PlanProblem& problem,
   }
   // At equal counts as many layers reuse, so the least summed 1 - overlap is the largest summed
   // overlap.
-  BATON_ASSIGN(std::vector<PlanCandidate> front, BestByCount(p, budget));
+  BATON_ASSIGN(std::vector<PlanCandidate> front, FrontByCount(p, budget, false));
   return std::move(front.front());
 }
 
