@@ -1,0 +1,148 @@
+// baton bench: prompt and decode speed at any depth, dense and under a plan.
+#include <algorithm>
+
+#include "apps/command.h"
+#include "baton/eval.h"
+
+namespace baton::apps {
+namespace {
+
+struct BenchFlags {
+  EngineFlags engine;
+  std::string plan;
+  BenchOptions options;
+  bool ops = false, json = false;
+};
+
+void AddOptions(CLI::App* command, BenchFlags& o) {
+  o.engine.AddModel(command);
+  AddPlanFlag(command, o.plan);
+  BenchOptions& b = o.options;
+  command->add_option("-d,--depth", b.depths, "Tokens already in the cache, for example 0,7168")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::NonNegativeNumber);
+  const auto count = [&](const std::string& name, auto& value, const std::string& help, int least) {
+    command->add_option(name, value, help)
+        ->check(CLI::Range(least, 1 << 30))
+        ->capture_default_str();
+  };
+  count("-p,--prompt", b.prompt, "Prompt tokens timed at each depth; 0: none", 0);
+  count("-n,--decode", b.decode, "Decode steps timed at each depth", 1);
+  count("-r,--repeats", b.repeats, "Repetitions; medians are reported", 1);
+  count("--batch", b.batch, "Sequences decoded together", 1);
+  count("--whole", b.whole_prompt, "Also time a whole prompt of N tokens; 0: no", 0);
+  command->add_flag("--ops", o.ops, "Time of each operation in a decode step");
+  AddJsonFlag(command, o.json);
+  o.engine.Add(command);
+}
+
+Json ToJson(const BenchRow& row, bool ops) {
+  Json object = {{"depth", row.depth},
+                 {"plan", row.plan},
+                 {"batch", row.batch},
+                 {"prompt_tokens_per_s", row.prompt_tokens_per_s},
+                 {"decode_tokens_per_s", row.decode_tokens_per_s},
+                 {"kv_bytes_per_token", row.kv_bytes_per_token},
+                 {"weight_bytes_per_token", row.weight_bytes_per_token},
+                 {"decode_bytes_per_s", row.decode_bytes_per_s},
+                 {"share_of_read_bandwidth", row.share_of_read_bandwidth},
+                 {"logits_hash", row.logits_hash},
+                 {"aliased", row.aliased}};
+  if (ops) object["ops"] = apps::ToJson(row.ops);
+  return object;
+}
+
+std::string OpsTable(const BenchRow& row) {
+  double total = 0;
+  for (const OpTime& op : row.ops) total += op.seconds;
+  std::vector<OpTime> ops = row.ops;
+  std::stable_sort(ops.begin(), ops.end(),
+                   [](const OpTime& a, const OpTime& b) { return a.seconds > b.seconds; });
+  Table table({"operation", "calls", "us", "share", "GB/s", "GFLOP/s"});
+  for (const OpTime& op : ops) {
+    const auto rate = [&](double amount) {
+      return Number(op.seconds > 0 ? amount / op.seconds / 1e9 : 0);
+    };
+    table.Row({op.name, Count(op.calls), Number(op.seconds * 1e6),
+               Percent(total > 0 ? op.seconds / total : 0), rate(op.bytes), rate(op.flops)});
+  }
+  return fmt::format("\none decode step at depth {}, {}:\n{}", Count(row.depth), row.plan,
+                     table.ToString());
+}
+
+std::string ToText(const BenchResult& r, const BenchFlags& o) {
+  Table table({"attention", "depth", "prompt tok/s", "decode tok/s", "ms/token", "KV/token", "GB/s",
+               "of peak", "logits"});
+  bool aliased = false;
+  for (const BenchRow& row : r.rows) {
+    aliased |= row.aliased;
+    table.Row(
+        {row.plan == "dense" ? "dense" : "plan", Count(row.depth) + (row.aliased ? "*" : ""),
+         row.prompt_tokens_per_s > 0 ? Number(row.prompt_tokens_per_s) : "-",
+         Number(row.decode_tokens_per_s),
+         row.decode_tokens_per_s > 0 ? Number(1e3 / row.decode_tokens_per_s * row.batch) : "-",
+         Bytes(row.kv_bytes_per_token), Number(row.decode_bytes_per_s / 1e9),
+         Percent(row.share_of_read_bandwidth), row.logits_hash});
+  }
+  std::string out = table.ToString();
+  out += fmt::format("batch {}, memory reads {} GB/s\n", o.options.batch,
+                     Number(r.read_bandwidth / 1e9));
+  if (aliased) out += "* the layers share one synthetic cache: too large for memory otherwise\n";
+  const auto whole = [&](double seconds, std::string_view what) {
+    if (seconds <= 0) return;
+    out +=
+        fmt::format("prompt of {} tokens, {}: {:.2f} s, {} tok/s\n", Count(o.options.whole_prompt),
+                    what, seconds, Number(static_cast<double>(o.options.whole_prompt) / seconds));
+  };
+  whole(r.whole_prompt_seconds_dense, "dense");
+  whole(r.whole_prompt_seconds_plan, "plan");
+  if (o.ops)
+    for (const BenchRow& row : r.rows) out += OpsTable(row);
+  return out;
+}
+
+Result<int> Run(const BenchFlags& o, const Invocation& invocation) {
+  BATON_ASSIGN(auto engine, o.engine.Load());
+  BenchOptions options = o.options;
+  BATON_ASSIGN(options.plan, LoadPlan(*engine, o.plan));
+  if (options.plan) {
+    std::vector<int64_t> visible;
+    for (const int64_t depth : options.depths) visible.push_back(std::max<int64_t>(depth, 1));
+    BATON_ASSIGN(const std::string line, PlanLine(*engine, *options.plan, visible));
+    Note(line);
+  }
+  InterruptGuard guard(*engine);
+  Progress progress;
+  BATON_ASSIGN(const BenchResult r, RunBench(*engine, options, progress.Callback()));
+  if (!o.json) {
+    BATON_TRY(Print(ToText(r, o)));
+    return 0;
+  }
+  Json object = ResultHeader("bench", *engine, invocation);
+  object["read_bandwidth"] = r.read_bandwidth;
+  object["prompt"] = options.prompt;
+  object["decode"] = options.decode;
+  object["repeats"] = options.repeats;
+  Json rows = Json::array();
+  for (const BenchRow& row : r.rows) rows.push_back(ToJson(row, o.ops));
+  object["rows"] = std::move(rows);
+  if (options.whole_prompt > 0)
+    object["whole_prompt"] = {{"tokens", options.whole_prompt},
+                              {"seconds_dense", r.whole_prompt_seconds_dense},
+                              {"seconds_plan", r.whole_prompt_seconds_plan}};
+  BATON_TRY(PrintJson(object));
+  return 0;
+}
+
+}  // namespace
+
+void AddBench(CLI::App& app, Action& action) {
+  CLI::App* command = AddCommand(app, "bench", "Prompt and decode speed at any depth of context",
+                                 "  baton bench model.gguf --depth 0,7168\n"
+                                 "  baton bench model.gguf --plan plan.json --depth 7168 --ops\n"
+                                 "  baton bench model.gguf --depth 131072 -p 0 -n 16 --json");
+  AddCommandWith<BenchFlags>(command, action, AddOptions, Run);
+}
+
+}  // namespace baton::apps

@@ -1,0 +1,180 @@
+#include "apps/command.h"
+
+#include <atomic>
+#include <csignal>
+#include <fstream>
+
+#include "base/sha256.h"
+
+namespace baton::apps {
+namespace {
+
+// A signal handler can reach nothing but a global.
+std::atomic<Engine*> g_interruptible{nullptr};
+volatile std::sig_atomic_t g_interrupted = 0;
+
+extern "C" void OnInterrupt(int) {
+  g_interrupted = 1;
+  if (Engine* engine = g_interruptible.load()) engine->Cancel();
+}
+
+std::string CpuName() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with("model name")) continue;
+    const size_t colon = line.find(": ");
+    if (colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& description,
+                     const std::string& examples) {
+  CLI::App* command = app.add_subcommand(name, description);
+  command->footer("Examples:\n" + examples);
+  return command;
+}
+
+void UsageError(const std::string& option, const std::string& message) {
+  throw CLI::ValidationError(option, message);
+}
+
+void EngineFlags::AddModel(CLI::App* command) {
+  command->add_option("MODEL", model, "GGUF file, or folder of a Hugging Face checkpoint")
+      ->required();
+}
+
+void EngineFlags::Add(CLI::App* command, Context context) {
+  const std::string group = "Engine";
+  command->add_option("--threads", options.threads, "Threads; 0: one per processor")
+      ->check(CLI::Range(0, 1024))
+      ->group(group);
+  command
+      ->add_option("--backend", options.backend, "ref: slow and obvious; cpu: fast (the default)")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Backend>{{"ref", Backend::kReference}, {"cpu", Backend::kCpu}},
+          CLI::ignore_case))
+      ->group(group);
+  command->add_flag("--portable", options.portable, "No AVX-512, whatever the machine offers")
+      ->group(group);
+  command->add_option("--kv", options.kv, "Type of the KV cache: f32, bf16 (the default) or int8")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, KvType>{
+              {"f32", KvType::kF32}, {"bf16", KvType::kBF16}, {"int8", KvType::kInt8}},
+          CLI::ignore_case))
+      ->group(group);
+  if (context == Context::kOption)
+    command->add_option("--context", options.context, "Longest sequence; 0: the model's own")
+        ->check(CLI::NonNegativeNumber)
+        ->group(group);
+}
+
+Result<std::unique_ptr<Engine>> EngineFlags::Load() const { return Engine::Load(model, options); }
+
+void AddPlanFlag(CLI::App* command, std::string& path) {
+  command->add_option("--plan", path, "Attention plan (from `baton plan`); without it: dense");
+}
+
+void AddJsonFlag(CLI::App* command, bool& json) {
+  command->add_flag("--json", json, "Print one JSON object on standard output");
+}
+
+void AddTextFlag(CLI::App* command, std::vector<std::string>& paths) {
+  command->add_option("--text", paths, "Text files, read in this order")->required();
+}
+
+void TextSource::Add(CLI::App* command, const std::string& prompt_names) {
+  prompt_option = command->add_option(prompt_names, prompt, "Text");
+  file_option = command->add_option("-f,--file", file, "Text from a file");
+  file_option->excludes(prompt_option);
+}
+
+Result<std::string> TextSource::Read() const {
+  if (prompt_option->count() > 0) return prompt;
+  if (file_option->count() > 0) return ReadFile(file);
+  return ReadStdin();
+}
+
+Result<Texts> ReadTexts(const std::vector<std::string>& paths) {
+  Texts texts;
+  for (const std::string& path : paths) {
+    BATON_ASSIGN(const std::string text, ReadFile(path));
+    texts.sources.push_back({{"path", path}, {"bytes", text.size()}, {"sha256", Sha256Hex(text)}});
+    texts.all += text;
+  }
+  return texts;
+}
+
+Result<std::optional<Plan>> LoadPlan(const Engine& engine, const std::string& path) {
+  if (path.empty()) return std::optional<Plan>();
+  auto plan = Plan::Load(path);
+  if (!plan.ok()) return std::move(plan).error();
+  std::vector<std::string> warnings;
+  if (auto fits = engine.CheckPlan(*plan, &warnings); !fits.ok())
+    return std::move(fits).error().At(path);
+  for (const std::string& warning : warnings) Note("baton: warning: " + path + ": " + warning);
+  return std::optional<Plan>(std::move(*plan));
+}
+
+Result<std::string> PlanLine(const Engine& engine, const Plan& plan,
+                             const std::vector<int64_t>& visible) {
+  std::string line = "plan: " + plan.Summary() + " | a decode step reads";
+  for (size_t i = 0; i < visible.size(); ++i) {
+    BATON_ASSIGN(const double share, engine.KvBytesShare(plan, visible[i]));
+    line += fmt::format("{} {}{} at {} tokens", i ? "," : "", Percent(share),
+                        i ? "" : " of the KV bytes", Count(visible[i]));
+  }
+  return line;
+}
+
+Json ResultHeader(const std::string& kind, const Engine& engine, const Invocation& invocation) {
+  const ModelInfo& info = engine.info();
+  const char* kv[] = {"f32", "bf16", "int8"};
+  return {{"format", "baton-" + kind},
+          {"version", 1},
+          {"command", invocation.command_line},
+          {"machine",
+           {{"cpu", CpuName()},
+            {"backend", info.backend},
+            {"threads", info.threads},
+            {"kv", kv[static_cast<int>(engine.options().kv)]}}},
+          {"model",
+           {{"path", info.path},
+            {"name", info.name},
+            {"architecture", info.architecture},
+            {"fingerprint", info.fingerprint},
+            {"layers", info.layers},
+            {"weight_types", info.weight_types}}}};
+}
+
+Json ToJson(const std::vector<OpTime>& ops) {
+  Json list = Json::array();
+  for (const OpTime& op : ops)
+    list.push_back({{"name", op.name},
+                    {"calls", op.calls},
+                    {"seconds", op.seconds},
+                    {"bytes", op.bytes},
+                    {"flops", op.flops}});
+  return list;
+}
+
+InterruptGuard::InterruptGuard(Engine& engine) {
+  g_interrupted = 0;
+  g_interruptible = &engine;
+  struct sigaction action {};
+  action.sa_handler = OnInterrupt;
+  // The second signal finds the default again and ends the program.
+  action.sa_flags = SA_RESETHAND;
+  sigaction(SIGINT, &action, nullptr);
+}
+
+InterruptGuard::~InterruptGuard() {
+  std::signal(SIGINT, SIG_DFL);
+  g_interruptible = nullptr;
+}
+
+bool InterruptGuard::Interrupted() const { return g_interrupted != 0; }
+
+}  // namespace baton::apps

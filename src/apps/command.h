@@ -1,0 +1,112 @@
+// What the commands share: their registration, the options that load an engine, Ctrl-C.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "apps/output.h"
+#include "baton/engine.h"
+#include "baton/error.h"
+#include "baton/plan.h"
+
+namespace baton::apps {
+
+constexpr int kExitInterrupted = 130;  // as shells report a program that SIGINT ended
+
+// What a result says about where it came from.
+struct Invocation {
+  std::string command_line;
+};
+
+// What a command does once its options are parsed; the value is the exit status.
+using Action = std::function<Result<int>(const Invocation&)>;
+
+// Each registers one command, which sets `action` when it is the one that was asked for.
+void AddRun(CLI::App& app, Action& action);
+void AddInfo(CLI::App& app, Action& action);
+void AddTokenize(CLI::App& app, Action& action);
+void AddPerplexity(CLI::App& app, Action& action);
+void AddEval(CLI::App& app, Action& action);
+void AddBench(CLI::App& app, Action& action);
+void AddProfile(CLI::App& app, Action& action);
+void AddPlan(CLI::App& app, Action& action);
+void AddReport(CLI::App& app, Action& action);
+
+// A subcommand with examples under its help.
+CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& description,
+                     const std::string& examples);
+
+// Registers the command's options and its work in one go: `Options` is default-constructed, given
+// to `add`, and to `run` when the command was asked for.
+template <typename Options>
+void AddCommandWith(CLI::App* command, Action& action, void (*add)(CLI::App*, Options&),
+                    Result<int> (*run)(const Options&, const Invocation&)) {
+  auto options = std::make_shared<Options>();
+  add(command, *options);
+  command->callback([options, run, &action] {
+    action = [options, run](const Invocation& invocation) { return run(*options, invocation); };
+  });
+}
+
+// A mistake in how the command was called, found after parsing: exit status 2, as for any other.
+[[noreturn]] void UsageError(const std::string& option, const std::string& message);
+
+// The options by which a command gets its engine.
+struct EngineFlags {
+  std::string model;
+  EngineOptions options;
+
+  enum class Context { kOption, kOwnedByCommand };
+  void AddModel(CLI::App* command);
+  void Add(CLI::App* command, Context context = Context::kOption);
+  Result<std::unique_ptr<Engine>> Load() const;
+};
+
+void AddPlanFlag(CLI::App* command, std::string& path);
+void AddJsonFlag(CLI::App* command, bool& json);
+// One file or several; the text is that of all, in order.
+void AddTextFlag(CLI::App* command, std::vector<std::string>& paths);
+// --prompt, --file, or what is piped in.
+struct TextSource {
+  std::string prompt, file;
+  CLI::Option* prompt_option = nullptr;
+  CLI::Option* file_option = nullptr;
+  void Add(CLI::App* command, const std::string& prompt_names = "-p,--prompt");
+  bool Given() const { return prompt_option->count() + file_option->count() > 0; }
+  Result<std::string> Read() const;  // standard input when neither was given
+};
+
+struct Texts {
+  std::string all;
+  Json sources = Json::array();  // {"path", "bytes", "sha256"}
+};
+Result<Texts> ReadTexts(const std::vector<std::string>& paths);
+
+// Loads and checks a plan; its warnings go to standard error.
+Result<std::optional<Plan>> LoadPlan(const Engine& engine, const std::string& path);
+// The start-up line: roles, and what a decode step reads at each of `visible` keys.
+Result<std::string> PlanLine(const Engine& engine, const Plan& plan,
+                             const std::vector<int64_t>& visible);
+
+// The keys that every JSON result starts with: kind, command, machine, model.
+Json ResultHeader(const std::string& kind, const Engine& engine, const Invocation& invocation);
+Json ToJson(const std::vector<OpTime>& ops);
+
+// While it lives, the first Ctrl-C makes the engine stop after its current step and the second
+// ends the program.
+class InterruptGuard {
+ public:
+  explicit InterruptGuard(Engine& engine);
+  ~InterruptGuard();
+  InterruptGuard(const InterruptGuard&) = delete;
+  InterruptGuard& operator=(const InterruptGuard&) = delete;
+  bool Interrupted() const;
+};
+
+}  // namespace baton::apps

@@ -1,0 +1,169 @@
+// baton eval: a plan against the same model's dense attention.
+#include "baton/eval.h"
+
+#include <map>
+
+#include "apps/command.h"
+
+namespace baton::apps {
+namespace {
+
+struct EvalFlags {
+  EngineFlags engine;
+  std::string plan;
+  std::vector<std::string> texts;
+  EvalOptions options;
+  bool json = false;
+};
+
+void AddOptions(CLI::App* command, EvalFlags& o) {
+  o.engine.AddModel(command);
+  command->add_option("--plan", o.plan, "Attention plan to judge")->required();
+  AddTextFlag(command, o.texts);
+  const auto count = [&](const std::string& name, int64_t& value, const std::string& help) {
+    return command->add_option(name, value, help)
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+  };
+  count("--context", o.options.context, "Tokens of a window of text");
+  count("--rows", o.options.rows, "Last positions of each window, decoded under the plan");
+  count("--max-windows", o.options.max_windows, "Windows of text; 0: as many as it has");
+  command->add_option("--needles", o.options.needles, "Retrieval probes; 0: none")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--seed", o.options.seed, "Seed of the probes")->capture_default_str();
+  command
+      ->add_option("--grid", o.options.grid_lengths,
+                   "Also probe by depth at these lengths, for example 1024,2048,4096")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::PositiveNumber);
+  count("--self", o.options.self_generated, "Also compare a free-running decode of N tokens");
+  AddJsonFlag(command, o.json);
+  o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);
+}
+
+Json ToJson(const std::vector<NeedleResult>& needles) {
+  Json list = Json::array();
+  for (const NeedleResult& n : needles)
+    list.push_back({{"length", n.length},
+                    {"depth", n.depth},
+                    {"kind", n.kind},
+                    {"dense_found", n.dense_found},
+                    {"found", n.found}});
+  return list;
+}
+
+Json ToJson(const EvalResult& r) {
+  Json object = {{"kl_mean", r.kl_mean},
+                 {"kl_standard_error", r.kl_standard_error},
+                 {"top1_agreement", r.top1_agreement},
+                 {"nll_delta", r.nll_delta},
+                 {"dense_nll", r.dense_nll},
+                 {"positions", r.positions},
+                 {"windows", r.windows},
+                 {"retrieval_found", r.retrieval_found},
+                 {"retrieval_dense_found", r.retrieval_dense_found},
+                 {"retrieval_total", r.retrieval_total},
+                 {"answer_kl", r.answer_kl},
+                 {"kv_bytes_share", r.kv_bytes_share},
+                 {"needles", ToJson(r.needles)},
+                 {"grid", ToJson(r.grid)}};
+  if (r.self_generated > 0)
+    object["self"] = {{"tokens", r.self_generated},
+                      {"first_difference", r.self_first_difference},
+                      {"nll_plan", r.self_nll_plan},
+                      {"nll_dense", r.self_nll_dense}};
+  return object;
+}
+
+// A cell per depth (rows) and length (columns): found of those that dense finds.
+std::string Grid(const std::vector<NeedleResult>& grid) {
+  std::map<int64_t, std::map<int64_t, std::pair<int, int>>>
+      cells;  // depth in % -> length -> counts
+  std::map<int64_t, int> lengths;
+  for (const NeedleResult& n : grid) {
+    auto& cell = cells[std::llround(n.depth * 100)][n.length];
+    cell.first += n.dense_found && n.found, cell.second += n.dense_found;
+    lengths[n.length] = 0;
+  }
+  std::vector<std::string> heads = {"depth"};
+  for (const auto& [length, unused] : lengths) heads.push_back(Count(length));
+  Table table(heads);
+  for (auto& [depth, row] : cells) {
+    std::vector<std::string> line = {fmt::format("{} %", depth)};
+    for (const auto& [length, unused] : lengths) {
+      const auto it = row.find(length);
+      line.push_back(it == row.end() ? ""
+                                     : fmt::format("{}/{}", it->second.first, it->second.second));
+    }
+    table.Row(line);
+  }
+  return table.ToString();
+}
+
+std::string ToText(const EvalResult& r) {
+  Table table({"measure", "planned", "dense"});
+  table.Row({"KV bytes a decode step reads", Percent(r.kv_bytes_share), "100 %"});
+  table.Row(
+      {"KL to dense, nats", fmt::format("{:.4f} +/- {:.4f}", r.kl_mean, r.kl_standard_error), "0"});
+  table.Row({"same likeliest token", Percent(r.top1_agreement), "100 %"});
+  table.Row({"NLL, nats", fmt::format("{:.4f}", r.dense_nll + r.nll_delta),
+             fmt::format("{:.4f}", r.dense_nll)});
+  if (r.retrieval_total > 0) {
+    table.Row({fmt::format("probes found of {}", r.retrieval_total),
+               std::to_string(r.retrieval_found), std::to_string(r.retrieval_dense_found)});
+    table.Row({"KL at the answers, nats", fmt::format("{:.4f}", r.answer_kl), "0"});
+  }
+  std::string out = table.ToString();
+  out += fmt::format("over {} positions in {} windows\n", Count(r.positions), Count(r.windows));
+  if (r.self_generated > 0)
+    out += fmt::format(
+        "free-running {} tokens: {}; NLL of the planned text {:.4f} planned, {:.4f} dense\n",
+        Count(r.self_generated),
+        r.self_first_difference < 0
+            ? std::string("same as dense")
+            : fmt::format("first difference at {}", Count(r.self_first_difference)),
+        r.self_nll_plan, r.self_nll_dense);
+  if (!r.grid.empty()) out += "\nfound of what dense finds, by depth and length:\n" + Grid(r.grid);
+  return out;
+}
+
+Result<int> Run(const EvalFlags& o, const Invocation& invocation) {
+  BATON_ASSIGN(const Texts text, ReadTexts(o.texts));
+  BATON_ASSIGN(auto engine, o.engine.Load());
+  BATON_ASSIGN(const auto plan, LoadPlan(*engine, o.plan));
+  EvalOptions options = o.options;
+  options.plan = *plan;
+  BATON_ASSIGN(const std::string line, PlanLine(*engine, options.plan, {options.context}));
+  Note(line);
+  InterruptGuard guard(*engine);
+  Progress progress;
+  BATON_ASSIGN(const EvalResult r, Evaluate(*engine, text.all, options, progress.Callback()));
+  if (!o.json) {
+    BATON_TRY(Print(ToText(r)));
+    return 0;
+  }
+  Json object = ResultHeader("eval", *engine, invocation);
+  object["plan"] = options.plan.Summary();
+  object["text"] = text.sources;
+  object["context"] = options.context;
+  object["rows"] = options.rows;
+  object["seed"] = options.seed;
+  object.update(ToJson(r));
+  BATON_TRY(PrintJson(object));
+  return 0;
+}
+
+}  // namespace
+
+void AddEval(CLI::App& app, Action& action) {
+  CLI::App* command = AddCommand(
+      app, "eval", "Compare a plan with the dense model: KL, top-1, retrieval probes",
+      "  baton eval model.gguf --plan plan.json --text held-out.txt --context 8192\n"
+      "  baton eval model.gguf --plan plan.json --text a.txt b.txt --context 4096 --needles 100 "
+      "--grid 1024,2048,4096 --json");
+  AddCommandWith<EvalFlags>(command, action, AddOptions, Run);
+}
+
+}  // namespace baton::apps

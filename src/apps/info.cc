@@ -1,0 +1,123 @@
+// baton info: what a model file is, and what a plan makes of it.
+#include <set>
+
+#include "apps/command.h"
+
+namespace baton::apps {
+namespace {
+
+struct InfoOptions {
+  EngineFlags engine;
+  std::string plan;
+  bool json = false;
+};
+
+void AddOptions(CLI::App* command, InfoOptions& o) {
+  o.engine.AddModel(command);
+  AddPlanFlag(command, o.plan);
+  AddJsonFlag(command, o.json);
+  o.engine.Add(command);
+}
+
+// Powers of two up to the context, and the context itself.
+std::vector<int64_t> Lengths(int64_t context) {
+  std::vector<int64_t> lengths;
+  for (int64_t n = 1024; n < context; n *= 2) lengths.push_back(n);
+  lengths.push_back(context);
+  return lengths;
+}
+
+std::string WindowText(const ModelInfo& info) {
+  std::set<int64_t> widths;
+  int limited = 0;
+  for (const int64_t w : info.window)
+    if (w > 0) ++limited, widths.insert(w);
+  if (limited == 0) return "every layer sees the whole context";
+  std::string text = fmt::format("{} of {} layers see a window of", limited, info.layers);
+  for (const int64_t w : widths) text += " " + Count(w);
+  return text + " tokens";
+}
+
+Result<Json> ToJson(const Engine& engine, const std::optional<Plan>& plan,
+                    const Invocation& invocation) {
+  const ModelInfo& m = engine.info();
+  Json object = ResultHeader("info", engine, invocation);
+  object["heads"] = m.heads;
+  object["kv_heads"] = m.kv_heads;
+  object["head_dim"] = m.head_dim;
+  object["width"] = m.width;
+  object["ffn_width"] = m.ffn_width;
+  object["vocab"] = m.vocab;
+  object["context"] = m.context;
+  object["parameters"] = m.parameters;
+  object["weight_bytes"] = m.weight_bytes;
+  object["kv_bytes_per_token"] = m.kv_bytes_per_token;
+  object["window"] = m.window;
+  object["has_chat_template"] = m.has_chat_template;
+  object["load_seconds"] = m.load_seconds;
+  if (!plan) return object;
+  Json shares = Json::array();
+  for (const int64_t n : Lengths(m.context)) {
+    BATON_ASSIGN(const double share, engine.KvBytesShare(*plan, n));
+    shares.push_back({{"tokens", n}, {"kv_bytes_share", share}});
+  }
+  object["plan"] = {{"summary", plan->Summary()}, {"decode_step", shares}};
+  return object;
+}
+
+Status PrintText(const Engine& engine, const std::optional<Plan>& plan) {
+  const ModelInfo& m = engine.info();
+  std::string out;
+  const auto line = [&](std::string_view what, const std::string& value) {
+    out += fmt::format("{:<12} {}\n", what, value);
+  };
+  line("model", m.name.empty() ? m.path : m.name + " (" + m.path + ")");
+  line("architecture", fmt::format("{}, {} layers of width {}, {} heads over {} KV heads of {}, "
+                                   "FFN {}",
+                                   m.architecture, m.layers, m.width, m.heads, m.kv_heads,
+                                   m.head_dim, m.ffn_width));
+  line("parameters", fmt::format("{} ({} of weights: {})", Count(m.parameters),
+                                 Bytes(static_cast<double>(m.weight_bytes)), m.weight_types));
+  line("context", fmt::format("{} tokens, {}", Count(m.context), WindowText(m)));
+  line("KV cache", fmt::format("{} per token, {} for the whole context",
+                               Bytes(static_cast<double>(m.kv_bytes_per_token)),
+                               Bytes(static_cast<double>(m.kv_bytes_per_token * m.context))));
+  line("vocabulary", fmt::format("{} tokens, {}", Count(m.vocab),
+                                 m.has_chat_template ? "chat template" : "no chat template"));
+  line("fingerprint", m.fingerprint);
+  line("engine",
+       fmt::format("{}, {} threads, loaded in {:.1f} s", m.backend, m.threads, m.load_seconds));
+  if (plan) {
+    line("plan", plan->Summary());
+    for (const int64_t n : Lengths(m.context)) {
+      BATON_ASSIGN(const double share, engine.KvBytesShare(*plan, n));
+      line("", fmt::format("a decode step at {:>9} tokens reads {:>7} of the KV bytes", Count(n),
+                           Percent(share)));
+    }
+  }
+  return Print(out);
+}
+
+Result<int> Run(const InfoOptions& o, const Invocation& invocation) {
+  BATON_ASSIGN(auto engine, o.engine.Load());
+  BATON_ASSIGN(const auto plan, LoadPlan(*engine, o.plan));
+  if (o.json) {
+    BATON_ASSIGN(const Json object, ToJson(*engine, plan, invocation));
+    BATON_TRY(PrintJson(object));
+  } else {
+    BATON_TRY(PrintText(*engine, plan));
+  }
+  return 0;
+}
+
+}  // namespace
+
+void AddInfo(CLI::App& app, Action& action) {
+  CLI::App* command =
+      AddCommand(app, "info", "What a model file is, and what a plan would read of its cache",
+                 "  baton info model.gguf\n"
+                 "  baton info model.gguf --plan plan.json --json");
+  AddCommandWith<InfoOptions>(command, action, AddOptions, Run);
+}
+
+}  // namespace baton::apps

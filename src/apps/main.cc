@@ -1,0 +1,137 @@
+// The program `baton`: parses the command line, runs one command, turns errors into one line and an
+// exit status (1: an error, 2: a usage error, 130: interrupted).
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <numeric>
+
+#include "apps/command.h"
+
+namespace baton::apps {
+namespace {
+
+constexpr const char* kFooter =
+    "Examples:\n"
+    "  baton run model.gguf --prompt 'Why is the sky blue?'\n"
+    "  baton profile model.gguf --text book.txt --context 8192 -o profile.json\n"
+    "  baton plan profile.json --max-bytes 0.125 -o plan.json\n"
+    "  baton run model.gguf --plan plan.json --file question.txt --stats\n\n"
+    "`baton COMMAND --help` lists a command's options with examples.";
+
+std::string ShellWord(const std::string& word) {
+  const bool plain = !word.empty() && word.find_first_not_of(
+                                          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                          "0123456789_-./,:=+@%") == std::string::npos;
+  if (plain) return word;
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i);
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t change = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({change, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+// The name a typo meant, or nothing.
+std::string Nearest(const std::string& typo, const std::vector<std::string>& names) {
+  size_t best = std::max<size_t>(2, typo.size() / 3) + 1;
+  std::string nearest;
+  for (const std::string& name : names)
+    if (const size_t d = EditDistance(typo, name); d < best) best = d, nearest = name;
+  return nearest;
+}
+
+std::vector<std::string> OptionNames(const CLI::App& command) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : command.get_options())
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  return names;
+}
+
+// Word that the parser could not place. An unknown option comes first: it is the likely cause of
+// whatever else is reported, for example of a model that seems to be missing.
+std::string Stray(const CLI::App& command) {
+  const auto words = command.remaining();
+  for (const std::string& word : words)
+    if (word.starts_with("-") && word.size() > 1) return word.substr(0, word.find('='));
+  return words.empty() ? "" : words.front();
+}
+
+int ReportUsage(const CLI::App& app, const CLI::ParseError& error) {
+  const auto commands = app.get_subcommands();
+  const CLI::App& where = commands.empty() ? app : *commands.front();
+  const std::string name = commands.empty() ? "baton" : "baton " + where.get_name();
+  std::string message, hint;
+  const std::string stray = Stray(where);
+  if (!stray.empty() && (stray.starts_with("-") || error.get_name() == "ExtrasError")) {
+    const bool option = stray.starts_with("-");
+    std::vector<std::string> known = OptionNames(where);
+    if (commands.empty() && !option) {
+      known.clear();
+      for (const CLI::App* command : app.get_subcommands(nullptr))
+        known.push_back(command->get_name());
+    }
+    message = commands.empty() && !option
+                  ? fmt::format("unknown command {}", stray)
+                  : fmt::format("{} {} of `{}`", option ? "unknown option" : "unexpected argument",
+                                stray, name);
+    const std::string nearest = Nearest(stray, known);
+    if (!nearest.empty()) hint = "did you mean " + nearest + "? ";
+  } else {
+    message = error.what();
+    std::replace(message.begin(), message.end(), '\n', ' ');
+    message = name + ": " + message;
+  }
+  fmt::print(stderr, "baton: error: {} (hint: {}see {} --help)\n", message, hint, name);
+  return 2;
+}
+
+int Finish(const Result<int>& status) {
+  if (status.ok()) return *status;
+  if (status.error().code() == Error::Code::kCancelled) {
+    Note("baton: interrupted");
+    return kExitInterrupted;
+  }
+  PrintError(status.error());
+  return 1;
+}
+
+int Main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is a write error, reported like any other
+  CLI::App app("Long-context inference in which layers pass on what they attended to.", "baton");
+  app.set_version_flag("--version", "baton " BATON_VERSION);
+  app.footer(kFooter);
+  app.require_subcommand(1);
+  Action action;
+  for (auto add : {AddRun, AddInfo, AddTokenize, AddProfile, AddPlan, AddEval, AddPerplexity,
+                   AddBench, AddReport})
+    add(app, action);
+  Invocation invocation{"baton"};
+  for (int i = 1; i < argc; ++i) invocation.command_line += " " + ShellWord(argv[i]);
+  try {
+    app.parse(argc, argv);
+    return Finish(action(invocation));
+  } catch (const CLI::Success& wish) {  // --help, --version
+    const int status = app.exit(wish);
+    if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return status;
+    PrintError(Error::Io("cannot write standard output"));
+    return 1;
+  } catch (const CLI::ParseError& error) {
+    return ReportUsage(app, error);
+  }
+}
+
+}  // namespace
+}  // namespace baton::apps
+
+int main(int argc, char** argv) { return baton::apps::Main(argc, argv); }

@@ -1,0 +1,233 @@
+#include "apps/output.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+
+namespace baton::apps {
+namespace {
+
+// Columns that a string takes on a terminal, near enough: one per UTF-8 character.
+size_t Columns(std::string_view s) {
+  return static_cast<size_t>(
+      std::count_if(s.begin(), s.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+
+std::string Repeat(std::string_view piece, size_t n) {
+  std::string s;
+  while (n-- > 0) s += piece;
+  return s;
+}
+
+Result<std::string> ReadAll(std::FILE* file, const std::string& name) {
+  std::string text;
+  char buffer[1 << 16];
+  size_t n = 0;
+  while ((n = std::fread(buffer, 1, sizeof buffer, file)) > 0) text.append(buffer, n);
+  if (std::ferror(file)) return Error::Io("cannot read {}: {}", name, std::strerror(errno));
+  return text;
+}
+
+}  // namespace
+
+Status Print(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0)
+    return Status::Ok();
+  return Error::Io("cannot write standard output: {}", std::strerror(errno));
+}
+
+Status PrintJson(const Json& object) {
+  return Print(object.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+void Note(std::string_view line) { fmt::print(stderr, "{}\n", line); }
+
+void PrintError(const Error& error) {
+  std::string line = error.ToString();
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  fmt::print(stderr, "baton: error: {}\n", line);
+}
+
+Result<std::string> ReadFile(const std::string& path) {
+  std::error_code code;
+  if (std::filesystem::is_directory(path, code))
+    return Error::InvalidArgument("{} is a directory, expected a file", path);
+  std::FILE* file = std::fopen(path.c_str(), "rb");
+  if (!file) return Error::NotFound("cannot open {}: {}", path, std::strerror(errno));
+  auto text = ReadAll(file, path);
+  std::fclose(file);
+  return text;
+}
+
+Result<std::string> ReadStdin() { return ReadAll(stdin, "standard input"); }
+
+Status WriteFile(const std::string& path, std::string_view text) {
+  // A device or a pipe cannot be replaced by renaming, and should not be.
+  std::error_code code;
+  const bool plain =
+      !std::filesystem::exists(path, code) || std::filesystem::is_regular_file(path, code);
+  const std::string target = plain ? fmt::format("{}.partial.{}", path, getpid()) : path;
+  std::FILE* file = std::fopen(target.c_str(), "wb");
+  if (!file)
+    return Error::Io("cannot write {}: {}", path, std::strerror(errno))
+        .Hint("does the folder exist, and is it writable?");
+  bool ok = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  ok = std::fflush(file) == 0 && ok;
+  if (plain) ok = fsync(fileno(file)) == 0 && ok;
+  int problem = ok ? 0 : errno;
+  if (std::fclose(file) != 0 && ok) ok = false, problem = errno;
+  if (ok && plain && std::rename(target.c_str(), path.c_str()) != 0) ok = false, problem = errno;
+  if (ok) return Status::Ok();
+  if (plain) std::remove(target.c_str());
+  return Error::Io("cannot write {}: {}", path, std::strerror(problem));
+}
+
+bool StdinIsTerminal() { return isatty(STDIN_FILENO) == 1; }
+
+Table::Table(std::vector<std::string> heads, int left) : left_(left) {
+  rows_.push_back(std::move(heads));
+}
+
+void Table::Row(std::vector<std::string> cells) {
+  cells.resize(rows_[0].size());
+  rows_.push_back(std::move(cells));
+}
+
+std::string Table::ToString() const {
+  std::vector<size_t> widths(rows_[0].size());
+  for (const auto& row : rows_)
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], Columns(row[c]));
+  std::string out;
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    std::string line;
+    for (size_t c = 0; c < widths.size(); ++c) {
+      const std::string pad(widths[c] - Columns(rows_[r][c]), ' ');
+      line += c ? "  " : "";
+      line += static_cast<int>(c) < left_ ? rows_[r][c] + pad : pad + rows_[r][c];
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+    if (r > 0) continue;
+    for (size_t c = 0; c < widths.size(); ++c) out += (c ? "  " : "") + std::string(widths[c], '-');
+    out += "\n";
+  }
+  return out;
+}
+
+Progress::Progress() : terminal_(isatty(STDERR_FILENO) == 1), start_(Clock::now()) {}
+
+Progress::~Progress() {
+  if (drawn_) fmt::print(stderr, "\r\033[K");
+}
+
+OnProgress Progress::Callback() {
+  if (!terminal_) return nullptr;
+  return [this](double fraction, std::string_view what) { Draw(fraction, what); };
+}
+
+void Progress::Draw(double fraction, std::string_view what) {
+  const auto now = Clock::now();
+  if (drawn_ && now - last_ < std::chrono::milliseconds(100)) return;
+  last_ = now, drawn_ = true;
+  fraction = std::clamp(std::isfinite(fraction) ? fraction : 0.0, 0.0, 1.0);
+  winsize size{};
+  const int columns =
+      ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
+  constexpr int kBar = 24;
+  const auto filled = static_cast<size_t>(fraction * kBar);
+  const double elapsed = std::chrono::duration<double>(now - start_).count();
+  // The first few percent say little about the rest.
+  const std::string left = fraction > 0.03 && elapsed > 2
+                               ? fmt::format("{} left", Duration(elapsed / fraction - elapsed))
+                               : "";
+  std::string tail = fmt::format(" {:3.0f} %  {}  ", fraction * 100, left);
+  const int room = columns - kBar - static_cast<int>(Columns(tail)) - 3;
+  tail += what.substr(0, static_cast<size_t>(std::max(room, 0)));
+  fmt::print(stderr, "\r\033[K[{}{}]{}", Repeat("#", filled), Repeat(".", kBar - filled), tail);
+  std::fflush(stderr);
+}
+
+std::string Sketch(const std::vector<SketchPoint>& points, std::string_view x_label,
+                   std::string_view y_label) {
+  constexpr int kWidth = 64, kHeight = 14;
+  double x_max = 0, low = 0, high = 0;
+  for (const auto& p : points) {
+    x_max = std::max(x_max, p.x);
+    if (p.y <= 0 || !std::isfinite(p.y)) continue;
+    low = low == 0 ? p.y : std::min(low, p.y);
+    high = std::max(high, p.y);
+  }
+  if (points.empty() || x_max <= 0 || high <= 0) return "";
+  // Whole decades would leave a narrow front in one corner.
+  low /= 1.2, high = std::max(high * 1.2, low * 2);
+  std::vector<std::string> grid(kHeight, std::string(kWidth, ' '));
+  for (const auto& p : points) {
+    if (!std::isfinite(p.x) || !std::isfinite(p.y)) continue;
+    const double y = p.y <= low ? 0 : std::log(p.y / low) / std::log(high / low);
+    const int column = std::clamp(static_cast<int>(p.x / x_max * (kWidth - 1)), 0, kWidth - 1);
+    const int row = kHeight - 1 - std::clamp(static_cast<int>(y * kHeight), 0, kHeight - 1);
+    grid[static_cast<size_t>(row)][static_cast<size_t>(column)] = p.mark;
+  }
+  std::string out = fmt::format("{}\n", y_label);
+  for (int r = 0; r < kHeight; ++r) {
+    std::string axis(9, ' ');
+    if (r == 0) axis = fmt::format("{:>9}", Number(high));
+    if (r == kHeight - 1) axis = fmt::format("{:>9}", Number(low));
+    std::string line = fmt::format("{} |{}", axis, grid[static_cast<size_t>(r)]);
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+  }
+  out += fmt::format("{:>9} +{}\n", "", std::string(kWidth, '-'));
+  out +=
+      fmt::format("{:>10} 0{:>{}}\n", "", fmt::format("{} {}", x_label, Number(x_max)), kWidth - 1);
+  return out;
+}
+
+std::string Bytes(double bytes) {
+  const char* units[] = {"B", "KB", "MB", "GB", "TB"};
+  int unit = 0;
+  while (std::abs(bytes) >= 1000 && unit < 4) bytes /= 1000, ++unit;
+  return fmt::format("{} {}", unit == 0 ? fmt::format("{:.0f}", bytes) : Number(bytes),
+                     units[unit]);
+}
+
+std::string Count(int64_t n) {
+  std::string s = std::to_string(std::abs(n));
+  for (int at = static_cast<int>(s.size()) - 3; at > 0; at -= 3)
+    s.insert(static_cast<size_t>(at), ",");
+  return (n < 0 ? "-" : "") + s;
+}
+
+std::string Percent(double share) {
+  const double percent = share * 100;
+  return percent >= 99.95 || percent == 0 ? fmt::format("{:.0f} %", percent)
+                                          : fmt::format("{:.1f} %", percent);
+}
+
+std::string Number(double value) {
+  if (!std::isfinite(value)) return "-";
+  const double size = std::abs(value);
+  if (size == 0) return "0";
+  if (size >= 1000) return Count(std::llround(value));
+  if (size >= 100) return fmt::format("{:.0f}", value);
+  if (size >= 10) return fmt::format("{:.1f}", value);
+  if (size >= 1) return fmt::format("{:.2f}", value);
+  if (size >= 0.001) return fmt::format("{:.4f}", value);
+  return fmt::format("{:.2e}", value);
+}
+
+std::string Duration(double seconds) {
+  if (!std::isfinite(seconds) || seconds < 0) return "-";
+  if (seconds < 60) return fmt::format("{:.0f} s", seconds);
+  const auto whole = static_cast<int64_t>(seconds);
+  if (seconds < 3600) return fmt::format("{}:{:02} min", whole / 60, whole % 60);
+  return fmt::format("{}:{:02} h", whole / 3600, whole / 60 % 60);
+}
+
+}  // namespace baton::apps

@@ -1,0 +1,77 @@
+// What every command prints with: checked standard output, tables, JSON, progress, sketches.
+// Standard output carries the result alone; everything else goes to standard error.
+#pragma once
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "baton/engine.h"
+#include "baton/error.h"
+
+namespace baton::apps {
+
+using Json = nlohmann::ordered_json;
+
+// Writes and flushes: a full disk or a closed pipe is an error at the place where it happens.
+Status Print(std::string_view text);
+// One object and a newline. Text that is not UTF-8 (a token can end inside a character) gets
+// U+FFFD.
+Status PrintJson(const Json& object);
+// One line on standard error.
+void Note(std::string_view line);
+// "baton: error: ..." on standard error.
+void PrintError(const Error& error);
+
+Result<std::string> ReadFile(const std::string& path);
+Result<std::string> ReadStdin();
+// Through a temporary file beside it, so that a full disk leaves no half file.
+Status WriteFile(const std::string& path, std::string_view text);
+bool StdinIsTerminal();
+
+// Columns align themselves; the first `left` columns are flush left, the others flush right.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> heads, int left = 1);
+  void Row(std::vector<std::string> cells);
+  std::string ToString() const;
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+  int left_;
+};
+
+// A bar on standard error while it is a terminal, nothing otherwise; clears itself.
+class Progress {
+ public:
+  Progress();
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  OnProgress Callback();
+
+ private:
+  void Draw(double fraction, std::string_view what);
+  using Clock = std::chrono::steady_clock;
+  bool terminal_, drawn_ = false;
+  Clock::time_point start_, last_;
+};
+
+struct SketchPoint {
+  double x = 0, y = 0;
+  char mark = '.';
+};
+// A scatter plot in characters; y on a logarithmic axis, zeros at its foot. Later points cover
+// earlier ones.
+std::string Sketch(const std::vector<SketchPoint>& points, std::string_view x_label,
+                   std::string_view y_label);
+
+std::string Bytes(double bytes);    // "22.5 KB", decimal units
+std::string Count(int64_t n);       // "8,192"
+std::string Percent(double share);  // "10.9 %"
+std::string Number(double value);   // three to four significant digits
+std::string Duration(double seconds);
+
+}  // namespace baton::apps

@@ -1,0 +1,79 @@
+// baton perplexity: of a text, in disjoint chunks, dense or under a plan.
+#include "apps/command.h"
+#include "baton/eval.h"
+
+namespace baton::apps {
+namespace {
+
+struct PerplexityFlags {
+  EngineFlags engine;
+  std::string file, plan, score = "half";
+  PerplexityOptions options;
+  bool json = false;
+};
+
+void AddOptions(CLI::App* command, PerplexityFlags& o) {
+  o.engine.AddModel(command);
+  command->add_option("-f,--file", o.file, "Text")->required();
+  command->add_option("--context", o.options.context, "Tokens of a chunk")
+      ->check(CLI::Range(int64_t{8}, int64_t{1} << 30))
+      ->capture_default_str();
+  command->add_option("--chunks", o.options.chunks, "Chunks to score; 0: all")
+      ->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--score", o.score,
+                   "half: the second half of each chunk, as llama.cpp does; all: every position")
+      ->check(CLI::IsMember({"half", "all"}))
+      ->capture_default_str();
+  AddPlanFlag(command, o.plan);
+  AddJsonFlag(command, o.json);
+  o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);
+}
+
+Result<int> Run(const PerplexityFlags& o, const Invocation& invocation) {
+  BATON_ASSIGN(const Texts text, ReadTexts({o.file}));
+  EngineFlags flags = o.engine;
+  flags.options.context = o.options.context;
+  BATON_ASSIGN(auto engine, flags.Load());
+  PerplexityOptions options = o.options;
+  options.score_all = o.score == "all";
+  BATON_ASSIGN(options.plan, LoadPlan(*engine, o.plan));
+  if (options.plan) {
+    BATON_ASSIGN(const std::string line, PlanLine(*engine, *options.plan, {options.context}));
+    Note(line);
+  }
+  InterruptGuard guard(*engine);
+  Progress progress;
+  BATON_ASSIGN(const PerplexityResult r,
+               MeasurePerplexity(*engine, text.all, options, progress.Callback()));
+  if (!o.json) {
+    BATON_TRY(Print(fmt::format(
+        "perplexity {:.4f} +/- {:.4f}  ({} tokens scored in {} chunks of {})\n", r.perplexity,
+        r.standard_error, Count(r.tokens_scored), r.chunks, Count(options.context))));
+    return 0;
+  }
+  Json object = ResultHeader("perplexity", *engine, invocation);
+  object["text"] = text.sources;
+  object["context"] = options.context;
+  object["score"] = o.score;
+  object["plan"] = options.plan ? options.plan->Summary() : "dense";
+  object["perplexity"] = r.perplexity;
+  object["standard_error"] = r.standard_error;
+  object["mean_nll"] = r.mean_nll;
+  object["tokens_scored"] = r.tokens_scored;
+  object["chunks"] = r.chunks;
+  BATON_TRY(PrintJson(object));
+  return 0;
+}
+
+}  // namespace
+
+void AddPerplexity(CLI::App& app, Action& action) {
+  CLI::App* command = AddCommand(
+      app, "perplexity", "Perplexity of a text, dense or under a plan",
+      "  baton perplexity model.gguf --file book.txt --context 1024 --chunks 4\n"
+      "  baton perplexity model.gguf --file book.txt --plan plan.json --score all --json");
+  AddCommandWith<PerplexityFlags>(command, action, AddOptions, Run);
+}
+
+}  // namespace baton::apps

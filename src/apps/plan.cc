@@ -1,0 +1,234 @@
+// baton plan: search the cheapest plan that meets a target, verify it, write it.
+#include <algorithm>
+
+#include "apps/command.h"
+#include "baton/profile.h"
+
+namespace baton::apps {
+namespace {
+
+struct PlanFlags {
+  EngineFlags engine;  // its model comes from --model or the profile
+  std::string profile, output, search_json, cost = "bytes";
+  PlanOptions options;
+  bool no_scan = false, no_windows = false, no_local_search = false, json = false;
+  CLI::Option* max_kl = nullptr;
+  CLI::Option* max_bytes = nullptr;
+  CLI::Option* min_speedup = nullptr;
+};
+
+constexpr double kDefaultMaxBytes = 0.125;
+
+void AddTarget(CLI::App* command, PlanFlags& o) {
+  const std::string group = "Target";
+  PlanTarget& t = o.options.target;
+  o.max_kl = command->add_option("--max-kl", t.max_kl, "Most nats of KL to dense on text")
+                 ->check(CLI::PositiveNumber)
+                 ->group(group);
+  o.max_bytes =
+      command
+          ->add_option("--max-bytes", t.max_bytes,
+                       "Most KV bytes of a decode step, as a share of dense; 0.125 when no target "
+                       "is given")
+          ->check(CLI::Range(0.0, 1.0))
+          ->group(group);
+  o.min_speedup = command
+                      ->add_option("--min-speedup", t.min_speedup,
+                                   "Least speed-up of a decode step, by measured costs")
+                      ->check(CLI::PositiveNumber)
+                      ->group(group);
+  command
+      ->add_option("--min-retrieval", t.min_retrieval,
+                   "Least share of the probes found that dense finds")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str()
+      ->group(group);
+}
+
+void AddSearch(CLI::App* command, PlanFlags& o) {
+  const std::string group = "Search";
+  PlanOptions& p = o.options;
+  command
+      ->add_option("--objective", p.objective,
+                   "nats: priced loss (the default); mass: lost attention mass; paper: overlap")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, PlanObjective>{{"nats", PlanObjective::kNats},
+                                               {"mass", PlanObjective::kMass},
+                                               {"paper", PlanObjective::kPaper}},
+          CLI::ignore_case))
+      ->group(group);
+  command->add_option("--roles", p.roles, "Roles besides full, of select,scan,reuse,window (all)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Role>{{"select", Role::kSelect},
+                                                                      {"scan", Role::kScan},
+                                                                      {"reuse", Role::kReuse},
+                                                                      {"window", Role::kWindow}},
+                                          CLI::ignore_case))
+      ->group(group);
+  command->add_flag("--no-scan", o.no_scan, "No scan layers")->group(group);
+  command->add_flag("--no-windows", o.no_windows, "No window layers")->group(group);
+  command->add_option("--forced", p.forced, "Layers that stay full or select, for example 0,1")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  command->add_option("--cost", o.cost, "What is minimised: bytes or measured time")
+      ->check(CLI::IsMember({"bytes", "time"}))
+      ->capture_default_str()
+      ->group(group);
+  command->add_option("--max-evaluations", p.max_evaluations, "Candidates measured end to end")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(group);
+  command->add_flag("--no-local-search", o.no_local_search, "The exact fronts alone")->group(group);
+  command->add_flag("--sparse-prefill", p.prefill.sparse, "Prompts are processed sparsely as well")
+      ->group(group);
+  command->add_option("--tile", p.prefill.tile, "Sparse prompts: queries that share one set")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(group);
+  command
+      ->add_option("--fraction", p.prefill.fraction, "Sparse prompts: share of the keys in a set")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str()
+      ->group(group);
+}
+
+void AddOptions(CLI::App* command, PlanFlags& o) {
+  command->add_option("PROFILE", o.profile, "Profile (from `baton profile`)")->required();
+  command->add_option("-m,--model", o.engine.model, "Model; without it: the one that was profiled");
+  command->add_option("-o,--output", o.output, "Plan to write")->required();
+  command->add_option("--search-json", o.search_json, "Also write every candidate, for the report");
+  AddJsonFlag(command, o.json);
+  AddTarget(command, o);
+  AddSearch(command, o);
+  o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);
+}
+
+char Letter(Role role) {
+  switch (role) {
+    case Role::kFull:
+      return 'F';
+    case Role::kSelect:
+      return 'S';
+    case Role::kScan:
+      return 'C';
+    case Role::kReuse:
+      return 'R';
+    case Role::kWindow:
+      return 'W';
+  }
+  return '?';
+}
+
+std::string Strip(const Plan& plan) {
+  std::string letters;
+  for (const LayerRole& layer : plan.layers) letters += Letter(layer.role);
+  return letters;
+}
+
+// A ruler above the strip: the tens of the layer numbers.
+std::string Ruler(size_t layers) {
+  std::string ruler;
+  while (ruler.size() < layers) ruler += fmt::format("{:<10}", ruler.size());
+  ruler.resize(layers);
+  return ruler;
+}
+
+std::vector<std::string> Row(const Candidate& c, const std::string& name) {
+  return {name,
+          Percent(c.kv_bytes_share),
+          fmt::format("{:.4f}", c.predicted_nats),
+          fmt::format("{:.4f}", c.kl),
+          fmt::format("{:.4f}", c.answer_kl),
+          Percent(c.top1),
+          fmt::format("{}/{}", c.found, c.dense_found),
+          c.predicted_speedup > 0 ? fmt::format("{:.2f}x", c.predicted_speedup) : "-",
+          Strip(c.plan)};
+}
+
+Table CandidateTable() {
+  return Table({"origin", "KV bytes", "predicted nats", "KL", "answer KL", "top-1", "found",
+                "speed-up", "  layers"});
+}
+
+std::string ToText(const PlanSearch& search, const PlanFlags& o) {
+  std::vector<Candidate> front;
+  for (const Candidate& c : search.candidates)
+    if (c.on_front) front.push_back(c);
+  std::sort(front.begin(), front.end(), [](const Candidate& a, const Candidate& b) {
+    return a.kv_bytes_share < b.kv_bytes_share;
+  });
+  std::string out;
+  if (!front.empty()) {
+    Table table = CandidateTable();
+    for (const Candidate& c : front) table.Row(Row(c, (c.meets_target ? "* " : "  ") + c.origin));
+    out += fmt::format("Front of {} measured candidates (* meets the target):\n\n{}\n",
+                       search.candidates.size(), table.ToString());
+    std::vector<SketchPoint> points;
+    for (const Candidate& c : search.candidates) points.push_back({c.kv_bytes_share, c.kl, '.'});
+    for (const Candidate& c : front) points.push_back({c.kv_bytes_share, c.kl, 'o'});
+    points.push_back({search.chosen.kv_bytes_share, search.chosen.kl, '@'});
+    out += Sketch(points, "share of the KV bytes,", "KL to dense, nats (o front, @ chosen)") + "\n";
+  }
+  Table figures = CandidateTable();
+  figures.Row(Row(search.chosen, "search split"));
+  figures.Row(Row(search.test, "test split"));
+  out += fmt::format("Chosen ({}):\n\n{}\n", search.chosen.origin, figures.ToString());
+  const size_t layers = search.chosen.plan.layers.size();
+  out += fmt::format("layer  {}\nrole   {}   F full, S select, C scan, R reuse, W window\n",
+                     Ruler(layers), Strip(search.chosen.plan));
+  out += fmt::format(
+      "loss   predicted {:.4f} nats, measured {:.4f} on text and {:.4f} at the answers\n",
+      search.chosen.predicted_nats, search.chosen.kl, search.chosen.answer_kl);
+  out += fmt::format("{}: {}   ({})\n", o.output, search.chosen.plan.Summary(),
+                     Duration(search.seconds));
+  return out;
+}
+
+PlanOptions SearchOptions(const PlanFlags& o) {
+  PlanOptions options = o.options;
+  const auto without = [&](Role role) { std::erase(options.roles, role); };
+  if (o.no_scan) without(Role::kScan);
+  if (o.no_windows) without(Role::kWindow);
+  options.local_search = !o.no_local_search;
+  options.cost_in_bytes = o.cost == "bytes";
+  // Retrieval alone would be met by a plan that is cheap and bad at everything else.
+  if (o.max_kl->count() + o.max_bytes->count() + o.min_speedup->count() == 0)
+    options.target.max_bytes = kDefaultMaxBytes;
+  return options;
+}
+
+Result<int> Run(const PlanFlags& o, const Invocation&) {
+  BATON_ASSIGN(const Profile profile, Profile::Load(o.profile));
+  EngineFlags flags = o.engine;
+  if (flags.model.empty()) flags.model = profile.model_path;
+  if (flags.model.empty())
+    return Error::InvalidArgument("{} does not name its model", o.profile).Hint("give --model");
+  BATON_ASSIGN(auto engine, flags.Load());
+  InterruptGuard guard(*engine);
+  std::optional<PlanSearch> search;
+  {
+    Progress progress;
+    BATON_ASSIGN(search, SearchPlan(*engine, profile, SearchOptions(o), progress.Callback()));
+  }
+  BATON_TRY(search->chosen.plan.Save(o.output));
+  const std::string json = ToJson(*search) + "\n";
+  if (!o.search_json.empty()) BATON_TRY(WriteFile(o.search_json, json));
+  BATON_TRY(Print(o.json ? json : ToText(*search, o)));
+  return 0;
+}
+
+}  // namespace
+
+void AddPlan(CLI::App& app, Action& action) {
+  CLI::App* command = AddCommand(
+      app, "plan", "Search the cheapest plan that meets a target, verify it, write it",
+      "  baton plan profile.json --max-bytes 0.125 -o plan.json\n"
+      "  baton plan profile.json --max-kl 0.01 --no-scan -o plan.json --search-json search.json\n"
+      "  baton plan profile.json --min-speedup 2 --cost time -o plan.json");
+  AddCommandWith<PlanFlags>(command, action, AddOptions, Run);
+}
+
+}  // namespace baton::apps

@@ -1,0 +1,91 @@
+// baton profile: measure which layers can use which layers' top-k sets.
+#include "baton/profile.h"
+
+#include "apps/command.h"
+
+namespace baton::apps {
+namespace {
+
+struct ProfileFlags {
+  EngineFlags engine;
+  ProfileOptions options;
+  std::string output;
+};
+
+void AddOptions(CLI::App* command, ProfileFlags& o) {
+  o.engine.AddModel(command);
+  ProfileOptions& p = o.options;
+  AddTextFlag(command, p.texts);
+  const auto list = [&](const std::string& name, std::vector<int64_t>& values,
+                        const std::string& help) {
+    command->add_option(name, values, help)
+        ->delimiter(',')
+        ->allow_extra_args(false)
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+  };
+  command->add_option("--context", p.context, "Context length that the plan is for")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--probes", p.probes, "Retrieval probes of each split")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--seed", p.seed, "Seed of probes and splits")->capture_default_str();
+  list("--budgets", p.budgets, "Tokens that a reuse or scan layer may attend to");
+  list("--windows", p.windows, "Widths of window layers, sink included");
+  command->add_option("--sink", p.sink, "First tokens that every set holds")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--recent", p.recent, "Latest tokens that every set holds")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--scope", p.scope, "all: one set per layer; group: one per KV head")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Scope>{
+              {"all", Scope::kAll}, {"group", Scope::kGroup}, {"head_map", Scope::kHeadMap}},
+          CLI::ignore_case));
+  command->add_option("--pool", p.pool, "Over query heads: sum or max")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Pool>{{"sum", Pool::kSum}, {"max", Pool::kMax}}, CLI::ignore_case));
+  command->add_option("--block", p.block, "Unit of selection in tokens")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("-o,--output", o.output, "Profile to write")->required();
+  o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);
+}
+
+Result<int> Run(const ProfileFlags& o, const Invocation&) {
+  // An unwritable place is found out before the minutes of work, not after.
+  BATON_TRY(WriteFile(o.output + ".probe", ""));
+  std::remove((o.output + ".probe").c_str());
+  BATON_ASSIGN(auto engine, o.engine.Load());
+  InterruptGuard guard(*engine);
+  std::optional<Profile> profile;
+  {
+    Progress progress;
+    BATON_ASSIGN(profile, MakeProfile(*engine, o.options, progress.Callback()));
+  }
+  BATON_TRY(profile->Save(o.output));
+  Table table({"split", "text tokens", "scored", "probes", "dense finds"});
+  for (const SplitInfo& s : profile->splits)
+    table.Row({s.name, Count(s.text_tokens), Count(s.scored_positions), Count(s.probes),
+               Count(s.probes_dense_finds)});
+  BATON_TRY(Print(table.ToString()));
+  BATON_TRY(Print(fmt::format("{}: {} layers, {} budgets, context {}, {}\n", o.output,
+                              profile->layers, profile->options.budgets.size(),
+                              Count(profile->options.context), Duration(profile->seconds))));
+  return 0;
+}
+
+}  // namespace
+
+void AddProfile(CLI::App& app, Action& action) {
+  CLI::App* command = AddCommand(
+      app, "profile", "Measure what each layer's attention needs; the input of `baton plan`",
+      "  baton profile model.gguf --text book.txt code.py --context 8192 -o profile.json\n"
+      "  baton profile model.gguf --text book.txt --context 4096 --budgets 256,512 -o "
+      "profile.json");
+  AddCommandWith<ProfileFlags>(command, action, AddOptions, Run);
+}
+
+}  // namespace baton::apps

@@ -1,0 +1,285 @@
+// baton run: one answer, or a chat.
+#include <cstdio>
+#include <iostream>
+
+#include "apps/command.h"
+
+namespace baton::apps {
+namespace {
+
+struct RunOptions {
+  EngineFlags engine;
+  TextSource text;
+  std::string plan, system;
+  Request request;  // everything but what it asks and the plan
+  int watch_interval = WatchOptions().interval;
+  bool raw = false, stats = false, json = false;
+};
+
+void AddSampling(CLI::App* command, Request& request) {
+  const std::string group = "Sampling";
+  Sampling& s = request.sampling;
+  const auto add = [&](const std::string& name, auto& value, const std::string& help) {
+    return command->add_option(name, value, help)->group(group);
+  };
+  add("--temp,--temperature", s.temperature, "Temperature; 0: the likeliest token (the default)")
+      ->check(CLI::Range(0.0, 100.0));
+  add("--top-k", s.top_k, "Sample from the k likeliest; 0: all")->check(CLI::NonNegativeNumber);
+  add("--top-p", s.top_p, "Sample from the likeliest that hold this probability; 1: all")
+      ->check(CLI::Range(0.0, 1.0));
+  add("--min-p", s.min_p, "Drop tokens below this share of the likeliest's probability")
+      ->check(CLI::Range(0.0, 1.0));
+  add("--repeat-penalty", s.repetition_penalty, "Penalty on recent tokens; 1: none")
+      ->check(CLI::Range(0.01, 100.0));
+  add("--repeat-window", s.penalty_window, "Latest tokens that the penalty looks at")
+      ->check(CLI::NonNegativeNumber);
+  add("--seed", s.seed, "Seed of the sampler");
+  add("-n,--max-tokens", request.max_tokens, "Longest answer in tokens")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  add("--stop", request.stop, "Text that ends the answer; may be given several times")
+      ->allow_extra_args(false);
+  command->add_flag("--ignore-end", request.ignore_end, "Go on past the model's end token")
+      ->group(group);
+}
+
+void AddOptions(CLI::App* command, RunOptions& o) {
+  o.engine.AddModel(command);
+  o.text.Add(command);
+  AddPlanFlag(command, o.plan);
+  command->add_flag("--raw", o.raw,
+                    "No chat template: the text itself, control tokens parsed, BOS where the model "
+                    "adds one");
+  command->add_option("--system", o.system, "System turn of the chat");
+  command->add_flag("--stats", o.stats, "Speed, KV bytes and layers on standard error");
+  command
+      ->add_option(
+          "--watch", o.watch_interval,
+          "With a plan: check every N steps that reuse layers still catch their attention; "
+          "0: never")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  AddJsonFlag(command, o.json);
+  AddSampling(command, o.request);
+  o.engine.Add(command);
+}
+
+const char* StopName(Generation::Stop stop) {
+  switch (stop) {
+    case Generation::Stop::kEndOfText:
+      return "end_of_text";
+    case Generation::Stop::kStopString:
+      return "stop_string";
+    case Generation::Stop::kLength:
+      return "length";
+    case Generation::Stop::kContext:
+      return "context";
+    case Generation::Stop::kCancelled:
+      return "cancelled";
+  }
+  return "unknown";
+}
+
+double PerSecond(int64_t tokens, double seconds) {
+  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+}
+
+// What a dense decode step would have read in the middle of this request.
+double DenseBytes(const Engine& engine, const RequestStats& stats) {
+  const ModelInfo& info = engine.info();
+  const double per_layer =
+      info.layers ? static_cast<double>(info.kv_bytes_per_token) / info.layers : 0;
+  const auto visible =
+      static_cast<double>(stats.prompt_tokens) + static_cast<double>(stats.generated_tokens) / 2;
+  double bytes = 0;
+  for (int l = 0; l < info.layers; ++l) {
+    const auto at = static_cast<size_t>(l);
+    const auto window = at < info.window.size() ? static_cast<double>(info.window[at]) : 0;
+    bytes += per_layer * (window > 0 ? std::min(window, visible) : visible);
+  }
+  return bytes;
+}
+
+// New prompt tokens: those whose cache a chat still held cost nothing.
+int64_t ProcessedPrompt(const RequestStats& s) { return s.prompt_tokens - s.reused_tokens; }
+
+void PrintStats(const Engine& engine, const Generation& g) {
+  const RequestStats& s = g.stats;
+  Note(fmt::format("prompt   {} tokens{}, {} tok/s", Count(s.prompt_tokens),
+                   s.reused_tokens ? fmt::format(" ({} cached)", Count(s.reused_tokens)) : "",
+                   Number(PerSecond(ProcessedPrompt(s), s.prompt_seconds))));
+  Note(fmt::format("decode   {} tokens, {} tok/s, stopped by {}", Count(s.generated_tokens),
+                   Number(PerSecond(s.generated_tokens, s.decode_seconds)), StopName(g.stop)));
+  const double dense = DenseBytes(engine, s);
+  if (s.kv_bytes_per_token > 0)
+    Note(fmt::format("KV read  {} per token{}", Bytes(s.kv_bytes_per_token),
+                     dense > 0 ? ", " + Percent(s.kv_bytes_per_token / dense) + " of dense" : ""));
+  const MemoryUse memory = Engine::Memory();
+  Note(fmt::format("memory   {}, {} on huge pages{}",
+                   Bytes(static_cast<double>(memory.anonymous_bytes)),
+                   Bytes(static_cast<double>(memory.huge_bytes)),
+                   memory.huge_pages_allowed ? "" : " (not allowed on this system)"));
+  Note("logits   " + (s.logits_hash.empty() ? "-" : s.logits_hash));
+  if (s.watched.empty()) return;
+  std::string watched;
+  int promoted = 0;
+  for (const LayerWatch& w : s.watched) {
+    watched += fmt::format(" {}:{}{}", w.layer, Percent(w.captured), w.promoted ? "!" : "");
+    promoted += w.promoted;
+  }
+  Note(fmt::format("watched  {} layers, {} promoted to full attention (!):{}", s.watched.size(),
+                   promoted, watched));
+}
+
+Json ToJson(const Engine& engine, const Generation& g) {
+  const RequestStats& s = g.stats;
+  Json watched = Json::array();
+  for (const LayerWatch& w : s.watched)
+    watched.push_back({{"layer", w.layer}, {"captured", w.captured}, {"promoted", w.promoted}});
+  const MemoryUse memory = Engine::Memory();
+  return {{"text", g.text},
+          {"tokens", g.tokens},
+          {"prompt_tokens", s.prompt_tokens},
+          {"stop", StopName(g.stop)},
+          {"prompt_seconds", s.prompt_seconds},
+          {"prompt_tokens_per_s", PerSecond(ProcessedPrompt(s), s.prompt_seconds)},
+          {"decode_seconds", s.decode_seconds},
+          {"decode_tokens_per_s", PerSecond(s.generated_tokens, s.decode_seconds)},
+          {"kv_bytes_per_token", s.kv_bytes_per_token},
+          {"kv_bytes_per_token_dense", DenseBytes(engine, s)},
+          {"logits_hash", s.logits_hash},
+          {"watched", watched},
+          {"memory",
+           {{"bytes", memory.anonymous_bytes},
+            {"huge_page_bytes", memory.huge_bytes},
+            {"huge_pages_allowed", memory.huge_pages_allowed}}}};
+}
+
+// Generates with the text going out as it comes. A write error stops the request and is returned.
+Result<Generation> Stream(Engine& engine, const Request& request) {
+  Status written;
+  auto generation = engine.Generate(request, [&](std::string_view piece) {
+    written = Print(piece);
+    return written.ok();
+  });
+  BATON_TRY(written);
+  if (generation.ok() && !generation->text.ends_with('\n')) BATON_TRY(Print("\n"));
+  return generation;
+}
+
+Result<int> Answer(Engine& engine, const RunOptions& o, const Request& request,
+                   const Invocation& invocation) {
+  InterruptGuard guard(engine);
+  auto generation = o.json ? engine.Generate(request) : Stream(engine, request);
+  if (!generation.ok()) return std::move(generation).error();
+  if (o.json) {
+    Json object = ResultHeader("run", engine, invocation);
+    object.update(ToJson(engine, *generation));
+    BATON_TRY(PrintJson(object));
+  }
+  if (o.stats) PrintStats(engine, *generation);
+  return guard.Interrupted() ? kExitInterrupted : 0;
+}
+
+Result<int> Chat(Engine& engine, const RunOptions& o, const Request& base) {
+  const std::vector<ChatTurn> opening = base.chat;
+  std::vector<ChatTurn> turns = opening;
+  std::optional<Generation> last;
+  Note("/quit ends, /reset forgets the conversation, /stats shows the last answer's cost");
+  std::string line;
+  while (true) {
+    BATON_TRY(Print("> "));
+    if (!std::getline(std::cin, line)) {
+      BATON_TRY(Print("\n"));
+      return 0;
+    }
+    if (line.empty()) continue;
+    if (line == "/quit") return 0;
+    if (line == "/reset") {
+      turns = opening, last.reset();
+      continue;
+    }
+    if (line == "/stats") {
+      if (last) PrintStats(engine, *last);
+      continue;
+    }
+    if (line.starts_with("/")) {
+      Note("unknown command " + line + "; there are /quit, /reset and /stats");
+      continue;
+    }
+    Request request = base;
+    turns.push_back({"user", line});
+    request.chat = turns;
+    InterruptGuard guard(engine);
+    auto generation = Stream(engine, request);
+    engine.ResetCancel();
+    if (!generation.ok()) {
+      // The conversation stands as before the question, for example when it outgrew the context.
+      turns.pop_back();
+      PrintError(generation.error());
+      if (generation.error().code() == Error::Code::kIo) return 1;
+      continue;
+    }
+    turns.push_back({"assistant", generation->text});
+    if (o.stats) PrintStats(engine, *generation);
+    last = std::move(*generation);
+  }
+}
+
+// What the text asks for, and how many tokens that is.
+Result<int64_t> Ask(const Engine& engine, const RunOptions& o, std::string text, Request& request) {
+  if (o.raw) {
+    request.tokens = engine.Tokenize(text, /*bos=*/true, /*special=*/true);
+    if (request.tokens.empty())
+      return Error::InvalidArgument("the prompt is empty").Hint("give --prompt or --file");
+    return static_cast<int64_t>(request.tokens.size());
+  }
+  request.chat.push_back({"user", std::move(text)});
+  BATON_ASSIGN(const std::string rendered, engine.RenderChat(request.chat));
+  return static_cast<int64_t>(engine.Tokenize(rendered, /*bos=*/true, /*special=*/true).size());
+}
+
+Result<int> Run(const RunOptions& o, const Invocation& invocation) {
+  const bool interactive = !o.text.Given() && StdinIsTerminal();
+  if (interactive && o.json) UsageError("--json", "needs --prompt, --file or piped input");
+  if (interactive && o.raw) UsageError("--raw", "needs --prompt, --file or piped input");
+  if (o.raw && !o.system.empty()) UsageError("--system", "is part of a chat, --raw has none");
+  std::string text;
+  if (!interactive) {
+    BATON_ASSIGN(text, o.text.Read());
+  }
+  BATON_ASSIGN(auto engine, o.engine.Load());
+  if (!o.raw && !engine->info().has_chat_template)
+    return Error::Unsupported("{}: the model has no chat template", o.engine.model)
+        .Hint("use --raw to continue the text itself");
+  Request request = o.request;
+  BATON_ASSIGN(request.plan, LoadPlan(*engine, o.plan));
+  request.watch.interval = o.watch_interval;
+  if (!o.system.empty()) request.chat.push_back({"system", o.system});
+  std::vector<int64_t> visible;
+  if (!interactive) {
+    BATON_ASSIGN(const int64_t prompt_tokens, Ask(*engine, o, std::move(text), request));
+    visible.push_back(prompt_tokens);
+  }
+  if (request.plan) {
+    const int64_t limit = engine->options().context;
+    visible.push_back(limit > 0 ? limit : engine->info().context);
+    BATON_ASSIGN(const std::string plan_line, PlanLine(*engine, *request.plan, visible));
+    Note(plan_line);
+  }
+  return interactive ? Chat(*engine, o, request) : Answer(*engine, o, request, invocation);
+}
+
+}  // namespace
+
+void AddRun(CLI::App& app, Action& action) {
+  CLI::App* command = AddCommand(
+      app, "run", "Generate text: an answer to --prompt, --file or piped text, or a chat",
+      "  baton run model.gguf                                      chat\n"
+      "  baton run model.gguf --prompt 'Why is the sky blue?' -n 100\n"
+      "  baton run model.gguf --plan plan.json --file book.txt --stats\n"
+      "  baton run model.gguf --raw --prompt 'The capital of France is' --json");
+  AddCommandWith<RunOptions>(command, action, AddOptions, Run);
+}
+
+}  // namespace baton::apps
