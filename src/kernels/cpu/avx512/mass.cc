@@ -1,0 +1,398 @@
+// Mass kernels for AVX-512 with BF16 and VNNI.
+//
+// Tiles: K of a page is transposed once into [D/2][64 keys] pairs of bf16, so that 16 keys fill a
+// register and a query's pair is a broadcast. Six queries by 64 keys keep 24 sums in registers: 24
+// dot-product instructions (one a cycle) per 4 + 6 loads. Each (query, key) sum runs over the
+// channels in order, whatever the number of queries in the block.
+//
+// Decode scan: nibbles are unpacked once for the query heads of a KV head and multiplied as
+// unsigned bytes; the offset of 8 is taken out by starting each sum at -8 * sum(q).
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/cpu/avx512/vec_math.h"
+#include "kernels/cpu/mass_kernels.h"
+
+namespace baton::cpu::avx512 {
+namespace {
+
+// The larger one; NaN if either is.
+inline __m512 MaxOrNan(__m512 a, __m512 b) {
+  const __m512 m = _mm512_max_ps(a, b);
+  return _mm512_mask_mov_ps(m, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+}
+
+inline __mmask16 FirstLanes(int64_t n) {
+  return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, 16)) - 1);
+}
+
+void PackQuery(const float* q, int64_t dim, int terms, void* out) {
+  auto* to = static_cast<uint16_t*>(out);
+  for (int64_t d = 0; d < dim; d += 16) {
+    const __mmask16 m = FirstLanes(dim - d);
+    const __m512 x = _mm512_maskz_loadu_ps(m, q + d);
+    const __m256i high = std::bit_cast<__m256i>(_mm512_cvtneps_pbh(x));
+    _mm256_mask_storeu_epi16(to + d, m, high);
+    if (terms == 2) {
+      const __m512 rest =
+          _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
+      _mm256_mask_storeu_epi16(to + dim + d, m, std::bit_cast<__m256i>(_mm512_cvtneps_pbh(rest)));
+    }
+  }
+}
+
+// Rows become columns: r[i] lane j <-> r[j] lane i.
+inline void Transpose16(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+  // r[4g + c] holds, in 128-bit lane l, column 4l + c of rows 4g..4g+3.
+  for (int c = 0; c < 4; ++c) {
+    const __m512i a = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88);
+    const __m512i b = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
+    const __m512i d = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
+    const __m512i e = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+    t[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+    t[8 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
+    t[4 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
+    t[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+void PackExactKeys(const KvView& kv, int64_t position, int head, uint32_t* out) {
+  const int64_t pairs = kv.layout.head_dim / 2, stride = kv.layout.row_bytes();
+  const std::byte* k = kv.row(position) + head * kv.layout.head_bytes();
+  for (int64_t slot = 0; slot < kMassBlock; slot += 16) {
+    for (int64_t c = 0; c < pairs; c += 16) {
+      const __mmask16 m = FirstLanes(pairs - c);
+      __m512i r[16];
+      for (int i = 0; i < 16; ++i) {
+        r[i] = _mm512_maskz_loadu_epi32(m, k + (slot + i) * stride + c * 4);
+      }
+      Transpose16(r);
+      const int64_t n = std::min<int64_t>(16, pairs - c);
+      for (int i = 0; i < n; ++i) _mm512_store_si512(out + (c + i) * kMassBlock + slot, r[i]);
+    }
+  }
+}
+
+// The nibbles of 16 slots lie slot by slot, four channels each, which is two pairs: channels 4v, 4v
+// + 1 and 4v + 2, 4v + 3.
+void PackLowBitKeys(const KvView& kv, int64_t position, int head, uint32_t* out) {
+  const __m512i low = _mm512_set1_epi8(15);
+  for (int64_t slot = 0; slot < kMassBlock; slot += 16) {
+    for (int64_t b = 0; b < kv.layout.head_dim / 32; ++b) {
+      const LowBitBlock& block = *kv.low_bit(position + slot, head, b);
+      const __m512 scale =
+          _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.scale)));
+      for (int v = 0; v < 4; ++v) {
+        const __m512i bytes = _mm512_loadu_si512(block.nibbles + v * 64);
+        for (int half = 0; half < 2; ++half) {
+          const __m512i nibbles = _mm512_and_si512(half ? _mm512_srli_epi16(bytes, 4) : bytes, low);
+          for (int pair = 0; pair < 2; ++pair) {
+            __m512 x[2];
+            for (int i = 0; i < 2; ++i) {
+              const __m512i byte =
+                  _mm512_and_si512(_mm512_srlv_epi32(nibbles, _mm512_set1_epi32(16 * pair + 8 * i)),
+                                   _mm512_set1_epi32(15));
+              x[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(byte, _mm512_set1_epi32(8))),
+                                   scale);
+            }
+            const __m512i first =
+                _mm512_cvtepu16_epi32(std::bit_cast<__m256i>(_mm512_cvtneps_pbh(x[0])));
+            const __m512i second =
+                _mm512_cvtepu16_epi32(std::bit_cast<__m256i>(_mm512_cvtneps_pbh(x[1])));
+            const int64_t c = b * 16 + half * 8 + v * 2 + pair;
+            _mm512_store_si512(out + c * kMassBlock + slot,
+                               _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+          }
+        }
+      }
+    }
+  }
+}
+
+void PackKeys(const KvView& kv, int64_t position, int head, bool low_bit, void* out) {
+  auto* to = static_cast<uint32_t*>(out);
+  if (low_bit) {
+    PackLowBitKeys(kv, position, head, to);
+  } else {
+    PackExactKeys(kv, position, head, to);
+  }
+}
+
+// sums[m][j]: query m with keys 16 j .. 16 j + 15.
+template <int M>
+inline void Dots(const uint32_t* keys, int64_t pairs, int terms, const MassQuery* queries,
+                 __m512 (&sums)[M][4]) {
+  const int32_t* q[M];
+  for (int m = 0; m < M; ++m) {
+    q[m] = static_cast<const int32_t*>(queries[m].q);
+    for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_setzero_ps();
+  }
+  for (int t = 0; t < terms; ++t) {
+    for (int64_t c = 0; c < pairs; ++c) {
+      __m512bh k[4];
+      for (int j = 0; j < 4; ++j) {
+        k[j] = std::bit_cast<__m512bh>(_mm512_load_si512(keys + c * kMassBlock + 16 * j));
+      }
+      for (int m = 0; m < M; ++m) {
+        const auto pair = std::bit_cast<__m512bh>(_mm512_set1_epi32(q[m][t * pairs + c]));
+        for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_dpbf16_ps(sums[m][j], k[j], pair);
+      }
+    }
+  }
+}
+
+template <int M>
+void AccumulateBlock(const uint32_t* keys, int64_t pairs, int terms, float scale,
+                     const MassQuery* queries, bool max) {
+  bool seen = false;
+  for (int m = 0; m < M; ++m) seen |= queries[m].visible > 0;
+  if (!seen) return;
+  __m512 sums[M][4];
+  Dots<M>(keys, pairs, terms, queries, sums);
+  const __m512 scales = _mm512_set1_ps(scale);
+  for (int m = 0; m < M; ++m) {
+    const MassQuery& q = queries[m];
+    const __m512 lse = _mm512_set1_ps(q.lse);
+    for (int j = 0; j < 4; ++j) {
+      const __mmask16 visible = FirstLanes(q.visible - 16 * j);
+      const __m512 p = Exp2(_mm512_fmsub_ps(sums[m][j], scales, lse));
+      const __m512 old = _mm512_loadu_ps(q.out + 16 * j);
+      const __m512 joined = max ? MaxOrNan(old, p) : _mm512_add_ps(old, p);
+      _mm512_storeu_ps(q.out + 16 * j, _mm512_mask_mov_ps(old, visible, joined));
+    }
+  }
+}
+
+template <int M>
+void LogSumBlock(const uint32_t* keys, int64_t pairs, int terms, float scale,
+                 const MassQuery* queries) {
+  bool seen = false;
+  for (int m = 0; m < M; ++m) seen |= queries[m].visible > 0;
+  if (!seen) return;
+  __m512 sums[M][4];
+  Dots<M>(keys, pairs, terms, queries, sums);
+  const __m512 scales = _mm512_set1_ps(scale);
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  for (int m = 0; m < M; ++m) {
+    const MassQuery& q = queries[m];
+    if (q.visible <= 0) continue;
+    __m512 t[4];
+    for (int j = 0; j < 4; ++j) {
+      t[j] = _mm512_mask_mul_ps(nothing, FirstLanes(q.visible - 16 * j), sums[m][j], scales);
+    }
+    const float largest =
+        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(t[0], t[1]), _mm512_max_ps(t[2], t[3])));
+    if (largest > q.stats[0]) {
+      q.stats[1] *= std::exp2(q.stats[0] - largest);
+      q.stats[0] = largest;
+    }
+    const __m512 offset = _mm512_set1_ps(q.stats[0]);
+    for (int j = 0; j < 4; ++j) t[j] = Exp2(_mm512_sub_ps(t[j], offset));
+    q.stats[1] +=
+        _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(t[0], t[1]), _mm512_add_ps(t[2], t[3])));
+  }
+}
+
+void Accumulate(const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
+                int64_t count, bool max) {
+  const auto* k = static_cast<const uint32_t*>(keys);
+  int64_t i = 0;
+  for (; i + 6 <= count; i += 6) AccumulateBlock<6>(k, dim / 2, terms, scale, queries + i, max);
+  for (; i + 3 <= count; i += 3) AccumulateBlock<3>(k, dim / 2, terms, scale, queries + i, max);
+  for (; i < count; ++i) AccumulateBlock<1>(k, dim / 2, terms, scale, queries + i, max);
+}
+
+void LogSum(const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
+            int64_t count) {
+  const auto* k = static_cast<const uint32_t*>(keys);
+  int64_t i = 0;
+  for (; i + 6 <= count; i += 6) LogSumBlock<6>(k, dim / 2, terms, scale, queries + i);
+  for (; i + 3 <= count; i += 3) LogSumBlock<3>(k, dim / 2, terms, scale, queries + i);
+  for (; i < count; ++i) LogSumBlock<1>(k, dim / 2, terms, scale, queries + i);
+}
+
+void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t heads, int64_t n,
+                bool max, bool add, float* out) {
+  const __m512 log2e = _mm512_set1_ps(kLog2E);
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 m = FirstLanes(n - i);
+    __m512 pooled = _mm512_setzero_ps();
+    for (int64_t h = 0; h < heads; ++h) {
+      const __m512 x = _mm512_maskz_loadu_ps(m, scores + h * stride + i);
+      const __m512 e = Exp2(_mm512_fmsub_ps(x, log2e, _mm512_set1_ps(lse[h])));
+      pooled = max ? MaxOrNan(pooled, e) : _mm512_add_ps(pooled, e);
+    }
+    if (add) pooled = _mm512_add_ps(pooled, _mm512_maskz_loadu_ps(m, out + i));
+    _mm512_mask_storeu_ps(out + i, m, pooled);
+  }
+}
+
+// facc[r] (+)= one head's 16 slots times R queries.
+template <int R>
+void LowBitGroup(const LowBitBlock* blocks, int64_t dim, const std::byte* queries, float* out,
+                 int64_t stride) {
+  const int64_t per_group = dim / 32, bytes = LowBitQuery::Bytes(dim);
+  const __m512i low = _mm512_set1_epi8(15);
+  __m512 scores[R];
+  for (int r = 0; r < R; ++r) scores[r] = _mm512_setzero_ps();
+  for (int64_t b = 0; b < per_group; ++b) {
+    __m512i k[8];
+    for (int v = 0; v < 4; ++v) {
+      const __m512i x = _mm512_loadu_si512(blocks[b].nibbles + 64 * v);
+      k[v] = _mm512_and_si512(x, low);
+      k[v + 4] = _mm512_and_si512(_mm512_srli_epi16(x, 4), low);
+    }
+    const __m512 k_scale =
+        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(blocks[b].scale)));
+    for (int r = 0; r < R; ++r) {
+      const std::byte* q = queries + r * bytes;
+      int32_t words[8], offset;
+      float q_scale;
+      std::memcpy(words, q + 32 * b, 32);
+      std::memcpy(&q_scale, q + dim + 8 * b, 4);
+      std::memcpy(&offset, q + dim + 8 * b + 4, 4);
+      __m512i even = _mm512_set1_epi32(offset), odd = _mm512_setzero_si512();
+      for (int v = 0; v < 8; v += 2) {
+        even = _mm512_dpbusd_epi32(even, k[v], _mm512_set1_epi32(words[v]));
+        odd = _mm512_dpbusd_epi32(odd, k[v + 1], _mm512_set1_epi32(words[v + 1]));
+      }
+      const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+      scores[r] = _mm512_fmadd_ps(_mm512_mul_ps(dot, k_scale), _mm512_set1_ps(q_scale), scores[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) _mm512_storeu_ps(out + r * stride, scores[r]);
+}
+
+}  // namespace
+
+void LowBitQuery::Pack(const float* q, int64_t dim, float score_scale, std::byte* out) {
+  for (int64_t b = 0; b < dim / 32; ++b) {
+    float largest = 0;
+    for (int c = 0; c < 32; ++c) largest = std::max(largest, std::fabs(q[32 * b + c]));
+    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    // A NaN or infinite query has to reach the scores: the integers cannot carry it, the scale
+    // does.
+    float scale = score_scale * (largest / 127.0f), poison = 0;
+    int32_t sum = 0;
+    for (int c = 0; c < 32; ++c) {
+      const float x = q[32 * b + c];
+      poison += x * 0.0f;
+      const float y = x * inverse;
+      const auto i = std::isfinite(y) ? static_cast<int8_t>(std::lrintf(y)) : int8_t{0};
+      sum += i;
+      out[32 * b + c] = static_cast<std::byte>(i);
+    }
+    scale += poison;
+    const int32_t offset = -8 * sum;
+    std::memcpy(out + dim + 8 * b, &scale, 4);
+    std::memcpy(out + dim + 8 * b + 4, &offset, 4);
+  }
+}
+
+void LowBitScores(const KvView& kv, int64_t position, int head, const std::byte* queries,
+                  int64_t count, float* out, int64_t stride) {
+  const int64_t dim = kv.layout.head_dim, bytes = LowBitQuery::Bytes(dim);
+  const LowBitBlock* blocks = kv.low_bit(position, head, 0);
+  for (int64_t slot = 0; slot < kMassBlock; slot += 16, blocks += dim / 32, out += 16) {
+    int64_t r = 0;
+    for (; r + 4 <= count; r += 4) {
+      LowBitGroup<4>(blocks, dim, queries + r * bytes, out + r * stride, stride);
+    }
+    const std::byte* rest = queries + r * bytes;
+    switch (count - r) {
+      case 3:
+        LowBitGroup<3>(blocks, dim, rest, out + r * stride, stride);
+        break;
+      case 2:
+        LowBitGroup<2>(blocks, dim, rest, out + r * stride, stride);
+        break;
+      case 1:
+        LowBitGroup<1>(blocks, dim, rest, out + r * stride, stride);
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+void ExpChunk(float* t, int64_t n, int64_t padded, float* largest, float* sum) {
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 m = nothing;
+  for (int64_t i = 0; i < n; i += 16) {
+    m = _mm512_max_ps(m, _mm512_mask_loadu_ps(nothing, FirstLanes(n - i), t + i));
+  }
+  *largest = _mm512_reduce_max_ps(m);
+  const __m512 offset = _mm512_set1_ps(*largest);
+  __m512 s = _mm512_setzero_ps();
+  for (int64_t i = 0; i < padded; i += 16) {
+    const __m512 x = _mm512_mask_loadu_ps(nothing, FirstLanes(n - i), t + i);
+    const __m512 e = Exp2(_mm512_sub_ps(x, offset));
+    _mm512_storeu_ps(t + i, e);
+    s = _mm512_add_ps(s, e);
+  }
+  *sum = _mm512_reduce_add_ps(s);
+}
+
+void ChunkFactors(const float* largest, const float* sum, int64_t chunks, float* factor) {
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 m = nothing;
+  for (int64_t c = 0; c < chunks; c += 16) {
+    m = _mm512_max_ps(m, _mm512_mask_loadu_ps(nothing, FirstLanes(chunks - c), largest + c));
+  }
+  const __m512 all = _mm512_set1_ps(_mm512_reduce_max_ps(m));
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t c = 0; c < chunks; c += 16) {
+    const __mmask16 mask = FirstLanes(chunks - c);
+    const __m512 f = Exp2(_mm512_sub_ps(_mm512_mask_loadu_ps(nothing, mask, largest + c), all));
+    _mm512_mask_storeu_ps(factor + c, mask, f);
+    total = _mm512_fmadd_ps(f, _mm512_maskz_loadu_ps(mask, sum + c), total);
+  }
+  const __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+  for (int64_t c = 0; c < chunks; c += 16) {
+    const __mmask16 mask = FirstLanes(chunks - c);
+    _mm512_mask_storeu_ps(factor + c, mask,
+                          _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, factor + c), inverse));
+  }
+}
+
+void PoolScaled(const float* e, int64_t stride, const float* factor, int64_t factor_stride,
+                int64_t heads, int64_t n, bool max, float* out) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 m = FirstLanes(n - i);
+    __m512 pooled = _mm512_setzero_ps();
+    for (int64_t h = 0; h < heads; ++h) {
+      const __m512 x = _mm512_maskz_loadu_ps(m, e + h * stride + i);
+      const __m512 f = _mm512_set1_ps(factor[h * factor_stride]);
+      pooled = max ? MaxOrNan(pooled, _mm512_mul_ps(x, f)) : _mm512_fmadd_ps(x, f, pooled);
+    }
+    _mm512_mask_storeu_ps(out + i, m, pooled);
+  }
+}
+
+const MassKernels& GetMassKernels() {
+  static constexpr MassKernels kKernels = {.pack_query = PackQuery,
+                                           .pack_keys = PackKeys,
+                                           .accumulate = Accumulate,
+                                           .log_sum = LogSum,
+                                           .pool_scores = PoolScores};
+  return kKernels;
+}
+
+}  // namespace baton::cpu::avx512

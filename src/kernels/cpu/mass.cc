@@ -1,0 +1,447 @@
+// How much attention each key receives. Two ways through the keys:
+//
+// Tiles (rows against packed pages): a task is (sets of about 64 rows, 512 keys); it recomputes the
+// probabilities from K and a known log-sum-exp and adds columns up at once, so that no [rows, N]
+// matrix exists. Low-bit sets with many rows find the log-sum-exp by a first pass over the same
+// pages. Every task owns its piece of the result: nothing to merge.
+//
+// Rows (decode of scan layers): the 4-bit copy of K is read once, int8 dot products, exponentials
+// relative to the chunk's own maximum go to scratch; a second pass over scratch scales and pools
+// them. One exponential per score instead of two.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/mass_kernels.h"
+#include "kernels/cpu/mass_state.h"
+
+namespace baton::cpu {
+namespace {
+
+constexpr int64_t kChunk = 512;        // keys per task; eight pages
+constexpr int64_t kScoreChunk = 1024;  // keys per task where scores are given
+constexpr int64_t kTileRows = 64;
+
+int64_t Groups(const MassParams& p, const MassParams::Segment& s) {
+  return p.scope == MassScope::kAll     ? 1
+         : p.scope == MassScope::kGroup ? s.kv.layout.kv_heads
+                                        : p.q.dim(1);
+}
+
+int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// One task's worth of work on the tile path.
+struct TileTask {
+  const MassParams::Segment* segment;
+  int64_t first_set, end_set;  // sets whose rows share packed keys
+  int64_t key;                 // first key of the chunk
+  int64_t chunk_stats;         // low-bit first pass: where the task's stats begin
+};
+
+int64_t SetsPerTile(const MassParams::Segment& s) {
+  return std::max<int64_t>(1, kTileRows / s.rows_per_set);
+}
+
+class Tiles {
+ public:
+  Tiles(const MassParams& p, const MassKernels& kernels, ThreadPool& threads, MassScratch& scratch)
+      : p_(p),
+        kernels_(kernels),
+        threads_(threads),
+        scratch_(scratch),
+        heads_(p.q.dim(1)),
+        dim_(p.q.dim(2)),
+        scale_(p.scale * kLog2E),
+        low_bit_(p.source == MassParams::Source::kLowBit) {
+    scratch_.lse.resize(static_cast<size_t>(p.q.dim(0) * heads_));
+  }
+
+  void Run(std::span<const MassParams::Segment> segments) {
+    std::vector<TileTask> tasks;
+    int64_t stats = 0;
+    for (const auto& s : segments) {
+      const int64_t sets = Ceil(s.rows.count, s.rows_per_set);
+      for (int64_t set = 0; set < sets; set += SetsPerTile(s)) {
+        const int64_t end = std::min(sets, set + SetsPerTile(s));
+        const int64_t rows = std::min(s.rows.count, end * s.rows_per_set) - set * s.rows_per_set;
+        for (int64_t key = 0; key < s.rows.position + s.rows.count; key += kChunk) {
+          tasks.push_back({&s, set, end, key, stats});
+          stats += rows * heads_ * 2;
+        }
+      }
+      for (int64_t i = 0; !low_bit_ && i < s.rows.count; ++i) {
+        for (int64_t h = 0; h < heads_; ++h) {
+          Lse(s.rows.first + i, h) = p_.lse.row(s.rows.first + i)[h] * kLog2E;
+        }
+      }
+    }
+    const auto count = static_cast<int64_t>(tasks.size());
+    if (low_bit_) {
+      scratch_.stats.resize(static_cast<size_t>(stats));
+      threads_.For(count, [&](int64_t i, int rank) { Stats(tasks[static_cast<size_t>(i)], rank); });
+      MergeStats(tasks);
+    }
+    threads_.For(count, [&](int64_t i, int rank) { Columns(tasks[static_cast<size_t>(i)], rank); });
+  }
+
+ private:
+  float& Lse(int64_t row, int64_t head) {
+    return scratch_.lse[static_cast<size_t>(row * heads_ + head)];
+  }
+
+  static int64_t EndRow(const TileTask& t) {
+    return std::min(t.segment->rows.count, t.end_set * t.segment->rows_per_set);
+  }
+  static int64_t FirstRow(const TileTask& t) { return t.first_set * t.segment->rows_per_set; }
+
+  // Two terms (16 bits of q) for single rows: profiles and the watch read absolute values, prompt
+  // tiles only rank.
+  int Terms(const MassParams::Segment& s) const { return s.rows_per_set == 1 ? 2 : 1; }
+
+  // Packs rows [first, last) of a KV head's query heads; the queries are row major, then head.
+  void PackQueries(const MassParams::Segment& s, int64_t first, int64_t last, int64_t kv_head,
+                   MassScratch::Rank& r) {
+    const int64_t ratio = heads_ / s.kv.layout.kv_heads;
+    r.packed_queries.resize(static_cast<size_t>((last - first) * ratio * dim_ * 4));
+    r.queries.resize(static_cast<size_t>((last - first) * ratio));
+    size_t n = 0;
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t h = kv_head * ratio; h < (kv_head + 1) * ratio; ++h, ++n) {
+        std::byte* packed = r.packed_queries.data() + n * static_cast<size_t>(dim_) * 4;
+        kernels_.pack_query(p_.q.row(s.rows.first + i, h), dim_, Terms(s), packed);
+        r.queries[n] = {.q = packed, .lse = Lse(s.rows.first + i, h)};
+      }
+    }
+  }
+
+  // Calls body(queries, keys) for each page of the chunk that some of the packed queries sees.
+  template <typename F>
+  void ForEachPage(const TileTask& t, int64_t first, int64_t last, int64_t kv_head,
+                   MassScratch::Rank& r, F&& body) {
+    const MassParams::Segment& s = *t.segment;
+    const int64_t ratio = heads_ / s.kv.layout.kv_heads;
+    const int64_t end = std::min(t.key + kChunk, s.rows.position + last);
+    r.packed_keys.resize(static_cast<size_t>(kMassBlock * dim_ * 4 + 64));
+    auto* keys = reinterpret_cast<std::byte*>(
+        (reinterpret_cast<uintptr_t>(r.packed_keys.data()) + 63) / 64 * 64);
+    for (int64_t key = t.key; key < end; key += kMassBlock) {
+      kernels_.pack_keys(s.kv, key, static_cast<int>(kv_head), low_bit_, keys);
+      for (int64_t i = first; i < last; ++i) {
+        const auto visible = std::clamp<int64_t>(s.rows.position + i + 1 - key, 0, kMassBlock);
+        for (int64_t h = 0; h < ratio; ++h) {
+          r.queries[static_cast<size_t>((i - first) * ratio + h)].visible =
+              static_cast<int32_t>(visible);
+        }
+      }
+      body(keys, key);
+    }
+  }
+
+  void Stats(const TileTask& t, int rank) {
+    const MassParams::Segment& s = *t.segment;
+    MassScratch::Rank& r = scratch_.ranks[static_cast<size_t>(rank)];
+    const int64_t ratio = heads_ / s.kv.layout.kv_heads;
+    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows) {
+      const int64_t last = std::min(first + kTileRows, EndRow(t));
+      for (int64_t g = 0; g < s.kv.layout.kv_heads; ++g) {
+        PackQueries(s, first, last, g, r);
+        for (size_t n = 0; n < r.queries.size(); ++n) {
+          const int64_t row = first - FirstRow(t) + static_cast<int64_t>(n) / ratio;
+          const int64_t head = g * ratio + static_cast<int64_t>(n) % ratio;
+          float* stats = scratch_.stats.data() + t.chunk_stats + (row * heads_ + head) * 2;
+          stats[0] = -std::numeric_limits<float>::infinity();
+          stats[1] = 0;
+          r.queries[n].stats = stats;
+        }
+        ForEachPage(t, first, last, g, r, [&](const std::byte* keys, int64_t) {
+          kernels_.log_sum(keys, dim_, Terms(s), scale_, r.queries.data(),
+                           static_cast<int64_t>(r.queries.size()));
+        });
+      }
+    }
+  }
+
+  // The chunks of each row, in ascending order.
+  void MergeStats(const std::vector<TileTask>& tasks) {
+    for (size_t begin = 0, end; begin < tasks.size(); begin = end) {
+      for (end = begin + 1; end < tasks.size() && tasks[end].segment == tasks[begin].segment &&
+                            tasks[end].first_set == tasks[begin].first_set;) {
+        ++end;
+      }
+      const MassParams::Segment& s = *tasks[begin].segment;
+      const int64_t first = FirstRow(tasks[begin]), last = EndRow(tasks[begin]);
+      threads_.For(last - first, [&](int64_t i, int) {
+        for (int64_t h = 0; h < heads_; ++h) {
+          float largest = -std::numeric_limits<float>::infinity();
+          for (size_t c = begin; c < end; ++c) {
+            largest = std::max(largest, StatsOf(tasks[c], i, h)[0]);
+          }
+          float sum = 0;
+          for (size_t c = begin; c < end; ++c) {
+            const float* x = StatsOf(tasks[c], i, h);
+            if (x[0] > -std::numeric_limits<float>::infinity() || std::isnan(x[1])) {
+              sum += x[1] * std::exp2(x[0] - largest);
+            }
+          }
+          Lse(s.rows.first + first + i, h) = largest + std::log2(sum);
+        }
+      });
+    }
+  }
+  const float* StatsOf(const TileTask& t, int64_t row, int64_t head) const {
+    return scratch_.stats.data() + t.chunk_stats + (row * heads_ + head) * 2;
+  }
+
+  void Columns(const TileTask& t, int rank) {
+    const MassParams::Segment& s = *t.segment;
+    MassScratch::Rank& r = scratch_.ranks[static_cast<size_t>(rank)];
+    const int64_t groups = Groups(p_, s), kv_heads = s.kv.layout.kv_heads,
+                  ratio = heads_ / kv_heads;
+    const int64_t units = (t.end_set - t.first_set) * groups;
+    const bool max = p_.pool == Pool::kMax && groups < heads_;
+    // A maximum over heads has to be complete before rows are added.
+    const bool by_row = max && s.rows_per_set > 1;
+    r.columns.assign(static_cast<size_t>(units * kChunk), 0.0f);
+    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows) {
+      const int64_t last = std::min(first + kTileRows, EndRow(t));
+      const auto column = [&](int64_t row, int64_t group) {
+        const int64_t set = row / s.rows_per_set - t.first_set;
+        return r.columns.data() + (set * groups + group) * kChunk;
+      };
+      for (int64_t g = 0; g < kv_heads; ++g) {
+        PackQueries(s, first, last, g, r);
+        if (by_row && (g == 0 || p_.scope != MassScope::kAll)) {
+          r.row_max.assign(static_cast<size_t>((last - first) * kChunk), 0.0f);
+        }
+        ForEachPage(t, first, last, g, r, [&](const std::byte* keys, int64_t key) {
+          for (size_t n = 0; n < r.queries.size(); ++n) {
+            const int64_t row = first + static_cast<int64_t>(n) / ratio;
+            const int64_t head = g * ratio + static_cast<int64_t>(n) % ratio;
+            float* to = by_row ? r.row_max.data() + (row - first) * kChunk
+                               : column(row, head * groups / heads_);
+            r.queries[n].out = to + (key - t.key);
+          }
+          kernels_.accumulate(keys, dim_, Terms(s), scale_, r.queries.data(),
+                              static_cast<int64_t>(r.queries.size()), max);
+        });
+        if (by_row && (g + 1 == kv_heads || p_.scope != MassScope::kAll)) {
+          for (int64_t row = first; row < last; ++row) {
+            float* to = column(row, p_.scope == MassScope::kAll ? 0 : g);
+            const float* from = r.row_max.data() + (row - first) * kChunk;
+            for (int64_t n = 0; n < kChunk; ++n) to[n] += from[n];
+          }
+        }
+      }
+    }
+    const int64_t n = std::min(kChunk, s.rows.position + s.rows.count - t.key);
+    for (int64_t u = 0; u < units; ++u) {
+      std::copy_n(r.columns.data() + u * kChunk, n,
+                  s.mass + (t.first_set * groups + u) * s.mass_stride + t.key);
+    }
+  }
+
+  const MassParams& p_;
+  const MassKernels& kernels_;
+  ThreadPool& threads_;
+  MassScratch& scratch_;
+  const int64_t heads_, dim_;
+  const float scale_;
+  const bool low_bit_;
+};
+
+void FromScores(const MassParams& p, const MassKernels& kernels, ThreadPool& threads) {
+  struct Task {
+    const MassParams::Segment* segment;
+    int64_t set, key;
+  };
+  std::vector<Task> tasks;
+  for (const auto& s : p.segments) {
+    for (int64_t set = 0; set < Ceil(s.rows.count, s.rows_per_set); ++set) {
+      for (int64_t key = 0; key < s.rows.position + s.rows.count; key += kScoreChunk) {
+        tasks.push_back({&s, set, key});
+      }
+    }
+  }
+  const int64_t heads = p.q.dim(1);
+  threads.For(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
+    const Task& t = tasks[static_cast<size_t>(i)];
+    const MassParams::Segment& s = *t.segment;
+    const int64_t groups = Groups(p, s), per_group = heads / groups;
+    const int64_t end = std::min(t.key + kScoreChunk, s.rows.position + s.rows.count);
+    const int64_t first = t.set * s.rows_per_set;
+    const int64_t last = std::min(s.rows.count, first + s.rows_per_set);
+    std::vector<float> lse(static_cast<size_t>(per_group));
+    for (int64_t g = 0; g < groups; ++g) {
+      float* mass = s.mass + (t.set * groups + g) * s.mass_stride;
+      for (int64_t row = first; row < last; ++row) {
+        const int64_t n = std::max<int64_t>(0, std::min(end, s.rows.position + row + 1) - t.key);
+        for (int64_t h = 0; h < per_group; ++h) {
+          lse[static_cast<size_t>(h)] = p.lse.row(s.rows.first + row)[g * per_group + h] * kLog2E;
+        }
+        const float* scores = s.scores + (row * heads + g * per_group) * s.score_stride + t.key;
+        kernels.pool_scores(scores, s.score_stride, lse.data(), per_group, n, p.pool == Pool::kMax,
+                            row > first, mass + t.key);
+        if (row == first) std::fill(mass + t.key + n, mass + end, 0.0f);
+      }
+    }
+  });
+}
+
+// Scan layers' decode: every row is its own set.
+class LowBitRows {
+ public:
+  LowBitRows(const MassParams& p, ThreadPool& threads, MassScratch& scratch)
+      : p_(p), threads_(threads), scratch_(scratch), heads_(p.q.dim(1)), dim_(p.q.dim(2)) {}
+
+  void Run(std::span<const MassParams::Segment> segments) {
+    std::vector<Row> rows;
+    size_t values = 0, chunks = 0;
+    const auto flush = [&] {
+      RunRows(rows, values, chunks);
+      rows.clear();
+      values = chunks = 0;
+    };
+    for (const auto& s : segments) {
+      for (int64_t i = 0; i < s.rows.count; ++i) {
+        Row row{.segment = &s, .row = i, .keys = s.rows.position + i + 1};
+        row.chunks = Ceil(row.keys, kChunk);
+        row.values = values;
+        row.first_chunk = chunks;
+        values += static_cast<size_t>(heads_ * row.chunks * kChunk);
+        chunks += static_cast<size_t>(heads_ * row.chunks);
+        rows.push_back(row);
+        // Bounds scratch when a profile sends hundreds of rows.
+        if (values > (size_t{8} << 20)) flush();
+      }
+    }
+    if (!rows.empty()) flush();
+  }
+
+ private:
+  struct Row {
+    const MassParams::Segment* segment = nullptr;
+    int64_t row = 0, keys = 0, chunks = 0;
+    size_t values = 0;       // [heads][chunks * kChunk]
+    size_t first_chunk = 0;  // [heads][chunks]
+  };
+  struct Task {
+    int64_t row, chunk;
+  };
+
+  void RunRows(const std::vector<Row>& rows, size_t values, size_t chunks) {
+    if (scratch_.values.size() < static_cast<int64_t>(values * 4)) {
+      scratch_.values = Buffer::AllocateOrDie(static_cast<int64_t>(values * 4));
+    }
+    scratch_.largest.resize(chunks);
+    scratch_.sums.resize(chunks);
+    scratch_.factors.resize(chunks);
+    const auto query_bytes = static_cast<size_t>(avx512::LowBitQuery::Bytes(dim_));
+    scratch_.low_bit_queries.resize(rows.size() * static_cast<size_t>(heads_) * query_bytes);
+    std::vector<Task> tasks;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      for (int64_t h = 0; h < heads_; ++h) {
+        avx512::LowBitQuery::Pack(p_.q.row(rows[i].segment->rows.first + rows[i].row, h), dim_,
+                                  p_.scale * kLog2E, QueryOf(i, h));
+      }
+      for (int64_t c = 0; c < rows[i].chunks; ++c) tasks.push_back({static_cast<int64_t>(i), c});
+    }
+    const auto count = static_cast<int64_t>(tasks.size());
+    threads_.For(count, [&](int64_t i, int) {
+      const Task& t = tasks[static_cast<size_t>(i)];
+      Score(rows[static_cast<size_t>(t.row)], QueryOf(static_cast<size_t>(t.row), 0), t.chunk);
+    });
+    for (const Row& r : rows) {
+      for (int64_t h = 0; h < heads_; ++h) {
+        const size_t at = r.first_chunk + static_cast<size_t>(h * r.chunks);
+        avx512::ChunkFactors(&scratch_.largest[at], &scratch_.sums[at], r.chunks,
+                             &scratch_.factors[at]);
+      }
+    }
+    threads_.For(count, [&](int64_t i, int) {
+      const Task& t = tasks[static_cast<size_t>(i)];
+      PoolChunk(rows[static_cast<size_t>(t.row)], t.chunk);
+    });
+  }
+
+  std::byte* QueryOf(size_t row, int64_t head) {
+    return scratch_.low_bit_queries.data() +
+           (row * static_cast<size_t>(heads_) + static_cast<size_t>(head)) *
+               static_cast<size_t>(avx512::LowBitQuery::Bytes(dim_));
+  }
+
+  float* Values(const Row& r, int64_t head) {
+    return scratch_.values.as<float>() + r.values + head * r.chunks * kChunk;
+  }
+
+  void Score(const Row& r, const std::byte* queries, int64_t chunk) {
+    const KvView& kv = r.segment->kv;
+    const int64_t ratio = heads_ / kv.layout.kv_heads, stride = r.chunks * kChunk;
+    const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
+    for (int64_t k = 0; k < n; k += kMassBlock) {
+      for (int g = 0; g < kv.layout.kv_heads; ++g) {
+        avx512::LowBitScores(kv, key + k, g, queries + g * ratio * avx512::LowBitQuery::Bytes(dim_),
+                             ratio, Values(r, g * ratio) + key + k, stride);
+      }
+    }
+    for (int64_t h = 0; h < heads_; ++h) {
+      const size_t at = r.first_chunk + static_cast<size_t>(h * r.chunks + chunk);
+      avx512::ExpChunk(Values(r, h) + key, n, Ceil(n, kMassBlock) * kMassBlock,
+                       &scratch_.largest[at], &scratch_.sums[at]);
+    }
+  }
+
+  void PoolChunk(const Row& r, int64_t chunk) {
+    const MassParams::Segment& s = *r.segment;
+    const int64_t groups = Groups(p_, s), per_group = heads_ / groups;
+    const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
+    for (int64_t g = 0; g < groups; ++g) {
+      float* mass = s.mass + (r.row * groups + g) * s.mass_stride;
+      const size_t at = r.first_chunk + static_cast<size_t>(g * per_group * r.chunks + chunk);
+      avx512::PoolScaled(Values(r, g * per_group) + key, r.chunks * kChunk, &scratch_.factors[at],
+                         r.chunks, per_group, n, p_.pool == Pool::kMax, mass + key);
+      if (chunk + 1 == r.chunks) {
+        std::fill(mass + r.keys, mass + s.rows.position + s.rows.count, 0.0f);
+      }
+    }
+  }
+
+  const MassParams& p_;
+  ThreadPool& threads_;
+  MassScratch& scratch_;
+  const int64_t heads_, dim_;
+};
+
+}  // namespace
+
+void CpuOps::DoMass(const MassParams& p) {
+  if (!mass_) mass_ = std::make_shared<MassState>();
+  MassScratch& scratch = mass_->mass;
+  scratch.ranks.resize(static_cast<size_t>(threads_.threads()));
+  const bool avx512 = isa_ == CpuIsa::kAvx512;
+  if (p.source == MassParams::Source::kScores) {
+    FromScores(p, avx512 ? avx512::GetMassKernels() : portable::GetMassKernels(), threads_);
+    return;
+  }
+  // Segments of one call share a layer, hence a layout; but a set with one row and one with many
+  // take different ways.
+  for (size_t begin = 0, end; begin < p.segments.size(); begin = end) {
+    const bool single = p.segments[begin].rows_per_set == 1;
+    for (end = begin + 1;
+         end < p.segments.size() && (p.segments[end].rows_per_set == 1) == single;) {
+      ++end;
+    }
+    const auto segments = p.segments.subspan(begin, end - begin);
+    const bool low_bit = p.source == MassParams::Source::kLowBit;
+    if (avx512 && low_bit && single) {
+      LowBitRows(p, threads_, scratch).Run(segments);
+      continue;
+    }
+    const bool fast = avx512 && (low_bit || segments[0].kv.layout.dtype == DType::kBF16);
+    Tiles(p, fast ? avx512::GetMassKernels() : portable::GetMassKernels(), threads_, scratch)
+        .Run(segments);
+  }
+}
+
+}  // namespace baton::cpu

@@ -1,0 +1,78 @@
+// Kernels of the mass operation. Scores are kept in log2 units throughout (score * log2 e), so that
+// a probability is one fused multiply-subtract and one exp2 away from a dot product. A block is the
+// 64 keys of one page.
+//
+// What a kernel computes for one query and key never depends on the other queries or keys of the
+// call.
+#pragma once
+
+#include <cstdint>
+
+#include "kv/page.h"
+
+namespace baton::cpu {
+
+constexpr int64_t kMassBlock = KvLayout::kSlots;
+constexpr float kLog2E = 1.44269504088896340736f;
+
+struct MassQuery {
+  const void* q = nullptr;  // written by pack_query
+  float lse = 0;            // log2 units
+  int32_t visible = 0;      // keys of the block that the query may see; <= 0: none, >= 64: all
+  float* out = nullptr;     // accumulate: [64]
+  float* stats = nullptr;   // log_sum: {largest score, sum of 2^(score - largest)}, log2 units
+};
+
+// One set per instruction set.
+struct MassKernels {
+  // q: [dim] -> 4 * dim bytes at most. terms = 2 keeps q to 16 bits of mantissa where keys are
+  // bf16, terms = 1 to 8.
+  void (*pack_query)(const float* q, int64_t dim, int terms, void* out);
+  // K of one head and the page that starts at `position` (a multiple of 64), transposed: 256 * dim
+  // bytes at most. Slots past the sequence's end are packed as found; nobody may see them.
+  void (*pack_keys)(const KvView& kv, int64_t position, int head, bool low_bit, void* out);
+  // out[n] = out[n] + p or max(out[n], p), p = 2^(scale q.k[n] - lse), for the n that the query
+  // sees.
+  void (*accumulate)(const void* keys, int64_t dim, int terms, float scale,
+                     const MassQuery* queries, int64_t count, bool max);
+  // Adds the visible scores to each query's running stats.
+  void (*log_sum)(const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
+                  int64_t count);
+  // out[n] (+)= sum or max over heads of 2^(scores[h * stride + n] * log2 e - lse[h]).
+  void (*pool_scores)(const float* scores, int64_t stride, const float* lse, int64_t heads,
+                      int64_t n, bool max, bool add, float* out);
+};
+
+namespace portable {
+const MassKernels& GetMassKernels();  // every cache type
+}
+
+namespace avx512 {
+
+const MassKernels& GetMassKernels();  // bf16 caches and low-bit copies
+
+// The decode scan: one row against the whole low-bit copy.
+
+// q rounded to int8 with one scale per 32 channels.
+struct LowBitQuery {
+  static int64_t Bytes(int64_t dim) { return dim + dim / 32 * 8; }
+  // out: int8 [dim], then per 32 channels the scale (f32, times score_scale) and -8 * sum(q)
+  // (int32).
+  static void Pack(const float* q, int64_t dim, float score_scale, std::byte* out);
+};
+
+// out[r * stride + slot] = score of query r and each of the 64 keys of a page; queries lie
+// Bytes(dim) apart.
+void LowBitScores(const KvView& kv, int64_t position, int head, const std::byte* queries,
+                  int64_t count, float* out, int64_t stride);
+// t[i] = 2^(t[i] - m) for i < n with m the largest of them, 0 for n <= i < padded; padded is a
+// multiple of 16.
+void ExpChunk(float* t, int64_t n, int64_t padded, float* largest, float* sum);
+// factor[c] = 2^(largest[c] - M) / S: what turns a chunk's values into probabilities.
+void ChunkFactors(const float* largest, const float* sum, int64_t chunks, float* factor);
+// out[n] = sum or max over heads of e[h * stride + n] * factor[h * factor_stride].
+void PoolScaled(const float* e, int64_t stride, const float* factor, int64_t factor_stride,
+                int64_t heads, int64_t n, bool max, float* out);
+
+}  // namespace avx512
+}  // namespace baton::cpu

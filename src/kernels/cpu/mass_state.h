@@ -1,0 +1,36 @@
+// Scratch of the mass and select operations, kept between calls: the sizes repeat layer after layer
+// and step after step.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/buffer.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/mass_kernels.h"
+#include "kernels/cpu/select_kernels.h"
+
+namespace baton::cpu {
+
+struct MassScratch {
+  struct Rank {  // of one thread
+    std::vector<std::byte> packed_queries, packed_keys;
+    std::vector<MassQuery> queries;
+    std::vector<float> columns;  // [sets * groups][keys of a chunk]
+    std::vector<float> row_max;  // [rows of a tile][keys of a chunk]
+  };
+  std::vector<Rank> ranks;
+  std::vector<float> lse;                     // [T, Hq] log2 units
+  std::vector<float> stats;                   // per tile task {largest, sum} of [rows, Hq]
+  Buffer values;                              // low-bit rows: f32 [rows][Hq][keys]
+  std::vector<float> largest, sums, factors;  // low-bit rows: [rows][Hq][chunks]
+  std::vector<std::byte> low_bit_queries;     // [rows][Hq] LowBitQuery
+};
+
+struct CpuOps::MassState {
+  MassScratch mass;
+  std::vector<SelectScratch> select;  // per thread
+};
+
+}  // namespace baton::cpu

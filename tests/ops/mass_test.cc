@@ -1,0 +1,313 @@
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kv/kv_store.h"
+#include "kv/low_bit.h"
+#include "tests/ops/op_test_util.h"
+
+namespace baton {
+namespace {
+
+using Source = MassParams::Source;
+
+struct Shape {
+  int heads, kv_heads, dim;
+};
+
+std::string Name(const Shape& s) { return fmt::format("{}h{}kv{}d", s.heads, s.kv_heads, s.dim); }
+std::string Name(Source s) {
+  return s == Source::kExact ? "exact" : s == Source::kScores ? "scores" : "lowbit";
+}
+
+// Sequences of one layer, in one store with the pages of the sequences interleaved, and queries for
+// them.
+struct Case {
+  Shape shape;
+  std::unique_ptr<KvStore> store;
+  std::vector<KvSequence> sequences;
+  std::vector<MassParams::Segment> segments;
+  std::vector<float> q, lse;
+  std::vector<std::vector<float>> scores;
+  int64_t rows = 0;
+};
+
+struct Spec {
+  int64_t position = 0, count = 1, rows_per_set = 1;
+};
+
+Case MakeCase(ThreadPool& threads, Shape shape, std::vector<Spec> specs, DType dtype, uint32_t seed,
+              bool with_scores) {
+  Case c{.shape = shape};
+  const KvLayout layout{.dtype = dtype,
+                        .kv_heads = shape.kv_heads,
+                        .head_dim = shape.dim,
+                        .low_bit = shape.dim % 32 == 0};
+  int64_t tokens = 0;
+  for (const Spec& s : specs) tokens += s.position + s.count + 64;
+  auto store = KvStore::Create({layout}, tokens);
+  BATON_CHECK(store.ok());
+  c.store = std::move(store).value();
+  for (size_t i = 0; i < specs.size(); ++i) {
+    c.sequences.push_back(c.store->NewSequence());
+    if (specs[i].position > 64) BATON_CHECK(c.sequences[i].Reserve(64).ok());
+  }
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const Spec& s = specs[i];
+    BATON_CHECK(FillSynthetic(*c.store, c.sequences[i], s.position + s.count, seed + i).ok());
+    c.segments.push_back({.rows = {.first = c.rows, .count = s.count, .position = s.position},
+                          .kv = c.sequences[i].View(0),
+                          .rows_per_set = s.rows_per_set});
+    c.rows += s.count;
+  }
+  test::Rng rng(seed);
+  // Peaked, as attention is: scores have a deviation of about 2.
+  c.q = test::RandomNormal(rng, c.rows * shape.heads * shape.dim, 2);
+  c.lse.resize(static_cast<size_t>(c.rows * shape.heads));
+  std::vector<float> o(c.q.size());
+  std::vector<AttendParams::Segment> attend;
+  for (auto& s : c.segments) {
+    const int64_t stride = s.rows.position + s.rows.count + 3;
+    if (with_scores) {
+      c.scores.emplace_back(static_cast<size_t>(s.rows.count * shape.heads * stride), NAN);
+      s.scores = c.scores.back().data();
+      s.score_stride = stride;
+    }
+    attend.push_back({.rows = s.rows,
+                      .kv = s.kv,
+                      .scores = with_scores ? c.scores.back().data() : nullptr,
+                      .score_stride = stride});
+  }
+  auto ref = MakeReferenceOps(threads);
+  ref->Attend({.q = {c.q.data(), {c.rows, shape.heads, shape.dim}},
+               .scale = 1.0f / std::sqrt(static_cast<float>(shape.dim)),
+               .segments = attend,
+               .o = {o.data(), {c.rows, shape.heads, shape.dim}},
+               .lse = {c.lse.data(), {c.rows, shape.heads}}});
+  return c;
+}
+
+constexpr float kUntouched = -77;
+
+// Runs the op; the results of all segments one behind the other: [sets][groups][stride], stride =
+// keys + 5, of which the last 5 have to stay untouched.
+std::vector<float> RunMass(Ops& ops, const Case& c, Source source, MassScope scope, Pool pool) {
+  const int64_t groups = scope == MassScope::kAll     ? 1
+                         : scope == MassScope::kGroup ? c.shape.kv_heads
+                                                      : c.shape.heads;
+  std::vector<MassParams::Segment> segments = c.segments;
+  size_t total = 0;
+  std::vector<size_t> at;
+  for (auto& s : segments) {
+    s.mass_stride = s.rows.position + s.rows.count + 5;
+    const int64_t sets = (s.rows.count + s.rows_per_set - 1) / s.rows_per_set;
+    at.push_back(total);
+    total += static_cast<size_t>(sets * groups * s.mass_stride);
+  }
+  std::vector<float> mass(total, kUntouched);
+  for (size_t i = 0; i < segments.size(); ++i) segments[i].mass = mass.data() + at[i];
+  ops.Mass({.source = source,
+            .q = {c.q.data(), {c.rows, c.shape.heads, c.shape.dim}},
+            .scale = 1.0f / std::sqrt(static_cast<float>(c.shape.dim)),
+            .lse = {c.lse.data(), {c.rows, c.shape.heads}},
+            .scope = scope,
+            .pool = pool,
+            .segments = segments});
+  return mass;
+}
+
+test::Tolerance ToleranceOf(const std::string& backend, Source source, int64_t rows_per_set) {
+  if (source == Source::kScores || backend != "avx512") return {.relative = 1e-4, .absolute = 1e-5};
+  // Queries keep 8 bits of mantissa in tiles (16 in single rows), 7 in the decode scan.
+  if (source == Source::kLowBit) return {.relative = 0.1, .absolute = 0.02, .cosine = 0.999};
+  if (rows_per_set == 1) return {.relative = 1e-3, .absolute = 1e-4, .cosine = 0.999999};
+  return {.relative = 0.1, .absolute = 0.02, .cosine = 0.9995};
+}
+
+class MassTest : public testing::TestWithParam<std::string> {
+ protected:
+  ThreadPool threads_{2};
+  std::unique_ptr<Ops> ops_ = test::MakeBackend(GetParam(), threads_);
+  std::unique_ptr<Ops> ref_ = MakeReferenceOps(threads_);
+  void SetUp() override {
+    if (!ops_) GTEST_SKIP() << test::kNoBackend;
+  }
+
+  void Compare(const Case& c, Source source, MassScope scope, Pool pool, const std::string& what) {
+    const std::vector<float> got = RunMass(*ops_, c, source, scope, pool);
+    // Slow, and equal to itself: the reference's own run only has to keep within its bounds.
+    const std::vector<float> want =
+        GetParam() == "ref" ? got : RunMass(*ref_, c, source, scope, pool);
+    const int64_t rows_per_set = c.segments[0].rows_per_set;
+    test::ExpectClose(got, want, ToleranceOf(GetParam(), source, rows_per_set), what);
+    for (size_t i = 0; i < got.size(); ++i) {
+      ASSERT_EQ(got[i] == kUntouched, want[i] == kUntouched) << what << " at " << i;
+      ASSERT_TRUE(got[i] >= 0 || got[i] == kUntouched) << what << " at " << i;
+    }
+  }
+};
+
+constexpr MassScope kScopes[] = {MassScope::kAll, MassScope::kGroup, MassScope::kHead};
+
+TEST_P(MassTest, EqualsReferenceOnEveryShape) {
+  for (const Shape shape : {Shape{9, 3, 64}, Shape{4, 1, 256}, Shape{8, 8, 128}, Shape{6, 2, 32},
+                            Shape{10, 2, 96}, Shape{14, 2, 64}}) {
+    for (const Spec spec : {Spec{200, 1, 1}, Spec{130, 3, 1}, Spec{0, 70, 64}, Spec{100, 20, 8}}) {
+      const Case c = MakeCase(threads_, shape, {spec}, DType::kBF16, 3, true);
+      for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
+        for (MassScope scope : kScopes) {
+          for (Pool pool : {Pool::kSum, Pool::kMax}) {
+            Compare(c, source, scope, pool,
+                    fmt::format("{} {} scope {} pool {} position {} rows {}/{}", Name(shape),
+                                Name(source), static_cast<int>(scope), static_cast<int>(pool),
+                                spec.position, spec.count, spec.rows_per_set));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(MassTest, LengthsAroundVectorPageAndChunkEdges) {
+  for (int64_t n :
+       {1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025, 1100}) {
+    const Case c = MakeCase(threads_, {6, 2, 32}, {{n - 1, 1, 1}}, DType::kBF16, 4, true);
+    for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
+      Compare(c, source, MassScope::kAll, Pool::kSum, fmt::format("{} {} keys", Name(source), n));
+      Compare(c, source, MassScope::kGroup, Pool::kMax, fmt::format("{} {} keys", Name(source), n));
+    }
+  }
+}
+
+TEST_P(MassTest, SetsOfEverySize) {
+  for (int64_t rows_per_set : {2, 3, 7, 48, 63, 64, 65, 100, 128, 200}) {
+    for (int64_t count : {1, 131}) {
+      const Case c =
+          MakeCase(threads_, {6, 2, 32}, {{70, count, rows_per_set}}, DType::kBF16, 5, true);
+      for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
+        for (MassScope scope : kScopes) {
+          Compare(c, source, scope, Pool::kMax,
+                  fmt::format("{} {} rows in sets of {}", Name(source), count, rows_per_set));
+        }
+        Compare(c, source, MassScope::kAll, Pool::kSum,
+                fmt::format("{} {} rows in sets of {}", Name(source), count, rows_per_set));
+      }
+    }
+  }
+}
+
+TEST_P(MassTest, EveryCacheType) {
+  for (DType dtype : {DType::kF32, DType::kI8}) {
+    for (const Spec spec : {Spec{300, 2, 1}, Spec{100, 90, 64}}) {
+      const Case c = MakeCase(threads_, {9, 3, 64}, {spec}, dtype, 6, true);
+      for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
+        Compare(c, source, MassScope::kGroup, Pool::kSum, std::string(Info(dtype).name));
+      }
+    }
+  }
+}
+
+TEST_P(MassTest, HeadSizeNeedNotBeAMultipleOf32) {
+  const Case c = MakeCase(threads_, {4, 2, 80}, {{200, 70, 64}}, DType::kBF16, 7, false);
+  Compare(c, Source::kExact, MassScope::kAll, Pool::kSum, "80 channels");
+}
+
+TEST_P(MassTest, ProbabilitiesSumToOne) {
+  const Case c = MakeCase(threads_, {9, 3, 64}, {{2000, 3, 1}}, DType::kBF16, 8, true);
+  for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
+    const std::vector<float> mass = RunMass(*ops_, c, source, MassScope::kAll, Pool::kSum);
+    const int64_t stride = c.segments[0].rows.position + c.segments[0].rows.count + 5;
+    for (int64_t row = 0; row < 3; ++row) {
+      double sum = 0;
+      for (int64_t n = 0; n < 2003; ++n) sum += mass[static_cast<size_t>(row * stride + n)];
+      EXPECT_NEAR(sum, 9, 1e-3) << Name(source);
+    }
+  }
+}
+
+TEST_P(MassTest, ThreadsAndCompanyChangeNoBit) {
+  const std::vector<Spec> specs = {
+      {700, 1, 1}, {64, 1, 1}, {1030, 3, 1}, {130, 70, 64}, {520, 64, 32}};
+  const Case all = MakeCase(threads_, {9, 3, 64}, specs, DType::kBF16, 9, true);
+  ThreadPool one(1), three(3);
+  auto ops1 = test::MakeBackend(GetParam(), one), ops3 = test::MakeBackend(GetParam(), three);
+  for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
+    for (Pool pool : {Pool::kSum, Pool::kMax}) {
+      const std::vector<float> together = RunMass(*ops_, all, source, MassScope::kAll, pool);
+      test::ExpectSameBits(RunMass(*ops1, all, source, MassScope::kAll, pool), together,
+                           "1 thread");
+      test::ExpectSameBits(RunMass(*ops3, all, source, MassScope::kAll, pool), together,
+                           "3 threads");
+      size_t at = 0;
+      for (size_t i = 0; i < specs.size(); ++i) {
+        Case alone{.shape = all.shape};
+        alone.segments = {all.segments[i]};
+        alone.q = all.q;
+        alone.lse = all.lse;
+        alone.rows = all.rows;
+        const std::vector<float> got = RunMass(*ops_, alone, source, MassScope::kAll, pool);
+        test::ExpectSameBits(got, std::span(together).subspan(at, got.size()),
+                             fmt::format("{} segment {} alone", Name(source), i));
+        at += got.size();
+      }
+    }
+  }
+}
+
+TEST_P(MassTest, RowsOfOneCallEqualRowsAlone) {
+  const Case c = MakeCase(threads_, {9, 3, 64}, {{1000, 6, 1}}, DType::kBF16, 10, true);
+  const int64_t stride = 1006 + 5;
+  for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
+    const std::vector<float> together = RunMass(*ops_, c, source, MassScope::kAll, Pool::kSum);
+    for (int64_t row = 0; row < 6; ++row) {
+      Case alone{.shape = c.shape};
+      alone.segments = {c.segments[0]};
+      alone.segments[0].rows = {.first = row, .count = 1, .position = 1000 + row};
+      alone.segments[0].scores += row * 9 * alone.segments[0].score_stride;
+      alone.q = c.q;
+      alone.lse = c.lse;
+      alone.rows = c.rows;
+      const std::vector<float> got = RunMass(*ops_, alone, source, MassScope::kAll, Pool::kSum);
+      test::ExpectSameBits(std::span(got).first(static_cast<size_t>(1001 + row)),
+                           std::span(together).subspan(static_cast<size_t>(row * stride),
+                                                       static_cast<size_t>(1001 + row)),
+                           Name(source));
+    }
+  }
+}
+
+TEST_P(MassTest, NanQueryReachesTheMass) {
+  Case c = MakeCase(threads_, {6, 2, 32}, {{200, 1, 1}}, DType::kBF16, 11, true);
+  c.q[5] = NAN;
+  c.lse[0] = NAN;
+  for (Source source : {Source::kExact, Source::kLowBit}) {
+    const std::vector<float> mass = RunMass(*ops_, c, source, MassScope::kAll, Pool::kSum);
+    for (int n = 0; n < 201; ++n)
+      ASSERT_TRUE(std::isnan(mass[static_cast<size_t>(n)])) << Name(source);
+  }
+}
+
+TEST_P(MassTest, LowBitRankingFindsTheHeavyKeys) {
+  const Case c = MakeCase(threads_, {9, 3, 64}, {{4000, 1, 1}}, DType::kBF16, 12, true);
+  const std::vector<float> exact = RunMass(*ref_, c, Source::kScores, MassScope::kAll, Pool::kSum);
+  const std::vector<float> low = RunMass(*ops_, c, Source::kLowBit, MassScope::kAll, Pool::kSum);
+  std::vector<int> order(4001);
+  for (int i = 0; i < 4001; ++i) order[static_cast<size_t>(i)] = i;
+  const auto mass_of_top = [&](const std::vector<float>& by) {
+    std::sort(order.begin(), order.end(), [&](int a, int b) {
+      return by[static_cast<size_t>(a)] > by[static_cast<size_t>(b)];
+    });
+    double sum = 0;
+    for (size_t i = 0; i < 512; ++i) sum += exact[static_cast<size_t>(order[i])];
+    return sum;
+  };
+  EXPECT_GT(mass_of_top(low), 0.95 * mass_of_top(exact));
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, MassTest, testing::ValuesIn(test::BackendNames()),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace baton

@@ -1,0 +1,251 @@
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "tests/ops/op_test_util.h"
+
+namespace baton {
+namespace {
+
+struct Set {
+  std::vector<float> mass;
+  int64_t k = 0, sink = 0, recent = 0, block = 1;
+  int64_t visible() const { return std::ssize(mass); }
+};
+
+// By the definition: sort all units by (forced, mass, position), keep the first ones.
+std::vector<int32_t> BruteForce(const Set& s) {
+  const int64_t units = (s.visible() + s.block - 1) / s.block;
+  struct Unit {
+    int64_t index;
+    bool forced;
+    float mass;
+  };
+  std::vector<Unit> order;
+  for (int64_t u = 0; u < units; ++u) {
+    Unit unit{u, false, 0.0f};
+    for (int64_t n = u * s.block; n < std::min(s.visible(), (u + 1) * s.block); ++n) {
+      unit.mass += s.mass[static_cast<size_t>(n)];
+      unit.forced |= n < s.sink || n >= s.visible() - s.recent;
+    }
+    order.push_back(unit);
+  }
+  std::sort(order.begin(), order.end(), [](const Unit& a, const Unit& b) {
+    if (a.forced != b.forced) return a.forced;
+    if (!a.forced && a.mass != b.mass) return a.mass > b.mass;
+    return a.index < b.index;
+  });
+  order.resize(static_cast<size_t>(std::min(units, std::max<int64_t>(1, s.k / s.block))));
+  std::vector<int32_t> positions;
+  for (const Unit& u : order) {
+    for (int64_t n = u.index * s.block; n < std::min(s.visible(), (u.index + 1) * s.block); ++n) {
+      positions.push_back(static_cast<int32_t>(n));
+    }
+  }
+  std::sort(positions.begin(), positions.end());
+  return positions;
+}
+
+Result<std::vector<int32_t>> SelectOne(Ops& ops, const Set& s) {
+  IndexSets out;
+  out.Reset(1, 1, s.k + 2 * s.block);
+  const int64_t visible = s.visible();
+  const SelectParams::Segment segment{.mass = s.mass.data(),
+                                      .mass_stride = visible,
+                                      .sets = 1,
+                                      .visible = {&visible, 1},
+                                      .k = {&s.k, 1},
+                                      .recent = {&s.recent, 1},
+                                      .out = &out};
+  BATON_TRY(ops.Select({.sink = s.sink, .block = s.block, .segments = {&segment, 1}}));
+  return std::vector<int32_t>(out.list(0, 0), out.list(0, 0) + out.count(0, 0));
+}
+
+// Masses of an attention row: most of them tiny, over many binades; `levels` > 0 makes ties.
+std::vector<float> Masses(uint32_t seed, int64_t n, int levels) {
+  test::Rng rng(seed);
+  std::normal_distribution<float> normal(0, 4);
+  std::vector<float> mass(static_cast<size_t>(n));
+  for (float& m : mass) {
+    m = levels > 0 ? static_cast<float>(rng() % static_cast<uint32_t>(levels)) * 0.25f
+                   : std::exp(normal(rng) - 8);
+    if (m == 0 && rng() % 2) m = -0.0f;
+  }
+  return mass;
+}
+
+class SelectTest : public testing::TestWithParam<std::string> {
+ protected:
+  ThreadPool threads_{2};
+  std::unique_ptr<Ops> ops_ = test::MakeBackend(GetParam(), threads_);
+  void SetUp() override {
+    if (!ops_) GTEST_SKIP() << test::kNoBackend;
+  }
+  void Check(const Set& s, const std::string& what) {
+    auto got = SelectOne(*ops_, s);
+    ASSERT_TRUE(got.ok()) << what << ": " << got.error().ToString();
+    ASSERT_EQ(*got, BruteForce(s)) << what;
+  }
+};
+
+TEST_P(SelectTest, EqualsSortingForAllKindsOfMass) {
+  for (int64_t n : {1, 2, 15, 16, 17, 63, 64, 65, 127, 1000, 1024, 4097}) {
+    for (int levels : {0, 1, 2, 5, 100}) {
+      const std::vector<float> mass = Masses(static_cast<uint32_t>(n), n, levels);
+      for (int64_t k : {int64_t{1}, int64_t{2}, n / 8, n / 2, n - 1, n, n + 7}) {
+        if (k < 1) continue;
+        Check({.mass = mass, .k = k}, fmt::format("n {} levels {} k {}", n, levels, k));
+        if (k > 6) {
+          Check({.mass = mass, .k = k, .sink = 2, .recent = 4},
+                fmt::format("forced, n {} levels {} k {}", n, levels, k));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SelectTest, BlocksAndTheirTails) {
+  for (int64_t n : {1, 15, 16, 17, 31, 33, 100, 1000, 1001, 1023}) {
+    for (int64_t block : {2, 16, 64}) {
+      for (int levels : {0, 3}) {
+        const std::vector<float> mass = Masses(static_cast<uint32_t>(n + block), n, levels);
+        for (int64_t k : {block, 4 * block, n / 2, n + block}) {
+          Check({.mass = mass, .k = k, .block = block},
+                fmt::format("n {} block {} k {}", n, block, k));
+          Check({.mass = mass, .k = k + 3 * block, .sink = 1, .recent = 5, .block = block},
+                fmt::format("forced, n {} block {} k {}", n, block, k));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SelectTest, ExtremeValues) {
+  Set s{.mass = {0.0f, INFINITY, 1e-45f, 3e38f, -0.0f, 1e-38f, 0.0f, 1.0f, INFINITY, -1.0f, -2.0f}};
+  for (s.k = 1; s.k <= 11; ++s.k) Check(s, fmt::format("k {}", s.k));
+  s.mass.assign(1000, 0.0f);
+  s.k = 300;
+  Check(s, "zeros");
+  s.mass.assign(1000, 0.125f);
+  s.mass[999] = 0.25f;
+  Check(s, "one above");
+}
+
+TEST_P(SelectTest, NoKeysNoSet) {
+  IndexSets out;
+  out.Reset(1, 1, 8);
+  const int64_t visible = 0, k = 8, recent = 4;
+  const float mass = 0;
+  const SelectParams::Segment segment{.mass = &mass,
+                                      .mass_stride = 1,
+                                      .sets = 1,
+                                      .visible = {&visible, 1},
+                                      .k = {&k, 1},
+                                      .recent = {&recent, 1},
+                                      .out = &out};
+  ASSERT_TRUE(ops_->Select({.sink = 4, .segments = {&segment, 1}}).ok());
+  EXPECT_EQ(out.count(0, 0), 0);
+}
+
+TEST_P(SelectTest, NanIsAnErrorThatNamesThePosition) {
+  for (int64_t n : {1, 40, 1000}) {
+    for (int64_t at : {int64_t{0}, n / 2, n - 1}) {
+      for (int64_t block : {1, 16}) {
+        Set s{.mass = Masses(1, n, 0), .k = 32, .block = block};
+        s.mass[static_cast<size_t>(at)] = NAN;
+        auto got = SelectOne(*ops_, s);
+        ASSERT_FALSE(got.ok());
+        EXPECT_NE(got.error().message().find(fmt::format("position {} ", at)), std::string::npos)
+            << got.error().message();
+      }
+    }
+  }
+}
+
+TEST_P(SelectTest, TheFirstBadSetIsNamed) {
+  constexpr int64_t kSets = 20, kKeys = 100;
+  std::vector<float> mass = Masses(2, kSets * kKeys, 0);
+  for (int64_t set : {13, 7, 18}) mass[static_cast<size_t>(set * kKeys + set)] = NAN;
+  std::vector<int64_t> visible(kSets, kKeys), k(kSets, 10), recent(kSets, 0);
+  IndexSets out;
+  out.Reset(kSets, 1, 10);
+  const SelectParams::Segment segment{.mass = mass.data(),
+                                      .mass_stride = kKeys,
+                                      .sets = kSets,
+                                      .visible = visible,
+                                      .k = k,
+                                      .recent = recent,
+                                      .out = &out};
+  const Status s = ops_->Select({.segments = {&segment, 1}});
+  ASSERT_FALSE(s.ok());
+  EXPECT_NE(s.error().message().find("position 7 of set 7"), std::string::npos)
+      << s.error().message();
+}
+
+TEST_P(SelectTest, SetsAndGroupsAreIndependent) {
+  constexpr int64_t kSets = 5, kGroups = 3, kStride = 700;
+  const std::vector<float> mass = Masses(3, kSets * kGroups * kStride, 40);
+  const std::vector<int64_t> visible = {700, 1, 64, 333, 500}, k = {100, 5, 30, 333, 77},
+                             recent = {10, 1, 8, 64, 0};
+  IndexSets out;
+  out.Reset(kSets, kGroups, 333);
+  const SelectParams::Segment segment{.mass = mass.data(),
+                                      .mass_stride = kStride,
+                                      .sets = kSets,
+                                      .visible = visible,
+                                      .k = k,
+                                      .recent = recent,
+                                      .out = &out};
+  ASSERT_TRUE(ops_->Select({.groups = kGroups, .sink = 4, .segments = {&segment, 1}}).ok());
+  for (int64_t s = 0; s < kSets; ++s) {
+    for (int64_t g = 0; g < kGroups; ++g) {
+      const auto i = static_cast<size_t>(s);
+      const float* m = mass.data() + (s * kGroups + g) * kStride;
+      const Set one{.mass = {m, m + visible[i]}, .k = k[i], .sink = 4, .recent = recent[i]};
+      EXPECT_EQ(std::vector<int32_t>(out.list(s, g), out.list(s, g) + out.count(s, g)),
+                BruteForce(one));
+    }
+  }
+}
+
+TEST_P(SelectTest, RandomSetsEqualSorting) {
+  EXPECT_TRUE(rc::check([&] {
+    const auto n = *rc::gen::inRange<int64_t>(1, 3000);
+    Set s{.mass = Masses(*rc::gen::arbitrary<uint32_t>(), n, *rc::gen::element(0, 1, 3, 1000))};
+    s.block = *rc::gen::element<int64_t>(1, 1, 1, 7, 16);
+    s.sink = *rc::gen::inRange<int64_t>(0, 8);
+    s.recent = *rc::gen::inRange<int64_t>(0, 100);
+    s.k = s.sink + s.recent + 2 * s.block + *rc::gen::inRange<int64_t>(1, 1000);
+    const auto got = SelectOne(*ops_, s);
+    RC_ASSERT(got.ok());
+    RC_ASSERT(*got == BruteForce(s));
+  }));
+}
+
+TEST_P(SelectTest, RecoveredMassNeverFallsAsKGrows) {
+  EXPECT_TRUE(rc::check([&] {
+    const auto n = *rc::gen::inRange<int64_t>(50, 2000);
+    Set s{.mass = Masses(*rc::gen::arbitrary<uint32_t>(), n, *rc::gen::element(0, 4)),
+          .sink = 4,
+          .recent = 20};
+    double before = 0;
+    for (s.k = 24; s.k < n + 100; s.k += 1 + n / 20) {
+      const auto got = SelectOne(*ops_, s);
+      RC_ASSERT(got.ok());
+      RC_ASSERT(std::ssize(*got) == std::min(s.k, n));
+      double mass = 0;
+      for (int32_t p : *got) mass += s.mass[static_cast<size_t>(p)];
+      RC_ASSERT(mass >= before);
+      before = mass;
+    }
+  }));
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, SelectTest, testing::ValuesIn(test::BackendNames()),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace baton
