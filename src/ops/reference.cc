@@ -213,55 +213,73 @@ class ReferenceOps final : public Ops {
     }
   }
 
+  // K or V of the first `n` positions as floats, [n, Hkv, D]: expanded once a call instead of once
+  // a use.
+  std::vector<float> Expand(const KvView& kv, bool value, int64_t n) {
+    const KvLayout& l = kv.layout;
+    std::vector<float> all(static_cast<size_t>(n * l.kv_heads * l.head_dim));
+    threads_.For(n, [&](int64_t i, int) {
+      float* to = all.data() + i * l.kv_heads * l.head_dim;
+      for (int h = 0; h < l.kv_heads; ++h) {
+        for (int64_t d = 0; d < l.head_dim; ++d) *to++ = LoadElement(kv, i, value, h, d);
+      }
+    });
+    return all;
+  }
+
   void DoAttend(const AttendParams& p) override {
     const int64_t dim = p.q.dim(2);
     const int64_t heads = p.q.dim(1);
     for (const auto& s : p.segments) {
-      const int64_t group = heads / s.kv.layout.kv_heads;
+      const int64_t kv_heads = s.kv.layout.kv_heads;
+      const std::vector<float> k = Expand(s.kv, false, s.rows.position + s.rows.count);
+      const std::vector<float> v = Expand(s.kv, true, s.rows.position + s.rows.count);
       threads_.For(s.rows.count * heads, [&](int64_t unit, int) {
         const int64_t i = unit / heads;
         const int64_t h = unit % heads;
         const int64_t t = s.rows.first + i;
-        const int64_t position = s.rows.position + i;
-        const int kv_head = static_cast<int>(h / group);
-        const float* q = p.q.row(t, h);
+        const int kv_head = static_cast<int>(h / (heads / kv_heads));
         std::vector<int64_t> keys;
         std::vector<float> scores;
-        ForEachKey(s.keys, i, position, kv_head, [&](int64_t n) {
-          float dot = 0;
-          for (int64_t d = 0; d < dim; ++d) dot += q[d] * LoadElement(s.kv, n, false, kv_head, d);
+        ForEachKey(s.keys, i, s.rows.position + i, kv_head, [&](int64_t n) {
           keys.push_back(n);
-          scores.push_back(dot * p.scale);
+          scores.push_back(p.scale *
+                           Dot(p.q.row(t, h), k.data() + (n * kv_heads + kv_head) * dim, dim));
         });
         if (s.scores)
           std::copy(scores.begin(), scores.end(), s.scores + (i * heads + h) * s.score_stride);
-        float largest = kMinusInfinity;
-        bool nan = false;
-        for (float x : scores) {
-          nan |= std::isnan(x);
-          largest = std::max(largest, x);
-        }
-        double sum = 0;
-        std::vector<double> o(static_cast<size_t>(dim));
-        for (size_t n = 0; n < keys.size(); ++n) {
-          const double e = std::exp(static_cast<double>(scores[n]) - largest);
-          sum += e;
-          for (int64_t d = 0; d < dim; ++d) {
-            o[static_cast<size_t>(d)] += e * LoadElement(s.kv, keys[n], true, kv_head, d);
-          }
-        }
-        for (int64_t d = 0; d < dim; ++d) {
-          const double value = keys.empty() ? 0.0 : o[static_cast<size_t>(d)] / sum;
-          p.o.row(t, h)[d] =
-              nan ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(value);
-        }
-        if (!p.lse.empty()) {
-          p.lse.row(t)[h] = nan            ? std::numeric_limits<float>::quiet_NaN()
-                            : keys.empty() ? kMinusInfinity
-                                           : static_cast<float>(largest + std::log(sum));
-        }
+        float lse = kMinusInfinity;
+        AttendRow(keys, scores, v.data() + kv_head * dim, kv_heads * dim, dim, p.o.row(t, h), lse);
+        if (!p.lse.empty()) p.lse.row(t)[h] = lse;
       });
     }
+  }
+
+  // o = softmax(scores) V over the listed keys.
+  static void AttendRow(const std::vector<int64_t>& keys, const std::vector<float>& scores,
+                        const float* v, int64_t v_stride, int64_t dim, float* o, float& lse) {
+    std::fill_n(o, dim, 0.0f);
+    if (keys.empty()) return;
+    float largest = kMinusInfinity;
+    for (float x : scores) {
+      if (std::isnan(x)) {
+        lse = std::numeric_limits<float>::quiet_NaN();
+        std::fill_n(o, dim, lse);
+        return;
+      }
+      largest = std::max(largest, x);
+    }
+    double sum = 0;
+    std::vector<double> total(static_cast<size_t>(dim));
+    for (size_t n = 0; n < keys.size(); ++n) {
+      const double e = std::exp(static_cast<double>(scores[n]) - largest);
+      sum += e;
+      for (int64_t d = 0; d < dim; ++d)
+        total[static_cast<size_t>(d)] += e * v[keys[n] * v_stride + d];
+    }
+    for (int64_t d = 0; d < dim; ++d)
+      o[d] = static_cast<float>(total[static_cast<size_t>(d)] / sum);
+    lse = static_cast<float>(largest + std::log(sum));
   }
 
   // Probabilities of one query head over keys [0, position], [position + 1].
