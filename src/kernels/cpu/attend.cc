@@ -1,0 +1,354 @@
+// Attention, the part above the kernels: which rows and keys make a unit of work, and how partial
+// results come together.
+//
+// A group is a set of rows whose results are computed together: one token with all its heads
+// (decode), or a tile of tokens with one KV head (prompt). Its keys are cut into chunks of fixed
+// size, one unit of work each, so that one long sequence fills all threads; the last unit of a
+// group to finish merges the chunks in their order. Nothing depends on who that is.
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "base/buffer.h"
+#include "kernels/cpu/attend_kernels.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/merge.h"
+
+namespace baton::cpu {
+namespace {
+
+constexpr int64_t kPromptRows =
+    8;  // fewer rows of a segment, or of an index set, are taken one by one
+constexpr int kDecodeBlock =
+    32;  // keys; small, so that a unit's first block waits for memory but shortly
+constexpr int kPromptBlock = kMaxBlockKeys;
+constexpr int64_t kRangeChunk = 256;
+constexpr int64_t kListChunk = 128;  // lists are short: k = 512 should still feed four threads
+constexpr int64_t kPromptChunk = 4096;
+constexpr int64_t kTileRows =
+    96;  // stacked rows of a prompt tile; packing the keys costs 4 % of the products then
+
+using Segment = AttendParams::Segment;
+
+// The keys of a group, ascending, by index: a list, or [0, sink) followed by [sink + gap, ...).
+struct Keys {
+  const int32_t* list = nullptr;
+  int64_t count = 0;
+  int64_t sink = 0, gap = 0;
+  int64_t position(int64_t i) const { return list ? list[i] : i < sink ? i : i + gap; }
+};
+
+struct Group {
+  const Segment* segment = nullptr;
+  int64_t row = 0, rows = 0;  // of the segment
+  int kv_head = 0, kv_heads = 0;
+  Keys keys;
+  int64_t chunk = 0, chunks = 0;  // keys per chunk, how many
+  int64_t part = 0;  // first partial result, if more than one chunk: [chunks][rows][kv_heads * R]
+  bool prompt = false;
+  int left = 0;  // units that have not finished; atomic access only
+};
+
+struct Unit {
+  int64_t group = 0;
+  int64_t chunk = 0;
+};
+
+// Keys of rows [row, row + rows) of a segment: every key that one of them sees.
+Keys KeysOf(const Segment& s, int64_t row, int64_t rows, int kv_head) {
+  const int64_t first = s.rows.position + row;
+  const int64_t last = first + rows - 1;
+  Keys keys{.count = last + 1, .sink = last + 1};
+  if (s.keys.kind == KeySet::Kind::kWindow) {
+    // sink or recent may be negative or past the end; from >= sink holds after clamping.
+    const int64_t sink = std::clamp<int64_t>(s.keys.sink, 0, last + 1);
+    const int64_t recent = std::clamp<int64_t>(s.keys.recent, 0, last + 1);
+    const int64_t from = std::clamp<int64_t>(first - recent + 1, sink, last + 1);
+    keys = {.count = sink + last + 1 - from, .sink = sink, .gap = from - sink};
+  } else if (s.keys.kind == KeySet::Kind::kIndex) {
+    const IndexSets& index = *s.keys.index;
+    const int64_t set = row / s.keys.rows_per_set;
+    const int64_t group = index.groups == 1 ? 0
+                          : s.keys.head_map ? s.keys.head_map[kv_head]
+                                            : kv_head;
+    const int32_t* list = index.list(set, group);
+    const int32_t* end = std::upper_bound(list, list + index.count(set, group), last,
+                                          [](int64_t p, int32_t key) { return p < key; });
+    keys = {.list = list, .count = end - list};
+  }
+  return keys;
+}
+
+// Keys [begin, begin + n) of a group, padded as KeyBlock says. Zero keys make an empty block.
+void FillBlock(const Keys& keys, const KvView& kv, int64_t begin, int64_t n, KeyBlock& block) {
+  block.count = static_cast<int>(n);
+  if (n == 0) return;
+  const KvLayout& l = kv.layout;
+  const int64_t page_bytes = l.page_bytes();
+  const int64_t row_bytes = l.row_bytes();
+  const int64_t scales_offset = l.scales_offset();
+  const bool scaled = l.dtype == DType::kI8;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t position = keys.position(begin + i);
+    const std::byte* page = kv.arena + kv.pages[position / KvLayout::kSlots] * page_bytes;
+    const int64_t slot = position % KvLayout::kSlots;
+    block.positions[i] = static_cast<int32_t>(position);
+    block.rows[i] = page + slot * row_bytes;
+    if (scaled) {
+      block.scales[i] =
+          reinterpret_cast<const float*>(page + scales_offset) + slot * 2 * l.kv_heads;
+    }
+  }
+  for (int64_t i = n; i % kKeyStep != 0; ++i) {
+    block.positions[i] = KeyBlock::kNoPosition;
+    block.rows[i] = block.rows[n - 1];
+    block.scales[i] = block.scales[n - 1];
+  }
+}
+
+int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+}  // namespace
+
+// Scratch that lives between calls. It grows to what the largest call needed.
+struct CpuOps::AttendState {
+  struct Thread {
+    Buffer memory;
+    AttendScratch scratch;
+    std::byte* rows = nullptr;  // what the tiles divide among them
+    std::vector<AttendTile> tiles;
+    KeyBlock blocks[2];
+  };
+  std::vector<Thread> threads;
+  std::vector<Group> groups;
+  std::vector<Unit> units;
+  int64_t parts = 0;     // partial results of this call
+  int64_t max_rows = 0;  // stacked rows of the largest group
+  int64_t max_heads = 0;
+  Buffer part_o;    // [parts, D]
+  Buffer part_lse;  // [parts]
+
+  void Plan(const AttendParams& p);
+  void Reserve(int threads, int64_t head_dim);
+  void Run(const AttendParams& p, const AttendKernels& kernels, const Unit& unit, Thread& thread);
+
+ private:
+  void AddGroup(const AttendParams& p, Group group);
+  void PlanPrompt(const AttendParams& p, const Segment& s);
+  void PlanRows(const AttendParams& p, const Segment& s);
+  std::span<AttendTile> Begin(const AttendParams& p, const AttendKernels& kernels,
+                              const Group& group, Thread& thread);
+  void Merge(const AttendParams& p, const Group& group);
+};
+
+void CpuOps::AttendState::AddGroup(const AttendParams& p, Group group) {
+  const int64_t heads = p.q.dim(1) / group.segment->kv.layout.kv_heads * group.kv_heads;
+  group.chunks = std::max<int64_t>(1, (group.keys.count + group.chunk - 1) / group.chunk);
+  group.left = static_cast<int>(group.chunks);
+  if (group.chunks > 1) {
+    group.part = parts;
+    parts += group.chunks * group.rows * heads;
+  }
+  max_rows = std::max(max_rows, group.rows * heads);
+  max_heads = std::max<int64_t>(max_heads, group.kv_heads);
+  for (int64_t c = 0; c < group.chunks; ++c)
+    units.push_back({static_cast<int64_t>(groups.size()), c});
+  groups.push_back(group);
+}
+
+void CpuOps::AttendState::PlanPrompt(const AttendParams& p, const Segment& s) {
+  const int kv_heads = s.kv.layout.kv_heads;
+  const int64_t tile = std::max<int64_t>(1, kTileRows / (p.q.dim(1) / kv_heads));
+  for (int64_t row = 0; row < s.rows.count;) {
+    int64_t end = std::min(s.rows.count, row + tile);
+    if (s.keys.kind == KeySet::Kind::kIndex) {
+      end = std::min(end, (row / s.keys.rows_per_set + 1) * s.keys.rows_per_set);
+    }
+    for (int h = 0; h < kv_heads; ++h) {
+      AddGroup(p, {.segment = &s,
+                   .row = row,
+                   .rows = end - row,
+                   .kv_head = h,
+                   .kv_heads = 1,
+                   .keys = KeysOf(s, row, end - row, h),
+                   .chunk = kPromptChunk,
+                   .prompt = true});
+    }
+    row = end;
+  }
+}
+
+void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s) {
+  // One unit serves all heads of a token, unless they read different keys.
+  const bool by_head = s.keys.kind == KeySet::Kind::kIndex && s.keys.index->groups > 1;
+  const int kv_heads = by_head ? 1 : s.kv.layout.kv_heads;
+  const int64_t chunk = s.keys.kind == KeySet::Kind::kIndex ? kListChunk : kRangeChunk;
+  for (int64_t row = 0; row < s.rows.count; ++row) {
+    for (int h = 0; h < s.kv.layout.kv_heads; h += kv_heads) {
+      AddGroup(p, {.segment = &s,
+                   .row = row,
+                   .rows = 1,
+                   .kv_head = h,
+                   .kv_heads = kv_heads,
+                   .keys = KeysOf(s, row, 1, h),
+                   .chunk = chunk});
+    }
+  }
+}
+
+void CpuOps::AttendState::Plan(const AttendParams& p) {
+  groups.clear();
+  units.clear();
+  parts = max_rows = max_heads = 0;
+  const auto is_prompt = [](const Segment& s) {
+    const int64_t together = s.keys.kind == KeySet::Kind::kIndex
+                                 ? std::min(s.rows.count, s.keys.rows_per_set)
+                                 : s.rows.count;
+    return together >= kPromptRows;
+  };
+  // The large units first, so that no thread is left with one at the end.
+  for (const Segment& s : p.segments) {
+    if (is_prompt(s)) PlanPrompt(p, s);
+  }
+  std::reverse(units.begin(), units.end());
+  for (const Segment& s : p.segments) {
+    if (!is_prompt(s)) PlanRows(p, s);
+  }
+}
+
+void CpuOps::AttendState::Reserve(int thread_count, int64_t head_dim) {
+  const int64_t padded = PaddedHead(head_dim);
+  const int64_t block = Aligned(kMaxBlockKeys * padded * 4);
+  const int64_t scores = Aligned(kRowStep * kMaxBlockKeys * 4);
+  const int64_t rows = max_rows * (padded * 8 + 8) + max_heads * 4 * 64;
+  threads.resize(static_cast<size_t>(thread_count));
+  for (Thread& t : threads) {
+    const int64_t bytes = 2 * block + 2 * scores + rows;
+    if (t.memory.size() < bytes) t.memory = Buffer::AllocateOrDie(bytes);
+    std::byte* at = t.memory.data();
+    t.scratch = {.keys = at,
+                 .values = at + block,
+                 .scores = reinterpret_cast<float*>(at + 2 * block),
+                 .weights = reinterpret_cast<uint32_t*>(at + 2 * block + scores)};
+    t.rows = at + 2 * block + 2 * scores;
+    if (static_cast<int64_t>(t.tiles.size()) < max_heads)
+      t.tiles.resize(static_cast<size_t>(max_heads));
+  }
+  if (part_o.size() < parts * head_dim * 4) part_o = Buffer::AllocateOrDie(parts * head_dim * 4);
+  if (part_lse.size() < parts * 4) part_lse = Buffer::AllocateOrDie(parts * 4);
+}
+
+std::span<AttendTile> CpuOps::AttendState::Begin(const AttendParams& p,
+                                                 const AttendKernels& kernels, const Group& group,
+                                                 Thread& thread) {
+  const Segment& s = *group.segment;
+  const int64_t head_dim = p.q.dim(2);
+  const int heads = static_cast<int>(p.q.dim(1)) / s.kv.layout.kv_heads;
+  std::byte* at = thread.rows;
+  const auto take = [&at](int64_t bytes) {
+    std::byte* r = at;
+    at += Aligned(bytes);
+    return r;
+  };
+  for (int i = 0; i < group.kv_heads; ++i) {
+    AttendTile& t = thread.tiles[static_cast<size_t>(i)];
+    const int64_t head = static_cast<int64_t>(group.kv_head + i) * heads;
+    const int64_t rows = group.rows * heads;
+    t = {.layout = s.kv.layout,
+         .kv_head = group.kv_head + i,
+         .heads = heads,
+         .rows = static_cast<int>(rows),
+         .position = s.rows.position + group.row,
+         .scale = p.scale,
+         .scores_token_stride = p.q.dim(1) * s.score_stride,
+         .scores_head_stride = s.score_stride};
+    if (s.keys.kind == KeySet::Kind::kWindow) t.sink = s.keys.sink, t.recent = s.keys.recent;
+    if (s.scores) t.scores = s.scores + (group.row * p.q.dim(1) + head) * s.score_stride;
+    t.queries = take(AttendTile::QueryBytes(rows, head_dim));
+    t.acc = reinterpret_cast<float*>(take(rows * PaddedHead(head_dim) * 4));
+    t.max = reinterpret_cast<float*>(take(rows * 4));
+    t.sum = reinterpret_cast<float*>(take(rows * 4));
+    kernels.begin(t, p.q.row(s.rows.first + group.row, head), p.q.stride(0));
+  }
+  return {thread.tiles.data(), static_cast<size_t>(group.kv_heads)};
+}
+
+void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernels, const Unit& unit,
+                              Thread& thread) {
+  Group& group = groups[static_cast<size_t>(unit.group)];
+  const Segment& s = *group.segment;
+  const std::span<AttendTile> tiles = Begin(p, kernels, group, thread);
+  const int64_t block = group.prompt ? kPromptBlock : kDecodeBlock;
+  const int64_t begin = unit.chunk * group.chunk;
+  const int64_t end = std::min(group.keys.count, begin + group.chunk);
+  const auto fill = [&](int64_t from, int64_t limit, KeyBlock& b) {
+    FillBlock(group.keys, s.kv, from, std::clamp<int64_t>(limit - from, 0, block), b);
+  };
+  KeyBlock* now = &thread.blocks[0];
+  KeyBlock* next = &thread.blocks[1];
+  fill(begin, end, *now);
+  for (int64_t i = begin; i < end; i += block, std::swap(now, next)) {
+    // Past the chunk's end, the next chunk's keys: some thread will want them soon.
+    fill(i + block, i + block < end ? end : group.keys.count, *next);
+    for (const AttendTile& t : tiles)
+      kernels.update(t, *now, next->count ? next : nullptr, thread.scratch);
+  }
+
+  const int64_t dim = p.q.dim(2);
+  const int64_t first_row = s.rows.first + group.row;
+  const int64_t items = group.rows * static_cast<int64_t>(tiles.size()) * tiles[0].heads;
+  for (const AttendTile& t : tiles) {
+    for (int i = 0; i < t.rows; ++i) {
+      const int64_t row = i / t.heads;
+      const int64_t head = static_cast<int64_t>(t.kv_head) * t.heads + i % t.heads;
+      if (group.chunks == 1) {
+        const float lse = kernels.finish(t, i, p.o.row(first_row + row, head));
+        if (!p.lse.empty()) p.lse.row(first_row + row)[head] = lse;
+      } else {
+        const int64_t item =
+            row * (items / group.rows) + head - static_cast<int64_t>(group.kv_head) * t.heads;
+        const int64_t part = group.part + unit.chunk * items + item;
+        part_lse.as<float>()[part] = kernels.finish(t, i, part_o.as<float>() + part * dim);
+      }
+    }
+  }
+  if (group.chunks > 1 && std::atomic_ref(group.left).fetch_sub(1, std::memory_order_acq_rel) == 1)
+    Merge(p, group);
+}
+
+void CpuOps::AttendState::Merge(const AttendParams& p, const Group& group) {
+  const Segment& s = *group.segment;
+  const int64_t dim = p.q.dim(2);
+  const int64_t per_kv_head = p.q.dim(1) / s.kv.layout.kv_heads;
+  const int64_t heads = group.kv_heads * per_kv_head;
+  const int64_t items = group.rows * heads;
+  for (int64_t item = 0; item < items; ++item) {
+    const int64_t row = s.rows.first + group.row + item / heads;
+    const int64_t head = group.kv_head * per_kv_head + item % heads;
+    const int64_t part = group.part + item;
+    const float lse =
+        MergeAll(part_o.as<float>() + part * dim, items * dim, part_lse.as<float>() + part, items,
+                 group.chunks, dim, p.o.row(row, head));
+    if (!p.lse.empty()) p.lse.row(row)[head] = lse;
+  }
+}
+
+void CpuOps::DoAttend(const AttendParams& p) {
+  if (p.segments.empty()) return;
+  if (!attend_) attend_ = std::make_shared<AttendState>();
+  AttendState& state = *attend_;
+  state.Plan(p);
+  state.Reserve(threads_.threads(), p.q.dim(2));
+  const AttendKernels fast =
+      isa_ == CpuIsa::kAvx512 ? avx512::GetAttendKernels() : portable::GetAttendKernels();
+  const AttendKernels plain = portable::GetAttendKernels();
+  threads_.For(static_cast<int64_t>(state.units.size()), [&](int64_t i, int rank) {
+    const Unit& unit = state.units[static_cast<size_t>(i)];
+    // Single precision caches are for checking, where bf16 products would defeat their purpose.
+    const bool exact =
+        state.groups[static_cast<size_t>(unit.group)].segment->kv.layout.dtype == DType::kF32;
+    state.Run(p, exact ? plain : fast, unit, state.threads[static_cast<size_t>(rank)]);
+  });
+}
+
+}  // namespace baton::cpu

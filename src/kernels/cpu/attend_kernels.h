@@ -1,0 +1,83 @@
+// Entry points of the attention kernels. Both instruction sets implement the same three functions,
+// an online softmax over blocks of keys for a stack of query rows that share a KV head: begin once,
+// update per block of keys, finish per row.
+//
+// Decode and prompt use the same kernels. A decode tile is the R query heads of one token over
+// blocks of 32 keys, one tile per KV head advancing together, so that every K and V row is read
+// once and in memory order. A prompt tile stacks several tokens times R heads over blocks of 128
+// keys, which pays for packing K and V into the order the dot products want.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "kv/page.h"
+
+namespace baton::cpu {
+
+inline constexpr int kMaxBlockKeys = 128;
+inline constexpr int kKeyStep = 32;  // blocks are padded to a multiple of this
+inline constexpr int kRowStep = 12;  // stack rows that a register-blocked product handles at once
+
+inline constexpr int64_t PaddedHead(int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
+
+// Up to kMaxBlockKeys keys, ascending. From `count` to the next multiple of kKeyStep the last key
+// is repeated, with the position kNoPosition, which every mask excludes.
+struct KeyBlock {
+  static constexpr int32_t kNoPosition = std::numeric_limits<int32_t>::max();
+  int count = 0;
+  int32_t positions[kMaxBlockKeys];
+  const std::byte* rows[kMaxBlockKeys];  // K of the token's head 0
+  const float* scales[kMaxBlockKeys];    // int8 caches: [2][Hkv], of K then of V
+};
+
+struct AttendTile {
+  KvLayout layout;
+  int kv_head = 0;
+  int heads = 0;         // R; stack row i is query head kv_head * R + i % R of token i / R
+  int rows = 0;          // tokens * R
+  int64_t position = 0;  // of token 0
+  int64_t sink = 0,
+          recent =
+              std::numeric_limits<int64_t>::max();  // a key is seen if < sink or > query - recent
+  float scale = 0;
+  float* scores = nullptr;  // where scaled q.k of stack row 0 go, by position; null: not wanted
+  int64_t scores_token_stride = 0, scores_head_stride = 0;
+  // Scratch of the kernels, 64-byte aligned.
+  std::byte* queries = nullptr;  // QueryBytes
+  float* acc = nullptr;          // [rows, PaddedHead(D)]
+  float* max = nullptr;          // [rows]
+  float* sum = nullptr;          // [rows]
+
+  static int64_t QueryBytes(int64_t rows, int64_t head_dim) {
+    return rows * PaddedHead(head_dim) * 4;
+  }
+};
+
+// Shared by the tiles of a thread, 64-byte aligned.
+struct AttendScratch {
+  std::byte* keys = nullptr;    // [kMaxBlockKeys, PaddedHead(D)] f32 or smaller
+  std::byte* values = nullptr;  // same size
+  float* scores = nullptr;      // [kRowStep, kMaxBlockKeys]
+  uint32_t* weights = nullptr;  // [kRowStep, kMaxBlockKeys / 2]
+};
+
+struct AttendKernels {
+  // q: stack row i is q + i / R * token_stride + i % R * D.
+  void (*begin)(const AttendTile& tile, const float* q, int64_t token_stride);
+  // Adds the keys of `block`; `next`, or null, is prefetched meanwhile.
+  void (*update)(const AttendTile& tile, const KeyBlock& block, const KeyBlock* next,
+                 const AttendScratch& scratch);
+  // Writes o, [D], of a stack row and returns its log-sum-exp; (0, -inf) if it has seen no key.
+  float (*finish)(const AttendTile& tile, int row, float* o);
+};
+
+namespace avx512 {
+AttendKernels GetAttendKernels();  // bf16 and int8 caches
+}
+namespace portable {
+AttendKernels GetAttendKernels();  // every cache, single precision
+}
+
+}  // namespace baton::cpu

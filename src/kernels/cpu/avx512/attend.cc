@@ -1,0 +1,395 @@
+// Attention for bf16 and int8 caches with vdpbf16ps, which multiplies pairs: score products pair
+// channels, value products pair keys.
+//
+//   keys    per 32 keys [D/2][32] dwords: dword (d, k) holds channels 2d and 2d+1 of key k, by
+//   16x16 dword transposes values  per 32 channels [keys/2][32] dwords: dword (j, c) holds a
+//   channel of keys 2j and 2j+1, by interleaving two rows weights [row][keys/2] dwords: a row's
+//   bf16 softmax weights as they come
+//
+// A product holds up to 12 stack rows x 32 accumulators in 24 registers and broadcasts the rows'
+// pairs from memory. Softmax runs in powers of two: scores are scaled by log2(e) once.
+//
+// int8 values are exact in bf16, so int8 caches differ in packing only; the scale of K goes on the
+// scores, that of V on the weights.
+#include <immintrin.h>
+#include <math.h>
+
+#include "kernels/cpu/attend_kernels.h"
+#include "kernels/cpu/avx512/vec_math.h"
+
+// GCC 12 takes the undefined pass-through operands of its own intrinsics for mistakes.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+namespace baton::cpu::avx512 {
+namespace {
+
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLn2 = 0.693147181f;
+constexpr int kWeightStride = kMaxBlockKeys / 2;  // dwords from one row's weights to the next
+
+__m512bh AsBf16(__m512i x) { return (__m512bh)x; }
+
+// Rows are split into groups of equal size, up to kRowStep; the last may be smaller.
+int GroupRows(int rows) {
+  const int groups = (rows + kRowStep - 1) / kRowStep;
+  return (rows + groups - 1) / groups;
+}
+
+// ---- packing
+
+// 32 channels of one head of a cache row as bf16; channels that `mask` excludes are 0.
+template <bool kInt8>
+__m512i Load32(const std::byte* p, __mmask32 mask) {
+  if constexpr (kInt8) {
+    const __m256i q = _mm256_maskz_loadu_epi8(mask, p);
+    const __m512 lo = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(q)));
+    const __m512 hi = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(q, 1)));
+    return (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
+  } else {
+    return _mm512_maskz_loadu_epi16(mask, p);
+  }
+}
+
+__mmask32 ChannelMask(int64_t head_dim, int64_t channel) {
+  return head_dim - channel >= 32 ? 0xffffffffu : 0x0000ffffu;  // D is a multiple of 16
+}
+
+// r[i] dword j becomes r[j] dword i.
+void Transpose16(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 4) {
+    const __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    const __m512i b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    const __m512i c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]);
+    const __m512i d = _mm512_unpackhi_epi32(r[i + 2], r[i + 3]);
+    t[i] = _mm512_unpacklo_epi64(a, c);
+    t[i + 1] = _mm512_unpackhi_epi64(a, c);
+    t[i + 2] = _mm512_unpacklo_epi64(b, d);
+    t[i + 3] = _mm512_unpackhi_epi64(b, d);
+  }
+  // t[4q + c], 128-bit lane l: dwords 4l + c of rows 4q to 4q + 3.
+  for (int c = 0; c < 4; ++c) {
+    const __m512i a = _mm512_shuffle_i32x4(t[c], t[4 + c], 0x44);
+    const __m512i b = _mm512_shuffle_i32x4(t[c], t[4 + c], 0xee);
+    const __m512i d = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0x44);
+    const __m512i e = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0xee);
+    r[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+    r[4 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
+    r[8 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
+    r[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
+  }
+}
+
+void Prefetch(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+
+// `next`, or null, is a block whose rows are prefetched in step.
+template <bool kInt8>
+void PackKeys(const KeyBlock& block, const KeyBlock* next, int64_t offset, int64_t head_dim,
+              uint32_t* out) {
+  constexpr int64_t kBytes = kInt8 ? 32 : 64;  // of 32 channels
+  const int64_t padded = PaddedHead(head_dim);
+  for (int k = 0; k < block.count; k += 16) {
+    // 16 keys are one half of the 32 that share a stretch of `out`. An unused half of the last one
+    // is left as it is: its scores are masked.
+    uint32_t* to = out + k / 32 * (padded / 2) * 32 + k % 32;
+    for (int64_t c = 0; c < padded; c += 32) {
+      const __mmask32 mask = ChannelMask(head_dim, c);
+      const int64_t at = offset + c / 32 * kBytes;
+      __m512i r[16];
+      for (int i = 0; i < 16; ++i) r[i] = Load32<kInt8>(block.rows[k + i] + at, mask);
+      if (next) {
+        for (int i = 0; i < 16; ++i) Prefetch(next->rows[k + i] + at);
+      }
+      Transpose16(r);
+      for (int i = 0; i < 16; ++i) _mm512_store_si512(to + (c / 2 + i) * 32, r[i]);
+    }
+  }
+}
+
+template <bool kInt8>
+void PackValues(const KeyBlock& block, const KeyBlock* next, int64_t offset, int64_t head_dim,
+                uint32_t* out) {
+  constexpr int64_t kBytes = kInt8 ? 32 : 64;
+  const int64_t padded = PaddedHead(head_dim);
+  // Whole steps: a hidden key's weight is 0, but 0 times what was left in the scratch may be NaN.
+  const int count = (block.count + kKeyStep - 1) / kKeyStep * kKeyStep;
+  for (int k = 0; k < count; k += 2) {
+    uint32_t* to = out + k / 2 * 32;
+    for (int64_t c = 0; c < padded; c += 32) {
+      const __mmask32 mask = ChannelMask(head_dim, c);
+      const int64_t at = offset + c / 32 * kBytes;
+      const __m512i a = Load32<kInt8>(block.rows[k] + at, mask);
+      const __m512i b = Load32<kInt8>(block.rows[k + 1] + at, mask);
+      if (next) {
+        Prefetch(next->rows[k] + at);
+        Prefetch(next->rows[k + 1] + at);
+      }
+      uint32_t* pair = to + c / 32 * (kMaxBlockKeys / 2) * 32;
+      _mm512_store_si512(pair, _mm512_unpacklo_epi16(a, b));
+      _mm512_store_si512(pair + 16, _mm512_unpackhi_epi16(a, b));
+    }
+  }
+}
+
+// ---- products
+
+// s[i][32] = q rows . 32 keys, times factor. q: [d2][kRows] dwords.
+template <int kRows>
+void Scores(const uint32_t* q, const uint32_t* keys, int64_t d2, __m512 factor0, __m512 factor1,
+            float* s) {
+  __m512 a[kRows][2];
+  for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm512_setzero_ps();
+  for (int64_t d = 0; d < d2; ++d) {
+    const __m512bh k0 = AsBf16(_mm512_load_si512(keys + d * 32));
+    const __m512bh k1 = AsBf16(_mm512_load_si512(keys + d * 32 + 16));
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i) {
+      const __m512bh x = AsBf16(_mm512_set1_epi32(static_cast<int>(q[d * kRows + i])));
+      a[i][0] = _mm512_dpbf16_ps(a[i][0], k0, x);
+      a[i][1] = _mm512_dpbf16_ps(a[i][1], k1, x);
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    _mm512_store_ps(s + i * kMaxBlockKeys, _mm512_mul_ps(a[i][0], factor0));
+    _mm512_store_ps(s + i * kMaxBlockKeys + 16, _mm512_mul_ps(a[i][1], factor1));
+  }
+}
+
+// acc rows = acc * decay + weights . values, 32 channels at a time.
+template <int kRows>
+void Accumulate(const uint32_t* weights, const uint32_t* values, int pairs, const float* decay,
+                int64_t padded, float* acc) {
+  for (int64_t c = 0; c < padded; c += 32) {
+    const uint32_t* v = values + c / 32 * (kMaxBlockKeys / 2) * 32;
+    __m512 a[kRows][2];
+    for (int i = 0; i < kRows; ++i) {
+      const __m512 f = _mm512_set1_ps(decay[i]);
+      a[i][0] = _mm512_mul_ps(_mm512_load_ps(acc + i * padded + c), f);
+      a[i][1] = _mm512_mul_ps(_mm512_load_ps(acc + i * padded + c + 16), f);
+    }
+    for (int j = 0; j < pairs; ++j) {
+      const __m512bh v0 = AsBf16(_mm512_load_si512(v + j * 32));
+      const __m512bh v1 = AsBf16(_mm512_load_si512(v + j * 32 + 16));
+#pragma GCC unroll 12
+      for (int i = 0; i < kRows; ++i) {
+        const __m512bh w =
+            AsBf16(_mm512_set1_epi32(static_cast<int>(weights[i * kWeightStride + j])));
+        a[i][0] = _mm512_dpbf16_ps(a[i][0], v0, w);
+        a[i][1] = _mm512_dpbf16_ps(a[i][1], v1, w);
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      _mm512_store_ps(acc + i * padded + c, a[i][0]);
+      _mm512_store_ps(acc + i * padded + c + 16, a[i][1]);
+    }
+  }
+}
+
+using ScoresFn = void (*)(const uint32_t*, const uint32_t*, int64_t, __m512, __m512, float*);
+using AccumulateFn = void (*)(const uint32_t*, const uint32_t*, int, const float*, int64_t, float*);
+constexpr ScoresFn kScores[kRowStep + 1] = {nullptr,    Scores<1>,  Scores<2>, Scores<3>, Scores<4>,
+                                            Scores<5>,  Scores<6>,  Scores<7>, Scores<8>, Scores<9>,
+                                            Scores<10>, Scores<11>, Scores<12>};
+constexpr AccumulateFn kAccumulate[kRowStep + 1] = {
+    nullptr,        Accumulate<1>,  Accumulate<2>, Accumulate<3>, Accumulate<4>,
+    Accumulate<5>,  Accumulate<6>,  Accumulate<7>, Accumulate<8>, Accumulate<9>,
+    Accumulate<10>, Accumulate<11>, Accumulate<12>};
+
+// ---- softmax
+
+// Scales of 16 keys' K or V from `key` on.
+__m512 KeyScales(const KeyBlock& block, int key, int index) {
+  alignas(64) float s[16];
+  for (int i = 0; i < 16; ++i) s[i] = block.scales[key + i][index];
+  return _mm512_load_ps(s);
+}
+
+struct BlockScales {
+  __m512 key[kMaxBlockKeys / 16];  // factor of the raw products, softmax base 2
+  __m512 value[kMaxBlockKeys / 16];
+};
+
+// Excludes the keys that a row at position `query` does not see.
+void MaskScores(const AttendTile& t, const KeyBlock& block, int keys, int64_t query, float* s) {
+  const __m512 none = _mm512_set1_ps(-INFINITY);
+  const __m512i last = _mm512_set1_epi32(static_cast<int>(query));
+  const int64_t old =
+      query - t.recent;  // t.recent may be as large as int64 goes; this stays negative then
+  const __m512i window = _mm512_set1_epi32(static_cast<int>(old < -1 ? -1 : old));
+  const __m512i sink = _mm512_set1_epi32(static_cast<int>(t.sink > query ? query + 1 : t.sink));
+  for (int k = 0; k < keys; k += 16) {
+    const __m512i p = _mm512_loadu_si512(block.positions + k);
+    const __mmask16 outside = _mm512_cmple_epi32_mask(p, window) & _mm512_cmpge_epi32_mask(p, sink);
+    const __mmask16 hidden = outside | _mm512_cmpgt_epi32_mask(p, last);
+    _mm512_store_ps(s + k, _mm512_mask_mov_ps(_mm512_load_ps(s + k), hidden, none));
+  }
+}
+
+void StoreRawScores(const KeyBlock& block, int keys, const float* s, float* out) {
+  const __m512 ln2 = _mm512_set1_ps(kLn2);
+  out += block.positions[0];  // positions are consecutive where scores are wanted
+  for (int k = 0; k < keys && k < block.count; k += 16) {
+    const int n = block.count - k;
+    const __mmask16 mask = n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1);
+    _mm512_mask_storeu_ps(out + k, mask, _mm512_mul_ps(_mm512_load_ps(s + k), ln2));
+  }
+}
+
+// Turns one row's scores into weights, updates its maximum and sum, and returns what its
+// accumulators decay by.
+template <bool kInt8>
+float Softmax(const float* s, int keys, const BlockScales& scales, float& max, float& sum,
+              uint32_t* weights) {
+  __m512 m = _mm512_load_ps(s);
+  for (int k = 16; k < keys; k += 16) m = _mm512_max_ps(m, _mm512_load_ps(s + k));
+  const float before = max;
+  const float largest = _mm512_reduce_max_ps(m);
+  max = largest > before ? largest : before;
+  // Nothing seen yet: any finite maximum gives every weight 0.
+  const float base = max == -INFINITY ? 0.0f : max;
+  const __m512 vbase = _mm512_set1_ps(base);
+  __m512 total = _mm512_setzero_ps();
+  for (int k = 0; k < keys; k += 32) {
+    __m512 p0 = Exp2(_mm512_sub_ps(_mm512_load_ps(s + k), vbase));
+    __m512 p1 = Exp2(_mm512_sub_ps(_mm512_load_ps(s + k + 16), vbase));
+    total = _mm512_add_ps(total, _mm512_add_ps(p0, p1));
+    if constexpr (kInt8) {
+      p0 = _mm512_mul_ps(p0, scales.value[k / 16]);
+      p1 = _mm512_mul_ps(p1, scales.value[k / 16 + 1]);
+    }
+    _mm512_store_si512(weights + k / 2, (__m512i)_mm512_cvtne2ps_pbh(p1, p0));
+  }
+  const float decay = before == max ? 1.0f : exp2f(before - base);
+  sum = sum * decay + _mm512_reduce_add_ps(total);
+  return decay;
+}
+
+// Keys of the block that a row at `query` may see, rounded up to whole steps.
+int VisibleKeys(const KeyBlock& block, int64_t query) {
+  int n = block.count;
+  while (n > 0 && block.positions[n - 1] > query) --n;
+  return (n + kKeyStep - 1) / kKeyStep * kKeyStep;
+}
+
+bool NeedsMask(const AttendTile& t, const KeyBlock& block, int keys, int64_t first, int64_t last) {
+  return block.positions[keys - 1] > first ||
+         (block.positions[keys - 1] >= t.sink && block.positions[0] <= last - t.recent);
+}
+
+template <bool kInt8>
+void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
+            const AttendScratch& scratch) {
+  const int64_t dim = t.layout.head_dim;
+  const int64_t padded = PaddedHead(dim);
+  const int64_t key_offset = t.kv_head * t.layout.head_bytes();
+  const int64_t value_offset = key_offset + t.layout.value_offset();
+  auto* packed_keys = reinterpret_cast<uint32_t*>(scratch.keys);
+  auto* packed_values = reinterpret_cast<uint32_t*>(scratch.values);
+  // A shorter next block cannot be prefetched in step; it is the last of its chunk.
+  if (next && next->count < block.count) next = nullptr;
+  PackKeys<kInt8>(block, next, key_offset, dim, packed_keys);
+  PackValues<kInt8>(block, next, value_offset, dim, packed_values);
+
+  const float scale = t.scale * kLog2E;
+  BlockScales scales;
+  for (int k = 0; k < (block.count + 31) / 32 * 2; ++k) {
+    scales.key[k] = _mm512_set1_ps(scale);
+    if constexpr (kInt8) {
+      scales.key[k] = _mm512_mul_ps(scales.key[k], KeyScales(block, k * 16, t.kv_head));
+      scales.value[k] = KeyScales(block, k * 16, t.layout.kv_heads + t.kv_head);
+    }
+  }
+
+  const int step = GroupRows(t.rows);
+  for (int row = 0; row < t.rows; row += step) {
+    const int rows = t.rows - row < step ? t.rows - row : step;
+    const int64_t first = t.position + row / t.heads;
+    const int64_t last = t.position + (row + rows - 1) / t.heads;
+    const int keys = VisibleKeys(block, last);
+    if (keys == 0) continue;
+    const auto* q = reinterpret_cast<const uint32_t*>(t.queries) + row * padded / 2;
+    for (int k = 0; k < keys; k += 32) {
+      kScores[rows](q, packed_keys + k / 32 * (padded / 2) * 32, padded / 2, scales.key[k / 16],
+                    scales.key[k / 16 + 1], scratch.scores + k);
+    }
+    const bool mask = NeedsMask(t, block, keys, first, last);
+    float decay[kRowStep];
+    for (int i = 0; i < rows; ++i) {
+      float* s = scratch.scores + i * kMaxBlockKeys;
+      const int token = (row + i) / t.heads;
+      if (t.scores) {
+        const int64_t head = (row + i) % t.heads;
+        StoreRawScores(block, keys, s,
+                       t.scores + token * t.scores_token_stride + head * t.scores_head_stride);
+      }
+      if (mask) MaskScores(t, block, keys, t.position + token, s);
+      decay[i] = Softmax<kInt8>(s, keys, scales, t.max[row + i], t.sum[row + i],
+                                scratch.weights + i * kWeightStride);
+    }
+    kAccumulate[rows](scratch.weights, packed_values, keys / 2, decay, padded,
+                      t.acc + row * padded);
+  }
+}
+
+void UpdateAny(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
+               const AttendScratch& scratch) {
+  if (t.layout.dtype == DType::kI8) {
+    Update<true>(t, block, next, scratch);
+  } else {
+    Update<false>(t, block, next, scratch);
+  }
+}
+
+void Begin(const AttendTile& t, const float* q, int64_t token_stride) {
+  const int64_t dim = t.layout.head_dim;
+  const int64_t padded = PaddedHead(dim);
+  const int step = GroupRows(t.rows);
+  auto* queries = reinterpret_cast<uint32_t*>(t.queries);
+  for (int i = 0; i < t.rows; ++i) {
+    // A group's rows are interleaved: [D/2][rows of the group].
+    const int64_t group = i / step * step;
+    const int64_t rows = t.rows - group < step ? t.rows - group : step;
+    uint32_t* to = queries + group * padded / 2 + (i - group);
+    const float* row = q + i / t.heads * token_stride + i % t.heads * dim;
+    for (int64_t c = 0; c < padded; c += 32) {
+      const __mmask16 upper = ChannelMask(dim, c) >> 16;
+      const __m512 lo = _mm512_loadu_ps(row + c);
+      const __m512 hi = _mm512_maskz_loadu_ps(upper, row + c + 16);
+      alignas(64) uint32_t pairs[16];
+      _mm512_store_si512(pairs, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
+      for (int d = 0; d < 16; ++d) to[(c / 2 + d) * rows] = pairs[d];
+    }
+    float* acc = t.acc + i * padded;
+    for (int64_t c = 0; c < padded; c += 16) _mm512_store_ps(acc + c, _mm512_setzero_ps());
+    t.max[i] = -INFINITY;
+    t.sum[i] = 0;
+  }
+}
+
+float Finish(const AttendTile& t, int row, float* o) {
+  const int64_t dim = t.layout.head_dim;
+  const int64_t padded = PaddedHead(dim);
+  const float* acc = t.acc + row * padded;
+  const float sum = t.sum[row];
+  const __m512 factor = _mm512_set1_ps(sum == 0 ? 0.0f : 1.0f / sum);
+  // Interleaving left the low four channels of each group of eight in the first register, the high
+  // four in the second.
+  const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+  const __m512i second = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+  for (int64_t c = 0; c < padded; c += 32) {
+    const __m512d lo = _mm512_castps_pd(_mm512_mul_ps(_mm512_load_ps(acc + c), factor));
+    const __m512d hi = _mm512_castps_pd(_mm512_mul_ps(_mm512_load_ps(acc + c + 16), factor));
+    const __mmask16 upper = ChannelMask(dim, c) >> 16;
+    _mm512_storeu_ps(o + c, _mm512_castpd_ps(_mm512_permutex2var_pd(lo, first, hi)));
+    _mm512_mask_storeu_ps(o + c + 16, upper,
+                          _mm512_castpd_ps(_mm512_permutex2var_pd(lo, second, hi)));
+  }
+  return sum == 0 ? -INFINITY : (t.max[row] + log2f(sum)) * kLn2;
+}
+
+}  // namespace
+
+AttendKernels GetAttendKernels() { return {.begin = Begin, .update = UpdateAny, .finish = Finish}; }
+
+}  // namespace baton::cpu::avx512

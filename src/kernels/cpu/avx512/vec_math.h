@@ -1,0 +1,44 @@
+// Exponentials of 16 floats for the AVX-512 kernels. Include from files below avx512/ only.
+#pragma once
+
+#include <immintrin.h>
+
+namespace baton::cpu::avx512 {
+
+// 2^x, relative error below 2e-7; exactly 1 at 0, exactly 0 from -150 on down (also at -inf), +inf
+// above 128, NaN for NaN. The polynomial is a constrained minimax fit of degree 5 on [-0.5, 0.5].
+inline __m512 Exp2(__m512 x) {
+  // max returns its second operand when either is NaN, so NaN survives.
+  x = _mm512_max_ps(_mm512_set1_ps(-150.0f), x);
+  x = _mm512_min_ps(_mm512_set1_ps(150.0f), x);
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(x, n);
+  __m512 y = _mm512_set1_ps(0x1.5bba14p-10f);
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0x1.3cea88p-7f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0x1.c6b752p-5f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0x1.ebf9bcp-3f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0x1.62e42ap-1f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(y, n);
+}
+
+// e^x, relative error below 2e-7 where the result is normal; limits as Exp2's.
+inline __m512 Exp(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-105.0f), x);
+  x = _mm512_min_ps(_mm512_set1_ps(105.0f), x);
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  // ln 2 in two parts: n times the first is exact.
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e4p-1f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.7f7d1cp-20f), r);
+  __m512 y = _mm512_set1_ps(0.0013843646738678217f);
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.008374162018299103f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.04166800156235695f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.16666431725025177f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.4999999403953552f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(y, n);
+}
+
+}  // namespace baton::cpu::avx512
