@@ -1,8 +1,8 @@
 // How much attention each key receives. Two ways through the keys:
 //
-// Tiles (rows against packed pages): a task is (sets of about 64 rows, 512 keys); it recomputes the
-// probabilities from K and a known log-sum-exp and adds columns up at once, so that no [rows, N]
-// matrix exists. Low-bit sets with many rows find the log-sum-exp by a first pass over the same
+// Tiles (rows against packed pages): a task is (sets of about 128 rows, 512 keys); it recomputes
+// the probabilities from K and a known log-sum-exp and adds columns up at once, so that no [rows,
+// N] matrix exists. Low-bit sets with many rows find the log-sum-exp by a first pass over the same
 // pages. Every task owns its piece of the result: nothing to merge.
 //
 // Rows (decode of scan layers): the 4-bit copy of K is read once, int8 dot products, exponentials
@@ -22,7 +22,8 @@ namespace {
 
 constexpr int64_t kChunk = 512;        // keys per task; eight pages
 constexpr int64_t kScoreChunk = 1024;  // keys per task where scores are given
-constexpr int64_t kTileRows = 64;
+// 128 rather than 64: transposing a page costs as much as ten or so rows of dot products.
+constexpr int64_t kTileRows = 128;
 
 int64_t Groups(const MassParams& p, const MassParams::Segment& s) {
   return p.scope == MassScope::kAll     ? 1
@@ -100,9 +101,12 @@ class Tiles {
   // tiles only rank.
   int Terms(const MassParams::Segment& s) const { return s.rows_per_set == 1 ? 2 : 1; }
 
-  // Packs rows [first, last) of a KV head's query heads; the queries are row major, then head.
-  void PackQueries(const MassParams::Segment& s, int64_t first, int64_t last, int64_t kv_head,
-                   MassScratch::Rank& r) {
+  // Packs the query heads of a KV head for rows [first, last); set_up(row, head, query) adds where
+  // a result goes.
+  template <typename F>
+  void PackQueries(const TileTask& t, int64_t first, int64_t last, int64_t kv_head,
+                   MassScratch::Rank& r, F&& set_up) {
+    const MassParams::Segment& s = *t.segment;
     const int64_t ratio = heads_ / s.kv.layout.kv_heads;
     r.packed_queries.resize(static_cast<size_t>((last - first) * ratio * dim_ * 4));
     r.queries.resize(static_cast<size_t>((last - first) * ratio));
@@ -111,51 +115,47 @@ class Tiles {
       for (int64_t h = kv_head * ratio; h < (kv_head + 1) * ratio; ++h, ++n) {
         std::byte* packed = r.packed_queries.data() + n * static_cast<size_t>(dim_) * 4;
         kernels_.pack_query(p_.q.row(s.rows.first + i, h), dim_, Terms(s), packed);
-        r.queries[n] = {.q = packed, .lse = Lse(s.rows.first + i, h)};
+        MassQuery& query = r.queries[n];
+        query = {.q = packed, .lse = Lse(s.rows.first + i, h)};
+        query.visible = static_cast<int32_t>(std::min(s.rows.position + i + 1 - t.key, kChunk));
+        set_up(i, h, query);
       }
     }
   }
 
-  // Calls body(queries, keys) for each page of the chunk that some of the packed queries sees.
+  // Calls body(keys) for each page of the chunk that some of the packed queries sees, and moves
+  // these on to the next page.
   template <typename F>
-  void ForEachPage(const TileTask& t, int64_t first, int64_t last, int64_t kv_head,
-                   MassScratch::Rank& r, F&& body) {
+  void ForEachPage(const TileTask& t, int64_t last, int64_t kv_head, MassScratch::Rank& r,
+                   F&& body) {
     const MassParams::Segment& s = *t.segment;
-    const int64_t ratio = heads_ / s.kv.layout.kv_heads;
     const int64_t end = std::min(t.key + kChunk, s.rows.position + last);
     r.packed_keys.resize(static_cast<size_t>(kMassBlock * dim_ * 4 + 64));
     auto* keys = reinterpret_cast<std::byte*>(
         (reinterpret_cast<uintptr_t>(r.packed_keys.data()) + 63) / 64 * 64);
     for (int64_t key = t.key; key < end; key += kMassBlock) {
       kernels_.pack_keys(s.kv, key, static_cast<int>(kv_head), low_bit_, keys);
-      for (int64_t i = first; i < last; ++i) {
-        const auto visible = std::clamp<int64_t>(s.rows.position + i + 1 - key, 0, kMassBlock);
-        for (int64_t h = 0; h < ratio; ++h) {
-          r.queries[static_cast<size_t>((i - first) * ratio + h)].visible =
-              static_cast<int32_t>(visible);
-        }
+      body(keys);
+      for (MassQuery& q : r.queries) {
+        q.visible -= kMassBlock;
+        if (q.out != nullptr) q.out += kMassBlock;
       }
-      body(keys, key);
     }
   }
 
   void Stats(const TileTask& t, int rank) {
     const MassParams::Segment& s = *t.segment;
     MassScratch::Rank& r = scratch_.ranks[static_cast<size_t>(rank)];
-    const int64_t ratio = heads_ / s.kv.layout.kv_heads;
     for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows) {
       const int64_t last = std::min(first + kTileRows, EndRow(t));
       for (int64_t g = 0; g < s.kv.layout.kv_heads; ++g) {
-        PackQueries(s, first, last, g, r);
-        for (size_t n = 0; n < r.queries.size(); ++n) {
-          const int64_t row = first - FirstRow(t) + static_cast<int64_t>(n) / ratio;
-          const int64_t head = g * ratio + static_cast<int64_t>(n) % ratio;
-          float* stats = scratch_.stats.data() + t.chunk_stats + (row * heads_ + head) * 2;
-          stats[0] = -std::numeric_limits<float>::infinity();
-          stats[1] = 0;
-          r.queries[n].stats = stats;
-        }
-        ForEachPage(t, first, last, g, r, [&](const std::byte* keys, int64_t) {
+        PackQueries(t, first, last, g, r, [&](int64_t row, int64_t head, MassQuery& q) {
+          q.stats =
+              scratch_.stats.data() + t.chunk_stats + ((row - FirstRow(t)) * heads_ + head) * 2;
+          q.stats[0] = -std::numeric_limits<float>::infinity();
+          q.stats[1] = 0;
+        });
+        ForEachPage(t, last, g, r, [&](const std::byte* keys) {
           kernels_.log_sum(keys, dim_, Terms(s), scale_, r.queries.data(),
                            static_cast<int64_t>(r.queries.size()));
         });
@@ -197,8 +197,7 @@ class Tiles {
   void Columns(const TileTask& t, int rank) {
     const MassParams::Segment& s = *t.segment;
     MassScratch::Rank& r = scratch_.ranks[static_cast<size_t>(rank)];
-    const int64_t groups = Groups(p_, s), kv_heads = s.kv.layout.kv_heads,
-                  ratio = heads_ / kv_heads;
+    const int64_t groups = Groups(p_, s), kv_heads = s.kv.layout.kv_heads;
     const int64_t units = (t.end_set - t.first_set) * groups;
     const bool max = p_.pool == Pool::kMax && groups < heads_;
     // A maximum over heads has to be complete before rows are added.
@@ -211,18 +210,14 @@ class Tiles {
         return r.columns.data() + (set * groups + group) * kChunk;
       };
       for (int64_t g = 0; g < kv_heads; ++g) {
-        PackQueries(s, first, last, g, r);
         if (by_row && (g == 0 || p_.scope != MassScope::kAll)) {
           r.row_max.assign(static_cast<size_t>((last - first) * kChunk), 0.0f);
         }
-        ForEachPage(t, first, last, g, r, [&](const std::byte* keys, int64_t key) {
-          for (size_t n = 0; n < r.queries.size(); ++n) {
-            const int64_t row = first + static_cast<int64_t>(n) / ratio;
-            const int64_t head = g * ratio + static_cast<int64_t>(n) % ratio;
-            float* to = by_row ? r.row_max.data() + (row - first) * kChunk
-                               : column(row, head * groups / heads_);
-            r.queries[n].out = to + (key - t.key);
-          }
+        PackQueries(t, first, last, g, r, [&](int64_t row, int64_t head, MassQuery& q) {
+          q.out = by_row ? r.row_max.data() + (row - first) * kChunk
+                         : column(row, head * groups / heads_);
+        });
+        ForEachPage(t, last, g, r, [&](const std::byte* keys) {
           kernels_.accumulate(keys, dim_, Terms(s), scale_, r.queries.data(),
                               static_cast<int64_t>(r.queries.size()), max);
         });

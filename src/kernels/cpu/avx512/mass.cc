@@ -137,46 +137,67 @@ void PackKeys(const KvView& kv, int64_t position, int head, bool low_bit, void* 
 
 // sums[m][j]: query m with keys 16 j .. 16 j + 15.
 template <int M>
-inline void Dots(const uint32_t* keys, int64_t pairs, int terms, const MassQuery* queries,
-                 __m512 (&sums)[M][4]) {
+[[gnu::always_inline]] inline void Dots(const uint32_t* keys, int64_t pairs, int terms,
+                                        const MassQuery* queries, __m512 (&sums)[M][4]) {
   const int32_t* q[M];
+#pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {
     q[m] = static_cast<const int32_t*>(queries[m].q);
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_setzero_ps();
   }
   for (int t = 0; t < terms; ++t) {
     for (int64_t c = 0; c < pairs; ++c) {
       __m512bh k[4];
+#pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         k[j] = std::bit_cast<__m512bh>(_mm512_load_si512(keys + c * kMassBlock + 16 * j));
       }
+#pragma GCC unroll 6
       for (int m = 0; m < M; ++m) {
         const auto pair = std::bit_cast<__m512bh>(_mm512_set1_epi32(q[m][t * pairs + c]));
+#pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_dpbf16_ps(sums[m][j], k[j], pair);
       }
     }
   }
 }
 
-template <int M>
+// kMasked: some query of the block does not see all 64 keys.
+template <int M, bool kMax, bool kMasked>
 void AccumulateBlock(const uint32_t* keys, int64_t pairs, int terms, float scale,
-                     const MassQuery* queries, bool max) {
-  bool seen = false;
-  for (int m = 0; m < M; ++m) seen |= queries[m].visible > 0;
-  if (!seen) return;
+                     const MassQuery* queries) {
   __m512 sums[M][4];
   Dots<M>(keys, pairs, terms, queries, sums);
   const __m512 scales = _mm512_set1_ps(scale);
+#pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {
     const MassQuery& q = queries[m];
     const __m512 lse = _mm512_set1_ps(q.lse);
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const __mmask16 visible = FirstLanes(q.visible - 16 * j);
       const __m512 p = Exp2(_mm512_fmsub_ps(sums[m][j], scales, lse));
       const __m512 old = _mm512_loadu_ps(q.out + 16 * j);
-      const __m512 joined = max ? MaxOrNan(old, p) : _mm512_add_ps(old, p);
-      _mm512_storeu_ps(q.out + 16 * j, _mm512_mask_mov_ps(old, visible, joined));
+      __m512 joined = kMax ? MaxOrNan(old, p) : _mm512_add_ps(old, p);
+      if (kMasked) joined = _mm512_mask_mov_ps(old, FirstLanes(q.visible - 16 * j), joined);
+      _mm512_storeu_ps(q.out + 16 * j, joined);
     }
+  }
+}
+
+template <int M, bool kMax>
+void AccumulateQueries(const uint32_t* keys, int64_t pairs, int terms, float scale,
+                       const MassQuery* queries) {
+  int32_t least = kMassBlock, most = 0;
+  for (int m = 0; m < M; ++m) {
+    least = std::min(least, queries[m].visible);
+    most = std::max(most, queries[m].visible);
+  }
+  if (most <= 0) return;
+  if (least >= kMassBlock) {
+    AccumulateBlock<M, kMax, false>(keys, pairs, terms, scale, queries);
+  } else {
+    AccumulateBlock<M, kMax, true>(keys, pairs, terms, scale, queries);
   }
 }
 
@@ -190,10 +211,12 @@ void LogSumBlock(const uint32_t* keys, int64_t pairs, int terms, float scale,
   Dots<M>(keys, pairs, terms, queries, sums);
   const __m512 scales = _mm512_set1_ps(scale);
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+#pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {
     const MassQuery& q = queries[m];
     if (q.visible <= 0) continue;
     __m512 t[4];
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       t[j] = _mm512_mask_mul_ps(nothing, FirstLanes(q.visible - 16 * j), sums[m][j], scales);
     }
@@ -204,19 +227,34 @@ void LogSumBlock(const uint32_t* keys, int64_t pairs, int terms, float scale,
       q.stats[0] = largest;
     }
     const __m512 offset = _mm512_set1_ps(q.stats[0]);
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) t[j] = Exp2(_mm512_sub_ps(t[j], offset));
     q.stats[1] +=
         _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(t[0], t[1]), _mm512_add_ps(t[2], t[3])));
   }
 }
 
+template <bool kMax>
+void AccumulateAll(const uint32_t* keys, int64_t pairs, int terms, float scale,
+                   const MassQuery* queries, int64_t count) {
+  int64_t i = 0;
+  for (; i + 6 <= count; i += 6) {
+    AccumulateQueries<6, kMax>(keys, pairs, terms, scale, queries + i);
+  }
+  for (; i + 3 <= count; i += 3) {
+    AccumulateQueries<3, kMax>(keys, pairs, terms, scale, queries + i);
+  }
+  for (; i < count; ++i) AccumulateQueries<1, kMax>(keys, pairs, terms, scale, queries + i);
+}
+
 void Accumulate(const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
                 int64_t count, bool max) {
   const auto* k = static_cast<const uint32_t*>(keys);
-  int64_t i = 0;
-  for (; i + 6 <= count; i += 6) AccumulateBlock<6>(k, dim / 2, terms, scale, queries + i, max);
-  for (; i + 3 <= count; i += 3) AccumulateBlock<3>(k, dim / 2, terms, scale, queries + i, max);
-  for (; i < count; ++i) AccumulateBlock<1>(k, dim / 2, terms, scale, queries + i, max);
+  if (max) {
+    AccumulateAll<true>(k, dim / 2, terms, scale, queries, count);
+  } else {
+    AccumulateAll<false>(k, dim / 2, terms, scale, queries, count);
+  }
 }
 
 void LogSum(const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
@@ -244,7 +282,13 @@ void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t h
   }
 }
 
-// facc[r] (+)= one head's 16 slots times R queries.
+inline __m512i Broadcast(const std::byte* four) {
+  int32_t x;
+  std::memcpy(&x, four, 4);
+  return _mm512_set1_epi32(x);
+}
+
+// R queries against one head's 16 slots.
 template <int R>
 void LowBitGroup(const LowBitBlock* blocks, int64_t dim, const std::byte* queries, float* out,
                  int64_t stride) {
@@ -261,20 +305,19 @@ void LowBitGroup(const LowBitBlock* blocks, int64_t dim, const std::byte* querie
     }
     const __m512 k_scale =
         _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(blocks[b].scale)));
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const std::byte* q = queries + r * bytes;
-      int32_t words[8], offset;
-      float q_scale;
-      std::memcpy(words, q + 32 * b, 32);
-      std::memcpy(&q_scale, q + dim + 8 * b, 4);
-      std::memcpy(&offset, q + dim + 8 * b + 4, 4);
-      __m512i even = _mm512_set1_epi32(offset), odd = _mm512_setzero_si512();
+      const std::byte* tail = q + dim + 8 * b;
+      __m512i even = Broadcast(tail + 4), odd = _mm512_setzero_si512();
+#pragma GCC unroll 4
       for (int v = 0; v < 8; v += 2) {
-        even = _mm512_dpbusd_epi32(even, k[v], _mm512_set1_epi32(words[v]));
-        odd = _mm512_dpbusd_epi32(odd, k[v + 1], _mm512_set1_epi32(words[v + 1]));
+        even = _mm512_dpbusd_epi32(even, k[v], Broadcast(q + 32 * b + 4 * v));
+        odd = _mm512_dpbusd_epi32(odd, k[v + 1], Broadcast(q + 32 * b + 4 * v + 4));
       }
       const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
-      scores[r] = _mm512_fmadd_ps(_mm512_mul_ps(dot, k_scale), _mm512_set1_ps(q_scale), scores[r]);
+      scores[r] = _mm512_fmadd_ps(_mm512_mul_ps(dot, k_scale), _mm512_castsi512_ps(Broadcast(tail)),
+                                  scores[r]);
     }
   }
   for (int r = 0; r < R; ++r) _mm512_storeu_ps(out + r * stride, scores[r]);
