@@ -6,6 +6,9 @@
 #include "base/thread_pool.h"
 #include "ops/ops.h"
 #include "tests/ops/op_test_util.h"
+#ifdef BATON_WITH_CPU
+#include "hwy/targets.h"
+#endif
 
 namespace baton::test {
 namespace {
@@ -109,7 +112,7 @@ TEST_P(LinearTest, MatchesReference) {
     std::vector<int64_t> tokens;
   };
   const std::vector<Shape> shapes = {
-      {1, 32, {33}},       {16, 64, {1, 2, 7}},     {37, 96, {1, 2, 3, 4, 5, 6, 7}},
+      {1, 32, {33}},         {16, 64, {1, 2, 7}},     {37, 96, {1, 2, 3, 4, 5, 6, 7}},
       {64, 576, {1, 5, 16}}, {129, 160, {1, 33, 70}}, {50, 2048, {1, 2, 13}},
       {96, 288, {200}},      {700, 64, {1, 70}}};
   for (const Shape& s : shapes) {
@@ -338,6 +341,39 @@ TEST_P(ActivationTest, PackPadsAndFallsBack) {
   ExpectClose(RunLinear(*ops, large, x2), RunLinear(*ref, large, x2),
               {.absolute = 0.04, .cosine = 0.9999}, "large scales");
 }
+
+#ifdef BATON_WITH_CPU
+// The portable kernels are compiled for several vector lengths, of which a machine only uses one.
+TEST(PortableTest, EveryVectorLengthMatchesReference) {
+  ThreadPool threads(2);
+  auto ref = MakeReferenceOps(threads);
+  const int64_t supported = hwy::SupportedTargets();
+  int tested = 0;
+  for (int bit = 0; bit < 62; ++bit) {
+    const int64_t target = int64_t{1} << bit;
+    if ((supported & HWY_TARGETS & target) == 0) continue;
+    hwy::GetChosenTarget().Update(target);
+    SCOPED_TRACE(hwy::TargetName(target));
+    ++tested;
+    auto ops = MakeBackend("portable", threads);
+    Rng rng(3);
+    for (const DType t : {DType::kQ4_1, DType::kQ8_0, DType::kQ6_K, DType::kBF16}) {
+      const Weights w(rng, t, 107, 256);
+      for (const int64_t tokens : {1, 2, 4, 14}) {
+        const auto x = RandomNormal(rng, tokens * w.cols);
+        const auto norm = RandomNormal(rng, w.cols, 0.3f, 1);
+        ExpectClose(RunLinear(*ops, w, x, {.norm = norm.data()}),
+                    RunLinear(*ref, w, x, {.norm = norm.data()}), ToleranceOf("portable", t));
+        ExpectClose(RunGlu(*ops, w, w, x, GluActivation::kSilu),
+                    RunGlu(*ref, w, w, x, GluActivation::kSilu),
+                    {.relative = 0.05, .absolute = 0.01, .cosine = 0.99999});
+      }
+    }
+  }
+  hwy::GetChosenTarget().Update(supported);
+  EXPECT_GT(tested, 0);
+}
+#endif
 
 INSTANTIATE_TEST_SUITE_P(AllBackends, ActivationTest, testing::ValuesIn(BackendNames()),
                          [](const auto& info) { return info.param; });

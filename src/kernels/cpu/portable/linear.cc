@@ -118,33 +118,34 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT w, const float* HWY_RESTRICT x, i
   }
 }
 
-// Few tokens take more rows at a time, to have enough independent chains; rows are a multiple
-// of 16.
-template <int NT>
+// As many vectors of rows at once as fit, to have enough independent chains when tokens are few.
+template <int VN, int NT>
 void Rows(const float* w, const float* x, int columns, int rows, float* out) {
-  constexpr int kWanted = NT == 1 ? 8 : NT <= 3 ? 4 : 2;
-  constexpr int kLanes = hn::MaxLanes(F());
+  constexpr int kStep = VN * static_cast<int>(hn::MaxLanes(F()));
   int r = 0;
-  for (; r + kWanted * kLanes <= rows; r += kWanted * kLanes)
-    Tile<kWanted, NT>(w + r, x, columns, out + r);
-  for (; r < rows; r += kLanes) Tile<1, NT>(w + r, x, columns, out + r);
+  if constexpr (kStep <= kPanelRows) {
+    for (; r + kStep <= rows; r += kStep) Tile<VN, NT>(w + r, x, columns, out + r);
+  }
+  if constexpr (VN > 1) {
+    if (r < rows) Rows<VN / 2, NT>(w + r, x, columns, rows - r, out + r);
+  }
 }
 
 void TileOfTokens(int64_t tokens, const float* w, const float* x, int columns, int rows,
                   float* out) {
   switch (tokens) {
     case 1:
-      return Rows<1>(w, x, columns, rows, out);
+      return Rows<8, 1>(w, x, columns, rows, out);
     case 2:
-      return Rows<2>(w, x, columns, rows, out);
+      return Rows<4, 2>(w, x, columns, rows, out);
     case 3:
-      return Rows<3>(w, x, columns, rows, out);
+      return Rows<4, 3>(w, x, columns, rows, out);
     case 4:
-      return Rows<4>(w, x, columns, rows, out);
+      return Rows<2, 4>(w, x, columns, rows, out);
     case 5:
-      return Rows<5>(w, x, columns, rows, out);
+      return Rows<2, 5>(w, x, columns, rows, out);
     default:
-      return Rows<6>(w, x, columns, rows, out);
+      return Rows<2, 6>(w, x, columns, rows, out);
   }
 }
 
@@ -264,14 +265,26 @@ HWY_EXPORT(FinishGluImpl);
 LinearKernels GetLinearKernels() {
   return {.quantises_x = false,
           .plain_tile_bytes_per_block = kBlockColumns * kTileTokens * 4,
-          .prepare = [](const PrepareArgs& p) { HWY_DYNAMIC_DISPATCH(PrepareImpl)
-                                                (p); },
-          .multiply = [](const PanelArgs& p) { HWY_DYNAMIC_DISPATCH(MultiplyImpl)
-                                               (p); },
-          .finish_linear = [](const FinishArgs& p) { HWY_DYNAMIC_DISPATCH(FinishLinearImpl)
-                                                     (p); },
-          .finish_glu = [](const FinishArgs& p) { HWY_DYNAMIC_DISPATCH(FinishGluImpl)
-                                                  (p); }};
+          .prepare =
+              [](const PrepareArgs& p) {
+                HWY_DYNAMIC_DISPATCH(PrepareImpl)
+                (p);
+              },
+          .multiply =
+              [](const PanelArgs& p) {
+                HWY_DYNAMIC_DISPATCH(MultiplyImpl)
+                (p);
+              },
+          .finish_linear =
+              [](const FinishArgs& p) {
+                HWY_DYNAMIC_DISPATCH(FinishLinearImpl)
+                (p);
+              },
+          .finish_glu =
+              [](const FinishArgs& p) {
+                HWY_DYNAMIC_DISPATCH(FinishGluImpl)
+                (p);
+              }};
 }
 
 }  // namespace baton::cpu::portable
