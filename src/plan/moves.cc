@@ -1,6 +1,7 @@
 // The moves of the local search. Each one edits a copy of the roles, mends the sources that the
 // edit broke, and is dropped if they cannot be mended.
 #include <algorithm>
+#include <unordered_set>
 
 #include "plan/search.h"
 #include "plan/search_tables.h"
@@ -100,11 +101,21 @@ class Mover {
     }
   }
 
+  // Equal keys exactly where equal roles: comparing every pair took minutes at 256 layers.
+  static std::string Key(const Roles& roles) {
+    std::string key;
+    key.reserve(roles.size() * 5 * sizeof(int64_t));
+    for (const LayerRole& r : roles)
+      for (int64_t v :
+           {static_cast<int64_t>(r.role), int64_t{r.source}, r.k.tokens, r.sink, r.recent})
+        key.append(reinterpret_cast<const char*>(&v), sizeof v);
+    return key;
+  }
+
   void Add(Kind kind, int layer, Roles roles, std::string what = "") {
     internal::DemoteUnused(&roles);
     if (roles == base_) return;
-    for (const PlanMove& move : moves_)
-      if (move.result.layers == roles) return;
+    if (!seen_.insert(Key(roles)).second) return;
     if (what.empty())
       what =
           fmt::format("layer {}: {} -> {}", layer, Describe(base_[layer]), Describe(roles[layer]));
@@ -210,6 +221,7 @@ class Mover {
   const Roles base_;
   const int budget_;
   std::vector<PlanMove> moves_;
+  std::unordered_set<std::string> seen_;
 };
 
 }  // namespace
