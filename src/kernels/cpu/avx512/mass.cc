@@ -21,6 +21,10 @@
 namespace baton::cpu::avx512 {
 namespace {
 
+// Probabilities recomputed from rounded queries may exceed 1 by a little: the exponent is then
+// above zero, where the polynomial is as good. NaN for NaN and for +inf.
+inline __m512 Exp2(__m512 x) { return Exp2NotPositive(x); }
+
 // The larger one; NaN if either is.
 inline __m512 MaxOrNan(__m512 a, __m512 b) {
   const __m512 m = _mm512_max_ps(a, b);
