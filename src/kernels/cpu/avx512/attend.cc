@@ -135,10 +135,14 @@ void PackValues(const KeyBlock& block, const KeyBlock* next, int64_t offset, int
 // ---- products
 
 // s[i][32] = q rows . 32 keys, times factor. q: [d2][kRows] dwords.
+// Every loop over the rows is unrolled by hand: left alone, GCC 12 keeps the accumulators in memory
+// before and after the main loop.
+
 template <int kRows>
 void Scores(const uint32_t* q, const uint32_t* keys, int64_t d2, __m512 factor0, __m512 factor1,
             float* s) {
   __m512 a[kRows][2];
+#pragma GCC unroll 12
   for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm512_setzero_ps();
   for (int64_t d = 0; d < d2; ++d) {
     const __m512bh k0 = AsBf16(_mm512_load_si512(keys + d * 32));
@@ -150,6 +154,7 @@ void Scores(const uint32_t* q, const uint32_t* keys, int64_t d2, __m512 factor0,
       a[i][1] = _mm512_dpbf16_ps(a[i][1], k1, x);
     }
   }
+#pragma GCC unroll 12
   for (int i = 0; i < kRows; ++i) {
     _mm512_store_ps(s + i * kMaxBlockKeys, _mm512_mul_ps(a[i][0], factor0));
     _mm512_store_ps(s + i * kMaxBlockKeys + 16, _mm512_mul_ps(a[i][1], factor1));
@@ -163,6 +168,7 @@ void Accumulate(const uint32_t* weights, const uint32_t* values, int pairs, cons
   for (int64_t c = 0; c < padded; c += 32) {
     const uint32_t* v = values + c / 32 * (kMaxBlockKeys / 2) * 32;
     __m512 a[kRows][2];
+#pragma GCC unroll 12
     for (int i = 0; i < kRows; ++i) {
       const __m512 f = _mm512_set1_ps(decay[i]);
       a[i][0] = _mm512_mul_ps(_mm512_load_ps(acc + i * padded + c), f);
@@ -179,6 +185,7 @@ void Accumulate(const uint32_t* weights, const uint32_t* values, int pairs, cons
         a[i][1] = _mm512_dpbf16_ps(a[i][1], v1, w);
       }
     }
+#pragma GCC unroll 12
     for (int i = 0; i < kRows; ++i) {
       _mm512_store_ps(acc + i * padded + c, a[i][0]);
       _mm512_store_ps(acc + i * padded + c + 16, a[i][1]);
@@ -236,33 +243,52 @@ void StoreRawScores(const KeyBlock& block, int keys, const float* s, float* out)
   }
 }
 
-// Turns one row's scores into weights, updates its maximum and sum, and returns what its
-// accumulators decay by.
+// Turns the scores of up to kRowStep rows into weights, updates their maxima and sums, and says
+// what their accumulators decay by.
 template <bool kInt8>
-float Softmax(const float* s, int keys, const BlockScales& scales, float& max, float& sum,
-              uint32_t* weights) {
-  __m512 m = _mm512_load_ps(s);
-  for (int k = 16; k < keys; k += 16) m = _mm512_max_ps(m, _mm512_load_ps(s + k));
-  const float before = max;
-  const float largest = _mm512_reduce_max_ps(m);
-  max = largest > before ? largest : before;
-  // Nothing seen yet: any finite maximum gives every weight 0.
-  const float base = max == -INFINITY ? 0.0f : max;
-  const __m512 vbase = _mm512_set1_ps(base);
-  __m512 total = _mm512_setzero_ps();
-  for (int k = 0; k < keys; k += 32) {
-    __m512 p0 = Exp2(_mm512_sub_ps(_mm512_load_ps(s + k), vbase));
-    __m512 p1 = Exp2(_mm512_sub_ps(_mm512_load_ps(s + k + 16), vbase));
-    total = _mm512_add_ps(total, _mm512_add_ps(p0, p1));
-    if constexpr (kInt8) {
-      p0 = _mm512_mul_ps(p0, scales.value[k / 16]);
-      p1 = _mm512_mul_ps(p1, scales.value[k / 16 + 1]);
+void Softmax(const float* scores, int rows, int keys, const BlockScales& scales, float* max,
+             float* sum, uint32_t* weights, float* decay) {
+  alignas(64) float block[16];
+  for (int i = 0; i < rows; ++i) {
+    const float* s = scores + i * kMaxBlockKeys;
+    __m512 m = _mm512_max_ps(_mm512_load_ps(s), _mm512_load_ps(s + 16));
+    for (int k = 32; k < keys; k += 32) {
+      m = _mm512_max_ps(m, _mm512_max_ps(_mm512_load_ps(s + k), _mm512_load_ps(s + k + 16)));
     }
-    _mm512_store_si512(weights + k / 2, (__m512i)_mm512_cvtne2ps_pbh(p1, p0));
+    block[i] = _mm512_reduce_max_ps(m);
   }
-  const float decay = before == max ? 1.0f : exp2f(before - base);
-  sum = sum * decay + _mm512_reduce_add_ps(total);
-  return decay;
+  const __mmask16 mask = static_cast<__mmask16>((1u << rows) - 1);
+  const __m512 none = _mm512_set1_ps(-INFINITY);
+  const __m512 before = _mm512_mask_loadu_ps(none, mask, max);
+  const __m512 after = _mm512_max_ps(_mm512_mask_load_ps(none, mask, block), before);
+  // Nothing seen yet: any finite maximum gives every weight 0.
+  const __m512 base =
+      _mm512_mask_mov_ps(after, _mm512_cmpeq_ps_mask(after, none), _mm512_setzero_ps());
+  const __m512 fade = Exp2NotPositive(_mm512_sub_ps(before, base));
+  _mm512_mask_storeu_ps(max, mask, after);
+  _mm512_mask_storeu_ps(decay, mask, fade);
+  _mm512_store_ps(block, base);
+  alignas(64) float added[16];
+  for (int i = 0; i < rows; ++i) {
+    const float* s = scores + i * kMaxBlockKeys;
+    const __m512 row_base = _mm512_set1_ps(block[i]);
+    __m512 total0 = _mm512_setzero_ps(), total1 = _mm512_setzero_ps();
+    for (int k = 0; k < keys; k += 32) {
+      __m512 p0 = Exp2NotPositive(_mm512_sub_ps(_mm512_load_ps(s + k), row_base));
+      __m512 p1 = Exp2NotPositive(_mm512_sub_ps(_mm512_load_ps(s + k + 16), row_base));
+      total0 = _mm512_add_ps(total0, p0);
+      total1 = _mm512_add_ps(total1, p1);
+      if constexpr (kInt8) {
+        p0 = _mm512_mul_ps(p0, scales.value[k / 16]);
+        p1 = _mm512_mul_ps(p1, scales.value[k / 16 + 1]);
+      }
+      _mm512_store_si512(weights + i * kWeightStride + k / 2, (__m512i)_mm512_cvtne2ps_pbh(p1, p0));
+    }
+    added[i] = _mm512_reduce_add_ps(_mm512_add_ps(total0, total1));
+  }
+  const __m512 sums =
+      _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, sum), fade, _mm512_maskz_load_ps(mask, added));
+  _mm512_mask_storeu_ps(sum, mask, sums);
 }
 
 // Keys of the block that a row at `query` may see, rounded up to whole steps.
@@ -314,8 +340,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
                     scales.key[k / 16 + 1], scratch.scores + k);
     }
     const bool mask = NeedsMask(t, block, keys, first, last);
-    float decay[kRowStep];
-    for (int i = 0; i < rows; ++i) {
+    for (int i = 0; i < rows && (mask || t.scores); ++i) {
       float* s = scratch.scores + i * kMaxBlockKeys;
       const int token = (row + i) / t.heads;
       if (t.scores) {
@@ -324,9 +349,10 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
                        t.scores + token * t.scores_token_stride + head * t.scores_head_stride);
       }
       if (mask) MaskScores(t, block, keys, t.position + token, s);
-      decay[i] = Softmax<kInt8>(s, keys, scales, t.max[row + i], t.sum[row + i],
-                                scratch.weights + i * kWeightStride);
     }
+    float decay[kRowStep];
+    Softmax<kInt8>(scratch.scores, rows, keys, scales, t.max + row, t.sum + row, scratch.weights,
+                   decay);
     kAccumulate[rows](scratch.weights, packed_values, keys / 2, decay, padded,
                       t.acc + row * padded);
   }

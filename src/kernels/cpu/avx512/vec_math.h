@@ -5,12 +5,12 @@
 
 namespace baton::cpu::avx512 {
 
-// 2^x, relative error below 2e-7; exactly 1 at 0, exactly 0 from -150 on down (also at -inf), +inf
-// above 128, NaN for NaN. The polynomial is a constrained minimax fit of degree 5 on [-0.5, 0.5].
-inline __m512 Exp2(__m512 x) {
+// 2^x for x <= 0, relative error below 2e-7; exactly 1 at 0, exactly 0 from -150 on
+// down (also at -inf), NaN for NaN. The polynomial is a constrained minimax fit of degree 5 on
+// [-0.5, 0.5].
+inline __m512 Exp2NotPositive(__m512 x) {
   // max returns its second operand when either is NaN, so NaN survives.
   x = _mm512_max_ps(_mm512_set1_ps(-150.0f), x);
-  x = _mm512_min_ps(_mm512_set1_ps(150.0f), x);
   const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 f = _mm512_sub_ps(x, n);
   __m512 y = _mm512_set1_ps(0x1.5bba14p-10f);
@@ -22,7 +22,11 @@ inline __m512 Exp2(__m512 x) {
   return _mm512_scalef_ps(y, n);
 }
 
-// e^x, relative error below 2e-7 where the result is normal; limits as Exp2's.
+// The same for any x; +inf where 2^x overflows.
+inline __m512 Exp2(__m512 x) { return Exp2NotPositive(_mm512_min_ps(_mm512_set1_ps(150.0f), x)); }
+
+// e^x, relative error below 2e-7 where the result is normal; limits as above and +inf where it
+// overflows.
 inline __m512 Exp(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-105.0f), x);
   x = _mm512_min_ps(_mm512_set1_ps(105.0f), x);
