@@ -10,6 +10,7 @@
 
 #include "baton/engine.h"
 #include "baton/error.h"
+#include "report/format.h"
 
 namespace baton::apps {
 
@@ -67,11 +68,5 @@ struct SketchPoint {
 // earlier ones.
 std::string Sketch(const std::vector<SketchPoint>& points, std::string_view x_label,
                    std::string_view y_label);
-
-std::string Bytes(double bytes);    // "22.5 KB", decimal units
-std::string Count(int64_t n);       // "8,192"
-std::string Percent(double share);  // "10.9 %"
-std::string Number(double value);   // three to four significant digits
-std::string Duration(double seconds);
 
 }  // namespace baton::apps

@@ -1,0 +1,255 @@
+// Pictures of what was measured: the front, the prediction, speed, retrieval.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "report/figures.h"
+#include "report/format.h"
+#include "report/svg.h"
+
+namespace baton {
+namespace {
+
+using Anchor = Svg::Anchor;
+
+std::string PercentTick(double share) {
+  return fmt::format("{:g} %", std::round(share * 1e4) / 100);
+}
+
+void DrawFrame(Svg& svg, const Axis& x, const Axis& y, const std::string& x_name,
+               const std::string& y_name, bool x_percent) {
+  for (const double tick : y.Ticks(6)) {
+    svg.Line(x.from, y.At(tick), x.to, y.At(tick), "grid");
+    svg.Text(x.from - 7, y.At(tick) + 4, Number(tick), Anchor::kEnd);
+  }
+  for (const double tick : x.Ticks(8)) {
+    svg.Line(x.At(tick), y.from, x.At(tick), y.from + 4, "axis");
+    svg.Text(x.At(tick), y.from + 18, x_percent ? PercentTick(tick) : Number(tick),
+             Anchor::kMiddle);
+  }
+  svg.Line(x.from, y.from, x.to, y.from, "axis");
+  svg.Line(x.from, y.from, x.from, y.to, "axis");
+  svg.Text((x.from + x.to) / 2, y.from + 38, x_name, Anchor::kMiddle, "axis-name");
+  svg.TextUp(12, (y.from + y.to) / 2, y_name);
+}
+
+std::string RoleCounts(const std::string& roles) {
+  std::string text;
+  for (const char letter : {'F', 'S', 'C', 'R', 'W'}) {
+    const auto n = std::count(roles.begin(), roles.end(), letter);
+    if (n > 0) text += fmt::format("{}{}{}", text.empty() ? "" : " ", n, letter);
+  }
+  return text;
+}
+
+std::string Describe(const CandidateData& c) {
+  std::string text = c.origin.empty() ? "candidate" : c.origin;
+  const auto add = [&](const char* name, const std::string& value) {
+    text += fmt::format("\n{} {}", name, value);
+  };
+  if (c.kv_bytes_share) add("KV bytes", Percent(*c.kv_bytes_share));
+  if (c.kl) add("KL", Number(*c.kl));
+  if (c.answer_kl) add("KL at answers", Number(*c.answer_kl));
+  if (c.predicted_nats) add("predicted", Number(*c.predicted_nats));
+  if (c.top1) add("top-1", Percent(*c.top1));
+  if (c.found && c.dense_found)
+    add("found", fmt::format("{:.0f} of {:.0f}", *c.found, *c.dense_found));
+  if (!c.roles.empty()) add("layers", c.roles);
+  return text;
+}
+
+std::string Star(double x, double y, double r) {
+  std::string d;
+  for (int i = 0; i < 10; ++i) {
+    const double angle = M_PI * i / 5 - M_PI / 2, size = i % 2 ? r * 0.45 : r;
+    d += fmt::format("{}{:.1f} {:.1f}", i ? "L" : "M", x + size * std::cos(angle),
+                     y + size * std::sin(angle));
+  }
+  return d + "Z";
+}
+
+bool Plottable(const CandidateData& c) { return c.kv_bytes_share && c.kl && *c.kl > 0; }
+
+void DrawTargets(Svg& svg, const SearchData& search, const Axis& x, const Axis& y) {
+  if (search.max_kl && *search.max_kl > y.low && *search.max_kl < y.high) {
+    svg.Line(x.from, y.At(*search.max_kl), x.to, y.At(*search.max_kl), "target");
+    svg.Text(x.to, y.At(*search.max_kl) - 5, "target: KL at most " + Number(*search.max_kl),
+             Anchor::kEnd);
+  }
+  if (search.max_bytes && *search.max_bytes > x.low && *search.max_bytes < x.high) {
+    svg.Line(x.At(*search.max_bytes), y.from, x.At(*search.max_bytes), y.to, "target");
+    svg.Text(x.At(*search.max_bytes) + 5, y.to + 10,
+             "target: at most " + PercentTick(*search.max_bytes));
+  }
+}
+
+}  // namespace
+
+std::string Front(const SearchData& search) {
+  std::vector<CandidateData> all;
+  for (const CandidateData& c : search.candidates)
+    if (Plottable(c)) all.push_back(c);
+  if (all.size() < 2) return "";
+  std::sort(all.begin(), all.end(), [](const CandidateData& a, const CandidateData& b) {
+    return *a.kv_bytes_share < *b.kv_bytes_share;
+  });
+  std::vector<double> shares, losses;
+  for (const CandidateData& c : all) shares.push_back(*c.kv_bytes_share), losses.push_back(*c.kl);
+  const Axis x = MakeAxis(shares, false, 66, 640), y = MakeAxis(losses, true, 340, 26);
+  Svg svg(660, 388, "KV bytes and KL of the measured candidates");
+  DrawFrame(svg, x, y, "KV bytes a decode step reads, share of dense", "KL to dense, nats", true);
+  DrawTargets(svg, search, x, y);
+  std::string line;
+  for (const CandidateData& c : all)
+    if (c.on_front)
+      line += fmt::format("{}{:.1f} {:.1f}", line.empty() ? "M" : "L", x.At(*c.kv_bytes_share),
+                          y.At(*c.kl));
+  if (!line.empty()) svg.Path(line, "front-line");
+  for (const CandidateData& c : all)
+    if (!c.on_front) svg.Circle(x.At(*c.kv_bytes_share), y.At(*c.kl), 3.2, "dot", Describe(c));
+  double last_x = -100, last_y = -100;
+  for (const CandidateData& c : all) {
+    if (!c.on_front) continue;
+    const double px = x.At(*c.kv_bytes_share), py = y.At(*c.kl);
+    svg.Circle(px, py, 5, c.meets_target ? "front-dot" : "front-dot weak", Describe(c));
+    const bool chosen = c.roles == search.chosen.roles && !c.roles.empty();
+    if (chosen || px > x.to - 110 || std::hypot(px - last_x, (py - last_y) * 4) < 90) continue;
+    svg.Text(px + 8, py - 6, RoleCounts(c.roles), Anchor::kStart, "small");
+    last_x = px, last_y = py;
+  }
+  if (Plottable(search.chosen)) {
+    const double px = x.At(*search.chosen.kv_bytes_share), py = y.At(*search.chosen.kl);
+    const bool right = px > (x.from + x.to) / 2;
+    svg.Path(Star(px, py, 11), "star", "chosen: " + Describe(search.chosen));
+    svg.Text(px + (right ? -14 : 14), py - 12, "chosen: " + RoleCounts(search.chosen.roles),
+             right ? Anchor::kEnd : Anchor::kStart, "strong");
+  }
+  return svg.ToString();
+}
+
+std::string PredictedAndMeasured(const SearchData& search) {
+  struct Point {
+    double predicted, measured;
+    const CandidateData* candidate;
+  };
+  std::vector<Point> points;
+  std::vector<double> values;
+  for (const CandidateData& c : search.candidates) {
+    if (!c.predicted_nats || !c.kl) continue;
+    const double measured = *c.kl + c.answer_kl.value_or(0);
+    if (*c.predicted_nats <= 0 || measured <= 0) continue;
+    points.push_back({*c.predicted_nats, measured, &c});
+    values.push_back(*c.predicted_nats), values.push_back(measured);
+  }
+  if (points.size() < 2) return "";
+  const Axis x = MakeAxis(values, true, 66, 420), y = MakeAxis(values, true, 340, 26);
+  Svg svg(440, 388, "Predicted and measured loss");
+  DrawFrame(svg, x, y, "predicted loss, nats", "measured KL, text + answers", false);
+  svg.Line(x.At(x.low), y.At(x.low), x.At(x.high), y.At(x.high), "diagonal");
+  for (const Point& p : points)
+    svg.Circle(x.At(p.predicted), y.At(p.measured), p.candidate->on_front ? 5 : 3.2,
+               p.candidate->on_front ? "front-dot" : "dot", Describe(*p.candidate));
+  const CandidateData& c = search.chosen;
+  if (c.predicted_nats && c.kl && *c.predicted_nats > 0)
+    svg.Path(Star(x.At(*c.predicted_nats), y.At(*c.kl + c.answer_kl.value_or(0)), 11), "star",
+             "chosen: " + Describe(c));
+  svg.Text(x.to - 8, y.At(x.high) + 26, "as predicted", Anchor::kEnd, "small");
+  return svg.ToString();
+}
+
+std::string SpeedBars(const std::vector<SpeedPoint>& points, const std::string& what) {
+  std::vector<double> values;
+  for (const SpeedPoint& p : points)
+    for (const Maybe& value : {p.dense, p.planned})
+      if (value) values.push_back(*value);
+  if (values.empty()) return "";
+  constexpr double kLeft = 60, kWidth = 530, kFoot = 230;
+  const Axis axis = MakeAxis(values, false, kFoot, 44);
+  Svg svg(kWidth, 290, what + " speed by context");
+  svg.Text(kLeft, 18, what, Anchor::kStart, "panel");
+  svg.TextUp(12, 136, "tokens per second");
+  for (const double tick : axis.Ticks(5)) {
+    svg.Line(kLeft, axis.At(tick), kWidth - 6, axis.At(tick), "grid");
+    svg.Text(kLeft - 6, axis.At(tick) + 4, Number(tick), Anchor::kEnd);
+  }
+  const double group = (kWidth - kLeft - 6) / static_cast<double>(points.size());
+  const double bar = std::min(group * 0.3, 54.0);
+  for (size_t i = 0; i < points.size(); ++i) {
+    const SpeedPoint& p = points[i];
+    const double middle = kLeft + (static_cast<double>(i) + 0.5) * group;
+    const auto draw = [&](const Maybe& value, double x, const char* css, const char* name) {
+      if (!value) return;
+      svg.Rect(x, axis.At(*value), bar, kFoot - axis.At(*value), css,
+               fmt::format("{} at depth {}: {} tokens/s", name, Count(p.depth), Number(*value)));
+      svg.Text(x + bar / 2, axis.At(*value) - 5, Number(*value), Anchor::kMiddle, "small");
+    };
+    draw(p.dense, p.planned ? middle - bar - 1 : middle - bar / 2, "c-dense", "dense");
+    draw(p.planned, p.dense ? middle + 1 : middle - bar / 2, "c-plan", "planned");
+    if (p.dense && p.planned)
+      svg.Text(middle, kFoot + 35, fmt::format("{:.2f}×", *p.planned / *p.dense), Anchor::kMiddle,
+               "strong");
+    svg.Text(middle, kFoot + 17, Count(p.depth), Anchor::kMiddle);
+  }
+  svg.Line(kLeft, kFoot, kWidth - 6, kFoot, "axis");
+  svg.Text(kLeft + (kWidth - kLeft) / 2, kFoot + 54, "tokens in the context", Anchor::kMiddle,
+           "axis-name");
+  return svg.ToString();
+}
+
+std::string RetrievalGrid(const std::vector<NeedleData>& grid) {
+  struct Cell {
+    int found = 0, dense = 0, total = 0;
+  };
+  std::map<std::pair<int64_t, int64_t>, Cell> cells;  // depth in %, length
+  std::set<int64_t> depths, lengths;
+  for (const NeedleData& n : grid) {
+    const int64_t depth = std::llround(n.depth * 100);
+    Cell& cell = cells[{depth, n.length}];
+    cell.found += n.dense_found && n.found, cell.dense += n.dense_found, ++cell.total;
+    depths.insert(depth), lengths.insert(n.length);
+  }
+  if (cells.empty() || depths.size() > 60 || lengths.size() > 40) return "";
+  constexpr double kLeft = 74, kTop = 12, kHeight = 30;
+  const double width = std::min(110.0, 900 / static_cast<double>(lengths.size()));
+  const double bottom = kTop + kHeight * static_cast<double>(depths.size());
+  Svg svg(kLeft + width * static_cast<double>(lengths.size()) + 10, bottom + 48,
+          "Retrieval by depth and length");
+  double y = kTop;
+  for (const int64_t depth : depths) {
+    svg.Text(kLeft - 8, y + kHeight / 2 + 4, fmt::format("{} %", depth), Anchor::kEnd);
+    double x = kLeft;
+    for (const int64_t length : lengths) {
+      if (const auto it = cells.find({depth, length}); it != cells.end()) {
+        const Cell& c = it->second;
+        const std::string title =
+            fmt::format("{} tokens, depth {} %: dense finds {} of {}, the plan {} of those",
+                        Count(length), depth, c.dense, c.total, c.found);
+        const double share = c.dense ? static_cast<double>(c.found) / c.dense : 0;
+        const char* css = c.dense == 0   ? "trough"
+                          : share == 1   ? "good"
+                          : share >= 0.5 ? "fair"
+                                         : "bad";
+        svg.Rect(x + 1, y + 1, width - 2, kHeight - 2, css, title);
+        svg.Text(x + width / 2, y + kHeight / 2 + 4,
+                 c.dense ? fmt::format("{}/{}", c.found, c.dense) : "–", Anchor::kMiddle,
+                 c.dense ? "cell" : "");
+      }
+      x += width;
+    }
+    y += kHeight;
+  }
+  double x = kLeft + width / 2;
+  for (const int64_t length : lengths) {
+    svg.Text(x, bottom + 18, Count(length), Anchor::kMiddle);
+    x += width;
+  }
+  svg.Text(kLeft + width * static_cast<double>(lengths.size()) / 2, bottom + 38,
+           "tokens in the context", Anchor::kMiddle, "axis-name");
+  svg.TextUp(12, (kTop + bottom) / 2, "depth of the fact");
+  return svg.ToString();
+}
+
+}  // namespace baton
