@@ -21,10 +21,6 @@
 namespace baton::cpu::avx512 {
 namespace {
 
-// Probabilities recomputed from rounded queries may exceed 1 by a little: the exponent is then
-// above zero, where the polynomial is as good. NaN for NaN and for +inf.
-inline __m512 Exp2(__m512 x) { return Exp2NotPositive(x); }
-
 // The larger one; NaN if either is.
 inline __m512 MaxOrNan(__m512 a, __m512 b) {
   const __m512 m = _mm512_max_ps(a, b);
@@ -232,7 +228,7 @@ void LogSumBlock(const uint32_t* keys, int64_t pairs, int terms, float scale,
     }
     const __m512 offset = _mm512_set1_ps(q.stats[0]);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) t[j] = Exp2(_mm512_sub_ps(t[j], offset));
+    for (int j = 0; j < 4; ++j) t[j] = Exp2NotPositive(_mm512_sub_ps(t[j], offset));
     q.stats[1] +=
         _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(t[0], t[1]), _mm512_add_ps(t[2], t[3])));
   }
@@ -390,7 +386,7 @@ void ExpChunk(float* t, int64_t n, int64_t padded, float* largest, float* sum) {
   __m512 s = _mm512_setzero_ps();
   for (int64_t i = 0; i < padded; i += 16) {
     const __m512 x = _mm512_mask_loadu_ps(nothing, FirstLanes(n - i), t + i);
-    const __m512 e = Exp2(_mm512_sub_ps(x, offset));
+    const __m512 e = Exp2NotPositive(_mm512_sub_ps(x, offset));
     _mm512_storeu_ps(t + i, e);
     s = _mm512_add_ps(s, e);
   }
@@ -407,7 +403,8 @@ void ChunkFactors(const float* largest, const float* sum, int64_t chunks, float*
   __m512 total = _mm512_setzero_ps();
   for (int64_t c = 0; c < chunks; c += 16) {
     const __mmask16 mask = FirstLanes(chunks - c);
-    const __m512 f = Exp2(_mm512_sub_ps(_mm512_mask_loadu_ps(nothing, mask, largest + c), all));
+    const __m512 f =
+        Exp2NotPositive(_mm512_sub_ps(_mm512_mask_loadu_ps(nothing, mask, largest + c), all));
     _mm512_mask_storeu_ps(factor + c, mask, f);
     total = _mm512_fmadd_ps(f, _mm512_maskz_loadu_ps(mask, sum + c), total);
   }
