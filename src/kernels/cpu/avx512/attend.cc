@@ -55,9 +55,10 @@ __mmask32 ChannelMask(int64_t head_dim, int64_t channel) {
   return head_dim - channel >= 32 ? 0xffffffffu : 0x0000ffffu;  // D is a multiple of 16
 }
 
-// r[i] dword j becomes r[j] dword i.
-void Transpose16(__m512i (&r)[16]) {
+// r[i] dword j becomes r[j] dword i. Inlined and unrolled, so that the 16 rows stay in registers.
+[[gnu::always_inline]] inline void Transpose16(__m512i (&r)[16]) {
   __m512i t[16];
+#pragma GCC unroll 4
   for (int i = 0; i < 16; i += 4) {
     const __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]);
     const __m512i b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
@@ -69,6 +70,7 @@ void Transpose16(__m512i (&r)[16]) {
     t[i + 3] = _mm512_unpackhi_epi64(b, d);
   }
   // t[4q + c], 128-bit lane l: dwords 4l + c of rows 4q to 4q + 3.
+#pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {
     const __m512i a = _mm512_shuffle_i32x4(t[c], t[4 + c], 0x44);
     const __m512i b = _mm512_shuffle_i32x4(t[c], t[4 + c], 0xee);
@@ -93,16 +95,20 @@ void PackKeys(const KeyBlock& block, const KeyBlock* next, int64_t offset, int64
     // 16 keys are one half of the 32 that share a stretch of `out`. An unused half of the last one
     // is left as it is: its scores are masked.
     uint32_t* to = out + k / 32 * (padded / 2) * 32 + k % 32;
-    for (int64_t c = 0; c < padded; c += 32) {
+    const std::byte* const* rows = block.rows + k;
+    for (int64_t c = 0; c < padded; c += 32, to += 16 * 32) {
       const __mmask32 mask = ChannelMask(head_dim, c);
       const int64_t at = offset + c / 32 * kBytes;
       __m512i r[16];
-      for (int i = 0; i < 16; ++i) r[i] = Load32<kInt8>(block.rows[k + i] + at, mask);
-      if (next) {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) r[i] = Load32<kInt8>(rows[i] + at, mask);
+      if (next && at % 64 == 0) {
+#pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) Prefetch(next->rows[k + i] + at);
       }
       Transpose16(r);
-      for (int i = 0; i < 16; ++i) _mm512_store_si512(to + (c / 2 + i) * 32, r[i]);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * 32, r[i]);
     }
   }
 }
@@ -111,23 +117,25 @@ template <bool kInt8>
 void PackValues(const KeyBlock& block, const KeyBlock* next, int64_t offset, int64_t head_dim,
                 uint32_t* out) {
   constexpr int64_t kBytes = kInt8 ? 32 : 64;
-  const int64_t padded = PaddedHead(head_dim);
+  constexpr int kPairs = 4;  // at once
   // Whole steps: a hidden key's weight is 0, but 0 times what was left in the scratch may be NaN.
   const int count = (block.count + kKeyStep - 1) / kKeyStep * kKeyStep;
-  for (int k = 0; k < count; k += 2) {
-    uint32_t* to = out + k / 2 * 32;
-    for (int64_t c = 0; c < padded; c += 32) {
-      const __mmask32 mask = ChannelMask(head_dim, c);
-      const int64_t at = offset + c / 32 * kBytes;
-      const __m512i a = Load32<kInt8>(block.rows[k] + at, mask);
-      const __m512i b = Load32<kInt8>(block.rows[k + 1] + at, mask);
-      if (next) {
-        Prefetch(next->rows[k] + at);
-        Prefetch(next->rows[k + 1] + at);
+  for (int64_t c = 0; c < head_dim; c += 32) {
+    const __mmask32 mask = ChannelMask(head_dim, c);
+    const int64_t at = offset + c / 32 * kBytes;
+    uint32_t* to = out + c / 32 * (kMaxBlockKeys / 2) * 32;
+    for (int k = 0; k < count; k += 2 * kPairs, to += kPairs * 32) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kPairs; ++j) {
+        const __m512i a = Load32<kInt8>(block.rows[k + 2 * j] + at, mask);
+        const __m512i b = Load32<kInt8>(block.rows[k + 2 * j + 1] + at, mask);
+        _mm512_store_si512(to + j * 32, _mm512_unpacklo_epi16(a, b));
+        _mm512_store_si512(to + j * 32 + 16, _mm512_unpackhi_epi16(a, b));
       }
-      uint32_t* pair = to + c / 32 * (kMaxBlockKeys / 2) * 32;
-      _mm512_store_si512(pair, _mm512_unpacklo_epi16(a, b));
-      _mm512_store_si512(pair + 16, _mm512_unpackhi_epi16(a, b));
+      if (next && at % 64 == 0) {
+#pragma GCC unroll 8
+        for (int j = 0; j < 2 * kPairs; ++j) Prefetch(next->rows[k + j] + at);
+      }
     }
   }
 }
