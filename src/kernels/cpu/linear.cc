@@ -114,11 +114,12 @@ struct CpuOps::LinearState {
     return own[r];
   }
 
-  // Units of `total_groups` groups that several matrices share between them: about 16 for a small
-  // matrix, 512 rows at most, 64 rows for prompts.
-  static int64_t GroupsPerUnit(int64_t total_groups, int64_t tokens) {
+  // Decode: about three units a thread. Fewer would wait for a slow thread; more would prefetch
+  // less, because only rows of the own unit are fetched ahead. Prompts: one panel.
+  int64_t GroupsPerUnit(int64_t total_groups, int64_t tokens) const {
     if (tokens > 4 * kTileTokens) return kPanelGroups;
-    return std::clamp<int64_t>(total_groups / 16 / 2 * 2, 2, 32);
+    const auto units = static_cast<int64_t>(3 * own.size());
+    return std::clamp<int64_t>((total_groups / units + 1) / 2 * 2, 2, 64);
   }
 
   // Token blocks are outermost, so that a thread meets the same tokens again in its next unit.
@@ -135,6 +136,7 @@ struct CpuOps::LinearState {
     kernels.multiply({.w = &w,
                       .group = group,
                       .groups = groups,
+                      .more_rows = group + groups < u.group + u.groups,
                       .x = (quant ? p.quant : p.plain).data() + u.token / kTileTokens * tile_bytes,
                       .tile_bytes = tile_bytes,
                       .tokens = u.tokens,
@@ -173,7 +175,7 @@ void CpuOps::DoLinear(const LinearParams& p) {
   s.Begin(job, threads_);
 
   s.units.clear();
-  const int64_t per_unit = LinearState::GroupsPerUnit(total_groups, job.tokens());
+  const int64_t per_unit = s.GroupsPerUnit(total_groups, job.tokens());
   for (int64_t t = 0; t < job.tokens(); t += kTokenBlock) {
     const int64_t tokens = std::min(kTokenBlock, job.tokens() - t);
     for (size_t i = 0; i < p.outs.size(); ++i) {
@@ -217,7 +219,7 @@ void CpuOps::DoGlu(const GluParams& p) {
   s.Begin(job, threads_);
 
   s.units.clear();
-  const int64_t per_unit = LinearState::GroupsPerUnit(gate.groups, job.tokens());
+  const int64_t per_unit = s.GroupsPerUnit(gate.groups, job.tokens());
   for (int64_t t = 0; t < job.tokens(); t += kTokenBlock) {
     s.AddUnits(0, gate.groups, per_unit, t, std::min(kTokenBlock, job.tokens() - t));
   }

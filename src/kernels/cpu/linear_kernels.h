@@ -48,6 +48,7 @@ struct PanelArgs {
   const PackedMatrix* w = nullptr;
   int64_t group = 0;             // first group of 16 rows
   int groups = 0;                // 1 to 4
+  bool more_rows = false;        // the same thread goes on with the groups that follow
   const std::byte* x = nullptr;  // prepared tiles; the first token is the first of its tile
   int64_t tile_bytes = 0;
   int64_t tokens = 0;

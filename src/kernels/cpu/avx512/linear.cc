@@ -94,25 +94,23 @@ inline void AddScaled(const std::byte* d, int64_t group_bytes, const QuantBlock*
   }
 }
 
-// kStream: the weights come from memory, else from a cache.
-template <PackLayout L, int G, int NT, bool kStream>
+// ahead: see PrefetchDistance; 0 = no prefetch.
+template <PackLayout L, int G, int NT>
 void QuantTile(const std::byte* w, int64_t group_bytes, int64_t blocks, const QuantBlock* x,
-               float* out) {
+               int64_t ahead, float* out) {
   constexpr bool kMin = L == PackLayout::kMin4 || L == PackLayout::kMin8;
   constexpr int kQuantBytes = QuantBytesPerBlock(L);
   constexpr int kScales = L == PackLayout::kSym8x2 ? 64 : 32;
   const std::byte* d = w + blocks * kQuantBytes;
   const std::byte* m = d + blocks * kScales;
-  [[maybe_unused]] const int64_t distance = PrefetchDistance(G * group_bytes);
   __m512 total[G][NT];
   for (int g = 0; g < G; ++g) {
     for (int t = 0; t < NT; ++t) total[g][t] = _mm512_setzero_ps();
   }
   for (int64_t b = 0; b < blocks; ++b, x += kTileTokens) {
     const std::byte* q = w + b * kQuantBytes;
-    if constexpr (kStream) PrefetchAhead<G>(q, group_bytes, distance, kQuantBytes);
-    if constexpr (kStream)
-      PrefetchAhead<G>(d + b * ScaleBytesPerBlock(L), group_bytes, distance, 64);
+    if (ahead != 0) PrefetchAhead<G>(q, group_bytes, ahead, kQuantBytes);
+    if (ahead != 0) PrefetchAhead<G>(d + b * ScaleBytesPerBlock(L), group_bytes, ahead, 64);
     __m512i acc[G][NT];
     for (int t = 0; t < NT; ++t) {
       __m512i start = _mm512_setzero_si512();
@@ -151,17 +149,16 @@ void QuantTile(const std::byte* w, int64_t group_bytes, int64_t blocks, const Qu
   }
 }
 
-template <int G, int NT, bool kStream>
+template <int G, int NT>
 void Bf16Tile(const std::byte* w, int64_t group_bytes, int64_t blocks, const uint32_t* x,
-              float* out) {
+              int64_t ahead, float* out) {
   __m512 total[G][NT];
   for (int g = 0; g < G; ++g) {
     for (int t = 0; t < NT; ++t) total[g][t] = _mm512_setzero_ps();
   }
   const int64_t pairs = blocks * (kBlockColumns / 2);
-  [[maybe_unused]] const int64_t distance = PrefetchDistance(G * group_bytes);
   for (int64_t p = 0; p < pairs; ++p, x += kTileTokens, w += 64) {
-    if constexpr (kStream) PrefetchAhead<G>(w, group_bytes, distance, 64);
+    if (ahead != 0) PrefetchAhead<G>(w, group_bytes, ahead, 64);
     __m512bh a[G];
     for (int g = 0; g < G; ++g) {
       a[g] = reinterpret_cast<__m512bh>(_mm512_load_si512(w + g * group_bytes));
@@ -177,49 +174,48 @@ void Bf16Tile(const std::byte* w, int64_t group_bytes, int64_t blocks, const uin
   }
 }
 
-template <PackLayout L, int G, int NT, bool kStream>
-inline void Tile(const std::byte* w, const PackedMatrix& m, const std::byte* x, float* out) {
+template <PackLayout L, int G, int NT>
+inline void Tile(const std::byte* w, const PackedMatrix& m, const std::byte* x, int64_t ahead,
+                 float* out) {
   if constexpr (L == PackLayout::kBf16) {
     const auto* pairs = reinterpret_cast<const uint32_t*>(x);
-    Bf16Tile<G, NT, kStream>(w, m.group_bytes, m.blocks, pairs, out);
+    Bf16Tile<G, NT>(w, m.group_bytes, m.blocks, pairs, ahead, out);
   } else {
     const auto* blocks = reinterpret_cast<const QuantBlock*>(x);
-    QuantTile<L, G, NT, kStream>(w, m.group_bytes, m.blocks, blocks, out);
+    QuantTile<L, G, NT>(w, m.group_bytes, m.blocks, blocks, ahead, out);
   }
 }
 
-// The first tile of tokens brings the weights in; short tiles are not worth a second version.
+// Only the first tile of tokens prefetches, and only rows that this thread will read next.
 template <PackLayout L, int G>
 void Groups(const PanelArgs& p, int first) {
   const PackedMatrix& m = *p.w;
   const std::byte* w = m.group(p.group + first);
   const std::byte* x = p.x;
   float* out = p.out + first * kGroupRows;
-  for (int64_t t = 0; t < p.tokens;
-       t += kTileTokens, x += p.tile_bytes, out += kTileTokens * kPanelRows) {
+  int64_t ahead = p.more_rows || first + G < p.groups ? PrefetchDistance(G * m.group_bytes) : 0;
+  for (int64_t t = 0; t < p.tokens; t += kTileTokens, x += p.tile_bytes) {
     switch (p.tokens - t) {
       case 1:
-        Tile<L, G, 1, true>(w, m, x, out);
+        Tile<L, G, 1>(w, m, x, ahead, out);
         break;
       case 2:
-        Tile<L, G, 2, true>(w, m, x, out);
+        Tile<L, G, 2>(w, m, x, ahead, out);
         break;
       case 3:
-        Tile<L, G, 3, true>(w, m, x, out);
+        Tile<L, G, 3>(w, m, x, ahead, out);
         break;
       case 4:
-        Tile<L, G, 4, true>(w, m, x, out);
+        Tile<L, G, 4>(w, m, x, ahead, out);
         break;
       case 5:
-        Tile<L, G, 5, true>(w, m, x, out);
+        Tile<L, G, 5>(w, m, x, ahead, out);
         break;
       default:
-        if (t == 0) {
-          Tile<L, G, 6, true>(w, m, x, out);
-        } else {
-          Tile<L, G, 6, false>(w, m, x, out);
-        }
+        Tile<L, G, 6>(w, m, x, ahead, out);
     }
+    ahead = 0;
+    out += kTileTokens * kPanelRows;
   }
 }
 
