@@ -52,6 +52,12 @@ struct Attention::Part {
   bool Publishes(int l, Publish::Ranking ranking) const {
     return planned && layer(l).publish && layer(l).publish->ranking == ranking;
   }
+  // Attends to its own exact top k: no plan role, but the upper bound that profiling measures a
+  // layer by.
+  bool RanksItself(int l) const {
+    return Publishes(l, Publish::Ranking::kExact) &&
+           layer(l).branches[0].set.kind == TokenSet::Kind::kIndex;
+  }
   const Published* Find(int publisher, const Budget& k) const {
     for (size_t i = 0; i < live; ++i) {
       if (published[i]->publisher == publisher && published[i]->k == k) return published[i].get();
@@ -143,7 +149,7 @@ Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
             tiles ? std::max(plan.prefill.min,
                              static_cast<int64_t>(
                                  plan.prefill.fraction * static_cast<double>(visible[i]) + 0.5))
-                  : asked[a].At(visible[i]);
+                  : asked[a].At(visible[i]) / plan.block * plan.block;
         const int64_t size = std::min(visible[i], std::max(budget, plan.sink + recent[i]));
         k[a * visible.size() + i] = RoundUp(size, plan.block);
         largest = std::max(largest, RoundUp(size, plan.block));
@@ -173,11 +179,11 @@ Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
 
 // Calls Mass and then SelectSets for the parts whose plan has this layer publish with `ranking`.
 // Parts that pool differently (other plans in the batch) go in separate calls.
-Status Attention::Rank(int layer, Publish::Ranking ranking, const View<float>& q) {
+Status Attention::Rank(int layer, Publish::Ranking ranking, bool itself, const View<float>& q) {
   std::vector<Part*> todo;
   int64_t stride = 0;
   for (Part& p : parts_) {
-    if (!p.Publishes(layer, ranking)) continue;
+    if (!p.Publishes(layer, ranking) || p.RanksItself(layer) != itself) continue;
     todo.push_back(&p);
     stride = std::max(stride, p.rows.position + p.rows.count);
   }
@@ -260,8 +266,8 @@ Status Attention::Run(int layer, StoreParams store, View<float> o) {
   for (Part& p : parts_) {
     const int64_t length = p.rows.position + p.rows.count;
     store_segments_.push_back({p.rows, p.segment->kv->View(layer, length)});
-    p.stored_scores = p.Publishes(layer, Publish::Ranking::kExact) && !p.segment->prompt &&
-                      p.rows.count <= kStoredScoreRows;
+    p.stored_scores = p.Publishes(layer, Publish::Ranking::kExact) && !p.RanksItself(layer) &&
+                      !p.segment->prompt && p.rows.count <= kStoredScoreRows;
     p.score_stride = RoundUp(length, 16);
     if (p.stored_scores) score_size += p.rows.count * shape_.heads * p.score_stride;
   }
@@ -269,9 +275,21 @@ Status Attention::Run(int layer, StoreParams store, View<float> o) {
   ops_.Store(store);
 
   const View<float>& q = store.q;
-  BATON_TRY(Rank(layer, Publish::Ranking::kLowBit, q));
+  BATON_TRY(Rank(layer, Publish::Ranking::kLowBit, false, q));
 
   lse_.resize(static_cast<size_t>(q.dim(0) * shape_.heads));
+  const View<float> lse(lse_.data(), {q.dim(0), shape_.heads});
+  attend_segments_.clear();
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    if (!parts_[i].RanksItself(layer)) continue;
+    attend_segments_.push_back(
+        {.rows = parts_[i].rows, .kv = store_segments_[i].kv, .keys = ModelKeys(layer)});
+  }
+  if (!attend_segments_.empty()) {
+    ops_.Attend({.q = q, .scale = scale_, .segments = attend_segments_, .o = o, .lse = lse});
+    BATON_TRY(Rank(layer, Publish::Ranking::kExact, true, q));
+  }
+
   if (static_cast<int64_t>(scores_.size()) < score_size)
     scores_.resize(static_cast<size_t>(score_size));
   attend_segments_.clear();
@@ -288,10 +306,9 @@ Status Attention::Run(int layer, StoreParams store, View<float> o) {
                                 .scores = p.stored_scores ? p.scores : nullptr,
                                 .score_stride = p.score_stride});
   }
-  const View<float> lse(lse_.data(), {q.dim(0), shape_.heads});
   ops_.Attend({.q = q, .scale = scale_, .segments = attend_segments_, .o = o, .lse = lse});
 
-  BATON_TRY(Rank(layer, Publish::Ranking::kExact, q));
+  BATON_TRY(Rank(layer, Publish::Ranking::kExact, false, q));
   SampleWatch(layer, q);
   if (observer_) {
     for (size_t i = 0; i < parts_.size(); ++i) {

@@ -75,7 +75,7 @@ class Attention {
   void Split(const AttentionSegment& segment);
   KeySet ModelKeys(int layer) const;
   KeySet Keys(int layer, const Part& part) const;
-  Status Rank(int layer, Publish::Ranking ranking, const View<float>& q);
+  Status Rank(int layer, Publish::Ranking ranking, bool itself, const View<float>& q);
   Status SelectSets(int layer, std::span<Part* const> parts);
   void SampleWatch(int layer, const View<float>& q);
 

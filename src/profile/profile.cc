@@ -1,0 +1,250 @@
+#include "baton/profile.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+#include "engine/engine_impl.h"
+#include "profile/calibration.h"
+#include "profile/corpus.h"
+#include "profile/lost_mass.h"
+#include "profile/role_costs.h"
+#include "profile/splits.h"
+
+namespace baton {
+namespace {
+
+// The budget that prices are taken at (arXiv 2602.00777 names none; methods: k = 256).
+constexpr int64_t kPriceBudget = 256;
+// A layer that loses nothing measurable still costs a little, and a set that misses nothing prices
+// nothing.
+constexpr double kLeastKl = 1e-5;
+constexpr double kLeastMass = 1e-3;
+
+Status CheckOptions(const ProfileOptions& o, const ModelInfo& info) {
+  const int64_t forced = o.sink + o.recent;
+  if (o.context < 512)
+    return Error::InvalidArgument("profile context must be at least 512 tokens, got {}", o.context);
+  if (o.probes < 2 || o.probes > 500)
+    return Error::InvalidArgument("probes must be between 2 and 500, got {}", o.probes);
+  if (o.budgets.empty() ||
+      !std::is_sorted(o.budgets.begin(), o.budgets.end(), std::less_equal<>())) {
+    return Error::InvalidArgument("budgets must be ascending numbers of tokens");
+  }
+  for (int64_t b : o.budgets) {
+    if (b < forced || b % o.block != 0) {
+      return Error::InvalidArgument(
+          "budget {} must be a multiple of the block {} and at least sink + recent = {}", b,
+          o.block, forced);
+    }
+  }
+  for (int64_t w : o.windows) {
+    if (w <= o.sink)
+      return Error::InvalidArgument("window {} must be larger than the sink {}", w, o.sink);
+  }
+  if (std::all_of(info.window.begin(), info.window.end(), [](int64_t w) { return w > 0; })) {
+    return Error::Unsupported(
+        "every layer of this model has its own window: there is nothing to plan");
+  }
+  return Status::Ok();
+}
+
+// All layers dense, except what a caller changes.
+ResolvedPlan DensePlan(const ProfileOptions& o, int layers) {
+  ResolvedPlan plan;
+  plan.layers.resize(static_cast<size_t>(layers));
+  for (ResolvedLayer& l : plan.layers) l.branches.resize(1);
+  plan.sink = o.sink;
+  plan.recent = o.recent;
+  plan.block = o.block;
+  plan.scope = o.scope;
+  plan.pool = o.pool;
+  return plan;
+}
+
+void UseIndex(ResolvedPlan& plan, int layer, int source, int64_t k) {
+  ResolvedLayer& l = plan.layers[static_cast<size_t>(layer)];
+  l.role = Role::kReuse;
+  l.branches[0].set = {
+      .kind = TokenSet::Kind::kIndex, .sink = 0, .recent = 0, .publisher = source, .k = {k, 0}};
+  ResolvedLayer& publisher = plan.layers[static_cast<size_t>(source)];
+  if (source != layer) publisher.role = Role::kSelect;
+  publisher.publish = Publish{Publish::Ranking::kExact};
+}
+
+void UseWindow(ResolvedPlan& plan, int layer, int64_t sink, int64_t recent) {
+  ResolvedLayer& l = plan.layers[static_cast<size_t>(layer)];
+  l.role = Role::kWindow;
+  l.branches[0].set = {
+      .kind = TokenSet::Kind::kWindow, .sink = sink, .recent = recent, .publisher = -1, .k = {}};
+}
+
+// Sums of KL over the rows of all contexts, for one kind of one-layer change.
+struct Harm {
+  double text = 0, answer = 0, text_rows = 0, answer_rows = 0;
+  void Add(const PlanMeasure& m) {
+    text += std::accumulate(m.text_kl.begin(), m.text_kl.end(), 0.0);
+    answer += std::accumulate(m.answer_kl.begin(), m.answer_kl.end(), 0.0);
+    text_rows += static_cast<double>(m.text_kl.size());
+    answer_rows += static_cast<double>(m.answer_kl.size());
+  }
+  double TextKl() const { return text_rows > 0 ? text / text_rows : 0; }
+  double AnswerKl() const { return answer_rows > 0 ? answer / answer_rows : 0; }
+};
+
+// One-layer runs: each layer on its own top k, on its predecessor's set, and on each window.
+class Sensitivity {
+ public:
+  Sensitivity(const ProfileOptions& options, const ModelInfo& info)
+      : options_(options),
+        info_(info),
+        own_(static_cast<size_t>(info.layers)),
+        previous_(own_),
+        error_(own_.size()),
+        windows_(options.windows.size(), own_) {}
+
+  // The nearest earlier layer that sees the whole context; -1: none.
+  int Source(int layer) const {
+    for (int i = layer - 1; i >= 0; --i) {
+      if (info_.window[static_cast<size_t>(i)] == 0) return i;
+    }
+    return -1;
+  }
+  int64_t PriceBudget() const {
+    const auto& b = options_.budgets;
+    return std::find(b.begin(), b.end(), kPriceBudget) != b.end() ? kPriceBudget : b.front();
+  }
+
+  Status Measure(CalibrationContext& context, const std::function<void(int)>& progress) {
+    for (int l = 0; l < info_.layers; ++l) {
+      progress(l);
+      if (info_.window[static_cast<size_t>(l)] > 0) continue;
+      const auto at = static_cast<size_t>(l);
+      ResolvedPlan plan = DensePlan(options_, info_.layers);
+      UseIndex(plan, l, l, PriceBudget());
+      CalibrationContext::OutputError error{.layer = l};
+      BATON_ASSIGN(PlanMeasure own, context.Run(plan, l, &error));
+      own_[at].Add(own);
+      error_[at].first += error.difference;
+      error_[at].second += error.dense;
+      if (const int source = Source(l); source >= 0) {
+        plan = DensePlan(options_, info_.layers);
+        UseIndex(plan, l, source, PriceBudget());
+        BATON_ASSIGN(PlanMeasure previous, context.Run(plan, source));
+        previous_[at].Add(previous);
+      }
+      for (size_t w = 0; w < options_.windows.size(); ++w) {
+        plan = DensePlan(options_, info_.layers);
+        UseWindow(plan, l, options_.sink, options_.windows[w] - options_.sink);
+        BATON_ASSIGN(PlanMeasure window, context.Run(plan, l));
+        windows_[w][at].Add(window);
+      }
+    }
+    return Status::Ok();
+  }
+
+  // nats per unit of lost mass: the harm of the predecessor's set over what that set misses. The
+  // first such layer has no predecessor and is priced by its own set.
+  void Finish(Profile& p) const {
+    const auto layers = static_cast<size_t>(info_.layers);
+    const auto& b = options_.budgets;
+    const auto budget =
+        static_cast<size_t>(std::find(b.begin(), b.end(), PriceBudget()) - b.begin());
+    p.rnmse.assign(layers, 0);
+    p.own_kl.assign(layers, 0);
+    p.price_text.assign(layers, 0);
+    p.price_answer.assign(layers, 0);
+    p.window_text.assign(options_.windows.size(), std::vector<float>(layers, 0));
+    p.window_answer = p.window_text;
+    for (size_t j = 0; j < layers; ++j) {
+      if (info_.window[j] > 0) continue;
+      const int source = Source(static_cast<int>(j));
+      const Harm& harm = source >= 0 ? previous_[j] : own_[j];
+      const size_t edge =
+          static_cast<size_t>(source >= 0 ? source : static_cast<int>(j)) * layers + j;
+      p.price_text[j] = static_cast<float>(std::max(harm.TextKl(), kLeastKl) /
+                                           std::max<double>(p.text[budget][edge], kLeastMass));
+      p.price_answer[j] = static_cast<float>(std::max(harm.AnswerKl(), kLeastKl) /
+                                             std::max<double>(p.answer[budget][edge], kLeastMass));
+      p.own_kl[j] = static_cast<float>(own_[j].TextKl());
+      p.rnmse[j] = static_cast<float>(
+          error_[j].second > 0 ? std::sqrt(error_[j].first / error_[j].second) : 0);
+      for (size_t w = 0; w < windows_.size(); ++w) {
+        p.window_text[w][j] = static_cast<float>(windows_[w][j].TextKl());
+        p.window_answer[w][j] = static_cast<float>(windows_[w][j].AnswerKl());
+      }
+    }
+  }
+
+ private:
+  const ProfileOptions& options_;
+  const ModelInfo& info_;
+  std::vector<Harm> own_, previous_;
+  std::vector<std::pair<double, double>> error_;
+  std::vector<std::vector<Harm>> windows_;
+};
+
+void Describe(const Engine& engine, const ProfileOptions& options, const Corpus& corpus,
+              Profile& p) {
+  const ModelInfo& info = engine.info();
+  p.model_path = info.path;
+  p.architecture = info.architecture;
+  p.fingerprint = info.fingerprint;
+  p.layers = info.layers;
+  p.heads = info.heads;
+  p.kv_heads = info.kv_heads;
+  p.head_dim = info.head_dim;
+  p.model_window = info.window;
+  p.options = options;
+  p.text_sha256 = corpus.sha256;
+}
+
+}  // namespace
+
+Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
+                            const OnProgress& progress) {
+  const auto start = std::chrono::steady_clock::now();
+  const ModelInfo& info = engine.info();
+  BATON_TRY(CheckOptions(options, info));
+  BATON_ASSIGN(Corpus corpus, LoadCorpus(engine, options.texts));
+  const auto report = [&](double fraction, const std::string& what) {
+    if (progress) progress(fraction, what);
+  };
+  Profile p;
+  Describe(engine, options, corpus, p);
+  LostMass lost(*engine.impl().ops, options, info, engine.impl().model->config().attention_scale);
+  Sensitivity sensitivity(options, info);
+  SplitInfo split{.name = kSplitNames[Corpus::kProfile]};
+  const int contexts = kContexts[Corpus::kProfile];
+  for (int c = 0; c < contexts; ++c) {
+    const double done = 0.95 * c / contexts;
+    report(done, fmt::format("context {} of {}: prompt and lost mass", c + 1, contexts));
+    const auto spec = ContextSpec(corpus, Corpus::kProfile, c, options);
+    BATON_ASSIGN(std::unique_ptr<CalibrationContext> context,
+                 CalibrationContext::Build(engine, spec, &lost));
+    BATON_TRY(sensitivity.Measure(*context, [&](int l) {
+      report(done + 0.95 / contexts * (0.3 + 0.7 * l / info.layers),
+             fmt::format("context {} of {}: layer {}", c + 1, contexts, l));
+    }));
+    // What the dense plan gives counts the probes; it also must differ from dense by nothing but
+    // rounding.
+    BATON_ASSIGN(PlanMeasure dense, context->Run(DensePlan(options, info.layers)));
+    split.text_tokens += context->length();
+    split.scored_positions += static_cast<int64_t>(dense.text_kl.size() + dense.answer_kl.size());
+    split.probes += dense.probes;
+    split.probes_dense_finds += dense.dense_found;
+    if (c + 1 == contexts) {
+      report(0.95, "timing the roles");
+      BATON_TRY(MeasureRoleCosts(engine, options, p));
+    }
+  }
+  BATON_TRY(lost.Finish(p));
+  sensitivity.Finish(p);
+  p.splits.push_back(split);
+  p.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report(1, "done");
+  return p;
+}
+
+}  // namespace baton

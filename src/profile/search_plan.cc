@@ -1,0 +1,441 @@
+// From a profile to a verified plan: candidates from the dynamic programme, each decoded for real
+// on the search split, improved by local search, and the one chosen measured once more on texts and
+// probes that nothing has seen.
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+
+#include "baton/profile.h"
+#include "engine/engine_impl.h"
+#include "plan/search.h"
+#include "profile/calibration.h"
+#include "profile/corpus.h"
+#include "profile/search_json.h"
+#include "profile/splits.h"
+
+namespace baton {
+namespace {
+
+// Candidates near the target are measured; those predicted this many times above it are not worth a
+// run.
+constexpr double kHopeless = 6;
+constexpr double kPaperTheta = 0.5;
+
+double SelectMean(const std::vector<double>& v) { return MeanOf(v).mean; }
+
+class PlanSearcher {
+ public:
+  PlanSearcher(Engine& engine, const Profile& profile, const PlanOptions& options,
+               const OnProgress& progress)
+      : engine_(engine), profile_(profile), options_(options), progress_(progress) {}
+
+  Result<PlanSearch> Run();
+
+ private:
+  Status Check() const;
+  void BuildProblem();
+  Status BuildContexts(const Corpus& corpus, Corpus::Split split, double from, double to);
+  Result<std::vector<PlanCandidate>> Propose() const;
+  Status Measure(const PlanCandidate& proposal, const std::string& origin);
+  Status LocalSearch();
+  Result<Candidate> MeasureOn(const Plan& plan, const std::string& origin,
+                              const PlanCandidate& proposal);
+  Plan ToPlan(const std::vector<LayerRole>& layers) const;
+  bool Meets(const Candidate& c) const;
+  double Badness(const Candidate& c) const;
+  const Candidate* Best() const;
+  void MarkFront();
+  Error NothingMeets() const;
+  void Report(double fraction, const std::string& what) const {
+    if (progress_) progress_(fraction, what);
+  }
+  bool WithinBytes(const std::vector<LayerRole>& layers) const {
+    return options_.target.max_bytes <= 0 || BytesShare(layers) <= options_.target.max_bytes;
+  }
+  double BytesShare(const std::vector<LayerRole>& layers) const;
+  double Speedup(const std::vector<LayerRole>& layers) const;
+
+  Engine& engine_;
+  const Profile& profile_;
+  const PlanOptions& options_;
+  const OnProgress& progress_;
+  PlanProblem problem_;
+  PlanProblem time_problem_;  // the same with measured microseconds
+  std::vector<std::unique_ptr<CalibrationContext>> contexts_;
+  std::vector<Candidate> candidates_;
+  std::vector<std::vector<LayerRole>> measured_;
+  int evaluations_ = 0;
+};
+
+// The share is judged where the plan will be: a little before the context is full, when fixed
+// budgets weigh most.
+double PlanSearcher::BytesShare(const std::vector<LayerRole>& layers) const {
+  const ModelShape& shape = engine_.impl().shape();
+  const int64_t visible = std::max<int64_t>(1, profile_.options.context - 256);
+  double bytes = 0;
+  for (int l = 0; l < profile_.layers; ++l) {
+    bytes += static_cast<double>(LayerKvBytes(shape, l, layers[static_cast<size_t>(l)], visible));
+  }
+  return bytes / static_cast<double>(DenseKvBytesPerToken(shape, visible));
+}
+
+double PlanSearcher::Speedup(const std::vector<LayerRole>& layers) const {
+  Result<PlanCandidate> timed = Evaluate(time_problem_, layers);
+  if (!timed.ok()) return 0;
+  const double dense =
+      std::accumulate(time_problem_.costs.full.begin(), time_problem_.costs.full.end(), 0.0);
+  const double rest = profile_.costs.rest_of_step;
+  return (dense + rest) / (timed.value().cost + rest);
+}
+
+Status PlanSearcher::Check() const {
+  const ModelInfo& info = engine_.info();
+  if (info.fingerprint != profile_.fingerprint) {
+    return Error::InvalidArgument("the profile was made for another model: {} ({}), got {} ({})",
+                                  profile_.model_path, profile_.fingerprint, info.path,
+                                  info.fingerprint)
+        .Hint("run baton profile on this model");
+  }
+  const PlanTarget& t = options_.target;
+  if (t.max_bytes < 0 || t.max_bytes > 1)
+    return Error::InvalidArgument("--max-bytes is a share between 0 and 1, got {}", t.max_bytes);
+  if (t.max_kl < 0)
+    return Error::InvalidArgument("--max-kl must be 0 (no bound) or more nats, got {}", t.max_kl);
+  if (t.min_retrieval < 0 || t.min_retrieval > 1) {
+    return Error::InvalidArgument("--min-retrieval is a share between 0 and 1, got {}",
+                                  t.min_retrieval);
+  }
+  for (int l : options_.forced) {
+    if (l < 0 || l >= profile_.layers)
+      return Error::InvalidArgument("forced layer {} does not exist: the model has {}", l,
+                                    profile_.layers);
+  }
+  return Status::Ok();
+}
+
+void PlanSearcher::BuildProblem() {
+  const Profile& p = profile_;
+  const auto n = static_cast<size_t>(p.layers);
+  problem_.layers = p.layers;
+  problem_.budgets = p.options.budgets;
+  problem_.forced.assign(n, false);
+  for (int l : options_.forced) problem_.forced[static_cast<size_t>(l)] = true;
+  problem_.fixed.assign(n, false);
+  for (size_t l = 0; l < n; ++l) problem_.fixed[l] = p.model_window[l] > 0;
+  for (int64_t w : p.options.windows)
+    problem_.windows.push_back({p.options.sink, w - p.options.sink});
+  const auto allowed = [&](Role r) {
+    return std::find(options_.roles.begin(), options_.roles.end(), r) != options_.roles.end();
+  };
+  problem_.allow_select = allowed(Role::kSelect);
+  problem_.allow_reuse = allowed(Role::kReuse);
+  problem_.allow_window = allowed(Role::kWindow);
+  problem_.allow_scan =
+      allowed(Role::kScan) && p.head_dim % 32 == 0 && p.options.scope == Scope::kAll;
+  const bool nats = options_.objective == PlanObjective::kNats;
+  const auto price = [&](size_t j, double text, double answer) {
+    return nats ? p.price_text[j] * text + p.price_answer[j] * answer : 0.5 * text + 0.5 * answer;
+  };
+  for (size_t b = 0; b < problem_.budgets.size(); ++b) {
+    std::vector<std::vector<double>> loss(n, std::vector<double>(n, 0));
+    std::vector<double> scan(n, 0);
+    for (size_t j = 0; j < n; ++j) {
+      for (size_t i = 0; i < j; ++i) {
+        // A layer with a window of its own publishes nothing useful.
+        loss[i][j] =
+            problem_.fixed[i] || problem_.fixed[j]
+                ? std::numeric_limits<double>::infinity()
+                : price(j, p.text[b][i * n + j], (nats ? p.answer : p.worst)[b][i * n + j]);
+      }
+      scan[j] = price(j, p.scan_text[b][j], p.scan_answer[b][j]);
+    }
+    problem_.loss.push_back(loss);
+    problem_.scan_loss.push_back(scan);
+  }
+  for (size_t w = 0; w < problem_.windows.size(); ++w) {
+    std::vector<double> loss(n);
+    for (size_t j = 0; j < n; ++j) loss[j] = p.window_text[w][j] + p.window_answer[w][j];
+    problem_.window_loss.push_back(loss);
+  }
+  const ModelShape& shape = engine_.impl().shape();
+  problem_.costs = ByteCosts(shape, problem_.budgets, problem_.windows,
+                             std::max<int64_t>(1, p.options.context - 256));
+  time_problem_ = problem_;
+  LayerCosts& t = time_problem_.costs;
+  for (size_t l = 0; l < n; ++l) {
+    const double scale = problem_.fixed[l] ? 0 : 1;  // their time is part of the rest of the step
+    t.full[l] = scale * p.costs.full;
+    t.select[l] = scale * p.costs.select;
+    for (size_t b = 0; b < problem_.budgets.size(); ++b) {
+      t.scan[b][l] = scale * p.costs.scan[b];
+      t.reuse[b][l] = scale * p.costs.reuse[b];
+    }
+    for (size_t w = 0; w < problem_.windows.size(); ++w) t.window[w][l] = scale * p.costs.window[w];
+  }
+  if (!options_.cost_in_bytes) problem_.costs = t;
+}
+
+Status PlanSearcher::BuildContexts(const Corpus& corpus, Corpus::Split split, double from,
+                                   double to) {
+  contexts_.clear();
+  const int count = kContexts[split];
+  for (int c = 0; c < count; ++c) {
+    Report(from + (to - from) * c / count,
+           fmt::format("{} split: dense run {} of {}", kSplitNames[split], c + 1, count));
+    BATON_ASSIGN(std::unique_ptr<CalibrationContext> context,
+                 CalibrationContext::Build(engine_, ContextSpec(corpus, split, c, profile_.options),
+                                           nullptr));
+    contexts_.push_back(std::move(context));
+  }
+  return Status::Ok();
+}
+
+Plan PlanSearcher::ToPlan(const std::vector<LayerRole>& layers) const {
+  const ProfileOptions& o = profile_.options;
+  Plan plan;
+  plan.architecture = profile_.architecture;
+  plan.fingerprint = profile_.fingerprint;
+  plan.budget = {std::max(o.budgets.front(), o.sink + o.recent), 0};
+  for (int64_t b : o.budgets) {
+    if (b <= 512) plan.budget.tokens = b;
+  }
+  plan.sink = o.sink;
+  plan.recent = o.recent;
+  plan.scope = o.scope;
+  plan.pool = o.pool;
+  plan.block = o.block;
+  plan.forced = options_.forced;
+  plan.prefill = options_.prefill;
+  plan.layers = layers;
+  return plan;
+}
+
+Result<std::vector<PlanCandidate>> PlanSearcher::Propose() const {
+  if (options_.objective == PlanObjective::kPaper) {
+    const auto n = static_cast<size_t>(profile_.layers);
+    std::vector<std::vector<double>> overlap(n, std::vector<double>(n));
+    for (size_t i = 0; i < n; ++i) {
+      for (size_t j = 0; j < n; ++j) overlap[i][j] = profile_.overlap[i * n + j];
+    }
+    const auto& budgets = problem_.budgets;
+    const auto at = std::find(budgets.begin(), budgets.end(), 512);
+    const int budget = at == budgets.end() ? 0 : static_cast<int>(at - budgets.begin());
+    std::vector<PlanCandidate> plans;
+    for (double theta = kPaperTheta; theta < 1.0; theta += 0.05) {
+      BATON_ASSIGN(PlanCandidate plan, PaperPlan(problem_, overlap, theta, budget));
+      plans.push_back(std::move(plan));
+    }
+    return plans;
+  }
+  // A fine ladder of prices: the front's corners are what there is to choose from.
+  std::vector<double> prices;
+  for (double price = 1e-3; price < 50; price *= 1.25) prices.push_back(price);
+  return SweepPrice(problem_, prices);
+}
+
+Result<Candidate> PlanSearcher::MeasureOn(const Plan& plan, const std::string& origin,
+                                          const PlanCandidate& proposal) {
+  BATON_ASSIGN(ResolvedPlan resolved, engine_.impl().ResolvePlan(plan, nullptr));
+  PlanMeasure m;
+  for (auto& context : contexts_) {
+    BATON_ASSIGN(PlanMeasure one,
+                 plan.prefill.sparse ? context->RunWithPrefill(resolved) : context->Run(resolved));
+    m.Add(one);
+  }
+  Candidate c;
+  c.plan = plan;
+  c.origin = origin;
+  c.predicted_nats = proposal.loss;
+  c.kv_bytes_share = BytesShare(plan.layers);
+  c.predicted_speedup = Speedup(plan.layers);
+  c.kl = SelectMean(m.text_kl);
+  c.answer_kl = SelectMean(m.answer_kl);
+  c.top1 = m.text_kl.empty()
+               ? 1
+               : static_cast<double>(m.same_best) / static_cast<double>(m.text_kl.size());
+  c.found = m.found;
+  c.dense_found = m.dense_found;
+  c.meets_target = Meets(c);
+  return c;
+}
+
+bool PlanSearcher::Meets(const Candidate& c) const {
+  const PlanTarget& t = options_.target;
+  const double found = c.dense_found > 0 ? static_cast<double>(c.found) / c.dense_found : 1;
+  return (t.max_kl <= 0 || c.kl <= t.max_kl) && found >= t.min_retrieval &&
+         (t.max_bytes <= 0 || c.kv_bytes_share <= t.max_bytes) &&
+         (t.min_speedup <= 0 || c.predicted_speedup >= t.min_speedup);
+}
+
+// What local search lowers: text and answer losses, and probes lost weigh like a tenth of a nat
+// each in twenty.
+double PlanSearcher::Badness(const Candidate& c) const {
+  const double lost = c.dense_found > 0 ? 1 - static_cast<double>(c.found) / c.dense_found : 0;
+  return c.kl + 0.5 * c.answer_kl + 0.5 * std::max(0.0, lost);
+}
+
+Status PlanSearcher::Measure(const PlanCandidate& proposal, const std::string& origin) {
+  if (evaluations_ >= options_.max_evaluations) return Status::Ok();
+  if (std::find(measured_.begin(), measured_.end(), proposal.layers) != measured_.end())
+    return Status::Ok();
+  measured_.push_back(proposal.layers);
+  evaluations_++;
+  Report(0.3 + 0.45 * evaluations_ / std::max(1, options_.max_evaluations),
+         fmt::format("decoding candidate {}: {}", evaluations_, origin));
+  BATON_ASSIGN(Candidate c, MeasureOn(ToPlan(proposal.layers), origin, proposal));
+  candidates_.push_back(std::move(c));
+  return Status::Ok();
+}
+
+// With a byte or speed budget: the best quality within it. Otherwise: the cheapest that is good
+// enough.
+const Candidate* PlanSearcher::Best() const {
+  const bool quality = options_.target.max_bytes > 0 || options_.target.min_speedup > 0;
+  const Candidate* best = nullptr;
+  for (const Candidate& c : candidates_) {
+    if (!c.meets_target) continue;
+    if (best == nullptr ||
+        (quality ? Badness(c) < Badness(*best) : c.kv_bytes_share < best->kv_bytes_share))
+      best = &c;
+  }
+  return best;
+}
+
+Status PlanSearcher::LocalSearch() {
+  // From the best so far, or the nearest miss, the moves that the programme predicts to help most
+  // are decoded until none helps.
+  while (evaluations_ < options_.max_evaluations) {
+    const Candidate* start = Best();
+    if (start == nullptr) {
+      for (const Candidate& c : candidates_) {
+        if (WithinBytes(c.plan.layers) && (start == nullptr || Badness(c) < Badness(*start)))
+          start = &c;
+      }
+    }
+    if (start == nullptr) return Status::Ok();
+    const std::vector<LayerRole> layers = start->plan.layers;
+    const double before = Badness(*start);
+    const double bytes = start->kv_bytes_share;
+    BATON_ASSIGN(std::vector<PlanMove> moves,
+                 Neighbours(problem_, layers, static_cast<int>(problem_.budgets.size()) / 2));
+    std::erase_if(moves, [&](const PlanMove& m) {
+      return !WithinBytes(m.result.layers) ||
+             std::find(measured_.begin(), measured_.end(), m.result.layers) != measured_.end() ||
+             BytesShare(m.result.layers) > std::max(bytes * 1.1, options_.target.max_bytes);
+    });
+    std::stable_sort(moves.begin(), moves.end(), [](const PlanMove& a, const PlanMove& b) {
+      return a.result.loss < b.result.loss;
+    });
+    bool better = false;
+    for (size_t i = 0;
+         i < std::min<size_t>(moves.size(), 6) && evaluations_ < options_.max_evaluations; ++i) {
+      BATON_TRY(Measure(moves[i].result, "local search: " + moves[i].what));
+      if (Badness(candidates_.back()) < before) {
+        better = true;
+        break;
+      }
+    }
+    if (!better) return Status::Ok();
+  }
+  return Status::Ok();
+}
+
+void PlanSearcher::MarkFront() {
+  for (Candidate& c : candidates_) {
+    c.on_front = std::none_of(candidates_.begin(), candidates_.end(), [&](const Candidate& o) {
+      const double a = Badness(o), b = Badness(c);
+      return (o.kv_bytes_share < c.kv_bytes_share && a <= b) ||
+             (o.kv_bytes_share <= c.kv_bytes_share && a < b);
+    });
+  }
+}
+
+Result<PlanSearch> PlanSearcher::Run() {
+  const auto start = std::chrono::steady_clock::now();
+  BATON_TRY(Check());
+  BATON_ASSIGN(Corpus corpus, LoadCorpus(engine_, profile_.options.texts));
+  if (corpus.sha256 != profile_.text_sha256) {
+    return Error::InvalidArgument("the texts changed since the profile was made")
+        .Hint("run baton profile again");
+  }
+  BuildProblem();
+  BATON_TRY(CheckProblem(problem_));
+  BATON_ASSIGN(std::vector<PlanCandidate> proposals, Propose());
+  BATON_TRY(BuildContexts(corpus, Corpus::kSearch, 0, 0.3));
+  // The lowest predicted loss first: the first ones within the budget are the likeliest.
+  std::stable_sort(proposals.begin(), proposals.end(),
+                   [](const PlanCandidate& a, const PlanCandidate& b) { return a.loss < b.loss; });
+  const int share =
+      options_.local_search ? options_.max_evaluations * 2 / 3 : options_.max_evaluations;
+  for (const PlanCandidate& c : proposals) {
+    if (evaluations_ >= share) break;
+    const bool dear =
+        options_.target.max_bytes > 0 && BytesShare(c.layers) > 1.6 * options_.target.max_bytes;
+    const bool hopeless = options_.target.max_kl > 0 &&
+                          options_.objective == PlanObjective::kNats &&
+                          c.loss > kHopeless * 2 * options_.target.max_kl;
+    if (!dear && !hopeless) {
+      BATON_TRY(
+          Measure(c, fmt::format("{} nats predicted", options_.objective == PlanObjective::kPaper
+                                                          ? "no"
+                                                          : fmt::format("{:.4f}", c.loss))));
+    }
+  }
+  if (options_.local_search && !options_.prefill.sparse &&
+      options_.objective == PlanObjective::kNats)
+    BATON_TRY(LocalSearch());
+  MarkFront();
+  PlanSearch search;
+  search.candidates = candidates_;
+  const Candidate* best = Best();
+  if (best == nullptr) return NothingMeets();
+  search.chosen = *best;
+  PlanCandidate proposal;
+  proposal.loss = best->predicted_nats;
+  BATON_TRY(BuildContexts(corpus, Corpus::kTest, 0.75, 0.98));
+  BATON_ASSIGN(search.test, MeasureOn(best->plan, "final (test split)", proposal));
+  search.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  Evidence& e = search.chosen.plan.evidence;
+  e.present = true;
+  e.context = profile_.options.context;
+  e.kv_bytes_share = search.test.kv_bytes_share;
+  e.kl = search.test.kl;
+  e.answer_kl = search.test.answer_kl;
+  e.top1 = search.test.top1;
+  e.predicted_nats = best->predicted_nats;
+  e.latency_ratio = best->predicted_speedup > 0 ? 1 / best->predicted_speedup : 0;
+  e.retrieval_found = search.test.found;
+  e.retrieval_dense_found = search.test.dense_found;
+  e.retrieval_total = (profile_.options.probes * 2 + 2) / 3;
+  e.text_sha256 = profile_.text_sha256;
+  e.details = EvidenceDetails(search, profile_);
+  search.test.plan = search.chosen.plan;
+  Report(1, "done");
+  return search;
+}
+
+Error PlanSearcher::NothingMeets() const {
+  const Candidate* near = nullptr;
+  for (const Candidate& c : candidates_) {
+    if (near == nullptr || Badness(c) < Badness(*near)) near = &c;
+  }
+  if (near == nullptr) {
+    return Error::InvalidArgument("no plan of this profile comes near the target")
+        .Hint("raise --max-bytes or --max-kl");
+  }
+  return Error::InvalidArgument(
+             "none of {} measured plans meets the target; nearest: {:.1f} % of the KV bytes, KL "
+             "{:.4f}, {} of {} probes",
+             candidates_.size(), 100 * near->kv_bytes_share, near->kl, near->found,
+             near->dense_found)
+      .Hint("relax --max-kl, --max-bytes or --min-retrieval, or allow more roles");
+}
+
+}  // namespace
+
+Result<PlanSearch> SearchPlan(Engine& engine, const Profile& profile, const PlanOptions& options,
+                              const OnProgress& progress) {
+  return PlanSearcher(engine, profile, options, progress).Run();
+}
+
+}  // namespace baton
