@@ -1,0 +1,335 @@
+// Speed at any depth: the cache is filled with made-up keys and values, so a depth of 100,000
+// tokens costs a second to reach instead of a prefill of minutes. Reads, writes and arithmetic are
+// those of a real cache; only the numbers in it are not.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <numeric>
+
+#include "baton/eval.h"
+#include "engine/sampler.h"
+#include "engine/session.h"
+#include "eval/steps.h"
+
+namespace baton {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double Since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double Median(std::vector<double> v) {
+  if (v.empty()) return 0;
+  std::sort(v.begin(), v.end());
+  const size_t half = v.size() / 2;
+  return v.size() % 2 ? v[half] : (v[half - 1] + v[half]) / 2;
+}
+
+// A cache beyond this is aliased even where memory would hold it: filling it takes longer than what
+// is to be timed, and one layer's part is past every processor cache anyway.
+constexpr double kMostCacheBytes = 4e9;
+constexpr double kMostShareOfMemory = 0.6;
+
+double AvailableMemory() {
+  double kib = 8e6;  // where the system does not say
+  if (FILE* f = std::fopen("/proc/meminfo", "r")) {
+    char line[256];
+    while (std::fgets(line, sizeof(line), f)) {
+      if (std::sscanf(line, "MemAvailable: %lf kB", &kib) == 1) break;
+    }
+    std::fclose(f);
+  }
+  return kib * 1024;
+}
+
+std::vector<int32_t> MadeUpTokens(int64_t count, int64_t vocab, uint64_t seed) {
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
+  for (int32_t& t : tokens) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    t = static_cast<int32_t>((state >> 33) % static_cast<uint64_t>(vocab));
+  }
+  return tokens;
+}
+
+// What one decode step of one sequence reads of the cache, in the cache's own element type
+// (KvBytesPerToken counts bf16).
+double KvBytes(const Engine::Impl& engine, const KvStore& store, const ResolvedPlan* plan,
+               int64_t visible) {
+  const ModelShape& shape = engine.shape();
+  double low_bit = 0;
+  if (plan && visible > plan->min_context) {
+    for (int l = 0; l < shape.layers; ++l) {
+      if (plan->NeedsLowBit(l))
+        low_bit += static_cast<double>(visible * LowBitBytes(shape.head_dim) * shape.kv_heads);
+    }
+  }
+  const auto bf16 = static_cast<double>(plan ? KvBytesPerToken(*plan, shape, visible)
+                                             : DenseKvBytesPerToken(shape, visible));
+  const KvLayout& layout = store.layout(0);
+  const double row =
+      static_cast<double>(layout.row_bytes()) +
+      static_cast<double>(layout.scales_bytes()) / static_cast<double>(KvLayout::kSlots);
+  const auto bf16_row = static_cast<double>(4 * shape.kv_heads * shape.head_dim);
+  return (bf16 - low_bit) * row / bf16_row + low_bit;
+}
+
+// Sequences of one depth that decode together, dense or under a plan.
+class Lane {
+ public:
+  static Result<Lane> Create(Engine& engine, const ResolvedPlan* plan, int batch, int64_t depth,
+                             int64_t room, bool alias) {
+    std::vector<bool> low_bit = engine.impl().LowBitLayers(plan);
+    // Aliased layers have one layout.
+    if (alias && std::find(low_bit.begin(), low_bit.end(), true) != low_bit.end())
+      low_bit.assign(low_bit.size(), true);
+    Lane lane(engine, plan, depth);
+    for (int i = 0; i < batch; ++i) {
+      BATON_ASSIGN(Session session, Session::Create(engine, low_bit, depth + room, alias));
+      // The first sequence is the same in every batch, and so is its logits hash.
+      BATON_TRY(session.FillSynthetic(depth, static_cast<uint64_t>(i) + 1));
+      lane.sessions_.push_back(std::move(session));
+    }
+    return lane;
+  }
+
+  // Seconds of one prompt chunk at this depth.
+  Result<double> TimePrompt(std::span<const int32_t> tokens) {
+    Rewind();
+    const auto start = Clock::now();
+    BATON_TRY(sessions_[0].Prefill(tokens, plan_, [](int64_t, View<const float>) {}));
+    return Since(start);
+  }
+
+  // Seconds of `steps` decode steps from this depth, greedy sampling included.
+  Result<double> TimeDecode(int64_t steps) {
+    Rewind();
+    tokens_ = MadeUpTokens(static_cast<int64_t>(sessions_.size()), vocab(), 2);
+    kv_bytes_ = 0;
+    const auto start = Clock::now();
+    for (int64_t i = 0; i < steps; ++i) BATON_TRY(Step());
+    const double seconds = Since(start);
+    for (int64_t i = 0; i < steps; ++i)
+      kv_bytes_ += KvBytes(engine_->impl(), sessions_[0].store(), plan_, depth_ + i + 1);
+    kv_bytes_ /= static_cast<double>(steps);
+    hash_ = HashLogits(logits_.data(), static_cast<int64_t>(logits_.size()));
+    return seconds;
+  }
+
+  // One more decode step with per-operation times.
+  Result<std::vector<OpTime>> TraceStep() {
+    engine_->SetTracing(true);
+    const Status status = Step();
+    std::vector<OpTime> ops = engine_->OpTimes();
+    engine_->SetTracing(false);
+    if (!status.ok()) return status.error();
+    return ops;
+  }
+
+  const ResolvedPlan* plan() const { return plan_; }
+  bool aliased() { return sessions_[0].store().aliased(); }
+  double kv_bytes() const { return kv_bytes_; }  // per sequence, mean over the timed steps
+  const std::string& hash() const { return hash_; }
+
+ private:
+  Lane(Engine& engine, const ResolvedPlan* plan, int64_t depth)
+      : engine_(&engine), plan_(plan), depth_(depth) {}
+  int64_t vocab() const { return engine_->info().vocab; }
+  void Rewind() {
+    for (Session& s : sessions_) s.Truncate(depth_);
+  }
+
+  // One forward pass with a row of every sequence, as the scheduler builds it.
+  Status Step() {
+    Engine::Impl& impl = engine_->impl();
+    if (impl.cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
+    std::vector<AttentionSegment> segments;
+    std::vector<int64_t> rows(sessions_.size());
+    std::iota(rows.begin(), rows.end(), int64_t{0});
+    for (size_t i = 0; i < sessions_.size(); ++i) {
+      KvSequence& sequence = sessions_[i].sequence();
+      const int64_t position = sequence.length();
+      BATON_TRY(sequence.Reserve(position + 1));
+      segments.push_back({.rows = {static_cast<int64_t>(i), 1, position},
+                          .kv = &sequence,
+                          .plan = plan_,
+                          .prompt = false,
+                          .watch = nullptr});
+    }
+    ForwardBatch batch;
+    batch.tokens = tokens_;
+    batch.segments = segments;
+    batch.logit_rows = rows;
+    std::vector<int32_t> next = tokens_;
+    batch.on_logits = [&](int64_t first, View<const float> logits) {
+      for (int64_t i = 0; i < logits.dim(0); ++i) {
+        const std::span<const float> row(logits.row(i), static_cast<size_t>(logits.dim(1)));
+        next[static_cast<size_t>(first + i)] = sampler_.Sample(row, {});
+        if (first + i == 0) logits_.assign(row.begin(), row.end());
+      }
+    };
+    BATON_TRY(impl.model->Forward(batch));
+    tokens_ = std::move(next);
+    return Status::Ok();
+  }
+
+  Engine* engine_;
+  const ResolvedPlan* plan_;
+  int64_t depth_;
+  std::vector<Session> sessions_;
+  std::vector<int32_t> tokens_;  // the latest of each sequence
+  Sampler sampler_{Sampling{}};
+  std::vector<float> logits_;  // of the first sequence's last step
+  double kv_bytes_ = 0;
+  std::string hash_;
+};
+
+Status CheckOptions(const BenchOptions& o) {
+  constexpr int64_t kMost = int64_t{1} << 32;
+  const auto bad = [](const char* what, int64_t least, int64_t most, int64_t got) {
+    return Error::InvalidArgument("bench: {} must be between {} and {}, got {}", what, least, most,
+                                  got);
+  };
+  if (o.depths.empty()) return Error::InvalidArgument("bench: no depths given");
+  for (int64_t d : o.depths) {
+    if (d < 0 || d > kMost) return bad("a depth", 0, kMost, d);
+  }
+  if (o.prompt < 0 || o.prompt > kMost) return bad("prompt", 0, kMost, o.prompt);
+  if (o.decode < 1 || o.decode > kMost) return bad("decode", 1, kMost, o.decode);
+  if (o.repeats < 1) return bad("repeats", 1, kMost, o.repeats);
+  if (o.batch < 1 || o.batch > 256) return bad("batch", 1, 256, o.batch);
+  if (o.whole_prompt < 0 || o.whole_prompt > kMost)
+    return bad("the whole prompt", 0, kMost, o.whole_prompt);
+  return Status::Ok();
+}
+
+class Bench {
+ public:
+  Bench(Engine& engine, const BenchOptions& options, const ResolvedPlan* plan, std::string summary,
+        const OnProgress& progress)
+      : engine_(engine),
+        options_(options),
+        plans_({nullptr}),
+        summary_(std::move(summary)),
+        steps_(progress, static_cast<double>(options.depths.size()) + (options.whole_prompt > 0)) {
+    if (plan) plans_.push_back(plan);
+  }
+
+  Result<BenchResult> Run() {
+    steps_.Begin("memory bandwidth");
+    result_.read_bandwidth = MeasureReadBandwidth(engine_.info().threads);
+    for (int64_t depth : options_.depths) {
+      const std::string what = fmt::format("depth {}", depth);
+      steps_.Begin(what);
+      BATON_TRY(Depth(depth));
+      steps_.Done(1, what);
+    }
+    if (options_.whole_prompt > 0) BATON_TRY(WholePrompt());
+    return std::move(result_);
+  }
+
+ private:
+  bool TooLarge(int64_t tokens) const {
+    const auto per_token = static_cast<double>(engine_.info().kv_bytes_per_token);
+    // A scanned layer's copy of K is about a seventh of its bf16 cache.
+    const double bytes = per_token * 1.15 * static_cast<double>(tokens) * options_.batch *
+                         static_cast<double>(plans_.size());
+    return bytes > kMostCacheBytes || bytes > kMostShareOfMemory * AvailableMemory();
+  }
+
+  // Dense and planned take turns within every repeat, so a slow moment of the machine hits both.
+  Status Depth(int64_t depth) {
+    const int64_t room = std::max(options_.prompt, options_.decode + 1);
+    const bool alias = TooLarge(depth + room);
+    const std::vector<int32_t> prompt = MadeUpTokens(options_.prompt, engine_.info().vocab, 1);
+    std::vector<Lane> lanes;
+    for (const ResolvedPlan* plan : plans_) {
+      BATON_ASSIGN(Lane lane, Lane::Create(engine_, plan, options_.batch, depth, room, alias));
+      lanes.push_back(std::move(lane));
+    }
+    std::vector<std::vector<double>> prompt_seconds(lanes.size()), decode_seconds(lanes.size());
+    for (int repeat = -1; repeat < options_.repeats; ++repeat) {  // -1 warms up
+      for (size_t i = 0; i < lanes.size(); ++i) {
+        if (options_.prompt > 0) {
+          BATON_ASSIGN(const double seconds, lanes[i].TimePrompt(prompt));
+          if (repeat >= 0) prompt_seconds[i].push_back(seconds);
+        }
+        const int64_t steps = repeat < 0 ? std::min<int64_t>(options_.decode, 2) : options_.decode;
+        BATON_ASSIGN(const double seconds, lanes[i].TimeDecode(steps));
+        if (repeat >= 0) decode_seconds[i].push_back(seconds);
+      }
+    }
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      BATON_TRY(AddRow(depth, lanes[i], Median(prompt_seconds[i]), Median(decode_seconds[i])));
+    }
+    return Status::Ok();
+  }
+
+  Status AddRow(int64_t depth, Lane& lane, double prompt_seconds, double decode_seconds) {
+    BenchRow row;
+    row.depth = depth;
+    row.plan = lane.plan() ? summary_ : "dense";
+    row.batch = options_.batch;
+    if (prompt_seconds > 0)
+      row.prompt_tokens_per_s = static_cast<double>(options_.prompt) / prompt_seconds;
+    const double steps_per_s = static_cast<double>(options_.decode) / decode_seconds;
+    row.decode_tokens_per_s = steps_per_s * options_.batch;
+    row.kv_bytes_per_token = lane.kv_bytes();
+    // The weights are read once for all sequences of a step.
+    row.weight_bytes_per_token =
+        static_cast<double>(engine_.impl().model->weights().bytes_per_token) / options_.batch;
+    row.decode_bytes_per_s =
+        (row.weight_bytes_per_token + row.kv_bytes_per_token) * row.decode_tokens_per_s;
+    if (result_.read_bandwidth > 0)
+      row.share_of_read_bandwidth = row.decode_bytes_per_s / result_.read_bandwidth;
+    row.logits_hash = lane.hash();
+    row.aliased = lane.aliased();
+    BATON_ASSIGN(row.ops, lane.TraceStep());
+    result_.rows.push_back(std::move(row));
+    return Status::Ok();
+  }
+
+  Status WholePrompt() {
+    const std::string what = fmt::format("a prompt of {} tokens", options_.whole_prompt);
+    steps_.Begin(what);
+    const std::vector<int32_t> prompt =
+        MadeUpTokens(options_.whole_prompt, engine_.info().vocab, 1);
+    std::vector<std::vector<double>> seconds(plans_.size());
+    for (int repeat = 0; repeat < options_.repeats; ++repeat) {
+      for (size_t i = 0; i < plans_.size(); ++i) {
+        BATON_ASSIGN(Lane lane, Lane::Create(engine_, plans_[i], 1, 0, options_.whole_prompt,
+                                             TooLarge(options_.whole_prompt)));
+        BATON_ASSIGN(const double s, lane.TimePrompt(prompt));
+        seconds[i].push_back(s);
+      }
+    }
+    result_.whole_prompt_seconds_dense = Median(seconds[0]);
+    if (seconds.size() > 1) result_.whole_prompt_seconds_plan = Median(seconds[1]);
+    steps_.Done(1, what);
+    return Status::Ok();
+  }
+
+  Engine& engine_;
+  const BenchOptions& options_;
+  std::vector<const ResolvedPlan*> plans_;  // null: dense
+  std::string summary_;
+  Steps steps_;
+  BenchResult result_;
+};
+
+}  // namespace
+
+Result<BenchResult> RunBench(Engine& engine, const BenchOptions& options,
+                             const OnProgress& progress) {
+  BATON_TRY(CheckOptions(options));
+  std::optional<ResolvedPlan> plan;
+  std::string summary;
+  if (options.plan) {
+    BATON_ASSIGN(plan, engine.impl().ResolvePlan(*options.plan, nullptr));
+    summary = options.plan->Summary();
+  }
+  return Bench(engine, options, plan ? &*plan : nullptr, std::move(summary), progress).Run();
+}
+
+}  // namespace baton
