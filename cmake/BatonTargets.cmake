@@ -40,7 +40,7 @@ function(baton_kernels_cpu)
   # g++ 12 warns of uninitialised values inside its own AVX-512 headers.
   file(GLOB avx512 CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/avx512/*.cc)
   set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS
-    "-march=x86-64-v4;-mavx512bf16;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-ffp-contract=off;-mprefer-vector-width=512;-Wno-maybe-uninitialized")
+    "-march=x86-64-v4;-mavx512bf16;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-ffp-contract=off;-mprefer-vector-width=512;-Wno-uninitialized;-Wno-maybe-uninitialized")
   get_target_property(type baton_kernels TYPE)
   if(NOT type STREQUAL INTERFACE_LIBRARY)
     target_compile_definitions(baton_kernels PUBLIC BATON_WITH_CPU=1)
