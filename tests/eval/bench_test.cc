@@ -17,7 +17,7 @@ BenchOptions Small() {
   return options;
 }
 
-BenchResult Run(Engine& engine, const BenchOptions& options) {
+BenchResult MustRun(Engine& engine, const BenchOptions& options) {
   auto result = RunBench(engine, options);
   EXPECT_TRUE(result.ok()) << result.error().ToString();
   return std::move(result).value();
@@ -33,7 +33,7 @@ TEST(Bench, RowsHaveFinitePositiveNumbers) {
   BenchOptions options = Small();
   options.plan = testing::ReusePlan(32);
   options.whole_prompt = 100;
-  const BenchResult r = Run(*engine, options);
+  const BenchResult r = MustRun(*engine, options);
   ExpectPositive(r.read_bandwidth);
   ExpectPositive(r.whole_prompt_seconds_dense);
   ExpectPositive(r.whole_prompt_seconds_plan);
@@ -62,7 +62,7 @@ TEST(Bench, CacheBytesFollowTheElementType) {
   options.decode = 1;
   const auto bytes = [&](KvType kv) {
     auto engine = LoadSynthetic({.backend = Backend::kReference, .kv = kv});
-    const BenchResult r = Run(*engine, options);
+    const BenchResult r = MustRun(*engine, options);
     EXPECT_EQ(r.rows[0].prompt_tokens_per_s, 0);
     return r.rows[0].kv_bytes_per_token;
   };
@@ -91,7 +91,7 @@ TEST(Bench, HashDoesNotDependOnThreadsOrBatch) {
       auto engine = LoadSynthetic({.backend = backend, .threads = threads});
       options.batch = batch;
       std::vector<std::string> hashes;
-      for (const BenchRow& row : Run(*engine, options).rows) hashes.push_back(row.logits_hash);
+      for (const BenchRow& row : MustRun(*engine, options).rows) hashes.push_back(row.logits_hash);
       if (first.empty()) first = hashes;
       EXPECT_EQ(hashes, first) << threads << " threads, batch " << batch;
     }
@@ -102,7 +102,7 @@ TEST(Bench, DepthsBeyondTheModelsContextAreAllowed) {
   auto engine = LoadSynthetic();
   BenchOptions options = Small();
   options.depths = {5000};
-  EXPECT_EQ(Run(*engine, options).rows.size(), 1u);
+  EXPECT_EQ(MustRun(*engine, options).rows.size(), 1u);
 }
 
 TEST(Bench, BadOptionsAreErrors) {

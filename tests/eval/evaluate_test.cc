@@ -19,7 +19,7 @@ EvalOptions TextOnly(Plan plan) {
   return options;
 }
 
-EvalResult Run(const EvalOptions& options, size_t bytes = 400) {
+EvalResult MustRun(const EvalOptions& options, size_t bytes = 400) {
   auto engine = LoadSynthetic();
   auto result = Evaluate(*engine, MadeUpText(bytes), options);
   EXPECT_TRUE(result.ok()) << result.error().ToString();
@@ -27,7 +27,7 @@ EvalResult Run(const EvalOptions& options, size_t bytes = 400) {
 }
 
 TEST(Evaluate, DensePlanIsExactlyDense) {
-  const EvalResult r = Run(TextOnly(Plan::Dense(4)));
+  const EvalResult r = MustRun(TextOnly(Plan::Dense(4)));
   EXPECT_EQ(r.kl_mean, 0);
   EXPECT_EQ(r.kl_standard_error, 0);
   EXPECT_EQ(r.top1_agreement, 1);
@@ -40,14 +40,14 @@ TEST(Evaluate, BudgetThatCoversTheContextIsDense) {
   for (bool scan : {false, true}) {
     Plan plan = testing::ReusePlan(1024);
     if (scan) plan.layers[1].role = Role::kScan;
-    const EvalResult r = Run(TextOnly(plan));
+    const EvalResult r = MustRun(TextOnly(plan));
     EXPECT_LT(r.kl_mean, 1e-6) << scan;
     EXPECT_EQ(r.top1_agreement, 1) << scan;
   }
 }
 
 TEST(Evaluate, SparsePlanDiffersAndReadsLess) {
-  const EvalResult r = Run(TextOnly(testing::WindowPlan(4, 12)));
+  const EvalResult r = MustRun(TextOnly(testing::WindowPlan(4, 12)));
   EXPECT_GT(r.kl_mean, 1e-4);
   EXPECT_GT(r.kl_standard_error, 0);
   EXPECT_LT(r.kl_standard_error, r.kl_mean);
@@ -59,14 +59,14 @@ TEST(Evaluate, SparsePlanDiffersAndReadsLess) {
 
 TEST(Evaluate, RowsAreRaisedTowardsAThousandPositions) {
   EvalOptions options = TextOnly(Plan::Dense(4));
-  EXPECT_EQ(Run(options).positions, 3 * 64);  // half of each window is the most
+  EXPECT_EQ(MustRun(options).positions, 3 * 64);  // half of each window is the most
   options.max_windows = 1;
-  EXPECT_EQ(Run(options).positions, 64);
+  EXPECT_EQ(MustRun(options).positions, 64);
   options.rows = 100;  // asked for: kept
-  EXPECT_EQ(Run(options).positions, 100);
+  EXPECT_EQ(MustRun(options).positions, 100);
   options.max_windows = 0;
   options.rows = 32;
-  const EvalResult r = Run(options, 128 * 33);
+  const EvalResult r = MustRun(options, 128 * 33);
   EXPECT_EQ(r.windows, 33);
   EXPECT_EQ(r.positions, 33 * 32);  // enough already
 }
@@ -76,7 +76,7 @@ TEST(Evaluate, NeedlesLieAtSpreadDepthsAndDensePlanFindsWhatDenseFinds) {
   options.context = 1280;
   options.max_windows = 1;
   options.needles = 5;
-  const EvalResult r = Run(options, 1300);
+  const EvalResult r = MustRun(options, 1300);
   EXPECT_EQ(r.retrieval_total, 5);
   EXPECT_EQ(r.retrieval_found, r.retrieval_dense_found);
   EXPECT_EQ(r.answer_kl, 0);
@@ -95,7 +95,7 @@ TEST(Evaluate, NeedlesLieAtSpreadDepthsAndDensePlanFindsWhatDenseFinds) {
 TEST(Evaluate, GridHasEightDepthsAtEveryLength) {
   EvalOptions options = TextOnly(testing::ReusePlan(64));
   options.grid_lengths = {600, 1500};
-  const EvalResult r = Run(options, 1300);
+  const EvalResult r = MustRun(options, 1300);
   ASSERT_EQ(r.grid.size(), 16u);
   std::set<double> depths[2];
   for (const NeedleResult& n : r.grid) {
@@ -110,7 +110,7 @@ TEST(Evaluate, GridHasEightDepthsAtEveryLength) {
 TEST(Evaluate, SelfGeneratedTextOfADensePlanNeverDiffers) {
   EvalOptions options = TextOnly(Plan::Dense(4));
   options.self_generated = 20;
-  const EvalResult r = Run(options);
+  const EvalResult r = MustRun(options);
   EXPECT_EQ(r.self_generated, 20);
   EXPECT_EQ(r.self_first_difference, -1);
   EXPECT_NEAR(r.self_nll_plan, r.self_nll_dense, 1e-5);
@@ -120,19 +120,21 @@ TEST(Evaluate, SelfGeneratedTextOfADensePlanNeverDiffers) {
 TEST(Evaluate, SelfGeneratedTextUnderANarrowWindowDiffersAndDenseLikesItLess) {
   EvalOptions options = TextOnly(testing::WindowPlan(0, 2));
   options.self_generated = 40;
-  const EvalResult r = Run(options);
+  const EvalResult r = MustRun(options);
   EXPECT_GE(r.self_first_difference, 0);
   EXPECT_GT(r.self_nll_dense, r.self_nll_plan);
 }
 
 TEST(Evaluate, SparsePromptsOfFullLayersAreDense) {
   Plan plan = Plan::Dense(4);
+  plan.sink = 2;
+  plan.recent = 8;
   plan.prefill = {.sparse = true, .tile = 16, .fraction = 0.1, .min = 32};
   EvalOptions options = TextOnly(plan);
   options.context = 1024;
   options.needles = 2;
   options.self_generated = 4;
-  const EvalResult r = Run(options, 1100);
+  const EvalResult r = MustRun(options, 1100);
   EXPECT_LT(r.kl_mean, 1e-6);
   EXPECT_EQ(r.retrieval_found, r.retrieval_dense_found);
   EXPECT_EQ(r.self_first_difference, -1);
@@ -141,14 +143,14 @@ TEST(Evaluate, SparsePromptsOfFullLayersAreDense) {
 TEST(Evaluate, SparsePromptsCountInTheResult) {
   Plan plan = testing::ReusePlan(256);  // decode keeps every key
   plan.prefill = {.sparse = true, .tile = 16, .fraction = 0.1, .min = 32};
-  EXPECT_GT(Run(TextOnly(plan)).kl_mean, 1e-6);
+  EXPECT_GT(MustRun(TextOnly(plan)).kl_mean, 1e-6);
 }
 
 TEST(Evaluate, ResultsRepeat) {
   EvalOptions options = TextOnly(testing::ReusePlan(24));
   options.context = 1024;
   options.needles = 3;
-  const EvalResult a = Run(options, 1100), b = Run(options, 1100);
+  const EvalResult a = MustRun(options, 1100), b = MustRun(options, 1100);
   EXPECT_EQ(a.kl_mean, b.kl_mean);
   EXPECT_EQ(a.answer_kl, b.answer_kl);
 }
