@@ -263,6 +263,7 @@ std::span<AttendTile> CpuOps::AttendState::Begin(const AttendParams& p,
          .scores_token_stride = p.q.dim(1) * s.score_stride,
          .scores_head_stride = s.score_stride};
     if (s.keys.kind == KeySet::Kind::kWindow) t.sink = s.keys.sink, t.recent = s.keys.recent;
+    if (group.kv_heads == s.kv.layout.kv_heads) t.share = i, t.shares = group.kv_heads;
     if (s.scores) t.scores = s.scores + (group.row * p.q.dim(1) + head) * s.score_stride;
     t.queries = take(AttendTile::QueryBytes(rows, head_dim));
     t.acc = reinterpret_cast<float*>(take(rows * PaddedHead(head_dim) * 4));

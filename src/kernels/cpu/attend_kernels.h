@@ -44,6 +44,9 @@ struct AttendTile {
   float scale = 0;
   float* scores = nullptr;  // where scaled q.k of stack row 0 go, by position; null: not wanted
   int64_t scores_token_stride = 0, scores_head_stride = 0;
+  // Which part of the next block this tile prefetches: rows [share, share + 1) / shares of it, all
+  // heads of them; with shares = 0 all rows, its own head only.
+  int share = 0, shares = 0;
   // Scratch of the kernels, 64-byte aligned.
   std::byte* queries = nullptr;  // QueryBytes
   float* acc = nullptr;          // [rows, PaddedHead(D)]

@@ -26,6 +26,7 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.693147181f;
+constexpr int kStepProducts = 8;                  // pairs between two steps of the prefetch
 constexpr int kWeightStride = kMaxBlockKeys / 2;  // dwords from one row's weights to the next
 
 __m512bh AsBf16(__m512i x) { return (__m512bh)x; }
@@ -83,11 +84,59 @@ __mmask32 ChannelMask(int64_t head_dim, int64_t channel) {
   }
 }
 
-void Prefetch(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+// Prefetches rows of the next block a few lines at a time, in memory order. A core has few buffers
+// for lines on their way; the second-level cache's own prefetcher has more, but follows ascending
+// lines only. Strided prefetches in the order of use left memory and arithmetic to take turns.
+class Ahead {
+ public:
+  // `steps` is how often Step will be called.
+  Ahead(const AttendTile& t, const KeyBlock* next, int64_t key_offset, int64_t value_offset,
+        int64_t steps) {
+    if (!next) return;
+    const bool whole = t.shares > 0;
+    row_ = next->rows + (whole ? next->count * t.share / t.shares : 0);
+    end_ = next->rows + (whole ? next->count * (t.share + 1) / t.shares : next->count);
+    if (row_ == end_) return;
+    begin_[0] = whole ? 0 : key_offset;
+    begin_[1] = value_offset;
+    bytes_ = whole ? t.layout.row_bytes() : t.layout.head_bytes();
+    ranges_ = whole ? 1 : 2;
+    const int64_t lines = (end_ - row_) * ranges_ * ((bytes_ + 63) / 64);
+    lines_ = static_cast<int>((lines + steps - 1) / steps);
+    at_ = *row_ + begin_[0];
+    stop_ = at_ + bytes_;
+  }
+  void Step() {
+    for (int i = 0; i < lines_; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+      at_ += 64;
+      if (at_ >= stop_ && !NextRange()) return;
+    }
+  }
 
-// `next`, or null, is a block whose rows are prefetched in step.
+ private:
+  bool NextRange() {
+    if (++range_ == ranges_) {
+      range_ = 0;
+      if (++row_ == end_) {
+        lines_ = 0;
+        return false;
+      }
+    }
+    at_ = *row_ + begin_[range_];
+    stop_ = at_ + bytes_;
+    return true;
+  }
+  const std::byte* const* row_ = nullptr;
+  const std::byte* const* end_ = nullptr;
+  const std::byte* at_ = nullptr;
+  const std::byte* stop_ = nullptr;
+  int64_t begin_[2] = {}, bytes_ = 0;
+  int range_ = 0, ranges_ = 0, lines_ = 0;
+};
+
 template <bool kInt8>
-void PackKeys(const KeyBlock& block, const KeyBlock* next, int64_t offset, int64_t head_dim,
+void PackKeys(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t head_dim,
               uint32_t* out) {
   constexpr int64_t kBytes = kInt8 ? 32 : 64;  // of 32 channels
   const int64_t padded = PaddedHead(head_dim);
@@ -102,10 +151,7 @@ void PackKeys(const KeyBlock& block, const KeyBlock* next, int64_t offset, int64
       __m512i r[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) r[i] = Load32<kInt8>(rows[i] + at, mask);
-      if (next && at % 64 == 0) {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) Prefetch(next->rows[k + i] + at);
-      }
+      ahead.Step();
       Transpose16(r);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * 32, r[i]);
@@ -114,7 +160,7 @@ void PackKeys(const KeyBlock& block, const KeyBlock* next, int64_t offset, int64
 }
 
 template <bool kInt8>
-void PackValues(const KeyBlock& block, const KeyBlock* next, int64_t offset, int64_t head_dim,
+void PackValues(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t head_dim,
                 uint32_t* out) {
   constexpr int64_t kBytes = kInt8 ? 32 : 64;
   constexpr int kPairs = 4;  // at once
@@ -132,10 +178,7 @@ void PackValues(const KeyBlock& block, const KeyBlock* next, int64_t offset, int
         _mm512_store_si512(to + j * 32, _mm512_unpacklo_epi16(a, b));
         _mm512_store_si512(to + j * 32 + 16, _mm512_unpackhi_epi16(a, b));
       }
-      if (next && at % 64 == 0) {
-#pragma GCC unroll 8
-        for (int j = 0; j < 2 * kPairs; ++j) Prefetch(next->rows[k + j] + at);
-      }
+      ahead.Step();
     }
   }
 }
@@ -148,11 +191,12 @@ void PackValues(const KeyBlock& block, const KeyBlock* next, int64_t offset, int
 
 template <int kRows>
 void Scores(const uint32_t* q, const uint32_t* keys, int64_t d2, __m512 factor0, __m512 factor1,
-            float* s) {
+            float* s, Ahead& ahead) {
   __m512 a[kRows][2];
 #pragma GCC unroll 12
   for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm512_setzero_ps();
   for (int64_t d = 0; d < d2; ++d) {
+    if (d % kStepProducts == 0) ahead.Step();
     const __m512bh k0 = AsBf16(_mm512_load_si512(keys + d * 32));
     const __m512bh k1 = AsBf16(_mm512_load_si512(keys + d * 32 + 16));
 #pragma GCC unroll 12
@@ -172,7 +216,7 @@ void Scores(const uint32_t* q, const uint32_t* keys, int64_t d2, __m512 factor0,
 // acc rows = acc * decay + weights . values, 32 channels at a time.
 template <int kRows>
 void Accumulate(const uint32_t* weights, const uint32_t* values, int pairs, const float* decay,
-                int64_t padded, float* acc) {
+                int64_t padded, float* acc, Ahead& ahead) {
   for (int64_t c = 0; c < padded; c += 32) {
     const uint32_t* v = values + c / 32 * (kMaxBlockKeys / 2) * 32;
     __m512 a[kRows][2];
@@ -183,6 +227,7 @@ void Accumulate(const uint32_t* weights, const uint32_t* values, int pairs, cons
       a[i][1] = _mm512_mul_ps(_mm512_load_ps(acc + i * padded + c + 16), f);
     }
     for (int j = 0; j < pairs; ++j) {
+      if (j % kStepProducts == 0) ahead.Step();
       const __m512bh v0 = AsBf16(_mm512_load_si512(v + j * 32));
       const __m512bh v1 = AsBf16(_mm512_load_si512(v + j * 32 + 16));
 #pragma GCC unroll 12
@@ -201,8 +246,10 @@ void Accumulate(const uint32_t* weights, const uint32_t* values, int pairs, cons
   }
 }
 
-using ScoresFn = void (*)(const uint32_t*, const uint32_t*, int64_t, __m512, __m512, float*);
-using AccumulateFn = void (*)(const uint32_t*, const uint32_t*, int, const float*, int64_t, float*);
+using ScoresFn = void (*)(const uint32_t*, const uint32_t*, int64_t, __m512, __m512, float*,
+                          Ahead&);
+using AccumulateFn = void (*)(const uint32_t*, const uint32_t*, int, const float*, int64_t, float*,
+                              Ahead&);
 constexpr ScoresFn kScores[kRowStep + 1] = {nullptr,    Scores<1>,  Scores<2>, Scores<3>, Scores<4>,
                                             Scores<5>,  Scores<6>,  Scores<7>, Scores<8>, Scores<9>,
                                             Scores<10>, Scores<11>, Scores<12>};
@@ -320,10 +367,14 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   const int64_t value_offset = key_offset + t.layout.value_offset();
   auto* packed_keys = reinterpret_cast<uint32_t*>(scratch.keys);
   auto* packed_values = reinterpret_cast<uint32_t*>(scratch.values);
-  // A shorter next block cannot be prefetched in step; it is the last of its chunk.
-  if (next && next->count < block.count) next = nullptr;
-  PackKeys<kInt8>(block, next, key_offset, dim, packed_keys);
-  PackValues<kInt8>(block, next, value_offset, dim, packed_values);
+  // Packing takes a step per 16 keys, then per 8 keys, 32 channels each; both products take a step
+  // per kStepProducts pairs, for each group of rows.
+  const int step = GroupRows(t.rows);
+  const int64_t tiles = (block.count + kKeyStep - 1) / kKeyStep * (padded / 32);  // of 32 x 32
+  const int64_t groups = (t.rows + step - 1) / step;
+  Ahead ahead(t, next, key_offset, value_offset, tiles * (2 + 4 + groups * 2 * 16 / kStepProducts));
+  PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys);
+  PackValues<kInt8>(block, ahead, value_offset, dim, packed_values);
 
   const float scale = t.scale * kLog2E;
   BlockScales scales;
@@ -335,7 +386,6 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     }
   }
 
-  const int step = GroupRows(t.rows);
   for (int row = 0; row < t.rows; row += step) {
     const int rows = t.rows - row < step ? t.rows - row : step;
     const int64_t first = t.position + row / t.heads;
@@ -345,7 +395,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     const auto* q = reinterpret_cast<const uint32_t*>(t.queries) + row * padded / 2;
     for (int k = 0; k < keys; k += 32) {
       kScores[rows](q, packed_keys + k / 32 * (padded / 2) * 32, padded / 2, scales.key[k / 16],
-                    scales.key[k / 16 + 1], scratch.scores + k);
+                    scales.key[k / 16 + 1], scratch.scores + k, ahead);
     }
     const bool mask = NeedsMask(t, block, keys, first, last);
     for (int i = 0; i < rows && (mask || t.scores); ++i) {
@@ -361,8 +411,8 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     float decay[kRowStep];
     Softmax<kInt8>(scratch.scores, rows, keys, scales, t.max + row, t.sum + row, scratch.weights,
                    decay);
-    kAccumulate[rows](scratch.weights, packed_values, keys / 2, decay, padded,
-                      t.acc + row * padded);
+    kAccumulate[rows](scratch.weights, packed_values, keys / 2, decay, padded, t.acc + row * padded,
+                      ahead);
   }
 }
 
