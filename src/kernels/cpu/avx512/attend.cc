@@ -84,9 +84,11 @@ __mmask32 ChannelMask(int64_t head_dim, int64_t channel) {
   }
 }
 
-// Prefetches rows of the next block a few lines at a time, in memory order. A core has few buffers
-// for lines on their way; the second-level cache's own prefetcher has more, but follows ascending
-// lines only. Strided prefetches in the order of use left memory and arithmetic to take turns.
+// Prefetches rows of the next block a few lines at a time, in memory order and spread over all of
+// the arithmetic. A core has few buffers for lines on their way: a burst fills them and holds up
+// the loads behind it, so that memory and arithmetic take turns (Zen 4, one thread: 5.5 GB/s
+// without prefetch, 11 with bursts while packing, 15 spread). Second-level cache only; prefetching
+// into the first is little better than none, the block does not fit.
 class Ahead {
  public:
   // `steps` is how often Step will be called.
