@@ -21,11 +21,9 @@ void AddOptions(CLI::App* command, BenchFlags& o) {
   command->add_option("-d,--depth", b.depths, "Tokens already in the cache, for example 0,7168")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->check(CLI::NonNegativeNumber);
+      ->check(AtLeast(0));
   const auto count = [&](const std::string& name, auto& value, const std::string& help, int least) {
-    command->add_option(name, value, help)
-        ->check(CLI::Range(least, 1 << 30))
-        ->capture_default_str();
+    command->add_option(name, value, help)->check(AtLeast(least))->capture_default_str();
   };
   count("-p,--prompt", b.prompt, "Prompt tokens timed at each depth; 0: none", 0);
   count("-n,--decode", b.decode, "Decode steps timed at each depth", 1);

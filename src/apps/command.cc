@@ -41,6 +41,27 @@ void UsageError(const std::string& option, const std::string& message) {
   throw CLI::ValidationError(option, message);
 }
 
+CLI::Validator AtLeast(double least) {
+  return CLI::Validator(
+      [least](const std::string& text) {
+        double value = 0;
+        if (CLI::detail::lexical_cast(text, value) && value >= least) return std::string();
+        return fmt::format("expected a number of at least {:g}, got {}", least, text);
+      },
+      fmt::format(">= {:g}", least));
+}
+
+CLI::Validator Between(double least, double most) {
+  return CLI::Validator(
+      [least, most](const std::string& text) {
+        double value = 0;
+        if (CLI::detail::lexical_cast(text, value) && value >= least && value <= most)
+          return std::string();
+        return fmt::format("expected a number from {:g} to {:g}, got {}", least, most, text);
+      },
+      fmt::format("{:g} to {:g}", least, most));
+}
+
 void EngineFlags::AddModel(CLI::App* command) {
   command->add_option("MODEL", model, "GGUF file, or folder of a Hugging Face checkpoint")
       ->required();
@@ -49,7 +70,7 @@ void EngineFlags::AddModel(CLI::App* command) {
 void EngineFlags::Add(CLI::App* command, Context context) {
   const std::string group = "Engine";
   command->add_option("--threads", options.threads, "Threads; 0: one per processor")
-      ->check(CLI::Range(0, 1024))
+      ->check(Between(0, 1024))
       ->group(group);
   command
       ->add_option("--backend", options.backend, "ref: slow and obvious; cpu: fast (the default)")
@@ -67,7 +88,7 @@ void EngineFlags::Add(CLI::App* command, Context context) {
       ->group(group);
   if (context == Context::kOption)
     command->add_option("--context", options.context, "Longest sequence; 0: the model's own")
-        ->check(CLI::NonNegativeNumber)
+        ->check(AtLeast(0))
         ->group(group);
 }
 

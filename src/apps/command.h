@@ -57,6 +57,10 @@ void AddCommandWith(CLI::App* command, Action& action, void (*add)(CLI::App*, Op
 // A mistake in how the command was called, found after parsing: exit status 2, as for any other.
 [[noreturn]] void UsageError(const std::string& option, const std::string& message);
 
+// Checks of numbers; the library's own ones print the limits of the type.
+CLI::Validator AtLeast(double least);
+CLI::Validator Between(double least, double most);
+
 // The options by which a command gets its engine.
 struct EngineFlags {
   std::string model;

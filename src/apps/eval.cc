@@ -21,15 +21,13 @@ void AddOptions(CLI::App* command, EvalFlags& o) {
   command->add_option("--plan", o.plan, "Attention plan to judge")->required();
   AddTextFlag(command, o.texts);
   const auto count = [&](const std::string& name, int64_t& value, const std::string& help) {
-    return command->add_option(name, value, help)
-        ->check(CLI::NonNegativeNumber)
-        ->capture_default_str();
+    return command->add_option(name, value, help)->check(AtLeast(0))->capture_default_str();
   };
   count("--context", o.options.context, "Tokens of a window of text");
   count("--rows", o.options.rows, "Last positions of each window, decoded under the plan");
   count("--max-windows", o.options.max_windows, "Windows of text; 0: as many as it has");
   command->add_option("--needles", o.options.needles, "Retrieval probes; 0: none")
-      ->check(CLI::NonNegativeNumber)
+      ->check(AtLeast(0))
       ->capture_default_str();
   command->add_option("--seed", o.options.seed, "Seed of the probes")->capture_default_str();
   command
@@ -37,7 +35,7 @@ void AddOptions(CLI::App* command, EvalFlags& o) {
                    "Also probe by depth at these lengths, for example 1024,2048,4096")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->check(CLI::PositiveNumber);
+      ->check(AtLeast(1));
   count("--self", o.options.self_generated, "Also compare a free-running decode of N tokens");
   AddJsonFlag(command, o.json);
   o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);

@@ -73,7 +73,8 @@ int ReportUsage(const CLI::App& app, const CLI::ParseError& error) {
   const std::string name = commands.empty() ? "baton" : "baton " + where.get_name();
   std::string message, hint;
   const std::string stray = Stray(where);
-  if (!stray.empty() && (stray.starts_with("-") || error.get_name() == "ExtrasError")) {
+  if (!stray.empty() &&
+      (stray.starts_with("-") || commands.empty() || error.get_name() == "ExtrasError")) {
     const bool option = stray.starts_with("-");
     std::vector<std::string> known = OptionNames(where);
     if (commands.empty() && !option) {

@@ -16,10 +16,9 @@ void AddOptions(CLI::App* command, PerplexityFlags& o) {
   o.engine.AddModel(command);
   command->add_option("-f,--file", o.file, "Text")->required();
   command->add_option("--context", o.options.context, "Tokens of a chunk")
-      ->check(CLI::Range(int64_t{8}, int64_t{1} << 30))
+      ->check(AtLeast(8))
       ->capture_default_str();
-  command->add_option("--chunks", o.options.chunks, "Chunks to score; 0: all")
-      ->check(CLI::NonNegativeNumber);
+  command->add_option("--chunks", o.options.chunks, "Chunks to score; 0: all")->check(AtLeast(0));
   command
       ->add_option("--score", o.score,
                    "half: the second half of each chunk, as llama.cpp does; all: every position")

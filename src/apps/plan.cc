@@ -23,24 +23,24 @@ void AddTarget(CLI::App* command, PlanFlags& o) {
   const std::string group = "Target";
   PlanTarget& t = o.options.target;
   o.max_kl = command->add_option("--max-kl", t.max_kl, "Most nats of KL to dense on text")
-                 ->check(CLI::PositiveNumber)
+                 ->check(AtLeast(0))
                  ->group(group);
   o.max_bytes =
       command
           ->add_option("--max-bytes", t.max_bytes,
                        "Most KV bytes of a decode step, as a share of dense; 0.125 when no target "
                        "is given")
-          ->check(CLI::Range(0.0, 1.0))
+          ->check(Between(0.0, 1.0))
           ->group(group);
   o.min_speedup = command
                       ->add_option("--min-speedup", t.min_speedup,
                                    "Least speed-up of a decode step, by measured costs")
-                      ->check(CLI::PositiveNumber)
+                      ->check(AtLeast(0))
                       ->group(group);
   command
       ->add_option("--min-retrieval", t.min_retrieval,
                    "Least share of the probes found that dense finds")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(Between(0.0, 1.0))
       ->capture_default_str()
       ->group(group);
 }
@@ -71,26 +71,26 @@ void AddSearch(CLI::App* command, PlanFlags& o) {
   command->add_option("--forced", p.forced, "Layers that stay full or select, for example 0,1")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->check(CLI::NonNegativeNumber)
+      ->check(AtLeast(0))
       ->group(group);
   command->add_option("--cost", o.cost, "What is minimised: bytes or measured time")
       ->check(CLI::IsMember({"bytes", "time"}))
       ->capture_default_str()
       ->group(group);
   command->add_option("--max-evaluations", p.max_evaluations, "Candidates measured end to end")
-      ->check(CLI::PositiveNumber)
+      ->check(AtLeast(1))
       ->capture_default_str()
       ->group(group);
   command->add_flag("--no-local-search", o.no_local_search, "The exact fronts alone")->group(group);
   command->add_flag("--sparse-prefill", p.prefill.sparse, "Prompts are processed sparsely as well")
       ->group(group);
   command->add_option("--tile", p.prefill.tile, "Sparse prompts: queries that share one set")
-      ->check(CLI::PositiveNumber)
+      ->check(AtLeast(1))
       ->capture_default_str()
       ->group(group);
   command
       ->add_option("--fraction", p.prefill.fraction, "Sparse prompts: share of the keys in a set")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(Between(0.0, 1.0))
       ->capture_default_str()
       ->group(group);
 }

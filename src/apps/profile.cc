@@ -21,23 +21,23 @@ void AddOptions(CLI::App* command, ProfileFlags& o) {
     command->add_option(name, values, help)
         ->delimiter(',')
         ->allow_extra_args(false)
-        ->check(CLI::PositiveNumber)
+        ->check(AtLeast(1))
         ->capture_default_str();
   };
   command->add_option("--context", p.context, "Context length that the plan is for")
-      ->check(CLI::PositiveNumber)
+      ->check(AtLeast(1))
       ->capture_default_str();
   command->add_option("--probes", p.probes, "Retrieval probes of each split")
-      ->check(CLI::NonNegativeNumber)
+      ->check(AtLeast(0))
       ->capture_default_str();
   command->add_option("--seed", p.seed, "Seed of probes and splits")->capture_default_str();
   list("--budgets", p.budgets, "Tokens that a reuse or scan layer may attend to");
   list("--windows", p.windows, "Widths of window layers, sink included");
   command->add_option("--sink", p.sink, "First tokens that every set holds")
-      ->check(CLI::NonNegativeNumber)
+      ->check(AtLeast(0))
       ->capture_default_str();
   command->add_option("--recent", p.recent, "Latest tokens that every set holds")
-      ->check(CLI::NonNegativeNumber)
+      ->check(AtLeast(0))
       ->capture_default_str();
   command->add_option("--scope", p.scope, "all: one set per layer; group: one per KV head")
       ->transform(CLI::CheckedTransformer(
@@ -48,7 +48,7 @@ void AddOptions(CLI::App* command, ProfileFlags& o) {
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, Pool>{{"sum", Pool::kSum}, {"max", Pool::kMax}}, CLI::ignore_case));
   command->add_option("--block", p.block, "Unit of selection in tokens")
-      ->check(CLI::PositiveNumber)
+      ->check(AtLeast(1))
       ->capture_default_str();
   command->add_option("-o,--output", o.output, "Profile to write")->required();
   o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);

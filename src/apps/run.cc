@@ -23,19 +23,19 @@ void AddSampling(CLI::App* command, Request& request) {
     return command->add_option(name, value, help)->group(group);
   };
   add("--temp,--temperature", s.temperature, "Temperature; 0: the likeliest token (the default)")
-      ->check(CLI::Range(0.0, 100.0));
-  add("--top-k", s.top_k, "Sample from the k likeliest; 0: all")->check(CLI::NonNegativeNumber);
+      ->check(Between(0.0, 100.0));
+  add("--top-k", s.top_k, "Sample from the k likeliest; 0: all")->check(AtLeast(0));
   add("--top-p", s.top_p, "Sample from the likeliest that hold this probability; 1: all")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(Between(0.0, 1.0));
   add("--min-p", s.min_p, "Drop tokens below this share of the likeliest's probability")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(Between(0.0, 1.0));
   add("--repeat-penalty", s.repetition_penalty, "Penalty on recent tokens; 1: none")
-      ->check(CLI::Range(0.01, 100.0));
+      ->check(Between(0.01, 100.0));
   add("--repeat-window", s.penalty_window, "Latest tokens that the penalty looks at")
-      ->check(CLI::NonNegativeNumber);
+      ->check(AtLeast(0));
   add("--seed", s.seed, "Seed of the sampler");
   add("-n,--max-tokens", request.max_tokens, "Longest answer in tokens")
-      ->check(CLI::PositiveNumber)
+      ->check(AtLeast(1))
       ->capture_default_str();
   add("--stop", request.stop, "Text that ends the answer; may be given several times")
       ->allow_extra_args(false);
@@ -57,7 +57,7 @@ void AddOptions(CLI::App* command, RunOptions& o) {
           "--watch", o.watch_interval,
           "With a plan: check every N steps that reuse layers still catch their attention; "
           "0: never")
-      ->check(CLI::NonNegativeNumber)
+      ->check(AtLeast(0))
       ->capture_default_str();
   AddJsonFlag(command, o.json);
   AddSampling(command, o.request);

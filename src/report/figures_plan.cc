@@ -211,7 +211,7 @@ std::string LayerBars(const std::vector<double>& values, const Plan* plan, const
   svg.TextUp(11, 90, unit);
   for (const double tick : axis.Ticks(4)) {
     svg.Line(kLeft, axis.At(tick), kWidth - 6, axis.At(tick), "grid");
-    svg.Text(kLeft - 6, axis.At(tick) + 4, Number(tick), Anchor::kEnd);
+    svg.Text(kLeft - 6, axis.At(tick) + 4, TickText(tick), Anchor::kEnd);
   }
   for (int l = 0; l < layers; ++l) {
     const double value = values[static_cast<size_t>(l)];

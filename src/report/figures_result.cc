@@ -23,11 +23,11 @@ void DrawFrame(Svg& svg, const Axis& x, const Axis& y, const std::string& x_name
                const std::string& y_name, bool x_percent) {
   for (const double tick : y.Ticks(6)) {
     svg.Line(x.from, y.At(tick), x.to, y.At(tick), "grid");
-    svg.Text(x.from - 7, y.At(tick) + 4, Number(tick), Anchor::kEnd);
+    svg.Text(x.from - 7, y.At(tick) + 4, TickText(tick), Anchor::kEnd);
   }
   for (const double tick : x.Ticks(8)) {
     svg.Line(x.At(tick), y.from, x.At(tick), y.from + 4, "axis");
-    svg.Text(x.At(tick), y.from + 18, x_percent ? PercentTick(tick) : Number(tick),
+    svg.Text(x.At(tick), y.from + 18, x_percent ? PercentTick(tick) : TickText(tick),
              Anchor::kMiddle);
   }
   svg.Line(x.from, y.from, x.to, y.from, "axis");
@@ -110,21 +110,22 @@ std::string Front(const SearchData& search) {
   if (!line.empty()) svg.Path(line, "front-line");
   for (const CandidateData& c : all)
     if (!c.on_front) svg.Circle(x.At(*c.kv_bytes_share), y.At(*c.kl), 3.2, "dot", Describe(c));
+  // No candidate lies below and left of the front: that is where its labels go.
   double last_x = -100, last_y = -100;
   for (const CandidateData& c : all) {
     if (!c.on_front) continue;
     const double px = x.At(*c.kv_bytes_share), py = y.At(*c.kl);
     svg.Circle(px, py, 5, c.meets_target ? "front-dot" : "front-dot weak", Describe(c));
     const bool chosen = c.roles == search.chosen.roles && !c.roles.empty();
-    if (chosen || px > x.to - 110 || std::hypot(px - last_x, (py - last_y) * 4) < 90) continue;
-    svg.Text(px + 8, py - 6, RoleCounts(c.roles), Anchor::kStart, "small");
+    if (chosen || px < x.from + 100 || std::hypot(px - last_x, (py - last_y) * 4) < 90) continue;
+    svg.Text(px - 7, py + 15, RoleCounts(c.roles), Anchor::kEnd, "small");
     last_x = px, last_y = py;
   }
   if (Plottable(search.chosen)) {
     const double px = x.At(*search.chosen.kv_bytes_share), py = y.At(*search.chosen.kl);
-    const bool right = px > (x.from + x.to) / 2;
+    const bool right = px > x.from + 180;
     svg.Path(Star(px, py, 11), "star", "chosen: " + Describe(search.chosen));
-    svg.Text(px + (right ? -14 : 14), py - 12, "chosen: " + RoleCounts(search.chosen.roles),
+    svg.Text(right ? px - 6 : x.from + 8, py + 27, "chosen: " + RoleCounts(search.chosen.roles),
              right ? Anchor::kEnd : Anchor::kStart, "strong");
   }
   return svg.ToString();
@@ -156,7 +157,7 @@ std::string PredictedAndMeasured(const SearchData& search) {
   if (c.predicted_nats && c.kl && *c.predicted_nats > 0)
     svg.Path(Star(x.At(*c.predicted_nats), y.At(*c.kl + c.answer_kl.value_or(0)), 11), "star",
              "chosen: " + Describe(c));
-  svg.Text(x.to - 8, y.At(x.high) + 26, "as predicted", Anchor::kEnd, "small");
+  svg.Text(x.to - 34, y.At(x.high) + 12, "as predicted", Anchor::kEnd, "small");
   return svg.ToString();
 }
 
@@ -173,7 +174,7 @@ std::string SpeedBars(const std::vector<SpeedPoint>& points, const std::string& 
   svg.TextUp(12, 136, "tokens per second");
   for (const double tick : axis.Ticks(5)) {
     svg.Line(kLeft, axis.At(tick), kWidth - 6, axis.At(tick), "grid");
-    svg.Text(kLeft - 6, axis.At(tick) + 4, Number(tick), Anchor::kEnd);
+    svg.Text(kLeft - 6, axis.At(tick) + 4, TickText(tick), Anchor::kEnd);
   }
   const double group = (kWidth - kLeft - 6) / static_cast<double>(points.size());
   const double bar = std::min(group * 0.3, 54.0);

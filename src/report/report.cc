@@ -24,8 +24,8 @@ std::string Section(const std::string& id, const std::string& title, const std::
                      id, title, note, body);
 }
 
-std::string Figure(const std::string& svg, const std::string& css = "") {
-  return svg.empty() ? "" : fmt::format("<figure class=\"{}\">{}</figure>\n", css, svg);
+std::string Figure(const std::string& svg) {
+  return svg.empty() ? "" : "<figure>" + svg + "</figure>\n";
 }
 
 std::string Row(const std::string& css, const std::vector<std::string>& figures) {
@@ -252,7 +252,7 @@ std::string RetrievalSection(const ReportData& d) {
   for (const EvalData& e : d.evals) grid.insert(grid.end(), e.grid.begin(), e.grid.end());
   return Section("retrieval", "Retrieval by depth and length",
                  "Of the facts that dense attention finds, how many the plan finds.",
-                 Figure(RetrievalGrid(grid), "narrow"));
+                 Figure(RetrievalGrid(grid)));
 }
 
 // The measured budget that is nearest to the one plans usually take.
@@ -358,8 +358,8 @@ std::string MethodSection(const ReportData& d) {
         Fact("evaluation",
              fmt::format("context {}, {} positions, last {} of each window decoded under the plan, "
                          "{} probes, seed {}",
-                         Count(e.context), e.positions ? Number(*e.positions) : "–", e.rows,
-                         e.total ? Number(*e.total) : "0", e.seed));
+                         Count(e.context), Count(static_cast<int64_t>(e.positions.value_or(0))),
+                         e.rows, Count(static_cast<int64_t>(e.total.value_or(0))), e.seed));
   rows += Fact("texts", TextsHtml(d));
   rows += Fact("commands", commands);
   return Section("method", "Method",

@@ -37,16 +37,17 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   font-variant-numeric: tabular-nums; }
 .card span { display: block; font-weight: 600; }
 .card small { display: block; color: var(--muted); font-size: 13px; }
+.card b small { display: inline; font-weight: 500; letter-spacing: 0; white-space: nowrap; }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 10px 26px; align-items: start; }
 .row.front { grid-template-columns: 3fr 2fr; }
 @media (max-width: 900px) { .row, .row.front { grid-template-columns: 1fr; } }
 figure { margin: 8px 0 0; overflow-x: auto; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, "Segoe UI", "Noto Sans", "Liberation Sans", sans-serif; }
-.narrow svg { width: auto; max-width: 100%; height: auto; }
 svg text { fill: var(--muted); }
 svg .axis-name { fill: var(--muted); font-style: italic; }
 svg .panel, svg .strong { fill: var(--ink); font-weight: 600; font-size: 13px; }
 svg .small { font-size: 11px; }
+svg .small, svg .strong { paint-order: stroke; stroke: var(--card); stroke-width: 3px; stroke-linejoin: round; }
 svg .cell { fill: var(--cell-ink); font-weight: 650; font-size: 13px; pointer-events: none; }
 svg .cell-small { fill: var(--cell-ink); font-size: 10px; pointer-events: none; }
 svg .axis { stroke: var(--muted); stroke-width: 1; }

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "report/format.h"
+
 namespace baton {
 
 std::string EscapeHtml(std::string_view text) {
@@ -35,8 +37,11 @@ std::string EscapeHtml(std::string_view text) {
 }
 
 Svg::Svg(double width, double height, std::string_view label)
-    : out_(fmt::format("<svg viewBox=\"0 0 {:.0f} {:.0f}\" role=\"img\" aria-label=\"{}\">\n",
-                       width, height, EscapeHtml(label))) {}
+    // Wider than a tenth beyond its own size, a picture's text would dwarf the page's.
+    : out_(fmt::format(
+          "<svg viewBox=\"0 0 {:.0f} {:.0f}\" style=\"max-width:{:.0f}px\" role=\"img\" "
+          "aria-label=\"{}\">\n",
+          width, height, width * 1.1, EscapeHtml(label))) {}
 
 void Svg::Close(std::string_view element, std::string_view title) {
   out_ +=
@@ -90,6 +95,10 @@ double Axis::At(double value) const {
   const double share = log ? std::log(std::max(value, low) / low) / std::log(high / low)
                            : (value - low) / (high - low);
   return from + std::clamp(share, 0.0, 1.0) * (to - from);
+}
+
+std::string TickText(double value) {
+  return std::abs(value) >= 1000 ? Number(value) : fmt::format("{:.4g}", value);
 }
 
 std::vector<double> Axis::Ticks(int about) const {

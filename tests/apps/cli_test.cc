@@ -1,0 +1,175 @@
+// Runs the program itself: what it prints where, and its exit status, when things go wrong.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+constexpr const char* kModel = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+
+struct Outcome {
+  int status = -1;
+  std::string out, err;
+};
+
+std::string ReadAll(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class Cli : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = std::filesystem::temp_directory_path() / "baton-cli-XXXXXX";
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    folder_ = name;
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  // `redirection` comes after the streams that the test captures, so it may send them elsewhere.
+  Outcome Baton(const std::string& args, const std::string& redirection = "") {
+    const auto out = folder_ / "out", err = folder_ / "err";
+    const std::string command = std::string("'" BATON_PROGRAM "' ") + args + " </dev/null >'" +
+                                out.string() + "' 2>'" + err.string() + "' " + redirection;
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, ReadAll(out), ReadAll(err)};
+  }
+  std::string File(const std::string& name, const std::string& text) {
+    std::ofstream(folder_ / name) << text;
+    return (folder_ / name).string();
+  }
+  // One line on standard error and nothing on standard output, with this exit status.
+  void ExpectError(const Outcome& o, int status, const std::string& part) {
+    EXPECT_EQ(o.status, status) << o.err;
+    EXPECT_EQ(o.out, "");
+    EXPECT_THAT(o.err, AllOf(testing::StartsWith("baton: error: "), HasSubstr(part)));
+    EXPECT_EQ(std::count(o.err.begin(), o.err.end(), '\n'), 1) << o.err;
+  }
+
+  std::filesystem::path folder_;
+};
+
+TEST_F(Cli, HelpShowsExamplesOfEveryCommand) {
+  for (const char* command :
+       {"run", "info", "tokenize", "profile", "plan", "eval", "perplexity", "bench", "report"}) {
+    const Outcome o = Baton(std::string(command) + " --help");
+    EXPECT_EQ(o.status, 0) << o.err;
+    EXPECT_THAT(o.out, HasSubstr(std::string("  baton ") + command + " "));
+  }
+  EXPECT_THAT(Baton("--version").out, testing::StartsWith("baton "));
+}
+
+TEST_F(Cli, UsageErrorsTeachAndExitWithTwo) {
+  ExpectError(Baton(""), 2, "baton --help");
+  ExpectError(Baton("rnu model.gguf"), 2, "did you mean run?");
+  ExpectError(Baton("run model.gguf --promt x"), 2, "did you mean --prompt?");
+  // The typo is the cause; that the model seems to be missing is its consequence.
+  ExpectError(Baton("run --promt"), 2, "--promt");
+  ExpectError(Baton("run"), 2, "MODEL");
+  ExpectError(Baton("run model.gguf -n many"), 2, "--max-tokens");
+  ExpectError(Baton("run model.gguf --prompt a --file b"), 2, "--file");
+  ExpectError(Baton("bench model.gguf --kv f64"), 2, "--kv");
+  ExpectError(Baton("plan profile.json"), 2, "--output");
+}
+
+TEST_F(Cli, FilesThatAreNotThereAreNamed) {
+  ExpectError(Baton("info absent.gguf"), 1, "absent.gguf");
+  ExpectError(Baton("tokenize absent.gguf --prompt x"), 1, "absent.gguf");
+  ExpectError(Baton("perplexity absent.gguf --file absent.txt"), 1, "absent.txt");
+  ExpectError(Baton("plan absent.json -o plan.json"), 1, "absent.json");
+  ExpectError(Baton("report --plan absent.json -o page.html"), 1, "absent.json");
+}
+
+TEST_F(Cli, FilesOfAnotherKindAreRefused) {
+  const std::string text = File("text.gguf", "no model");
+  ExpectError(Baton("info '" + text + "'"), 1, "text.gguf");
+  ExpectError(Baton("plan '" + File("p.json", "{}") + "' -o plan.json"), 1, "p.json");
+  ExpectError(Baton("report --bench '" + File("b.json", "[]") + "' -o page.html"), 1, "--bench");
+}
+
+TEST_F(Cli, AReportOfAPlanIsWritten) {
+  const std::string plan =
+      File("plan.json", R"({"format":"baton-plan","version":1,"model":{"architecture":"llama",
+        "layers":2,"fingerprint":""},"budget":{"tokens":512,"sink":4,"recent":64},
+        "layers":["select",{"reuse":0}]})");
+  const std::string page = (folder_ / "page.html").string();
+  const Outcome o = Baton("report --plan '" + plan + "' -o '" + page + "'");
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_THAT(ReadAll(page), HasSubstr("</html>"));
+  ExpectError(Baton("report --plan '" + plan + "' -o '" + page + ".absent/page.html'"), 1,
+              "cannot write");
+  ExpectError(Baton("report --plan '" + plan + "' -o /dev/full"), 1, "No space left");
+}
+
+TEST_F(Cli, AFullDiskIsAnError) {
+  const Outcome o = Baton("--help", ">/dev/full");
+  EXPECT_EQ(o.status, 1);
+  EXPECT_THAT(o.err, HasSubstr("cannot write standard output"));
+}
+
+class CliWithModel : public Cli {
+ protected:
+  void SetUp() override {
+    Cli::SetUp();
+    if (!std::filesystem::exists(kModel)) GTEST_SKIP() << "needs " << kModel;
+  }
+};
+
+TEST_F(CliWithModel, JsonIsTheOnlyThingOnStandardOutput) {
+  const Outcome o = Baton(std::string("run ") + kModel +
+                          " --raw --prompt 'The capital of France is' -n 4 --json");
+  ASSERT_EQ(o.status, 0) << o.err;
+  const auto json = nlohmann::json::parse(o.out, nullptr, false);
+  ASSERT_FALSE(json.is_discarded()) << o.out;
+  EXPECT_EQ(json["tokens"].size(), 4u);
+  EXPECT_EQ(json["prompt_tokens"], 5);
+  EXPECT_TRUE(json["text"].is_string());
+}
+
+TEST_F(CliWithModel, TheStreamedTextIsTheTextOfTheJson) {
+  const std::string args = std::string("run ") + kModel + " --prompt 'Name a colour.' -n 6";
+  const Outcome streamed = Baton(args), json = Baton(args + " --json");
+  ASSERT_EQ(streamed.status, 0) << streamed.err;
+  auto text = nlohmann::json::parse(json.out)["text"].get<std::string>();
+  if (!text.ends_with('\n')) text += '\n';
+  EXPECT_EQ(streamed.out, text);
+}
+
+TEST_F(CliWithModel, TokenizeParsesControlTokens) {
+  const Outcome o = Baton(std::string("tokenize ") + kModel + " --prompt '<|im_start|>' --json");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(nlohmann::json::parse(o.out)["tokens"].size(), 1u);
+}
+
+TEST_F(CliWithModel, APlanThatDoesNotFitNamesItsFile) {
+  const std::string plan =
+      File("plan.json", R"({"format":"baton-plan","version":1,"model":{"architecture":"llama",
+        "layers":2,"fingerprint":""},"budget":{"tokens":512,"sink":4,"recent":64},
+        "layers":["select",{"reuse":0}]})");
+  ExpectError(Baton(std::string("run ") + kModel + " --prompt x --plan '" + plan + "'"), 1,
+              "plan.json");
+  const std::string typo = File("typo.json", R"({"format":"baton-plan","version":1,"layrs":[]})");
+  ExpectError(Baton(std::string("run ") + kModel + " --prompt x --plan '" + typo + "'"), 1,
+              "typo.json");
+}
+
+TEST_F(CliWithModel, AClosedOutputIsAnError) {
+  const Outcome o =
+      Baton(std::string("run ") + kModel + " --prompt 'Count to ten.' -n 8", ">/dev/full");
+  EXPECT_EQ(o.status, 1);
+  EXPECT_THAT(o.err, HasSubstr("cannot write standard output: No space left"));
+}
+
+}  // namespace

@@ -1,0 +1,157 @@
+#include "baton/report.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "report/format.h"
+#include "report/svg.h"
+
+namespace baton {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+constexpr const char* kPlan = R"({"format":"baton-plan","version":1,
+  "model":{"architecture":"llama","layers":3,"fingerprint":""},
+  "budget":{"tokens":512,"sink":4,"recent":64},"scope":"all","pool":"sum","unit":"token",
+  "layers":["select",{"reuse":{"source":0,"k":256}},{"window":{"sink":4,"recent":508}}]})";
+
+constexpr const char* kProfile = R"({"format":"baton-profile","model_path":"m/<tiny>.gguf",
+  "architecture":"llama","layers":3,"heads":2,"kv_heads":1,"head_dim":64,"model_window":[0,0,0],
+  "options":{"texts":["a.txt"],"context":8192,"probes":2,"seed":1,"budgets":[512],"windows":[512],
+             "sink":4,"recent":64},
+  "text_sha256":["00ff"],
+  "text":[[0.01,0.2,0.3, 1,0.02,0.1, 1,1,0.03]],
+  "answer":[[0.01,0.4,null, 1,0.02,0.1, 1,1,0.03]],
+  "own_kl":[0.1,0.01,0.002],"rnmse":[0.1,0.2,0.3],"price_text":[1,0.5,0.1],"price_answer":[0,2,0]})";
+
+constexpr const char* kSearch = R"({"chosen":{"origin":"price 1","predicted_nats":0.02,
+    "kv_bytes_share":0.2,"kl":0.02,"answer_kl":0.01,"top1":0.9,"found":5,"dense_found":5,
+    "roles":"SRW"},
+  "candidates":[
+    {"origin":"price 1","predicted_nats":0.02,"kv_bytes_share":0.2,"kl":0.02,"on_front":true,
+     "meets_target":true,"roles":"SRW"},
+    {"origin":"price 2","predicted_nats":0.01,"kv_bytes_share":0.4,"kl":0.01,"on_front":true,
+     "meets_target":false,"roles":"SSR"}],"seconds":3})";
+
+constexpr const char* kEval = R"({"context":8192,"rows":192,"kl_mean":0.0213,"top1_agreement":0.927,
+  "nll_delta":0.003,"retrieval_found":30,"retrieval_dense_found":31,"retrieval_total":60,
+  "kv_bytes_share":0.109,
+  "command":"baton eval <script>alert(1)</script>",
+  "grid":[{"length":1024,"depth":0.5,"kind":"digits","dense_found":true,"found":true}]})";
+
+constexpr const char* kBench = R"({"read_bandwidth":3.3e10,"rows":[
+  {"depth":7168,"plan":"dense","prompt_tokens_per_s":100,"decode_tokens_per_s":98,
+   "kv_bytes_per_token":165e6},
+  {"depth":7168,"plan":"3 layers","prompt_tokens_per_s":120,"decode_tokens_per_s":196,
+   "kv_bytes_per_token":18e6}]})";
+
+ReportInputs Everything() {
+  return {.profile_json = kProfile,
+          .plan_json = kPlan,
+          .search_json = kSearch,
+          .eval_json = {kEval},
+          .bench_json = {kBench}};
+}
+
+std::string Rendered(const ReportInputs& inputs) {
+  auto page = RenderReport(inputs);
+  EXPECT_TRUE(page.ok()) << (page.ok() ? "" : page.error().ToString());
+  return page.ok() ? *page : "";
+}
+
+std::string ErrorOf(const ReportInputs& inputs) {
+  auto page = RenderReport(inputs);
+  return page.ok() ? "no error" : page.error().ToString();
+}
+
+TEST(Report, HasEverySectionWhenEverythingIsGiven) {
+  const std::string page = Rendered(Everything());
+  for (const char* id : {"summary", "plan", "front", "speed", "quality", "retrieval", "recovered",
+                         "sensitivity", "method"})
+    EXPECT_THAT(page, HasSubstr(std::string("<section id=\"") + id + "\""));
+  EXPECT_THAT(page, HasSubstr("10.9 %"));
+  EXPECT_THAT(page, HasSubstr("2.00×"));
+  EXPECT_THAT(page, HasSubstr("30 / 31"));
+}
+
+TEST(Report, LeavesOutSectionsWithoutNumbers) {
+  const std::string page = Rendered({.plan_json = kPlan});
+  EXPECT_THAT(page, HasSubstr("<section id=\"plan\""));
+  for (const char* id : {"front", "speed", "quality", "retrieval", "recovered", "sensitivity"})
+    EXPECT_THAT(page, Not(HasSubstr(std::string("<section id=\"") + id + "\""))) << id;
+}
+
+TEST(Report, NumbersThatAreAbsentLeaveNoMark) {
+  const std::string page = Rendered({.eval_json = {R"({"kl_mean":null,"context":"many"})"},
+                                     .bench_json = {R"({"rows":[{},{"depth":1}]})"}});
+  EXPECT_THAT(page, Not(HasSubstr("nan")));
+  EXPECT_THAT(page, Not(HasSubstr("<section id=\"speed\"")));
+}
+
+TEST(Report, EscapesWhatItWasGiven) {
+  ReportInputs inputs = Everything();
+  inputs.title = "<b>\"title\" & more</b>";
+  const std::string page = Rendered(inputs);
+  EXPECT_THAT(page, Not(HasSubstr("<script")));
+  EXPECT_THAT(page, Not(HasSubstr("<b>\"title\"")));
+  EXPECT_THAT(page, HasSubstr("&lt;b&gt;&quot;title&quot; &amp; more&lt;/b&gt;"));
+  EXPECT_THAT(page, HasSubstr("&lt;tiny&gt;.gguf"));
+}
+
+TEST(Report, StandsAlone) {
+  const std::string page = Rendered(Everything());
+  for (const char* external : {"http:", "https:", "<script", "<link", "<img", "@import"})
+    EXPECT_THAT(page, Not(HasSubstr(external)));
+}
+
+TEST(Report, NamesTheFileThatIsOfAnotherKind) {
+  EXPECT_THAT(ErrorOf({.profile_json = kPlan}), HasSubstr("--profile"));
+  EXPECT_THAT(ErrorOf({.profile_json = kPlan}), HasSubstr("give it to --plan"));
+  EXPECT_THAT(ErrorOf({.eval_json = {kBench}}), HasSubstr("baton bench --json"));
+  EXPECT_THAT(ErrorOf({.search_json = "{}"}), HasSubstr("another kind"));
+  EXPECT_THAT(ErrorOf({.bench_json = {"not json"}}), HasSubstr("not a JSON file"));
+  EXPECT_THAT(ErrorOf({}), HasSubstr("at least one result"));
+}
+
+TEST(Report, TablesOfAnotherSizeAreAnError) {
+  std::string profile = kProfile;
+  profile.replace(profile.find("[0.1,0.01,0.002]"), 16, "[0.1,0.01]");
+  EXPECT_THAT(ErrorOf({.profile_json = profile}), HasSubstr("\"own_kl\" holds 2 numbers"));
+}
+
+TEST(Report, PlanAndProfileMustAgreeOnLayers) {
+  std::string plan = kPlan;
+  plan.replace(plan.find("\"layers\":3"), 10, "\"layers\":2");
+  plan.replace(plan.find(",{\"window\""),
+               std::string(",{\"window\":{\"sink\":4,\"recent\":508}}").size(), "");
+  EXPECT_THAT(ErrorOf({.profile_json = kProfile, .plan_json = plan}), HasSubstr("2 layers"));
+}
+
+TEST(Format, NumbersReadAsPeopleWriteThem) {
+  EXPECT_EQ(Count(-1234567), "-1,234,567");
+  EXPECT_EQ(Bytes(165e6), "165 MB");
+  EXPECT_EQ(Percent(0.109), "10.9 %");
+  EXPECT_EQ(Percent(1), "100 %");
+  EXPECT_EQ(Number(0.02134), "0.0213");
+  EXPECT_EQ(Duration(95), "1:35 min");
+}
+
+TEST(Axis, ShowsRoundTicksInsideItsRange) {
+  for (const bool log : {false, true}) {
+    const Axis axis = MakeAxis({0.003, 0.02, 0.4}, log, 0, 100);
+    const auto ticks = axis.Ticks(5);
+    ASSERT_GE(ticks.size(), 2u);
+    for (const double tick : ticks) {
+      EXPECT_GE(axis.At(tick), 0);
+      EXPECT_LE(axis.At(tick), 100);
+    }
+  }
+  EXPECT_FALSE(MakeAxis({}, true, 0, 1).log);  // nothing positive: a plain axis, not a NaN
+}
+
+}  // namespace
+}  // namespace baton
