@@ -83,6 +83,8 @@ Status Transformer::Forward(const ForwardBatch& batch) {
   rows_ = static_cast<int64_t>(batch.tokens.size());
   if (rows_ == 0) return Status::Ok();
   ThreadPool::Hot hot(ops_.threads());
+  fine_ = std::any_of(batch.segments.begin(), batch.segments.end(),
+                      [](const AttentionSegment& s) { return !s.prompt; });
   attention_.Begin(batch.segments, batch.observer);
   PrepareRope(batch);
   const View<float> x = Matrix2(x_, rows_, config_.width);
@@ -115,7 +117,11 @@ Status Transformer::Layer(int l, const ForwardBatch& batch) {
   const LinearParams::Out qkv[] = {{w.q.get(), OrNull(w.q_bias), q},
                                    {w.k.get(), OrNull(w.k_bias), k},
                                    {w.v.get(), OrNull(w.v_bias), v}};
-  ops_.Linear({.x = x, .norm_weight = w.attn_norm.data(), .norm_eps = c.norm_eps, .outs = qkv});
+  ops_.Linear({.x = x,
+               .norm_weight = w.attn_norm.data(),
+               .norm_eps = c.norm_eps,
+               .outs = qkv,
+               .fine = fine_});
 
   const RopeTable& rope = rope_[static_cast<size_t>(c.layer[static_cast<size_t>(l)].rope)];
   BATON_TRY(attention_.Run(l,
@@ -139,7 +145,8 @@ Status Transformer::Layer(int l, const ForwardBatch& batch) {
             .up = w.up.get(),
             .activation =
                 c.activation == Activation::kSilu ? GluActivation::kSilu : GluActivation::kGeluTanh,
-            .y = ffn});
+            .y = ffn,
+            .fine = fine_});
   AddBranch(ffn, *w.down, w.post_ffn_norm, x, nullptr);
   return Status::Ok();
 }
@@ -149,12 +156,12 @@ void Transformer::AddBranch(const View<float>& input, const Matrix& w,
                             const std::vector<float>& norm, const View<float>& x, float* tap) {
   if (norm.empty() && tap == nullptr) {
     const LinearParams::Out out{&w, nullptr, x};
-    ops_.Linear({.x = input, .outs = std::span(&out, 1), .accumulate = true});
+    ops_.Linear({.x = input, .outs = std::span(&out, 1), .accumulate = true, .fine = fine_});
     return;
   }
   const View<float> branch = Matrix2(branch_, rows_, config_.width);
   const LinearParams::Out out{&w, nullptr, branch};
-  ops_.Linear({.x = input, .outs = std::span(&out, 1)});
+  ops_.Linear({.x = input, .outs = std::span(&out, 1), .fine = fine_});
   if (tap) std::copy_n(branch.data(), branch.size(), tap);
   if (!norm.empty()) {
     ops_.Norm(
@@ -218,7 +225,8 @@ void Transformer::Output(const ForwardBatch& batch) {
     ops_.Linear({.x = rows,
                  .norm_weight = weights_.output_norm.data(),
                  .norm_eps = config_.norm_eps,
-                 .outs = std::span(&out, 1)});
+                 .outs = std::span(&out, 1),
+                 .fine = true});
     batch.on_logits(first, logits);
   }
 }

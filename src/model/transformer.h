@@ -83,6 +83,7 @@ class Transformer {
   Attention attention_;
   std::vector<RopeTable> rope_;
   int64_t rows_ = 0;
+  bool fine_ = false;  // the batch decodes: see LinearParams
   std::vector<float> x_, q_, k_, v_, o_, branch_, ffn_, rows_x_, logits_;
 };
 

@@ -51,6 +51,9 @@ struct LinearParams {
   };
   std::span<const Out> outs;
   bool accumulate = false;  // y += instead of y =
+  // A backend that quantises x keeps 16 bits of it instead of 8. Decode asks for it: its products
+  // wait for the weights, and its distributions are what plans are judged by.
+  bool fine = false;
 };
 
 enum class GluActivation { kSilu, kGeluTanh };
@@ -63,7 +66,8 @@ struct GluParams {
   const Matrix* gate = nullptr;  // [out, in]
   const Matrix* up = nullptr;    // [out, in]
   GluActivation activation = GluActivation::kSilu;
-  View<float> y;  // [T, out]
+  View<float> y;      // [T, out]
+  bool fine = false;  // see LinearParams
 };
 
 // y (+)= x / rms(x) * weight, row by row.

@@ -37,13 +37,15 @@ struct Job {
   View<const float> x;
   const float* norm_weight = nullptr;
   float norm_eps = 0;
+  bool fine = false;  // the quantised form has 16 bits
   bool want_quant = false, want_plain = false;
 
   int64_t tokens() const { return x.dim(0); }
   int64_t tiles() const { return (tokens() + kTileTokens - 1) / kTileTokens; }
   int64_t blocks() const { return (x.dim(1) + kBlockColumns - 1) / kBlockColumns; }
   int64_t quant_tile_bytes() const {
-    return blocks() * kTileTokens * static_cast<int64_t>(sizeof(QuantBlock));
+    return blocks() * kTileTokens *
+           static_cast<int64_t>(fine ? sizeof(FineBlock) : sizeof(QuantBlock));
   }
 };
 
@@ -82,6 +84,7 @@ struct CpuOps::LinearState {
 
   void PrepareTile(Prepared& p, const Job& j, int64_t tile) const {
     const int64_t first = tile * kTileTokens;
+    std::byte* quant = j.want_quant ? p.quant.data() + tile * j.quant_tile_bytes() : nullptr;
     kernels.prepare({.x = j.x.row(first),
                      .x_stride = j.x.stride(0),
                      .count = static_cast<int>(std::min<int64_t>(kTileTokens, j.tokens() - first)),
@@ -89,9 +92,8 @@ struct CpuOps::LinearState {
                      .blocks = j.blocks(),
                      .norm_weight = j.norm_weight,
                      .norm_eps = j.norm_eps,
-                     .quant = j.want_quant ? reinterpret_cast<QuantBlock*>(
-                                                 p.quant.data() + tile * j.quant_tile_bytes())
-                                           : nullptr,
+                     .quant = j.fine ? nullptr : reinterpret_cast<QuantBlock*>(quant),
+                     .fine = j.fine ? reinterpret_cast<FineBlock*>(quant) : nullptr,
                      .plain = j.want_plain ? p.plain.data() + tile * PlainTileBytes(j) : nullptr});
   }
 
@@ -138,6 +140,7 @@ struct CpuOps::LinearState {
                       .groups = groups,
                       .more_rows = group + groups < u.group + u.groups,
                       .x = (quant ? p.quant : p.plain).data() + u.token / kTileTokens * tile_bytes,
+                      .fine = quant && j.fine,
                       .tile_bytes = tile_bytes,
                       .tokens = u.tokens,
                       .out = out});
@@ -163,7 +166,7 @@ Result<std::unique_ptr<Matrix>> CpuOps::Pack(const RawMatrix& raw) {
 void CpuOps::DoLinear(const LinearParams& p) {
   if (!linear_) linear_ = std::make_shared<LinearState>(isa_, threads_.threads());
   LinearState& s = *linear_;
-  Job job{.x = p.x, .norm_weight = p.norm_weight, .norm_eps = p.norm_eps};
+  Job job{.x = p.x, .norm_weight = p.norm_weight, .norm_eps = p.norm_eps, .fine = p.fine};
   int64_t total_groups = 0;
   for (const auto& o : p.outs) {
     const PackedMatrix& w = Packed(o.w);
@@ -212,7 +215,7 @@ void CpuOps::DoGlu(const GluParams& p) {
   BATON_CHECK_EQ(gate.cols, p.x.dim(1));
   BATON_CHECK_EQ(up.cols, p.x.dim(1));
   BATON_CHECK_EQ(gate.rows, up.rows);
-  Job job{.x = p.x, .norm_weight = p.norm_weight, .norm_eps = p.norm_eps};
+  Job job{.x = p.x, .norm_weight = p.norm_weight, .norm_eps = p.norm_eps, .fine = p.fine};
   s.Want(job, gate);
   s.Want(job, up);
   if (job.tokens() == 0) return;

@@ -31,6 +31,21 @@ struct alignas(64) QuantBlock {
   int32_t unused[2];
 };
 
+// The same in 16 bits, for decode: x = d (256 hi + lo). Two byte dot products and a shift between
+// them cost decode little, which waits for the weights; with 8 bits the rounding of x alone sets
+// two runs of the same plan 0.004 nats apart (docs/numerics.md).
+struct alignas(64) FineBlock {
+  int8_t hi[32];
+  int8_t lo[32];
+  float d;
+  float d_sum;  // all sums are of 256 hi + lo
+  int32_t start4;
+  int32_t start8;
+  int32_t start6[2];
+  int32_t unused[10];
+};
+static_assert(sizeof(QuantBlock) == 64 && sizeof(FineBlock) == 128);
+
 struct PrepareArgs {
   const float* x = nullptr;  // [count, cols]
   int64_t x_stride = 0;
@@ -40,6 +55,7 @@ struct PrepareArgs {
   const float* norm_weight = nullptr;  // [cols] or null
   float norm_eps = 0;
   QuantBlock* quant = nullptr;  // [blocks, 6], or null: not wanted
+  FineBlock* fine = nullptr;    // likewise
   std::byte* plain =
       nullptr;  // avx512: bf16 [blocks * 16, 6, 2]; portable: f32 [blocks * 32, 6]; or null
 };
@@ -50,6 +66,7 @@ struct PanelArgs {
   int groups = 0;                // 1 to 4
   bool more_rows = false;        // the same thread goes on with the groups that follow
   const std::byte* x = nullptr;  // prepared tiles; the first token is the first of its tile
+  bool fine = false;             // x holds FineBlocks; quantised layouts only
   int64_t tile_bytes = 0;
   int64_t tokens = 0;
   float* out = nullptr;  // [tokens, 64], 64-byte aligned

@@ -10,6 +10,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cpu/avx512/linear_parts.h"
 
@@ -20,8 +21,16 @@ inline __m512 LoadHalves(const std::byte* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
-inline __m512i BroadcastQuants(const QuantBlock& x, int v) {
-  return _mm512_set1_epi32(reinterpret_cast<const int32_t*>(x.q)[v]);
+// Four bytes of x: of its 8-bit form, or of the high or low half of its 16-bit form.
+enum class Part { kWhole, kHigh, kLow };
+
+template <Part P, typename Block>
+inline __m512i BroadcastQuants(const Block& x, int v) {
+  const int8_t* q;
+  if constexpr (P == Part::kWhole) q = x.q;
+  if constexpr (P == Part::kHigh) q = x.hi;
+  if constexpr (P == Part::kLow) q = x.lo;
+  return _mm512_set1_epi32(reinterpret_cast<const int32_t*>(q)[v]);
 }
 
 // Decode streams the weights once. The hardware prefetcher stops at every 4 KiB, so lines are asked
@@ -41,24 +50,22 @@ inline void PrefetchAhead(const std::byte* p, int64_t group_bytes, int64_t dista
   }
 }
 
-template <int V0, int V1, int G, int NT>
-inline void Dot8(const std::byte* q, int64_t group_bytes, const QuantBlock* x,
-                 __m512i (&acc)[G][NT]) {
+template <Part P, int V0, int V1, int G, int NT, typename Block>
+inline void Dot8(const std::byte* q, int64_t group_bytes, const Block* x, __m512i (&acc)[G][NT]) {
 #pragma GCC unroll 8
   for (int v = V0; v < V1; ++v) {
     __m512i w[G];
     for (int g = 0; g < G; ++g) w[g] = _mm512_load_si512(q + g * group_bytes + v * 64);
 #pragma GCC unroll 6
     for (int t = 0; t < NT; ++t) {
-      const __m512i b = BroadcastQuants(x[t], v);
+      const __m512i b = BroadcastQuants<P>(x[t], v);
       for (int g = 0; g < G; ++g) acc[g][t] = _mm512_dpbusd_epi32(acc[g][t], w[g], b);
     }
   }
 }
 
-template <int G, int NT>
-inline void Dot4(const std::byte* q, int64_t group_bytes, const QuantBlock* x,
-                 __m512i (&acc)[G][NT]) {
+template <Part P, int G, int NT, typename Block>
+inline void Dot4(const std::byte* q, int64_t group_bytes, const Block* x, __m512i (&acc)[G][NT]) {
   const __m512i low = _mm512_set1_epi8(15);
 #pragma GCC unroll 4
   for (int v = 0; v < 4; ++v) {
@@ -70,19 +77,19 @@ inline void Dot4(const std::byte* q, int64_t group_bytes, const QuantBlock* x,
     }
 #pragma GCC unroll 6
     for (int t = 0; t < NT; ++t) {
-      const __m512i b = BroadcastQuants(x[t], v);
+      const __m512i b = BroadcastQuants<P>(x[t], v);
       for (int g = 0; g < G; ++g) acc[g][t] = _mm512_dpbusd_epi32(acc[g][t], w[g], b);
     }
 #pragma GCC unroll 6
     for (int t = 0; t < NT; ++t) {
-      const __m512i b = BroadcastQuants(x[t], v + 4);
+      const __m512i b = BroadcastQuants<P>(x[t], v + 4);
       for (int g = 0; g < G; ++g) acc[g][t] = _mm512_dpbusd_epi32(acc[g][t], h[g], b);
     }
   }
 }
 
-template <int G, int NT>
-inline void AddScaled(const std::byte* d, int64_t group_bytes, const QuantBlock* x,
+template <int G, int NT, typename Block>
+inline void AddScaled(const std::byte* d, int64_t group_bytes, const Block* x,
                       const __m512i (&acc)[G][NT], __m512 (&total)[G][NT]) {
   for (int g = 0; g < G; ++g) {
     const __m512 scale = LoadHalves(d + g * group_bytes);
@@ -94,9 +101,41 @@ inline void AddScaled(const std::byte* d, int64_t group_bytes, const QuantBlock*
   }
 }
 
+// Integer sums of columns [4 V0, 4 V1) of a block, from `start(t)`. The 16-bit form sums its high
+// bytes, shifts, and goes on with the low ones: at most 255 * 127 * 256 * 32 in magnitude.
+template <PackLayout L, int V0, int V1, int G, int NT, typename Block, typename Start>
+inline void Sum(const std::byte* q, int64_t group_bytes, const Block* x, Start start,
+                __m512i (&acc)[G][NT]) {
+  const auto dot = [&]<Part P>() {
+    if constexpr (QuantBytesPerBlock(L) == 256) {
+      Dot4<P>(q, group_bytes, x, acc);
+    } else {
+      Dot8<P, V0, V1>(q, group_bytes, x, acc);
+    }
+  };
+  constexpr bool kFine = std::is_same_v<Block, FineBlock>;
+  for (int t = 0; t < NT; ++t) {
+    for (int g = 0; g < G; ++g) {
+      acc[g][t] = kFine ? _mm512_setzero_si512() : _mm512_set1_epi32(start(x[t]));
+    }
+  }
+  if constexpr (kFine) {
+    dot.template operator()<Part::kHigh>();
+    for (int t = 0; t < NT; ++t) {
+      for (int g = 0; g < G; ++g) {
+        acc[g][t] =
+            _mm512_add_epi32(_mm512_slli_epi32(acc[g][t], 8), _mm512_set1_epi32(start(x[t])));
+      }
+    }
+    dot.template operator()<Part::kLow>();
+  } else {
+    dot.template operator()<Part::kWhole>();
+  }
+}
+
 // ahead: see PrefetchDistance; 0 = no prefetch.
-template <PackLayout L, int G, int NT>
-void QuantTile(const std::byte* w, int64_t group_bytes, int64_t blocks, const QuantBlock* x,
+template <PackLayout L, int G, int NT, typename Block>
+void QuantTile(const std::byte* w, int64_t group_bytes, int64_t blocks, const Block* x,
                int64_t ahead, float* out) {
   constexpr bool kMin = L == PackLayout::kMin4 || L == PackLayout::kMin8;
   constexpr int kQuantBytes = QuantBytesPerBlock(L);
@@ -112,27 +151,20 @@ void QuantTile(const std::byte* w, int64_t group_bytes, int64_t blocks, const Qu
     if (ahead != 0) PrefetchAhead<G>(q, group_bytes, ahead, kQuantBytes);
     if (ahead != 0) PrefetchAhead<G>(d + b * ScaleBytesPerBlock(L), group_bytes, ahead, 64);
     __m512i acc[G][NT];
-    for (int t = 0; t < NT; ++t) {
-      __m512i start = _mm512_setzero_si512();
-      if constexpr (L == PackLayout::kSym4) start = _mm512_set1_epi32(x[t].start4);
-      if constexpr (L == PackLayout::kSym8) start = _mm512_set1_epi32(x[t].start8);
-      if constexpr (L == PackLayout::kSym8x2) start = _mm512_set1_epi32(x[t].start6[0]);
-      for (int g = 0; g < G; ++g) acc[g][t] = start;
-    }
     if constexpr (L == PackLayout::kSym8x2) {
-      Dot8<0, 4>(q, group_bytes, x, acc);
+      const auto half0 = [](const Block& v) { return v.start6[0]; };
+      const auto half1 = [](const Block& v) { return v.start6[1]; };
+      Sum<L, 0, 4>(q, group_bytes, x, half0, acc);
       AddScaled(d + b * 64, group_bytes, x, acc, total);
-      for (int t = 0; t < NT; ++t) {
-        for (int g = 0; g < G; ++g) acc[g][t] = _mm512_set1_epi32(x[t].start6[1]);
-      }
-      Dot8<4, 8>(q, group_bytes, x, acc);
+      Sum<L, 4, 8>(q, group_bytes, x, half1, acc);
       AddScaled(d + b * 64 + 32, group_bytes, x, acc, total);
     } else {
-      if constexpr (kQuantBytes == 256) {
-        Dot4(q, group_bytes, x, acc);
-      } else {
-        Dot8<0, 8>(q, group_bytes, x, acc);
-      }
+      Sum<L, 0, 8>(
+          q, group_bytes, x,
+          [](const Block& v) {
+            return L == PackLayout::kSym4 ? v.start4 : L == PackLayout::kSym8 ? v.start8 : 0;
+          },
+          acc);
       AddScaled(d + b * 32, group_bytes, x, acc, total);
     }
     if constexpr (kMin) {
@@ -175,11 +207,14 @@ void Bf16Tile(const std::byte* w, int64_t group_bytes, int64_t blocks, const uin
 }
 
 template <PackLayout L, int G, int NT>
-inline void Tile(const std::byte* w, const PackedMatrix& m, const std::byte* x, int64_t ahead,
-                 float* out) {
+inline void Tile(const std::byte* w, const PackedMatrix& m, const std::byte* x, bool fine,
+                 int64_t ahead, float* out) {
   if constexpr (L == PackLayout::kBf16) {
     const auto* pairs = reinterpret_cast<const uint32_t*>(x);
     Bf16Tile<G, NT>(w, m.group_bytes, m.blocks, pairs, ahead, out);
+  } else if (fine) {
+    const auto* blocks = reinterpret_cast<const FineBlock*>(x);
+    QuantTile<L, G, NT>(w, m.group_bytes, m.blocks, blocks, ahead, out);
   } else {
     const auto* blocks = reinterpret_cast<const QuantBlock*>(x);
     QuantTile<L, G, NT>(w, m.group_bytes, m.blocks, blocks, ahead, out);
@@ -197,22 +232,22 @@ void Groups(const PanelArgs& p, int first) {
   for (int64_t t = 0; t < p.tokens; t += kTileTokens, x += p.tile_bytes) {
     switch (p.tokens - t) {
       case 1:
-        Tile<L, G, 1>(w, m, x, ahead, out);
+        Tile<L, G, 1>(w, m, x, p.fine, ahead, out);
         break;
       case 2:
-        Tile<L, G, 2>(w, m, x, ahead, out);
+        Tile<L, G, 2>(w, m, x, p.fine, ahead, out);
         break;
       case 3:
-        Tile<L, G, 3>(w, m, x, ahead, out);
+        Tile<L, G, 3>(w, m, x, p.fine, ahead, out);
         break;
       case 4:
-        Tile<L, G, 4>(w, m, x, ahead, out);
+        Tile<L, G, 4>(w, m, x, p.fine, ahead, out);
         break;
       case 5:
-        Tile<L, G, 5>(w, m, x, ahead, out);
+        Tile<L, G, 5>(w, m, x, p.fine, ahead, out);
         break;
       default:
-        Tile<L, G, 6>(w, m, x, ahead, out);
+        Tile<L, G, 6>(w, m, x, p.fine, ahead, out);
     }
     ahead = 0;
     out += kTileTokens * kPanelRows;

@@ -34,9 +34,15 @@ inline __m512 LoadNormed(const PrepareArgs& p, const float* x, int64_t i, __m512
                        _mm512_maskz_loadu_ps(mask, p.norm_weight + i));
 }
 
-void Quantise(__m512 a, __m512 b, QuantBlock& out) {
+struct Scaled {
+  __m512i lo, hi;  // 32 integers in [-steps, steps]
+  float d;
+};
+
+// x = d q with |q| <= steps; NaN in d if a value is not finite.
+inline Scaled ScaleToIntegers(__m512 a, __m512 b, float steps) {
   constexpr int kNotFinite = 0x99;  // quiet NaN, +inf, -inf, signalling NaN
-  // Smaller blocks count as zero, or 127 / amax would overflow.
+  // Smaller blocks count as zero, or steps / amax would overflow.
   constexpr float kSmallest = 0x1p-110f;
   const __m512 top = _mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b));
   const __m256 top8 = _mm256_max_ps(_mm512_castps512_ps256(top), _mm512_extractf32x8_ps(top, 1));
@@ -47,24 +53,52 @@ void Quantise(__m512 a, __m512 b, QuantBlock& out) {
   const bool finite =
       (_mm512_fpclass_ps_mask(a, kNotFinite) | _mm512_fpclass_ps_mask(b, kNotFinite)) == 0;
   const bool zero = !finite || amax < kSmallest;
-  const __m512 inverse = _mm512_set1_ps(zero ? 0.0f : 127.0f / amax);
-  const float d = !finite ? std::nanf("") : zero ? 0.0f : amax * (1.0f / 127.0f);
+  const __m512 inverse = _mm512_set1_ps(zero ? 0.0f : steps / amax);
   const __mmask16 keep = finite ? 0xffff : 0;
-  const __m512i qa = _mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(a, inverse));
-  const __m512i qb = _mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(b, inverse));
-  const __m256i q = _mm256_set_m128i(_mm512_cvtepi32_epi8(qb), _mm512_cvtepi32_epi8(qa));
-  _mm256_store_si256(reinterpret_cast<__m256i*>(out.q), q);
-  // Sums of each half by one byte dot product with ones and two pairwise additions.
-  const __m256i by4 = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), q);
-  __m128i halves = _mm_hadd_epi32(_mm256_castsi256_si128(by4), _mm256_extracti128_si256(by4, 1));
-  halves = _mm_hadd_epi32(halves, halves);
-  const int32_t s0 = _mm_extract_epi32(halves, 0), s1 = _mm_extract_epi32(halves, 1);
+  return {_mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(a, inverse)),
+          _mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(b, inverse)),
+          !finite ? std::nanf("")
+          : zero  ? 0.0f
+                  : amax * (1.0f / steps)};
+}
+
+inline __m256i ToBytes(__m512i lo, __m512i hi) {
+  return _mm256_set_m128i(_mm512_cvtepi32_epi8(hi), _mm512_cvtepi32_epi8(lo));
+}
+
+// Starts of the integer sums from the sums of q over each half of the block.
+template <typename Block>
+inline void SetSums(int32_t s0, int32_t s1, float d, Block& out) {
   out.d = d;
   out.d_sum = d * static_cast<float>(s0 + s1);
   out.start4 = -8 * (s0 + s1);
   out.start8 = -128 * (s0 + s1);
   out.start6[0] = -32 * s0;
   out.start6[1] = -32 * s1;
+}
+
+void Quantise(__m512 a, __m512 b, QuantBlock& out) {
+  const Scaled s = ScaleToIntegers(a, b, 127.0f);
+  const __m256i q = ToBytes(s.lo, s.hi);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out.q), q);
+  // Sums of each half by one byte dot product with ones and two pairwise additions.
+  const __m256i by4 = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), q);
+  __m128i halves = _mm_hadd_epi32(_mm256_castsi256_si128(by4), _mm256_extracti128_si256(by4, 1));
+  halves = _mm_hadd_epi32(halves, halves);
+  SetSums(_mm_extract_epi32(halves, 0), _mm_extract_epi32(halves, 1), s.d, out);
+}
+
+void Quantise(__m512 a, __m512 b, FineBlock& out) {
+  // 127 * 256: the high byte of a rounded quotient stays within +-127.
+  const Scaled s = ScaleToIntegers(a, b, 32512.0f);
+  const __m512i half = _mm512_set1_epi32(128);
+  const __m512i hi0 = _mm512_srai_epi32(_mm512_add_epi32(s.lo, half), 8);
+  const __m512i hi1 = _mm512_srai_epi32(_mm512_add_epi32(s.hi, half), 8);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out.hi), ToBytes(hi0, hi1));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out.lo),
+                     ToBytes(_mm512_sub_epi32(s.lo, _mm512_slli_epi32(hi0, 8)),
+                             _mm512_sub_epi32(s.hi, _mm512_slli_epi32(hi1, 8))));
+  SetSums(_mm512_reduce_add_epi32(s.lo), _mm512_reduce_add_epi32(s.hi), s.d, out);
 }
 
 // exp(x) within 2 ulp for x in [-104, 88.7]; 0 below, infinity above, NaN for NaN.
@@ -112,6 +146,7 @@ void PrepareLinear(const PrepareArgs& p) {
       const __m512 lo = LoadNormed(p, x, b * 32, inverse);
       const __m512 hi = LoadNormed(p, x, b * 32 + 16, inverse);
       if (p.quant) Quantise(lo, hi, p.quant[b * kTileTokens + t]);
+      if (p.fine) Quantise(lo, hi, p.fine[b * kTileTokens + t]);
       if (plain) {
         const __m512bh pairs = _mm512_cvtne2ps_pbh(hi, lo);
         _mm512_i32scatter_epi32(plain + b * 16 * kTileTokens + t, scatter,
