@@ -45,7 +45,7 @@ tsan:  ## Threading and engine tests under ThreadSanitizer
 	@scripts/setup
 	@scripts/test tsan --without-models --only 'thread|^(kernels|attention|engine|kv)/'
 
-minimal:  ## The reference backend alone: builds without Highway and oneDNN
+minimal:  ## The reference backend alone: builds without Highway
 	@scripts/setup
 	@scripts/test minimal --without-models
 
