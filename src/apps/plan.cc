@@ -200,7 +200,20 @@ PlanOptions SearchOptions(const PlanFlags& o) {
   return options;
 }
 
-Result<int> Run(const PlanFlags& o, const Invocation&) {
+// The candidates with where they came from and what they were held to.
+Json ToJson(const PlanSearch& search, const PlanOptions& options, const Engine& engine,
+            const Invocation& invocation) {
+  Json object = ResultHeader("search", engine, invocation);
+  object.update(Json::parse(baton::ToJson(search)));
+  const PlanTarget& t = options.target;
+  object["target"] = {{"max_kl", t.max_kl},
+                      {"max_bytes", t.max_bytes},
+                      {"min_retrieval", t.min_retrieval},
+                      {"min_speedup", t.min_speedup}};
+  return object;
+}
+
+Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
   BATON_ASSIGN(const Profile profile, Profile::Load(o.profile));
   EngineFlags flags = o.engine;
   if (flags.model.empty()) flags.model = profile.model_path;
@@ -208,15 +221,16 @@ Result<int> Run(const PlanFlags& o, const Invocation&) {
     return Error::InvalidArgument("{} does not name its model", o.profile).Hint("give --model");
   BATON_ASSIGN(auto engine, flags.Load());
   InterruptGuard guard(*engine);
+  const PlanOptions options = SearchOptions(o);
   std::optional<PlanSearch> search;
   {
     Progress progress;
-    BATON_ASSIGN(search, SearchPlan(*engine, profile, SearchOptions(o), progress.Callback()));
+    BATON_ASSIGN(search, SearchPlan(*engine, profile, options, progress.Callback()));
   }
   BATON_TRY(search->chosen.plan.Save(o.output));
-  const std::string json = ToJson(*search) + "\n";
-  if (!o.search_json.empty()) BATON_TRY(WriteFile(o.search_json, json));
-  BATON_TRY(Print(o.json ? json : ToText(*search, o)));
+  const Json json = ToJson(*search, options, *engine, invocation);
+  if (!o.search_json.empty()) BATON_TRY(WriteFile(o.search_json, json.dump(2) + "\n"));
+  BATON_TRY(o.json ? PrintJson(json) : Print(ToText(*search, o)));
   return 0;
 }
 

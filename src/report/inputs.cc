@@ -195,7 +195,7 @@ CandidateData ReadCandidate(const Json& j) {
 
 Result<SearchData> ReadSearch(const std::string& text) {
   BATON_ASSIGN(const Json j, ParseAs("search", text));
-  SearchData s;
+  SearchData s{.origin = ReadOrigin(j)};
   s.chosen = ReadCandidate(*Find(j, "chosen"));
   if (const Json* test = Find(j, "test"); test && test->is_object()) s.test = ReadCandidate(*test);
   if (const Json* list = Find(j, "candidates"); list->is_array())

@@ -42,6 +42,7 @@ struct CandidateData {
 };
 
 struct SearchData {
+  Origin origin;
   CandidateData chosen;
   std::optional<CandidateData> test;
   std::vector<CandidateData> candidates;

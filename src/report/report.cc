@@ -45,6 +45,7 @@ std::string LastPart(const std::string& path) {
 std::vector<const Origin*> Origins(const ReportData& d) {
   std::vector<const Origin*> all;
   if (d.profile) all.push_back(&d.profile->origin);
+  if (d.search) all.push_back(&d.search->origin);
   for (const EvalData& e : d.evals) all.push_back(&e.origin);
   for (const BenchData& b : d.benches) all.push_back(&b.origin);
   return all;
@@ -128,11 +129,9 @@ std::string Cards(const ReportData& d) {
     out += Card(Percent(*h.kv_bytes_share), "of the KV bytes",
                 "read by a decode step " + At(h.context));
   if (h.kl)
-    out += Card(
-        fmt::format("{:.4f}", *h.kl) + (h.kl_error && *h.kl_error > 0
-                                            ? fmt::format(" <small>± {:.4f}</small>", *h.kl_error)
-                                            : ""),
-        "nats of KL to dense", "teacher forced, " + h.source);
+    out += Card(fmt::format("{:.4f}", *h.kl), "nats of KL to dense",
+                (h.kl_error && *h.kl_error > 0 ? fmt::format("± {:.4f}, ", *h.kl_error) : "") +
+                    "teacher forced, " + h.source);
   if (h.top1) out += Card(Percent(*h.top1), "same likeliest token", "as dense attention");
   if (h.found && h.dense_found && *h.dense_found > 0)
     out += Card(fmt::format("{:.0f} / {:.0f}", *h.found, *h.dense_found), "facts retrieved",
@@ -207,7 +206,7 @@ std::string SpeedSection(const ReportData& d) {
   const std::string charts = Row("", {SpeedBars(decode, "Decode"), SpeedBars(prompt, "Prompt")});
   if (charts.empty()) return "";
   return Section(
-      "speed", "Speed by context", "Medians, dense and planned in one run on one machine.",
+      "speed", "Speed by context", "Medians of repeated timings; the factor is planned over dense.",
       charts +
           "<ul class=\"legend\"><li><i class=\"c-dense\"></i>dense</li><li><i class=\"c-plan\">"
           "</i>planned</li></ul>\n" +

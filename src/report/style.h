@@ -37,7 +37,6 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   font-variant-numeric: tabular-nums; }
 .card span { display: block; font-weight: 600; }
 .card small { display: block; color: var(--muted); font-size: 13px; }
-.card b small { display: inline; font-weight: 500; letter-spacing: 0; white-space: nowrap; }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 10px 26px; align-items: start; }
 .row.front { grid-template-columns: 3fr 2fr; }
 @media (max-width: 900px) { .row, .row.front { grid-template-columns: 1fr; } }
