@@ -61,6 +61,7 @@ Status Session::Decode(std::span<const int32_t> tokens, const DecodeOptions& opt
   batch.on_logits = options.on_logits;
   batch.observer = options.observer;
   batch.first_layer = options.first_layer;
+  batch.end_layer = options.end_layer;
   batch.hidden = options.hidden;
   batch.capture = options.capture;
   batch.tap_layer = options.tap_layer;

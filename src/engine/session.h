@@ -20,6 +20,15 @@ class Session {
   static Result<Session> Create(Engine& engine, const std::vector<bool>& low_bit,
                                 int64_t max_tokens, bool alias = false);
 
+  Session(Session&&) = default;
+  // Memberwise assignment would free the store before the sequence that holds its pages.
+  Session& operator=(Session&& o) noexcept {
+    sequence_ = std::move(o.sequence_);
+    store_ = std::move(o.store_);
+    engine_ = o.engine_;
+    return *this;
+  }
+
   // [n, vocab] logits of wanted rows first .. first + n.
   using OnLogits = std::function<void(int64_t first, View<const float> logits)>;
 
@@ -34,6 +43,7 @@ class Session {
     OnLogits on_logits;
     AttentionObserver* observer = nullptr;
     int first_layer = 0;
+    int end_layer = -1;
     const float* hidden = nullptr;
     float* capture = nullptr;
     int tap_layer = -1;

@@ -93,7 +93,8 @@ Status Transformer::Forward(const ForwardBatch& batch) {
   } else {
     Embed(batch.tokens);
   }
-  for (int l = batch.first_layer; l < config_.layers; ++l) {
+  const int end = batch.end_layer < 0 ? config_.layers : batch.end_layer;
+  for (int l = batch.first_layer; l < end; ++l) {
     if (batch.capture) std::copy_n(x.data(), x.size(), batch.capture + l * x.size());
     BATON_TRY(Layer(l, batch));
   }

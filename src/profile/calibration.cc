@@ -184,8 +184,11 @@ Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, int first_
     BATON_TRY(Score(session_, g, options, result));
     if (error && !g.probe) {
       BATON_TRY(restore());
-      Session::DecodeOptions again = options;
-      again.plan = nullptr;
+      Session::DecodeOptions again;
+      again.first_layer = first_layer;
+      again.end_layer = error->layer + 1;
+      again.hidden = options.hidden;
+      again.tap_layer = error->layer;
       again.tap = dense.data();
       BATON_TRY(session_.Decode(g.rows, again));
       for (size_t i = 0; i < dense.size(); ++i) {

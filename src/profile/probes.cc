@@ -32,30 +32,43 @@ constexpr std::array kCities = {"Lisbon", "Oslo",   "Quito",  "Hanoi",   "Accra"
                                 "Bogota", "Dublin", "Havana", "Nairobi", "Prague", "Sydney",
                                 "Tunis",  "Vienna", "Warsaw", "Zagreb",  "Athens", "Boston"};
 
-std::string NumberFact(const std::string& city, const std::string& number) {
-  return fmt::format(" The special magic number for {} is {}. ", city, number);
+// Facts of one context are about different things: a small model asked for one of eight magic
+// numbers mixes up their digits, and a probe that dense fails measures nothing.
+constexpr std::array kThings = {
+    "special magic number for {}",      "access code of the {} office",
+    "serial number of the {} printer",  "ticket number of the {} train",
+    "phone extension of the {} museum", "invoice number of the {} hotel",
+    "locker number at the {} airport",  "flight number of the {} charter"};
+
+std::string Thing(int index, const std::string& city) {
+  return fmt::format(fmt::runtime(kThings[static_cast<size_t>(index) % kThings.size()]), city);
 }
 
-void AskNumber(Probe& p, const std::string& city, const std::string& number) {
-  p.question = fmt::format("What is the special magic number for {} mentioned in the text?", city);
-  p.answer_start = fmt::format("The special magic number for {} is ", city);
+std::string NumberFact(const std::string& thing, const std::string& number) {
+  return fmt::format(" The {} is {}. ", thing, number);
+}
+
+void AskNumber(Probe& p, const std::string& thing, const std::string& number) {
+  p.question = fmt::format("What is the {} mentioned in the text?", thing);
+  p.answer_start = fmt::format("The {} is ", thing);
   p.answer = number;
 }
 
-Probe MakeProbe(ProbeKind kind, double depth, const std::string& city, const std::string& other,
-                Draw& draw) {
+Probe MakeProbe(ProbeKind kind, int index, double depth, const std::string& city,
+                const std::string& other, Draw& draw) {
   Probe p;
   p.kind = kind;
   p.depth = depth;
   const std::string number = draw.Digits(5);
   switch (kind) {
     case ProbeKind::kDigits:
-      p.facts = {NumberFact(city, number)};
-      AskNumber(p, city, number);
+      p.facts = {NumberFact(Thing(index, city), number)};
+      AskNumber(p, Thing(index, city), number);
       break;
     case ProbeKind::kSeveral:
-      p.facts = {NumberFact(other, draw.Digits(5)), NumberFact(city, number)};
-      AskNumber(p, city, number);
+      p.facts = {NumberFact(Thing(index, other), draw.Digits(5)),
+                 NumberFact(Thing(index, city), number)};
+      AskNumber(p, Thing(index, city), number);
       break;
     case ProbeKind::kKeyValue: {
       const std::string key = draw.Letters(3) + draw.Digits(2);
@@ -96,7 +109,7 @@ std::vector<Probe> MakeProbes(int count, uint64_t seed, bool digits_only) {
                           ? ProbeKind::kDigits
                           : static_cast<ProbeKind>(std::array{0, 1, 0, 2, 0, 1, 0, 3}[i % 8]);
     const size_t at = static_cast<size_t>(2 * i);
-    probes.push_back(MakeProbe(kind, (i + 0.5) / count, cities[at % cities.size()],
+    probes.push_back(MakeProbe(kind, i, (i + 0.5) / count, cities[at % cities.size()],
                                cities[(at + 1) % cities.size()], draw));
   }
   return probes;
