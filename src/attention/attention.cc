@@ -143,14 +143,19 @@ Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
         visible[i] = part->Visible(s);
         const int64_t rows =
             std::min(part->rows_per_set, part->rows.count - s * part->rows_per_set);
-        // A tile's own keys are always in, and what is recent for its first query.
-        recent[i] = tiles ? rows + plan.recent : plan.recent;
+        // A tile's own keys are always in, and what is recent for its first query (which counts
+        // itself), so that a tile of one query has the sets of decode.
+        recent[i] = tiles ? rows - 1 + std::max<int64_t>(plan.recent, 1) : plan.recent;
         const int64_t budget =
             tiles ? std::max(plan.prefill.min,
                              static_cast<int64_t>(
                                  plan.prefill.fraction * static_cast<double>(visible[i]) + 0.5))
-                  : asked[a].At(visible[i]) / plan.block * plan.block;
-        const int64_t size = std::min(visible[i], std::max(budget, plan.sink + recent[i]));
+                  : asked[a].At(visible[i]);
+        // Whole blocks within the budget, except that a budget for every key gets the last one.
+        const int64_t size = budget >= visible[i]
+                                 ? visible[i]
+                                 : std::min(visible[i], std::max(budget / plan.block * plan.block,
+                                                                 plan.sink + recent[i]));
         k[a * visible.size() + i] = RoundUp(size, plan.block);
         largest = std::max(largest, RoundUp(size, plan.block));
       }
@@ -252,7 +257,8 @@ KeySet Attention::Keys(int layer, const Part& part) const {
       keys.kind = KeySet::Kind::kIndex;
       keys.index = &published->sets;
       keys.rows_per_set = part.rows_per_set;
-      if (plan.scope == Scope::kHeadMap)
+      // A scan layer reads its own ranking, head by head: maps are for other layers' rankings.
+      if (plan.scope == Scope::kHeadMap && set.publisher != layer)
         keys.head_map = plan.head_map[static_cast<size_t>(layer)].data();
       return keys;
     }

@@ -25,7 +25,8 @@ MappedFile::~MappedFile() {
 }
 
 Result<MappedFile> MappedFile::Open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Non-blocking: a pipe without a writer is refused below instead of waited for.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
     if (errno == ENOENT || errno == ENOTDIR) return Error::NotFound("{}: no such file", path);
     return Error::Io("{}: cannot open: {}", path, std::strerror(errno));

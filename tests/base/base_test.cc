@@ -1,0 +1,220 @@
+// Memory, number formats and files.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <random>
+
+#include "base/atomic_file.h"
+#include "base/buffer.h"
+#include "base/dtype.h"
+#include "base/mapped_file.h"
+#include "base/sha256.h"
+#include "base/view.h"
+
+namespace baton {
+namespace {
+
+TEST(Buffer, IsAlignedZeroedAndWritable) {
+  for (int64_t bytes : {int64_t{1}, int64_t{4095}, int64_t{1} << 20, (int64_t{2} << 20) + 1}) {
+    auto b = Buffer::Allocate(bytes);
+    ASSERT_TRUE(b.ok());
+    EXPECT_EQ(b->size(), bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(b->data()) % (2 << 20), 0u);
+    for (int64_t i = 0; i < bytes; i += 509) ASSERT_EQ(b->as<uint8_t>()[i], 0);
+    std::memset(b->data(), 0x5a, static_cast<size_t>(bytes));
+    EXPECT_EQ(b->as<uint8_t>()[bytes - 1], 0x5a);
+  }
+}
+
+TEST(Buffer, MovingHandsOverOwnership) {
+  Buffer a = Buffer::AllocateOrDie(100);
+  std::byte* data = a.data();
+  data[99] = std::byte{7};
+  Buffer b = std::move(a);
+  EXPECT_EQ(b.data(), data);
+  EXPECT_EQ(b.data()[99], std::byte{7});
+  EXPECT_FALSE(a);  // NOLINT: what is left is empty
+  Buffer c;
+  EXPECT_FALSE(c);
+  c = std::move(b);
+  EXPECT_EQ(c.data(), data);
+}
+
+TEST(Buffer, ImpossibleSizesAreErrors) {
+  for (int64_t bytes : {int64_t{-1}, std::numeric_limits<int64_t>::max(), int64_t{1} << 62,
+                        std::numeric_limits<int64_t>::min()}) {
+    auto b = Buffer::Allocate(bytes);
+    ASSERT_FALSE(b.ok());
+    EXPECT_EQ(b.error().code(), Error::Code::kResource);
+  }
+  EXPECT_TRUE(Buffer::Allocate(0).ok());
+}
+
+TEST(Bf16, EveryValueSurvivesARoundTrip) {
+  for (uint32_t u = 0; u < 65536; ++u) {
+    const bf16 x{static_cast<uint16_t>(u)};
+    const float f = ToFloat(x);
+    if (std::isnan(f)) {
+      EXPECT_TRUE(std::isnan(ToFloat(ToBf16(f))));
+    } else {
+      ASSERT_EQ(ToBf16(f).bits, u);
+    }
+  }
+}
+
+// For a 16-bit format: every midpoint of neighbours goes to the even one, all nearer values to
+// their own.
+template <typename Up, typename Down>
+void ExpectRoundsToNearestEven(Up up, Down down, uint16_t largest) {
+  for (uint16_t u = 0; u < largest; ++u) {
+    const double a = up(u), b = up(static_cast<uint16_t>(u + 1));
+    const auto middle = static_cast<float>((a + b) / 2);
+    ASSERT_EQ(static_cast<double>(middle), (a + b) / 2);
+    const auto even = static_cast<uint16_t>(u % 2 ? u + 1 : u);
+    ASSERT_EQ(down(middle), even) << u;
+    ASSERT_EQ(down(-middle), even | 0x8000) << u;
+    ASSERT_EQ(down(std::nextafterf(middle, 0.0f)), u) << u;
+    ASSERT_EQ(down(std::nextafterf(middle, 4e38f)), u + 1) << u;
+  }
+}
+
+TEST(Bf16, RoundsToNearestEven) {
+  ExpectRoundsToNearestEven([](uint16_t u) { return ToFloat({u}); },
+                            [](float f) { return ToBf16(f).bits; }, 0x7f7f);
+  EXPECT_EQ(ToBf16(std::numeric_limits<float>::max()).bits, 0x7f80);
+}
+
+TEST(Half, EveryValueSurvivesARoundTrip) {
+  for (uint32_t u = 0; u < 65536; ++u) {
+    const float f = HalfToFloat(static_cast<uint16_t>(u));
+    if (std::isnan(f)) {
+      EXPECT_TRUE(std::isnan(HalfToFloat(FloatToHalf(f))));
+    } else {
+      ASSERT_EQ(FloatToHalf(f), u);
+    }
+  }
+  EXPECT_EQ(HalfToFloat(0x3c00), 1.0f);
+  EXPECT_EQ(HalfToFloat(0x0001), 0x1p-24f);
+  EXPECT_EQ(HalfToFloat(0x7bff), 65504.0f);
+}
+
+TEST(Half, RoundsToNearestEvenAndOverflowsToInfinity) {
+  ExpectRoundsToNearestEven([](uint16_t u) { return HalfToFloat(u); }, FloatToHalf, 0x7bff);
+  EXPECT_EQ(FloatToHalf(65519.99f), 0x7bff);
+  EXPECT_EQ(FloatToHalf(65520.0f), 0x7c00);
+  EXPECT_EQ(FloatToHalf(-1e30f), 0xfc00);
+}
+
+TEST(View, SlicesAndColumnsPointWhereTheySay) {
+  std::vector<int> data(24);
+  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<int>(i);
+  const View<int> v(data.data(), {4, 6});
+  EXPECT_EQ(v.row(2)[3], 15);
+  EXPECT_EQ(v.Slice(1, 3).row(1)[0], 12);
+  const View<const int> c = v.Columns(2, 4);
+  EXPECT_EQ(c.row(1)[1], 9);
+  EXPECT_FALSE(c.contiguous());
+  EXPECT_TRUE(v.Slice(1, 3).contiguous());
+  EXPECT_EQ(v.Slice(2, 2).size(), 0);
+}
+
+TEST(Sha256, KnownDigests) {
+  EXPECT_EQ(Sha256Hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  EXPECT_EQ(Sha256Hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  Sha256 parts;
+  parts.Update("a");
+  parts.Update(std::string_view());
+  parts.Update("bc");
+  EXPECT_EQ(parts.Hex(), Sha256Hex("abc"));
+}
+
+class FileTest : public ::testing::Test {
+ protected:
+  FileTest() {
+    std::string name = (std::filesystem::temp_directory_path() / "baton-base-XXXXXX").string();
+    folder_ = ::mkdtemp(name.data());
+  }
+  ~FileTest() override { std::filesystem::remove_all(folder_); }
+  std::string Read(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  std::vector<std::string> Listing() {
+    std::vector<std::string> names;
+    for (const auto& e : std::filesystem::directory_iterator(folder_))
+      names.push_back(e.path().filename());
+    return names;
+  }
+  std::string folder_;
+};
+
+TEST_F(FileTest, AtomicWriteReplacesTheWholeFileAndLeavesNothingElse) {
+  const std::string path = folder_ + "/f";
+  for (const std::string& text :
+       {std::string("one"), std::string(100000, 'x'), std::string(), std::string("a\0b\n", 4)}) {
+    const Status status = WriteFileAtomically(path, text);
+    ASSERT_TRUE(status.ok()) << status.error().ToString();
+    EXPECT_EQ(Read(path), text);
+    EXPECT_EQ(Listing(), std::vector<std::string>{"f"});
+  }
+}
+
+TEST_F(FileTest, FailedAtomicWriteLeavesWhatWasThere) {
+  EXPECT_EQ(WriteFileAtomically(folder_ + "/none/f", "x").error().code(), Error::Code::kIo);
+  // A folder cannot be replaced by a file: the error comes at the rename.
+  const std::string path = folder_ + "/folder";
+  std::filesystem::create_directories(path + "/inside");
+  EXPECT_FALSE(WriteFileAtomically(path, "x").ok());
+  EXPECT_EQ(Listing(), std::vector<std::string>{"folder"});
+  EXPECT_FALSE(WriteFileAtomically("", "x").ok());
+}
+
+TEST_F(FileTest, AFullDiskIsAnErrorAndLeavesWhatWasThere) {
+  const std::string path = folder_ + "/f";
+  ASSERT_TRUE(WriteFileAtomically(path, "old").ok());
+  // The temporary's name leads to the device that is always full.
+  const std::string temporary = path + "." + std::to_string(::getpid()) + ".tmp";
+  ASSERT_EQ(::symlink("/dev/full", temporary.c_str()), 0);
+  const Status status = WriteFileAtomically(path, "new");
+  ASSERT_FALSE(status.ok());
+  EXPECT_NE(status.error().ToString().find("full"), std::string::npos);
+  EXPECT_EQ(Read(path), "old");
+  EXPECT_EQ(Listing(), std::vector<std::string>{"f"});
+}
+
+TEST_F(FileTest, MappedFileShowsTheBytes) {
+  const std::string path = folder_ + "/f";
+  std::ofstream(path) << "hello";
+  auto file = MappedFile::Open(path);
+  ASSERT_TRUE(file.ok());
+  ASSERT_EQ(file->bytes().size(), 5u);
+  EXPECT_EQ(std::memcmp(file->bytes().data(), "hello", 5), 0);
+  const std::byte* data = file->bytes().data();
+  MappedFile moved = std::move(file).value();
+  EXPECT_EQ(moved.bytes().data(), data);
+  MappedFile other;
+  other = std::move(moved);
+  EXPECT_EQ(other.bytes().size(), 5u);
+  std::ofstream(folder_ + "/empty");
+  EXPECT_EQ(MappedFile::Open(folder_ + "/empty")->bytes().size(), 0u);
+}
+
+TEST_F(FileTest, WhatIsNoFileCannotBeMapped) {
+  EXPECT_EQ(MappedFile::Open(folder_ + "/none").error().code(), Error::Code::kNotFound);
+  EXPECT_EQ(MappedFile::Open(folder_).error().code(), Error::Code::kIo);
+  EXPECT_EQ(MappedFile::Open("/dev/null").error().code(), Error::Code::kIo);
+  // A pipe that nobody writes to: an error, not a wait.
+  const std::string pipe = folder_ + "/pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_EQ(MappedFile::Open(pipe).error().code(), Error::Code::kIo);
+}
+
+}  // namespace
+}  // namespace baton
