@@ -53,7 +53,8 @@ Result<Prepared> Prepare(const Engine& engine, const Engine::Impl& impl, const R
   if (r.plan) {
     BATON_ASSIGN(p.plan, impl.ResolvePlan(*r.plan, nullptr));
   }
-  p.room = std::min(impl.options.context, static_cast<int64_t>(p.tokens.size()) + r.max_tokens);
+  const auto prompt = static_cast<int64_t>(p.tokens.size());
+  p.room = prompt + std::min(impl.options.context - prompt, r.max_tokens);
   return p;
 }
 
@@ -66,7 +67,8 @@ Result<Generation> Engine::Generate(const Request& request, const OnText& on_tex
   // it.
   Impl::Conversation& last = impl_->conversation;
   const std::string plan_hash = plan ? plan->hash : "";
-  const bool keep = !request.chat.empty() && last.store && last.plan_hash == plan_hash;
+  const bool keep = !request.chat.empty() && last.store && last.plan_hash == plan_hash &&
+                    last.store->free_tokens() + last.sequence.length() >= p.room;
   if (!keep) {
     last.sequence = {};  // before its store
     last = {};
@@ -81,6 +83,7 @@ Result<Generation> Engine::Generate(const Request& request, const OnText& on_tex
     size_t common = 0;
     while (common < most && last.tokens[common] == p.tokens[common]) ++common;
     active.Adopt(std::move(last.sequence), static_cast<int64_t>(common));
+    last = {};  // a request that fails leaves no conversation behind
   }
   Scheduler scheduler(*impl_);
   if (request.max_tokens > 0) {

@@ -70,7 +70,10 @@ int32_t Sampler::Sample(std::span<const float> input, std::span<const int32_t> h
   const double largest = logits[static_cast<size_t>(order_[0])];
   for (size_t i = 0; i < keep; ++i) {
     const double x = logits[static_cast<size_t>(order_[i])];
-    p[i] = std::isnan(x) ? 0.0 : std::exp((x - largest) / options_.temperature);
+    // The largest may be infinite: its distance to itself is 0, not NaN.
+    p[i] = std::isnan(x)  ? 0.0
+           : x == largest ? 1.0
+                          : std::exp((x - largest) / options_.temperature);
   }
   double total = std::accumulate(p.begin(), p.end(), 0.0);
   double sum = 0;

@@ -83,7 +83,10 @@ void ActiveRequest::Emit(std::string piece, bool last) {
   const std::string text = held_.substr(0, send);
   held_ = stopped ? "" : held_.substr(send);
   result_.text += text;
-  if (!text.empty() && on_text_ && !on_text_(text)) Stop(Generation::Stop::kCancelled);
+  if (!text.empty() && on_text_ && !on_text_(text)) {
+    on_text_ = nullptr;  // the reader has left
+    Stop(Generation::Stop::kCancelled);
+  }
   if (stopped) Stop(Generation::Stop::kStopString);
 }
 
@@ -105,7 +108,7 @@ void ActiveRequest::Accept(std::span<const float> logits) {
 }
 
 Generation ActiveRequest::Finish() {
-  Emit(decoder_.Flush(), true);
+  if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
   RequestStats& s = result_.stats;
   s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
   s.kv_bytes_per_token = decode_steps_ > 0 ? kv_bytes_ / static_cast<double>(decode_steps_) : 0;

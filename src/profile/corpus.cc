@@ -1,6 +1,7 @@
 #include "profile/corpus.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <sstream>
@@ -72,6 +73,9 @@ Result<std::string> ReadText(const std::string& path) {
   if (!in.good())
     return Error::NotFound("{}: cannot open the text file", path)
         .Hint("check the path and its permissions");
+  // A folder opens, and reads as if it were empty.
+  if (std::error_code ec; std::filesystem::is_directory(path, ec))
+    return Error::Io("{}: expected a text file, got a folder", path);
   std::stringstream text;
   text << in.rdbuf();
   if (in.bad() || !in.good()) return Error::Io("{}: cannot read the text file", path);

@@ -28,6 +28,14 @@ Status CheckOptions(const ProfileOptions& o, const ModelInfo& info) {
     return Error::InvalidArgument("profile context must be at least 512 tokens, got {}", o.context);
   if (o.probes < 2 || o.probes > 500)
     return Error::InvalidArgument("probes must be between 2 and 500, got {}", o.probes);
+  if (o.block < 1 || o.sink < 0 || o.recent < 0) {
+    return Error::InvalidArgument(
+        "the block must be 1 or more, sink and recent 0 or more; got {}, {} and {}", o.block,
+        o.sink, o.recent);
+  }
+  if (o.scope == Scope::kHeadMap) {
+    return Error::Unsupported("a profile is made for scope all or group, not head_map");
+  }
   if (o.budgets.empty() ||
       !std::is_sorted(o.budgets.begin(), o.budgets.end(), std::less_equal<>())) {
     return Error::InvalidArgument("budgets must be ascending numbers of tokens");

@@ -96,6 +96,10 @@ Status PlanSearcher::Check() const {
                                   info.fingerprint)
         .Hint("run baton profile on this model");
   }
+  if (profile_.options.budgets.empty()) {
+    return Error::InvalidArgument("the profile measured no budgets")
+        .Hint("run baton profile again");
+  }
   const PlanTarget& t = options_.target;
   if (t.max_bytes < 0 || t.max_bytes > 1)
     return Error::InvalidArgument("--max-bytes is a share between 0 and 1, got {}", t.max_bytes);

@@ -1,0 +1,132 @@
+#include "engine/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <random>
+
+namespace baton {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+std::vector<float> RandomLogits(uint64_t seed, size_t n = 50) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0, 2);
+  std::vector<float> logits(n);
+  for (float& x : logits) x = normal(random);
+  return logits;
+}
+
+int32_t ArgMax(const std::vector<float>& x) {
+  return static_cast<int32_t>(std::max_element(x.begin(), x.end()) - x.begin());
+}
+
+std::map<int32_t, int> Draw(const Sampling& options, const std::vector<float>& logits, int count,
+                            const std::vector<int32_t>& history = {}) {
+  Sampler sampler(options);
+  std::map<int32_t, int> seen;
+  for (int i = 0; i < count; ++i) seen[sampler.Sample(logits, history)]++;
+  return seen;
+}
+
+TEST(Sampler, TemperatureZeroTakesTheLargestAndTheLowerIdOnTies) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    const auto logits = RandomLogits(seed);
+    EXPECT_EQ(Sampler({}).Sample(logits, {}), ArgMax(logits));
+  }
+  EXPECT_EQ(Sampler({}).Sample(std::vector<float>{1, 3, 3, 2}, {}), 1);
+}
+
+TEST(Sampler, TopKOneIsGreedyAtAnyTemperature) {
+  for (float temperature : {0.01f, 1.0f, 100.0f}) {
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      const auto logits = RandomLogits(seed);
+      EXPECT_EQ(Sampler({.temperature = temperature, .top_k = 1, .seed = seed}).Sample(logits, {}),
+                ArgMax(logits));
+    }
+  }
+}
+
+TEST(Sampler, SameSeedSameTokens) {
+  const auto logits = RandomLogits(3);
+  Sampler a({.temperature = 1, .seed = 9}), b({.temperature = 1, .seed = 9}),
+      c({.temperature = 1, .seed = 10});
+  int different = 0;
+  for (int i = 0; i < 100; ++i) {
+    const int32_t x = a.Sample(logits, {});
+    EXPECT_EQ(x, b.Sample(logits, {}));
+    different += x != c.Sample(logits, {});
+  }
+  EXPECT_GT(different, 10);
+}
+
+TEST(Sampler, FrequenciesFollowTheSoftmax) {
+  const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f)};
+  const auto seen = Draw({.temperature = 1, .seed = 4}, logits, 8000);
+  EXPECT_NEAR(seen.at(0) / 8000.0, 0.125, 0.02);
+  EXPECT_NEAR(seen.at(1) / 8000.0, 0.25, 0.02);
+  EXPECT_NEAR(seen.at(2) / 8000.0, 0.625, 0.02);
+}
+
+TEST(Sampler, CutsKeepWhatTheyPromise) {
+  const std::vector<float> logits = {std::log(0.5f), std::log(0.3f), std::log(0.15f),
+                                     std::log(0.05f)};
+  EXPECT_EQ(Draw({.temperature = 1, .top_k = 2}, logits, 500).size(), 2u);
+  EXPECT_EQ(Draw({.temperature = 1, .top_p = 0.4f}, logits, 500).size(), 1u);
+  EXPECT_EQ(Draw({.temperature = 1, .top_p = 0.79f}, logits, 500).size(), 2u);
+  EXPECT_EQ(Draw({.temperature = 1, .top_p = 0.9f}, logits, 500).size(), 3u);
+  EXPECT_EQ(Draw({.temperature = 1, .min_p = 0.2f}, logits, 500).size(), 3u);
+  EXPECT_EQ(Draw({.temperature = 1}, logits, 500).size(), 4u);
+}
+
+TEST(Sampler, PenaltyLooksAtTheLatestTokensOnly) {
+  const std::vector<float> logits = {2, 1.9f, -1};
+  EXPECT_EQ(Sampler({.repetition_penalty = 1.5f}).Sample(logits, std::vector<int32_t>{0}), 1);
+  EXPECT_EQ(Sampler({.repetition_penalty = 1.5f, .penalty_window = 1})
+                .Sample(logits, std::vector<int32_t>{0, 2}),
+            0);
+  EXPECT_EQ(Sampler({.repetition_penalty = 1.5f, .penalty_window = 0})
+                .Sample(logits, std::vector<int32_t>{0}),
+            0);
+  // Seen twice is seen; negative logits fall too.
+  EXPECT_EQ(Sampler({.repetition_penalty = 1.04f}).Sample(logits, std::vector<int32_t>{0, 0, 0}),
+            0);
+  EXPECT_EQ(Sampler({.repetition_penalty = 3})
+                .Sample(std::vector<float>{-1, -2}, std::vector<int32_t>{0}),
+            1);
+}
+
+TEST(Sampler, NotANumberIsNeverPickedAndInfinityIs) {
+  for (float temperature : {0.0f, 1.0f}) {
+    for (uint64_t seed = 0; seed < 10; ++seed) {
+      const Sampling s{.temperature = temperature, .seed = seed};
+      EXPECT_EQ(Sampler(s).Sample(std::vector<float>{kNan, 1, kNan}, {}), 1);
+      EXPECT_EQ(Sampler(s).Sample(std::vector<float>{1, kInf, 2}, {}), 1);
+      EXPECT_EQ(Sampler(s).Sample(std::vector<float>{-kInf, -3, -kInf}, {}), 1);
+      const int32_t any = Sampler(s).Sample(std::vector<float>{kNan, kNan}, {});
+      EXPECT_TRUE(any == 0 || any == 1);
+    }
+  }
+}
+
+TEST(Sampler, ValuesOutOfRangeAreErrors) {
+  EXPECT_TRUE(CheckSampling({}).ok());
+  EXPECT_TRUE(CheckSampling({.temperature = 2, .top_k = 40, .top_p = 0.1f, .min_p = 0.9f}).ok());
+  for (const Sampling& bad :
+       {Sampling{.temperature = -1}, Sampling{.temperature = kNan}, Sampling{.temperature = kInf},
+        Sampling{.top_k = -1}, Sampling{.top_p = 0}, Sampling{.top_p = 1.1f},
+        Sampling{.top_p = kNan}, Sampling{.min_p = 1}, Sampling{.min_p = -0.1f},
+        Sampling{.repetition_penalty = 0}, Sampling{.repetition_penalty = kInf},
+        Sampling{.penalty_window = -1}}) {
+    const Status status = CheckSampling(bad);
+    ASSERT_FALSE(status.ok());
+    EXPECT_EQ(status.error().code(), Error::Code::kInvalidArgument);
+  }
+}
+
+}  // namespace
+}  // namespace baton

@@ -1,0 +1,235 @@
+// Profile and plan search, end to end on a tiny model of random weights.
+#include "baton/profile.h"
+
+#include <nlohmann/json.hpp>
+
+#include "tests/attention/engine_test_util.h"
+
+namespace baton {
+namespace {
+
+using namespace test;
+using nlohmann::json;
+
+// Letters in words from a small vocabulary, so that there is something to attend to.
+std::string Words(int64_t bytes, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::string text;
+  while (static_cast<int64_t>(text.size()) < bytes) {
+    text += fmt::format("{}{} ", static_cast<char>('a' + random() % 26), random() % 50);
+  }
+  return text;
+}
+
+ProfileOptions Options() {
+  ProfileOptions o;
+  o.texts = {WriteFile("words.txt", Words(4000, 1))};
+  o.context = 512;
+  o.probes = 3;
+  o.budgets = {32, 64, 256};
+  o.windows = {64, 128};
+  o.sink = 2;
+  o.recent = 8;
+  return o;
+}
+
+struct Fixture {
+  std::unique_ptr<Engine> engine;
+  Profile profile;
+};
+
+// Made once: every test reads it.
+Fixture& Shared() {
+  static Fixture* const fixture = [] {
+    auto* f = new Fixture;
+    SyntheticSpec spec = TinySpec();
+    spec.layers = 4;
+    f->engine = LoadEngine(spec, BackendCases().back());
+    auto profile = MakeProfile(*f->engine, Options());
+    EXPECT_TRUE(profile.ok()) << profile.error().ToString();
+    f->profile = std::move(profile).value();
+    return f;
+  }();
+  return *fixture;
+}
+
+TEST(Profile, LostMassIsAShareThatFallsWithTheBudget) {
+  const Profile& p = Shared().profile;
+  const size_t n = 4;
+  ASSERT_EQ(p.text.size(), 3u);
+  for (const auto* tables : {&p.text, &p.answer, &p.worst}) {
+    for (size_t b = 0; b < tables->size(); ++b) {
+      ASSERT_EQ((*tables)[b].size(), n * n);
+      for (size_t i = 0; i < n; ++i) {
+        for (size_t j = i; j < n; ++j) {
+          const float lost = (*tables)[b][i * n + j];
+          EXPECT_GE(lost, 0);
+          EXPECT_LE(lost, 1);
+          if (b > 0) EXPECT_LE(lost, (*tables)[b - 1][i * n + j] + 1e-6f);
+        }
+      }
+    }
+  }
+  for (size_t b = 0; b < 3; ++b) {
+    for (size_t j = 0; j < n; ++j) {
+      EXPECT_GT(p.text[b][j * n + j], 0);
+      EXPECT_LT(p.text[b][j * n + j], 1);
+      // Nobody's set serves a layer better than its own.
+      for (size_t i = 0; i < j; ++i) EXPECT_GE(p.text[b][i * n + j], p.text[b][j * n + j] - 1e-4f);
+      EXPECT_GE(p.scan_text[b][j], p.text[b][j * n + j] - 1e-4f);
+      EXPECT_LE(p.scan_text[b][j], 1);
+    }
+  }
+}
+
+TEST(Profile, PricesCostsAndOverlapsAreSane) {
+  const Profile& p = Shared().profile;
+  for (size_t j = 0; j < 4; ++j) {
+    EXPECT_GT(p.price_text[j], 0);
+    EXPECT_GT(p.price_answer[j], 0);
+    EXPECT_GT(p.rnmse[j], 0);
+    EXPECT_GE(p.own_kl[j], 0);
+    EXPECT_NEAR(p.overlap[j * 4 + j], 1, 1e-5);
+    for (size_t i = 0; i <= j; ++i) {
+      EXPECT_GE(p.overlap[i * 4 + j], p.overlap_unforced[i * 4 + j] - 1e-5);
+      EXPECT_LE(p.overlap[i * 4 + j], 1 + 1e-5);
+    }
+    for (size_t w = 0; w < 2; ++w) EXPECT_GE(p.window_text[w][j], 0);
+  }
+  EXPECT_GT(p.costs.full, 0);
+  EXPECT_GE(p.costs.select, p.costs.full);
+  EXPECT_GT(p.costs.rest_of_step, 0);
+  EXPECT_EQ(p.costs.reuse.size(), 3u);
+  ASSERT_EQ(p.splits.size(), 1u);
+  EXPECT_EQ(p.splits[0].probes, 3);
+  EXPECT_GT(p.splits[0].scored_positions, 0);
+}
+
+TEST(Profile, SavedAndLoadedIsTheSame) {
+  const std::string path = Scratch().File("profile.json"), again = Scratch().File("again.json");
+  ASSERT_TRUE(Shared().profile.Save(path).ok());
+  auto loaded = Profile::Load(path);
+  ASSERT_TRUE(loaded.ok()) << loaded.error().ToString();
+  ASSERT_TRUE(loaded->Save(again).ok());
+  std::ifstream a(path), b(again);
+  EXPECT_EQ(json::parse(a), json::parse(b));
+  EXPECT_EQ(loaded->text, Shared().profile.text);
+  EXPECT_EQ(loaded->fingerprint, Shared().engine->info().fingerprint);
+  EXPECT_EQ(loaded->options.budgets, Options().budgets);
+}
+
+TEST(Profile, BrokenFilesAreErrors) {
+  const std::string path = Scratch().File("whole.json");
+  ASSERT_TRUE(Shared().profile.Save(path).ok());
+  std::ifstream in(path);
+  const json whole = json::parse(in);
+  const auto expect_error = [](const std::string& text) {
+    auto p = Profile::Load(WriteFile("broken.json", text));
+    ASSERT_FALSE(p.ok()) << text.substr(0, 200);
+    EXPECT_NE(p.error().message().find("broken.json"), std::string::npos);
+  };
+  EXPECT_EQ(Profile::Load(Scratch().File("absent.json")).error().code(), Error::Code::kNotFound);
+  for (const char* text : {"", "{", "[]", "3", "null", "{\"format\":\"baton-plan\"}"})
+    expect_error(text);
+  expect_error(whole.dump().substr(0, whole.dump().size() / 2));
+  for (const auto& [key, value] : whole.items()) {
+    json without = whole, other = whole;
+    without.erase(key);
+    other[key] = json::object({{"no", "thing"}});
+    if (key == "splits") continue;
+    expect_error(without.dump());
+    expect_error(other.dump());
+  }
+  for (const char* key : {"text", "overlap", "price_text", "window_text", "model_window"}) {
+    json shorter = whole;
+    shorter[key].erase(0);
+    expect_error(shorter.dump());
+  }
+  json other = whole;
+  other["layers"] = -1;
+  expect_error(other.dump());
+  other = whole;
+  other["version"] = 2;
+  expect_error(other.dump());
+}
+
+TEST(Profile, BadOptionsAreErrors) {
+  const auto expect_error = [](const auto& change) {
+    ProfileOptions o = Options();
+    change(o);
+    EXPECT_FALSE(MakeProfile(*Shared().engine, o).ok());
+  };
+  expect_error([](auto& o) { o.context = 100; });
+  expect_error([](auto& o) { o.probes = 1; });
+  expect_error([](auto& o) { o.budgets = {}; });
+  expect_error([](auto& o) { o.budgets = {64, 32}; });
+  expect_error([](auto& o) { o.budgets = {4}; });
+  expect_error([](auto& o) { o.windows = {2}; });
+  expect_error([](auto& o) { o.block = 0; });
+  expect_error([](auto& o) { o.sink = -1; });
+  expect_error([](auto& o) { o.scope = Scope::kHeadMap; });
+  expect_error([](auto& o) { o.texts = {}; });
+  expect_error([](auto& o) { o.texts = {"/does/not/exist"}; });
+}
+
+TEST(SearchPlan, ChosenPlanFitsTheModelAndCarriesItsEvidence) {
+  Fixture& f = Shared();
+  PlanOptions options;
+  options.target.max_bytes = 0.7;
+  options.target.min_retrieval = 0;
+  options.max_evaluations = 8;
+  auto search = SearchPlan(*f.engine, f.profile, options);
+  ASSERT_TRUE(search.ok()) << search.error().ToString();
+  const Plan& plan = search->chosen.plan;
+  EXPECT_TRUE(f.engine->CheckPlan(plan, nullptr).ok());
+  EXPECT_EQ(plan.fingerprint, f.engine->info().fingerprint);
+  EXPECT_LE(search->chosen.kv_bytes_share, 0.7);
+  EXPECT_TRUE(search->chosen.meets_target);
+  EXPECT_TRUE(plan.evidence.present);
+  EXPECT_EQ(plan.evidence.context, 512);
+  EXPECT_EQ(plan.evidence.kl, search->test.kl);
+  EXPECT_GT(plan.evidence.kl, 0);
+  EXPECT_EQ(plan.evidence.text_sha256, f.profile.text_sha256);
+  EXPECT_EQ(plan.evidence.retrieval_total, 2);
+  EXPECT_TRUE(json::accept(plan.evidence.details));
+  EXPECT_TRUE(json::accept(ToJson(*search)));
+  EXPECT_LE(search->candidates.size(), 8u);
+  // The plan survives its file and runs.
+  const std::string path = Scratch().File("plan.json");
+  ASSERT_TRUE(plan.Save(path).ok());
+  auto loaded = Plan::Load(path);
+  ASSERT_TRUE(loaded.ok()) << loaded.error().ToString();
+  EXPECT_EQ(loaded->layers, plan.layers);
+  Request r;
+  r.tokens = RandomTokens(600, 1);
+  r.max_tokens = 3;
+  r.plan = *loaded;
+  EXPECT_TRUE(f.engine->Generate(r).ok());
+}
+
+TEST(SearchPlan, ImpossibleTargetsAndOtherModelsAreErrors) {
+  Fixture& f = Shared();
+  PlanOptions options;
+  options.max_evaluations = 2;
+  options.local_search = false;
+  options.target.max_bytes = 1e-6;
+  EXPECT_FALSE(SearchPlan(*f.engine, f.profile, options).ok());
+  options.target.max_bytes = 2;
+  EXPECT_FALSE(SearchPlan(*f.engine, f.profile, options).ok());
+  options.target.max_bytes = 0.5;
+  options.forced = {4};
+  EXPECT_FALSE(SearchPlan(*f.engine, f.profile, options).ok());
+  options.forced = {};
+  Profile other = f.profile;
+  other.fingerprint = "sha256:00";
+  EXPECT_FALSE(SearchPlan(*f.engine, other, options).ok());
+  other = f.profile;
+  other.text_sha256 = {"00"};
+  EXPECT_FALSE(SearchPlan(*f.engine, other, options).ok());
+  other = f.profile;
+  other.options.budgets = {};
+  EXPECT_FALSE(SearchPlan(*f.engine, other, options).ok());
+}
+
+}  // namespace
+}  // namespace baton
