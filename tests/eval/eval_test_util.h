@@ -38,6 +38,16 @@ inline std::unique_ptr<Engine> LoadSynthetic(
   return std::move(engine).value();
 }
 
+// The quickest backend of this build: tests over long contexts take minutes on the reference under
+// a sanitizer.
+inline EngineOptions Quick() {
+#if BATON_WITH_CPU
+  return {.backend = Backend::kCpu};
+#else
+  return {.backend = Backend::kReference};
+#endif
+}
+
 // Text without a period, so that no two windows are alike.
 inline std::string MadeUpText(size_t bytes) {
   std::string text;

@@ -19,8 +19,10 @@ EvalOptions TextOnly(Plan plan) {
   return options;
 }
 
-EvalResult MustRun(const EvalOptions& options, size_t bytes = 400) {
-  auto engine = LoadSynthetic();
+EvalResult MustRun(const EvalOptions& options, size_t bytes = 400,
+                   const EngineOptions& backend = {.backend = Backend::kReference,
+                                                   .kv = KvType::kF32}) {
+  auto engine = LoadSynthetic(backend);
   auto result = Evaluate(*engine, MadeUpText(bytes), options);
   EXPECT_TRUE(result.ok()) << result.error().ToString();
   return std::move(result).value();
@@ -76,7 +78,7 @@ TEST(Evaluate, NeedlesLieAtSpreadDepthsAndDensePlanFindsWhatDenseFinds) {
   options.context = 1280;
   options.max_windows = 1;
   options.needles = 5;
-  const EvalResult r = MustRun(options, 1300);
+  const EvalResult r = MustRun(options, 1300, testing::Quick());
   EXPECT_EQ(r.retrieval_total, 5);
   EXPECT_EQ(r.retrieval_found, r.retrieval_dense_found);
   EXPECT_EQ(r.answer_kl, 0);
@@ -95,7 +97,7 @@ TEST(Evaluate, NeedlesLieAtSpreadDepthsAndDensePlanFindsWhatDenseFinds) {
 TEST(Evaluate, GridHasEightDepthsAtEveryLength) {
   EvalOptions options = TextOnly(testing::ReusePlan(64));
   options.grid_lengths = {600, 1500};
-  const EvalResult r = MustRun(options, 1300);
+  const EvalResult r = MustRun(options, 1300, testing::Quick());
   ASSERT_EQ(r.grid.size(), 16u);
   std::set<double> depths[2];
   for (const NeedleResult& n : r.grid) {
@@ -134,7 +136,7 @@ TEST(Evaluate, SparsePromptsOfFullLayersAreDense) {
   options.context = 1024;
   options.needles = 2;
   options.self_generated = 4;
-  const EvalResult r = MustRun(options, 1100);
+  const EvalResult r = MustRun(options, 1100, testing::Quick());
   EXPECT_LT(r.kl_mean, 1e-6);
   EXPECT_EQ(r.retrieval_found, r.retrieval_dense_found);
   EXPECT_EQ(r.self_first_difference, -1);
@@ -150,7 +152,8 @@ TEST(Evaluate, ResultsRepeat) {
   EvalOptions options = TextOnly(testing::ReusePlan(24));
   options.context = 1024;
   options.needles = 3;
-  const EvalResult a = MustRun(options, 1100), b = MustRun(options, 1100);
+  const EvalResult a = MustRun(options, 1100, testing::Quick()),
+                   b = MustRun(options, 1100, testing::Quick());
   EXPECT_EQ(a.kl_mean, b.kl_mean);
   EXPECT_EQ(a.answer_kl, b.answer_kl);
 }
