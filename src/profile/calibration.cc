@@ -148,17 +148,18 @@ Status CalibrationContext::Score(Session& session, const Group& g, Session::Deco
   if (g.probe) {
     result.probes++;
     result.dense_found += g.dense_found;
-    result.found += found && g.dense_found;
+    result.found += found;
   }
   return Status::Ok();
 }
 
-Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, int first_layer,
-                                            OutputError* error) {
+Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunOptions& run) {
+  const int first_layer = run.first_layer;
+  OutputError* error = run.error;
   PlanMeasure result;
   const int64_t width = engine_.info().width;
   for (Group& g : groups_) {
-    if (g.probe && !g.dense_found) {
+    if (g.probe && !g.dense_found && run.only_dense_finds) {
       result.probes++;
       continue;
     }
@@ -206,10 +207,6 @@ Result<PlanMeasure> CalibrationContext::RunWithPrefill(const ResolvedPlan& plan)
                                                 length() + 2 * kQuestionRoom));
   BATON_TRY(session.Prefill(std::span(tokens_).first(static_cast<size_t>(snapshot_from_)), &plan));
   for (Group& g : groups_) {
-    if (g.probe && !g.dense_found) {
-      result.probes++;
-      continue;
-    }
     if (g.probe) {
       // Text rows are decoded only in the text group: here they are prompt.
       session.Truncate(snapshot_from_);

@@ -42,15 +42,18 @@ class CalibrationContext {
   static Result<std::unique_ptr<CalibrationContext>> Build(Engine& engine, const Spec& spec,
                                                            Observer* observer);
 
-  // Decodes all groups under `plan` on the dense prefill. Layers before `first_layer` must be dense
-  // in the plan; they are not run again. `error_layer` >= 0 also sums |o_dense - o|^2 and
-  // |o_dense|^2 of that layer's attention output over text rows.
+  // Sums over text rows of |o_dense - o|^2 and |o_dense|^2, o being a layer's attention output.
   struct OutputError {
     int layer = -1;
     double difference = 0, dense = 0;
   };
-  Result<PlanMeasure> Run(const ResolvedPlan& plan, int first_layer = 0,
-                          OutputError* error = nullptr);
+  struct RunOptions {
+    int first_layer = 0;  // earlier layers must be dense in the plan; they are not run again
+    bool only_dense_finds = false;  // skip the probes that dense fails
+    OutputError* error = nullptr;
+  };
+  // Decodes all groups under `plan` on the dense prefill.
+  Result<PlanMeasure> Run(const ResolvedPlan& plan, const RunOptions& run);
   // The same with the prompt processed in the plan's own prefill mode: a new prefill.
   Result<PlanMeasure> RunWithPrefill(const ResolvedPlan& plan);
 

@@ -132,20 +132,24 @@ class Sensitivity {
       ResolvedPlan plan = DensePlan(options_, info_.layers);
       UseIndex(plan, l, l, PriceBudget());
       CalibrationContext::OutputError error{.layer = l};
-      BATON_ASSIGN(PlanMeasure own, context.Run(plan, l, &error));
+      BATON_ASSIGN(
+          PlanMeasure own,
+          context.Run(plan, {.first_layer = l, .only_dense_finds = true, .error = &error}));
       own_[at].Add(own);
       error_[at].first += error.difference;
       error_[at].second += error.dense;
       if (const int source = Source(l); source >= 0) {
         plan = DensePlan(options_, info_.layers);
         UseIndex(plan, l, source, PriceBudget());
-        BATON_ASSIGN(PlanMeasure previous, context.Run(plan, source));
+        BATON_ASSIGN(PlanMeasure previous,
+                     context.Run(plan, {.first_layer = source, .only_dense_finds = true}));
         previous_[at].Add(previous);
       }
       for (size_t w = 0; w < options_.windows.size(); ++w) {
         plan = DensePlan(options_, info_.layers);
         UseWindow(plan, l, options_.sink, options_.windows[w] - options_.sink);
-        BATON_ASSIGN(PlanMeasure window, context.Run(plan, l));
+        BATON_ASSIGN(PlanMeasure window,
+                     context.Run(plan, {.first_layer = l, .only_dense_finds = true}));
         windows_[w][at].Add(window);
       }
     }
@@ -237,7 +241,7 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
     }));
     // What the dense plan gives counts the probes; it also must differ from dense by nothing but
     // rounding.
-    BATON_ASSIGN(PlanMeasure dense, context->Run(DensePlan(options, info.layers)));
+    BATON_ASSIGN(PlanMeasure dense, context->Run(DensePlan(options, info.layers), {}));
     split.text_tokens += context->length();
     split.scored_positions += static_cast<int64_t>(dense.text_kl.size() + dense.answer_kl.size());
     split.probes += dense.probes;
