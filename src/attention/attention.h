@@ -1,5 +1,5 @@
 // From a plan's entry for a layer to the operations it needs: rank, select, attend. The one
-// attention path of Baton: , for prompts and decode, for one sequence or many.
+// attention path of Baton, for every role, for prompts and decode, for one sequence or many.
 //
 // Within a forward pass, publishers leave index sets behind and later layers pick them up; the sets
 // belong to this object (the carrier), never to the cache: they live for one pass.
