@@ -20,6 +20,11 @@ namespace {
 // Candidates near the target are measured; those predicted this many times above it are not worth a
 // run.
 constexpr double kHopeless = 6;
+// Candidates above the byte budget show the front beyond it; further up nobody looks.
+constexpr double kTooDear = 1.3;
+// A move that lowers the measured loss by less than this is noise, and following it spends the
+// evaluations on nothing.
+constexpr double kRealGain = 0.98;
 constexpr double kPaperTheta = 0.5;
 
 double SelectMean(const std::vector<double>& v) { return MeanOf(v).mean; }
@@ -44,6 +49,7 @@ class PlanSearcher {
   Plan ToPlan(const std::vector<LayerRole>& layers) const;
   bool Meets(const Candidate& c) const;
   double Badness(const Candidate& c) const;
+  double Distance(const PlanCandidate& c) const;
   const Candidate* Best() const;
   void MarkFront();
   Error NothingMeets() const;
@@ -281,6 +287,19 @@ double PlanSearcher::Badness(const Candidate& c) const {
   return c.kl + 0.5 * c.answer_kl + 0.2 * std::max(0.0, lost);
 }
 
+// How far a proposal is from where the target will be decided: just within the byte budget, where
+// the loss is least, then just above it; or, without one, where the predicted losses of text and
+// answers together are twice the bound.
+double PlanSearcher::Distance(const PlanCandidate& c) const {
+  const PlanTarget& t = options_.target;
+  if (t.max_bytes > 0) {
+    const double share = BytesShare(c.layers);
+    return share <= t.max_bytes ? t.max_bytes - share : 1 + share;
+  }
+  if (t.max_kl > 0) return std::fabs(std::log(std::max(c.loss, 1e-9) / (2 * t.max_kl)));
+  return c.loss;
+}
+
 Status PlanSearcher::Measure(const PlanCandidate& proposal, const std::string& origin) {
   if (evaluations_ >= options_.max_evaluations) return Status::Ok();
   if (std::find(measured_.begin(), measured_.end(), proposal.layers) != measured_.end())
@@ -337,7 +356,7 @@ Status PlanSearcher::LocalSearch() {
     for (size_t i = 0;
          i < std::min<size_t>(moves.size(), 6) && evaluations_ < options_.max_evaluations; ++i) {
       BATON_TRY(Measure(moves[i].result, "local search: " + moves[i].what));
-      if (Badness(candidates_.back()) < before) {
+      if (Badness(candidates_.back()) < kRealGain * before) {
         better = true;
         break;
       }
@@ -369,24 +388,22 @@ Result<PlanSearch> PlanSearcher::Run() {
   BATON_TRY(CheckProblem(problem_));
   BATON_ASSIGN(std::vector<PlanCandidate> proposals, Propose());
   BATON_TRY(BuildContexts(corpus, Corpus::kSearch, 0, 0.3));
-  // The lowest predicted loss first: the first ones within the budget are the likeliest.
-  std::stable_sort(proposals.begin(), proposals.end(),
-                   [](const PlanCandidate& a, const PlanCandidate& b) { return a.loss < b.loss; });
-  const int share =
-      options_.local_search ? options_.max_evaluations * 2 / 3 : options_.max_evaluations;
+  std::stable_sort(
+      proposals.begin(), proposals.end(),
+      [&](const PlanCandidate& a, const PlanCandidate& b) { return Distance(a) < Distance(b); });
+  const int share = options_.local_search ? options_.max_evaluations / 2 : options_.max_evaluations;
   for (const PlanCandidate& c : proposals) {
     if (evaluations_ >= share) break;
-    const bool dear =
-        options_.target.max_bytes > 0 && BytesShare(c.layers) > 1.6 * options_.target.max_bytes;
+    const bool dear = options_.target.max_bytes > 0 &&
+                      BytesShare(c.layers) > kTooDear * options_.target.max_bytes;
     const bool hopeless = options_.target.max_kl > 0 &&
                           options_.objective == PlanObjective::kNats &&
                           c.loss > kHopeless * 2 * options_.target.max_kl;
-    if (!dear && !hopeless) {
-      BATON_TRY(
-          Measure(c, fmt::format("{} nats predicted", options_.objective == PlanObjective::kPaper
-                                                          ? "no"
-                                                          : fmt::format("{:.4f}", c.loss))));
-    }
+    if (dear || hopeless) continue;
+    const std::string origin = options_.objective == PlanObjective::kPaper
+                                   ? std::string("overlap")
+                                   : fmt::format("{:.4f} nats predicted", c.loss);
+    BATON_TRY(Measure(c, origin));
   }
   if (options_.local_search && !options_.prefill.sparse &&
       options_.objective == PlanObjective::kNats)
