@@ -13,17 +13,17 @@ namespace baton::internal {
 }
 }  // namespace baton::internal
 
-#define BATON_CHECK(cond)                                                              \
-  do {                                                                                 \
-    if (!(cond)) [[unlikely]]                                                          \
-      ::baton::internal::CheckFailed(__FILE__, __LINE__, #cond);                       \
+#define BATON_CHECK(cond)                                        \
+  do {                                                           \
+    if (!(cond)) [[unlikely]]                                    \
+      ::baton::internal::CheckFailed(__FILE__, __LINE__, #cond); \
   } while (0)
-#define BATON_CHECK_OP_(a, op, b)                                                      \
-  do {                                                                                 \
-    const auto _a = (a);                                                               \
-    const auto _b = (b);                                                               \
-    if (!(_a op _b)) [[unlikely]]                                                      \
-      ::baton::internal::CheckFailed(__FILE__, __LINE__,                               \
+#define BATON_CHECK_OP_(a, op, b)                                                             \
+  do {                                                                                        \
+    const auto _a = (a);                                                                      \
+    const auto _b = (b);                                                                      \
+    if (!(_a op _b)) [[unlikely]]                                                             \
+      ::baton::internal::CheckFailed(__FILE__, __LINE__,                                      \
                                      fmt::format("{} {} {}: {} vs {}", #a, #op, #b, _a, _b)); \
   } while (0)
 #define BATON_CHECK_EQ(a, b) BATON_CHECK_OP_(a, ==, b)

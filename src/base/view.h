@@ -14,7 +14,8 @@ template <typename T>
 class View {
  public:
   View() = default;
-  View(T* data, std::initializer_list<int64_t> dims) : data_(data), rank_(static_cast<int>(dims.size())) {
+  View(T* data, std::initializer_list<int64_t> dims)
+      : data_(data), rank_(static_cast<int>(dims.size())) {
     BATON_CHECK_LE(rank_, 4);
     int i = 0;
     for (int64_t d : dims) dim_[i++] = d;
@@ -25,8 +26,8 @@ class View {
     }
   }
   template <typename U>
-    requires(std::is_same_v<const U, T> && !std::is_const_v<U>)
-  View(const View<U>& o) : data_(o.data()), rank_(o.rank()) {
+  requires(std::is_same_v<const U, T> && !std::is_const_v<U>) View(const View<U>& o)
+      : data_(o.data()), rank_(o.rank()) {
     for (int i = 0; i < rank_; ++i) {
       dim_[i] = o.dim(i);
       stride_[i] = o.stride(i);

@@ -1,4 +1,5 @@
-// The slow, obvious meaning of every block type: what each packed layout of every backend is tested against.
+// The slow, obvious meaning of every block type: what each packed layout of every backend is tested
+// against.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +9,8 @@
 
 namespace baton {
 
-// Expands `count` values of a tensor to float, from element `first` on (both multiples of the block size).
+// Expands `count` values of a tensor to float, from element `first` on (both multiples of the block
+// size).
 void Dequantize(DType dtype, const std::byte* data, int64_t first, int64_t count, float* out);
 
 }  // namespace baton

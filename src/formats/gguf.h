@@ -1,4 +1,5 @@
-// GGUF v2 and v3: a memory-mapped file of metadata and tensors. Everything in it is hostile until checked.
+// GGUF v2 and v3: a memory-mapped file of metadata and tensors. Everything in it is hostile until
+// checked.
 #pragma once
 
 #include <cstddef>
@@ -31,8 +32,10 @@ struct TensorInfo {
   }
 };
 
-// Integers of every width become int64_t, floats double; arrays of numbers and strings are kept, nested arrays refused.
-using MetaValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>, std::vector<std::string>>;
+// Integers of every width become int64_t, floats double; arrays of numbers and strings are kept,
+// nested arrays refused.
+using MetaValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>,
+                               std::vector<double>, std::vector<std::string>>;
 
 class Metadata {
  public:
@@ -54,7 +57,8 @@ struct GgufFile {
   std::vector<TensorInfo> tensors;  // data points into the bytes given to ParseGguf
 };
 
-// Checks every count, length, offset and type against the size of `bytes`; errors name the offset and the tensor or key.
+// Checks every count, length, offset and type against the size of `bytes`; errors name the offset
+// and the tensor or key.
 Result<GgufFile> ParseGguf(std::span<const std::byte> bytes);
 
 }  // namespace baton

@@ -1,4 +1,5 @@
-// A model on disk, GGUF file or Hugging Face folder, checked: config, every tensor by its role, and the tokenizer.
+// A model on disk, GGUF file or Hugging Face folder, checked: config, every tensor by its role, and
+// the tokenizer.
 #pragma once
 
 #include <memory>
@@ -30,11 +31,13 @@ struct Checkpoint {
   const TensorInfo* output_norm = nullptr;  // [C]
   const TensorInfo* output = nullptr;       // [vocab, C]; the embedding when tied
   std::vector<LayerTensors> layers;
-  std::string fingerprint;  // "sha256:<hex>" over config, tensor names, types, shapes and a sample of each tensor's bytes
+  std::string fingerprint;  // "sha256:<hex>" over config, tensor names, types, shapes and a sample
+                            // of each tensor's bytes
   std::string path;
 
-  // Opens `path` (a .gguf file or a folder with config.json), checks names, types and shapes of all tensors and reports
-  // every mismatch in one error. The tokenizer is loaded separately, because tests and converters need only the tensors.
+  // Opens `path` (a .gguf file or a folder with config.json), checks names, types and shapes of all
+  // tensors and reports every mismatch in one error. The tokenizer is loaded separately, because
+  // tests and converters need only the tensors.
   static Result<Checkpoint> Open(const std::string& path);
   Result<Tokenizer> LoadTokenizer() const;
 

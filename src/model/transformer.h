@@ -44,7 +44,7 @@ struct ForwardBatch {
   // given, layers before it are not run. `capture`, if given, receives the stream that enters each
   // layer: [layers][T, C].
   int first_layer = 0;
-  int end_layer = -1;  // layers from here on are not run; -1: all are
+  int end_layer = -1;             // layers from here on are not run; -1: all are
   const float* hidden = nullptr;  // [T, C]; null: embed the tokens
   float* capture = nullptr;
   // Receives the attention output after the output projection, before the residual add, of one

@@ -1,6 +1,6 @@
-// A real model against facts computed elsewhere in float32 (tests/golden/README.md): token ids, log-probabilities and greedy
-// continuations of SmolLM2-135M-Instruct, on the reference backend exactly and on the fast one within the budget of
-// docs/numerics.md.
+// A real model against facts computed elsewhere in float32 (tests/golden/README.md): token ids,
+// log-probabilities and greedy continuations of SmolLM2-135M-Instruct, on the reference backend
+// exactly and on the fast one within the budget of docs/numerics.md.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -49,15 +49,17 @@ void CheckPrompts(Engine& engine, double tolerance, bool greedy) {
     EXPECT_EQ(engine.Tokenize(p["text"].get<std::string>(), false, true), ids) << p["text"];
     auto session = Session::Create(engine, std::vector<bool>(30, false), 256);
     ASSERT_TRUE(session.ok());
-    ASSERT_TRUE(session.value()
-                    .Prefill(ids, nullptr,
-                             [&](int64_t, View<const float> logits) {
-                               const auto lp = LogSoftmax(logits.data(), logits.dim(1));
-                               for (const auto& top : p["top10"]) {
-                                 EXPECT_NEAR(lp[top[0].get<size_t>()], top[1].get<double>(), tolerance) << p["text"];
-                               }
-                             })
-                    .ok());
+    ASSERT_TRUE(
+        session.value()
+            .Prefill(ids, nullptr,
+                     [&](int64_t, View<const float> logits) {
+                       const auto lp = LogSoftmax(logits.data(), logits.dim(1));
+                       for (const auto& top : p["top10"]) {
+                         EXPECT_NEAR(lp[top[0].get<size_t>()], top[1].get<double>(), tolerance)
+                             << p["text"];
+                       }
+                     })
+            .ok());
     if (!greedy) continue;
     Request request;
     request.tokens = ids;
@@ -87,10 +89,13 @@ void CheckLicence(Engine& engine, double tolerance) {
     options.on_logits = [&](int64_t row, View<const float> logits) {
       for (int64_t i = 0; i < logits.dim(0); ++i) {
         const auto next = static_cast<size_t>(first + row + i + 1);
-        if (next < ids.size()) nll -= LogSoftmax(logits.row(i), logits.dim(1))[static_cast<size_t>(ids[next])];
+        if (next < ids.size())
+          nll -= LogSoftmax(logits.row(i), logits.dim(1))[static_cast<size_t>(ids[next])];
       }
     };
-    ASSERT_TRUE(session.value().Decode(std::span(ids).subspan(static_cast<size_t>(first), 256), options).ok());
+    ASSERT_TRUE(session.value()
+                    .Decode(std::span(ids).subspan(static_cast<size_t>(first), 256), options)
+                    .ok());
   }
   EXPECT_NEAR(nll / 1023, golden["nll_mean_first1024"].get<double>(), tolerance);
 }

@@ -1,5 +1,6 @@
-// The CPU backend. This class splits work over threads and keeps scratch memory; the arithmetic is in two sets of kernels:
-// portable/ (Highway, any x86-64) and avx512/ (AVX-512 with VNNI and BF16, intrinsics). The choice is made once, here.
+// The CPU backend. This class splits work over threads and keeps scratch memory; the arithmetic is
+// in two sets of kernels: portable/ (Highway, any x86-64) and avx512/ (AVX-512 with VNNI and BF16,
+// intrinsics). The choice is made once, here.
 #pragma once
 
 #include <memory>
@@ -36,8 +37,8 @@ class CpuOps final : public Ops {
   Status DoSelect(const SelectParams& p) override;  // select.cc
 
  private:
-  // Scratch that lives between calls. Each file that needs some defines its state and makes it on first use; shared_ptr, so
-  // that the other files need not see the definition.
+  // Scratch that lives between calls. Each file that needs some defines its state and makes it on
+  // first use; shared_ptr, so that the other files need not see the definition.
   struct LinearState;
   struct AttendState;
   struct MassState;
