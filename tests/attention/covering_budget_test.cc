@@ -20,7 +20,12 @@ void PrintTo(const Case& c, std::ostream* out) { *out << c.architecture << c.bac
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (const BackendCase& b : BackendCases()) {
-    for (const char* a : {"llama", "mistral", "qwen2", "qwen3", "gemma3"}) cases.push_back({b, a});
+    for (const char* a : {"llama", "mistral", "qwen2", "qwen3", "gemma3"}) {
+      // The reference is slow enough without a sanitizer; one model shows what those look for.
+      const bool spare =
+          kSlowBuild && b.backend == Backend::kReference && a != std::string("llama");
+      if (!spare) cases.push_back({b, a});
+    }
   }
   return cases;
 }
@@ -64,7 +69,7 @@ class CoveringBudget : public ::testing::TestWithParam<Case> {
     }
   }
   static std::vector<int64_t> Lengths() {
-    if (kSlowBuild) return {1, 64, 129, 200};
+    if (kSlowBuild) return {1, 64, 129};
     return {1, 2, 63, 64, 65, 127, 128, 129, 200};
   }
   std::span<const int32_t> First(int64_t n) const {

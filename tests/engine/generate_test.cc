@@ -378,11 +378,11 @@ TEST_F(ChatTest, ConversationThatContinuesEqualsAColdRun) {
 }
 
 TEST_F(ChatTest, ConversationOutgrowsItsFirstCache) {
-  auto warm = Load({.kv_tokens = 128});
+  auto warm = Load({.kv_tokens = 64});
   std::vector<ChatTurn> chat = {{"user", "short"}};
   ASSERT_TRUE(warm->Generate(Turn(chat)).ok());
   chat.push_back({"assistant", "fine"});
-  chat.push_back({"user", std::string(600, 'x')});
+  chat.push_back({"user", std::string(150, 'x')});
   auto a = warm->Generate(Turn(chat));
   ASSERT_TRUE(a.ok()) << a.error().ToString();
   EXPECT_EQ(a->tokens, Load()->Generate(Turn(chat))->tokens);
