@@ -51,7 +51,10 @@ struct Profile {
   // [i * L + j]: |Si & Sj| / k at k = 512, with and without the forced tokens.
   std::vector<float> overlap, overlap_unforced;
   std::vector<float> rnmse, own_kl;  // [L]: only this layer sparse, on its own top k = 256
-  std::vector<float> price_text, price_answer;  // [L] nats per unit of lost mass
+  // [L] nats per unit of lost mass: of a borrowed set, and of the layer's own. A borrowed set
+  // misses heavy keys, an own one only the tail, which costs less a unit.
+  std::vector<float> price_text, price_answer;
+  std::vector<float> own_price_text, own_price_answer;
   std::vector<std::vector<float>> window_text,
       window_answer;  // [window][L] nats when only this layer is windowed
 

@@ -88,6 +88,10 @@ void UseWindow(ResolvedPlan& plan, int layer, int64_t sink, int64_t recent) {
       .kind = TokenSet::Kind::kWindow, .sink = sink, .recent = recent, .publisher = -1, .k = {}};
 }
 
+float Price(double kl, double lost_mass) {
+  return static_cast<float>(std::max(kl, kLeastKl) / std::max(lost_mass, kLeastMass));
+}
+
 // Sums of KL over the rows of all contexts, for one kind of one-layer change.
 struct Harm {
   double text = 0, answer = 0, text_rows = 0, answer_rows = 0;
@@ -167,18 +171,20 @@ class Sensitivity {
     p.own_kl.assign(layers, 0);
     p.price_text.assign(layers, 0);
     p.price_answer.assign(layers, 0);
+    p.own_price_text.assign(layers, 0);
+    p.own_price_answer.assign(layers, 0);
     p.window_text.assign(options_.windows.size(), std::vector<float>(layers, 0));
     p.window_answer = p.window_text;
     for (size_t j = 0; j < layers; ++j) {
       if (info_.window[j] > 0) continue;
       const int source = Source(static_cast<int>(j));
+      const size_t own = j * layers + j;
+      const size_t edge = source >= 0 ? static_cast<size_t>(source) * layers + j : own;
       const Harm& harm = source >= 0 ? previous_[j] : own_[j];
-      const size_t edge =
-          static_cast<size_t>(source >= 0 ? source : static_cast<int>(j)) * layers + j;
-      p.price_text[j] = static_cast<float>(std::max(harm.TextKl(), kLeastKl) /
-                                           std::max<double>(p.text[budget][edge], kLeastMass));
-      p.price_answer[j] = static_cast<float>(std::max(harm.AnswerKl(), kLeastKl) /
-                                             std::max<double>(p.answer[budget][edge], kLeastMass));
+      p.price_text[j] = Price(harm.TextKl(), p.text[budget][edge]);
+      p.price_answer[j] = Price(harm.AnswerKl(), p.answer[budget][edge]);
+      p.own_price_text[j] = Price(own_[j].TextKl(), p.text[budget][own]);
+      p.own_price_answer[j] = Price(own_[j].AnswerKl(), p.answer[budget][own]);
       p.own_kl[j] = static_cast<float>(own_[j].TextKl());
       p.rnmse[j] = static_cast<float>(
           error_[j].second > 0 ? std::sqrt(error_[j].first / error_[j].second) : 0);

@@ -129,6 +129,8 @@ Status Profile::Save(const std::string& path) const {
                     {"own_kl", own_kl},
                     {"price_text", price_text},
                     {"price_answer", price_answer},
+                    {"own_price_text", own_price_text},
+                    {"own_price_answer", own_price_answer},
                     {"window_text", Numbers(window_text)},
                     {"window_answer", Numbers(window_answer)},
                     {"costs",
@@ -187,6 +189,8 @@ Result<Profile> Profile::Load(const std::string& path) {
   r.List("own_kl", p.own_kl, n);
   r.List("price_text", p.price_text, n);
   r.List("price_answer", p.price_answer, n);
+  r.List("own_price_text", p.own_price_text, n);
+  r.List("own_price_answer", p.own_price_answer, n);
   r.Tables("window_text", p.window_text, windows, n);
   r.Tables("window_answer", p.window_answer, windows, n);
   r.Get("seconds", p.seconds);

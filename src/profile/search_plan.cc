@@ -144,8 +144,12 @@ void PlanSearcher::BuildProblem() {
   problem_.allow_scan =
       allowed(Role::kScan) && p.head_dim % 32 == 0 && p.options.scope == Scope::kAll;
   const bool nats = options_.objective == PlanObjective::kNats;
-  const auto price = [&](size_t j, double text, double answer) {
+  const auto borrowed = [&](size_t j, double text, double answer) {
     return nats ? p.price_text[j] * text + p.price_answer[j] * answer : 0.5 * text + 0.5 * answer;
+  };
+  const auto own = [&](size_t j, double text, double answer) {
+    return nats ? p.own_price_text[j] * text + p.own_price_answer[j] * answer
+                : 0.5 * text + 0.5 * answer;
   };
   for (size_t b = 0; b < problem_.budgets.size(); ++b) {
     std::vector<std::vector<double>> loss(n, std::vector<double>(n, 0));
@@ -156,9 +160,9 @@ void PlanSearcher::BuildProblem() {
         loss[i][j] =
             problem_.fixed[i] || problem_.fixed[j]
                 ? std::numeric_limits<double>::infinity()
-                : price(j, p.text[b][i * n + j], (nats ? p.answer : p.worst)[b][i * n + j]);
+                : borrowed(j, p.text[b][i * n + j], (nats ? p.answer : p.worst)[b][i * n + j]);
       }
-      scan[j] = price(j, p.scan_text[b][j], p.scan_answer[b][j]);
+      scan[j] = own(j, p.scan_text[b][j], p.scan_answer[b][j]);
     }
     problem_.loss.push_back(loss);
     problem_.scan_loss.push_back(scan);
