@@ -37,13 +37,13 @@ format:  ## Format every C++ file in place
 	@scripts/setup develop
 	@scripts/format
 
-asan:  ## Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+asan:  ## Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer (ASAN_ALL=1: the long ones too)
 	@scripts/setup
-	@scripts/test debug --without-models
+	@scripts/test debug --without-models $(if $(ASAN_ALL),,--exclude '^(ops/(attend|mass|linear)_test|eval/|apps/)')
 
 tsan:  ## Threading and engine tests under ThreadSanitizer
 	@scripts/setup
-	@scripts/test tsan --without-models --only 'thread|^(kernels|attention|engine|kv)/'
+	@scripts/test tsan --without-models --only '^(base/thread_pool_test|attention/decode_test|engine/generate_test|kv/kv_store_test)$$'
 
 minimal:  ## The reference backend alone: builds without Highway
 	@scripts/setup
