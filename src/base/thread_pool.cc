@@ -48,6 +48,7 @@ int UsableProcessors() {
 
 ThreadPool::ThreadPool(int threads) {
   if (threads <= 0) threads = UsableProcessors();
+  shares_ = std::make_unique<Share[]>(static_cast<size_t>(threads));
   workers_.reserve(static_cast<size_t>(threads - 1));
   for (int rank = 1; rank < threads; ++rank) workers_.emplace_back([this, rank] { Work(rank); });
 }
@@ -70,14 +71,19 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
   }
   const uint32_t epoch = s_.epoch.load(std::memory_order_relaxed) + 1;
   s_.done.store(0, std::memory_order_relaxed);
-  // The job's number travels in the same word as the next index, and the word is closed while the
-  // job is being changed: a worker that wakes late for an older job fails its compare-and-swap
+  // The job's number travels in the same word as the indices taken, and the words are closed while
+  // the job is being changed: a worker that wakes late for an older job fails its compare-and-swap
   // instead of running an index of this one.
-  s_.next.store((uint64_t{epoch} << 32) | 0xffffffffu, std::memory_order_relaxed);
+  for (int r = 0; r < threads(); ++r) {
+    shares_[static_cast<size_t>(r)].taken.store((uint64_t{epoch} << 32) | 0xffffffffu,
+                                                std::memory_order_relaxed);
+  }
   count_.store(count, std::memory_order_release);
   body_.store(body, std::memory_order_relaxed);
   ctx_.store(ctx, std::memory_order_relaxed);
-  s_.next.store(uint64_t{epoch} << 32, std::memory_order_release);
+  for (int r = 0; r < threads(); ++r) {
+    shares_[static_cast<size_t>(r)].taken.store(uint64_t{epoch} << 32, std::memory_order_release);
+  }
   s_.epoch.store(epoch, std::memory_order_seq_cst);
   if (s_.sleepers.load(std::memory_order_seq_cst) > 0) FutexWakeAll(s_.epoch);
   Drain(epoch, 0);
@@ -86,20 +92,28 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
   busy_.store(false, std::memory_order_release);
 }
 
+// The next index of a thread's share, or -1 if it is used up or the job is over.
+int64_t ThreadPool::Take(uint32_t epoch, int owner) {
+  std::atomic<uint64_t>& taken = shares_[static_cast<size_t>(owner)].taken;
+  uint64_t word = taken.load(std::memory_order_acquire);
+  while (static_cast<uint32_t>(word >> 32) == epoch) {
+    const int64_t count = count_.load(std::memory_order_acquire);
+    const int64_t index = count * owner / threads() + static_cast<int64_t>(word & 0xffffffffu);
+    if (index >= count * (owner + 1) / threads()) return -1;
+    if (taken.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) return index;
+  }
+  return -1;
+}
+
 void ThreadPool::Drain(uint32_t epoch, int rank) {
-  for (;;) {
-    uint64_t next = s_.next.load(std::memory_order_acquire);
-    for (;;) {
-      if (static_cast<uint32_t>(next >> 32) != epoch) return;
-      if (static_cast<int64_t>(next & 0xffffffffu) >= count_.load(std::memory_order_acquire))
-        return;
-      if (s_.next.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) break;
+  for (int i = 0; i < threads(); ++i) {
+    const int owner = (rank + i) % threads();
+    for (int64_t index; (index = Take(epoch, owner)) >= 0;) {
+      // This index is ours, so its job cannot end before `done` below: body and ctx are those of
+      // `epoch`.
+      body_.load(std::memory_order_relaxed)(ctx_.load(std::memory_order_relaxed), index, rank);
+      s_.done.fetch_add(1, std::memory_order_release);
     }
-    // This index is ours, so its job cannot end before `done` below: body and ctx are those of
-    // `epoch`.
-    body_.load(std::memory_order_relaxed)(ctx_.load(std::memory_order_relaxed),
-                                          static_cast<int64_t>(next & 0xffffffffu), rank);
-    s_.done.fetch_add(1, std::memory_order_release);
   }
 }
 

@@ -21,8 +21,9 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(index, rank) once for every index in [0, count), rank in [0, threads()). Returns
-  // when all are done. Indices are handed out in order, one at a time. Not re-entrant: a nested
-  // call runs on the calling thread alone.
+  // when all are done. Each thread goes through its own contiguous share of the indices in order,
+  // so that what neighbouring units read stays with one thread, and then helps the others, one
+  // index at a time. Not re-entrant: a nested call runs on the calling thread alone.
   template <typename F>
   void For(int64_t count, F&& body) {
     Dispatch(
@@ -50,17 +51,22 @@ class ThreadPool {
   using Body = void (*)(void*, int64_t, int);
   void Dispatch(int64_t count, Body body, void* ctx);
   void Work(int rank);
+  int64_t Take(uint32_t epoch, int owner);
   void Drain(uint32_t epoch, int rank);
 
+  // How far a thread's share is done: (epoch << 32) | indices taken. The epoch keeps a late worker
+  // from taking an index of another job.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> taken{0};
+  };
   struct alignas(64) Shared {
     std::atomic<uint32_t> epoch{0};  // a new value starts a job; futex word
-    std::atomic<uint64_t> next{
-        0};  // (epoch << 32) | next index: a late worker cannot take an index of another job
-    std::atomic<int64_t> done{0};  // indices finished
+    std::atomic<int64_t> done{0};    // indices finished
     std::atomic<int> sleepers{0};
     std::atomic<bool> stop{false};
   };
   Shared s_;
+  std::unique_ptr<Share[]> shares_;  // [threads()]
   std::atomic<Body> body_{nullptr};
   std::atomic<void*> ctx_{nullptr};
   std::atomic<int64_t> count_{0};

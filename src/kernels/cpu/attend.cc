@@ -7,6 +7,7 @@
 // group to finish merges the chunks in their order. Nothing depends on who that is.
 #include <algorithm>
 #include <atomic>
+#include <utility>
 #include <vector>
 
 #include "base/buffer.h"
@@ -22,7 +23,7 @@ constexpr int64_t kPromptRows =
 constexpr int kDecodeBlock =
     32;  // keys; small, so that a unit's first block waits for memory but shortly
 constexpr int kPromptBlock = kMaxBlockKeys;
-constexpr int64_t kRangeChunk = 256;
+constexpr int64_t kRangeChunk = 512;
 constexpr int64_t kListChunk = 128;  // lists are short: k = 512 should still feed four threads
 constexpr int64_t kPromptChunk = 4096;
 constexpr int64_t kTileRows =
@@ -117,7 +118,7 @@ struct CpuOps::AttendState {
     AttendScratch scratch;
     std::byte* rows = nullptr;  // what the tiles divide among them
     std::vector<AttendTile> tiles;
-    KeyBlock blocks[2];
+    KeyBlock blocks[3];
   };
   std::vector<Thread> threads;
   std::vector<Group> groups;
@@ -285,14 +286,21 @@ void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernel
   const auto fill = [&](int64_t from, int64_t limit, KeyBlock& b) {
     FillBlock(group.keys, s.kv, from, std::clamp<int64_t>(limit - from, 0, block), b);
   };
+  // Past the chunk's end, the next chunk's keys: some thread will want them soon.
+  const auto limit = [&](int64_t from) { return from < end ? end : group.keys.count; };
   KeyBlock* now = &thread.blocks[0];
   KeyBlock* next = &thread.blocks[1];
+  KeyBlock* later = &thread.blocks[2];
   fill(begin, end, *now);
-  for (int64_t i = begin; i < end; i += block, std::swap(now, next)) {
-    // Past the chunk's end, the next chunk's keys: some thread will want them soon.
-    fill(i + block, i + block < end ? end : group.keys.count, *next);
-    for (const AttendTile& t : tiles)
-      kernels.update(t, *now, next->count ? next : nullptr, thread.scratch);
+  fill(begin + block, limit(begin + block), *next);
+  for (int64_t i = begin; i < end; i += block) {
+    fill(i + 2 * block, limit(i + 2 * block), *later);
+    for (const AttendTile& t : tiles) {
+      kernels.update(t, *now, next->count ? next : nullptr, later->count ? later : nullptr,
+                     thread.scratch);
+    }
+    KeyBlock* used = std::exchange(now, next);
+    next = std::exchange(later, used);
   }
 
   const int64_t dim = p.q.dim(2);

@@ -374,16 +374,17 @@ class LowBitRows {
     const KvView& kv = r.segment->kv;
     const int64_t ratio = heads_ / kv.layout.kv_heads, stride = r.chunks * kChunk;
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
-    for (int64_t k = 0; k < n; k += kMassBlock) {
-      for (int g = 0; g < kv.layout.kv_heads; ++g) {
-        avx512::LowBitScores(kv, key + k, g, queries + g * ratio * avx512::LowBitQuery::Bytes(dim_),
-                             ratio, Values(r, g * ratio) + key + k, stride);
+    std::vector<float> largest(static_cast<size_t>(ratio));
+    for (int g = 0; g < kv.layout.kv_heads; ++g) {
+      avx512::LowBitScores(kv, key, n, g, queries + g * ratio * avx512::LowBitQuery::Bytes(dim_),
+                           ratio, Values(r, g * ratio) + key, stride, largest.data());
+      for (int64_t i = 0; i < ratio; ++i) {
+        const int64_t h = g * ratio + i;
+        const size_t at = r.first_chunk + static_cast<size_t>(h * r.chunks + chunk);
+        scratch_.largest[at] = largest[static_cast<size_t>(i)];
+        scratch_.sums[at] =
+            avx512::ExpChunk(Values(r, h) + key, n, largest[static_cast<size_t>(i)]);
       }
-    }
-    for (int64_t h = 0; h < heads_; ++h) {
-      const size_t at = r.first_chunk + static_cast<size_t>(h * r.chunks + chunk);
-      avx512::ExpChunk(Values(r, h) + key, n, Ceil(n, kMassBlock) * kMassBlock,
-                       &scratch_.largest[at], &scratch_.sums[at]);
     }
   }
 

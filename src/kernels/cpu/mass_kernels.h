@@ -61,13 +61,13 @@ struct LowBitQuery {
   static void Pack(const float* q, int64_t dim, float score_scale, std::byte* out);
 };
 
-// out[r * stride + slot] = score of query r and each of the 64 keys of a page; queries lie
-// Bytes(dim) apart.
-void LowBitScores(const KvView& kv, int64_t position, int head, const std::byte* queries,
-                  int64_t count, float* out, int64_t stride);
-// t[i] = 2^(t[i] - m) for i < n with m the largest of them, 0 for n <= i < padded; padded is a
-// multiple of 16.
-void ExpChunk(float* t, int64_t n, int64_t padded, float* largest, float* sum);
+// out[r * stride + i] = score of query r and key position + i, for i < n rounded up to whole pages
+// (position is the start of one); largest[r] = the largest of the first n. Queries lie Bytes(dim)
+// apart.
+void LowBitScores(const KvView& kv, int64_t position, int64_t n, int head, const std::byte* queries,
+                  int64_t count, float* out, int64_t stride, float* largest);
+// t[i] = 2^(t[i] - largest) for i < n, 0 for the rest of the last 16; returns their sum.
+float ExpChunk(float* t, int64_t n, float largest);
 // factor[c] = 2^(largest[c] - M) / S: what turns a chunk's values into probabilities.
 void ChunkFactors(const float* largest, const float* sum, int64_t chunks, float* factor);
 // out[n] = sum or max over heads of e[h * stride + n] * factor[h * factor_stride].

@@ -6,6 +6,8 @@
 //   channel of keys 2j and 2j+1, by interleaving two rows weights [row][keys/2] dwords: a row's
 //   bf16 softmax weights as they come
 //
+// Decode has few rows to share packed keys, and does without packing (ScoreFew, AccumulateFew).
+//
 // A product holds up to 12 stack rows x 32 accumulators in 24 registers and broadcasts the rows'
 // pairs from memory. Softmax runs in powers of two: scores are scaled by log2(e) once.
 //
@@ -84,20 +86,22 @@ __mmask32 ChannelMask(int64_t head_dim, int64_t channel) {
   }
 }
 
-// Prefetches rows of the next block a few lines at a time, in memory order and spread over all of
-// the arithmetic. A core has few buffers for lines on their way: a burst fills them and holds up
-// the loads behind it, so that memory and arithmetic take turns (Zen 4, one thread: 5.5 GB/s
-// without prefetch, 11 with bursts while packing, 15 spread). Second-level cache only; prefetching
-// into the first is little better than none, the block does not fit.
-class Ahead {
+// Prefetches rows of the blocks to come a few lines at a time, in memory order and spread over all
+// of the arithmetic. A core has few buffers for lines on their way to its own caches: a burst fills
+// them and holds up the loads behind it, so that memory and arithmetic take turns. So the block
+// after the next is called into the third-level cache, which has many more, and the next one from
+// there into the second. The first is too small for a block. Zen 4, dense decode: 5.5 GB/s on one
+// thread without prefetch, 11 with bursts while packing, 15 spread; on two threads 25 with the next
+// block alone, 35 with both.
+class Cursor {
  public:
   // `steps` is how often Step will be called.
-  Ahead(const AttendTile& t, const KeyBlock* next, int64_t key_offset, int64_t value_offset,
-        int64_t steps) {
-    if (!next) return;
+  Cursor(const AttendTile& t, const KeyBlock* block, int64_t key_offset, int64_t value_offset,
+         int64_t steps) {
+    if (!block) return;
     const bool whole = t.shares > 0;
-    row_ = next->rows + (whole ? next->count * t.share / t.shares : 0);
-    end_ = next->rows + (whole ? next->count * (t.share + 1) / t.shares : next->count);
+    row_ = block->rows + (whole ? block->count * t.share / t.shares : 0);
+    end_ = block->rows + (whole ? block->count * (t.share + 1) / t.shares : block->count);
     if (row_ == end_) return;
     begin_[0] = whole ? 0 : key_offset;
     begin_[1] = value_offset;
@@ -108,9 +112,10 @@ class Ahead {
     at_ = *row_ + begin_[0];
     stop_ = at_ + bytes_;
   }
+  template <int kHint>
   void Step() {
     for (int i = 0; i < lines_; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(at_), static_cast<enum _mm_hint>(kHint));
       at_ += 64;
       if (at_ >= stop_ && !NextRange()) return;
     }
@@ -135,6 +140,14 @@ class Ahead {
   const std::byte* stop_ = nullptr;
   int64_t begin_[2] = {}, bytes_ = 0;
   int range_ = 0, ranges_ = 0, lines_ = 0;
+};
+
+struct Ahead {
+  Cursor next, later;
+  void Step() {
+    next.Step<_MM_HINT_T1>();
+    later.Step<_MM_HINT_T2>();
+  }
 };
 
 template <bool kInt8>
@@ -260,6 +273,145 @@ constexpr AccumulateFn kAccumulate[kRowStep + 1] = {
     Accumulate<5>,  Accumulate<6>,  Accumulate<7>, Accumulate<8>, Accumulate<9>,
     Accumulate<10>, Accumulate<11>, Accumulate<12>};
 
+// ---- few rows: decode with up to kFewRows query heads to a KV head
+//
+// Packing keys and values costs as much as multiplying them with three rows, so these go from the
+// cache into the products. Scores: two keys of 16 channels to a register; what a key's lanes hold
+// is added up by a tree over 16 keys. Values: pairs of keys interleaved in registers, 64 channels
+// at a time.
+
+constexpr int kFewRows = 4;
+
+// 16 channels of two keys.
+template <bool kInt8>
+__m512i LoadTwo(const std::byte* a, const std::byte* b) {
+  if constexpr (kInt8) {
+    const auto widen = [](const std::byte* p) {
+      return _mm512_cvtepi32_ps(
+          _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    };
+    return (__m512i)_mm512_cvtne2ps_pbh(widen(b), widen(a));
+  } else {
+    const auto load = [](const std::byte* p) {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(load(a)), load(b), 1);
+  }
+}
+
+// Sums of 8 keys that lie in four registers, keys p and p + 4 in halves of v[p]: dword p of the two
+// lower 128-bit lanes, then of the two upper, still to be added.
+[[gnu::always_inline]] inline __m512 AddLanes(const __m512 (&v)[4]) {
+  const auto join = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  };
+  const __m512d s0 = _mm512_castps_pd(join(v[0], v[1])), s1 = _mm512_castps_pd(join(v[2], v[3]));
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(s0, s1)),
+                       _mm512_castpd_ps(_mm512_unpackhi_pd(s0, s1)));
+}
+
+// s[i][16] = q rows . 16 keys, times factor. q: [D/16][kRows] registers of 16 channels twice.
+template <int kRows, bool kInt8>
+void ScoreFew(const std::byte* const* rows, int64_t offset, const __m512i* q, int64_t chunks,
+              __m512 factor, float* s, Ahead& ahead) {
+  constexpr int64_t kBytes = kInt8 ? 16 : 32;  // of 16 channels
+  __m512 sums[2][kRows];
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    __m512 a[kRows][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = a[i][2] = a[i][3] = _mm512_setzero_ps();
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t at = offset + c * kBytes;
+      ahead.Step();
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p) {
+        const std::byte* const* two = rows + 8 * half + p;
+        const __m512bh k = AsBf16(LoadTwo<kInt8>(two[0] + at, two[4] + at));
+#pragma GCC unroll 4
+        for (int i = 0; i < kRows; ++i) {
+          a[i][p] = _mm512_dpbf16_ps(a[i][p], k, AsBf16(q[c * kRows + i]));
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) sums[half][i] = AddLanes(a[i]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kRows; ++i) {
+    const __m512 lower = _mm512_shuffle_f32x4(sums[0][i], sums[1][i], 0x88);
+    const __m512 upper = _mm512_shuffle_f32x4(sums[0][i], sums[1][i], 0xdd);
+    _mm512_store_ps(s + i * kMaxBlockKeys, _mm512_mul_ps(_mm512_add_ps(lower, upper), factor));
+  }
+}
+
+// acc rows = acc * decay + weights . values for 32 kParts channels, from c on.
+template <int kRows, int kParts, bool kInt8>
+void AccumulatePart(const KeyBlock& block, int64_t offset, int64_t head_dim, int64_t c,
+                    const uint32_t* weights, int pairs, const float* decay, float* acc,
+                    Ahead& ahead) {
+  constexpr int64_t kBytes = kInt8 ? 32 : 64;  // of 32 channels
+  const int64_t padded = PaddedHead(head_dim), at = offset + c / 32 * kBytes;
+  const __mmask32 mask = ChannelMask(head_dim, c + 32 * (kParts - 1));  // of the last part
+  __m512 a[kRows][2 * kParts];
+#pragma GCC unroll 4
+  for (int i = 0; i < kRows; ++i) {
+    const __m512 f = _mm512_set1_ps(decay[i]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 2 * kParts; ++j) {
+      a[i][j] = _mm512_mul_ps(_mm512_load_ps(acc + i * padded + c + 16 * j), f);
+    }
+  }
+  for (int k = 0; k < pairs; ++k) {
+    ahead.Step();
+    __m512bh v[2 * kParts];
+#pragma GCC unroll 2
+    for (int j = 0; j < kParts; ++j) {
+      const __mmask32 m = j + 1 == kParts ? mask : 0xffffffffu;
+      const __m512i x = Load32<kInt8>(block.rows[2 * k] + at + j * kBytes, m);
+      const __m512i y = Load32<kInt8>(block.rows[2 * k + 1] + at + j * kBytes, m);
+      v[2 * j] = AsBf16(_mm512_unpacklo_epi16(x, y));
+      v[2 * j + 1] = AsBf16(_mm512_unpackhi_epi16(x, y));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      const __m512bh w =
+          AsBf16(_mm512_set1_epi32(static_cast<int>(weights[i * kWeightStride + k])));
+#pragma GCC unroll 4
+      for (int j = 0; j < 2 * kParts; ++j) a[i][j] = _mm512_dpbf16_ps(a[i][j], v[j], w);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 2 * kParts; ++j) _mm512_store_ps(acc + i * padded + c + 16 * j, a[i][j]);
+  }
+}
+
+template <int kRows, bool kInt8>
+void AccumulateFew(const KeyBlock& block, int64_t offset, int64_t head_dim, const uint32_t* weights,
+                   int pairs, const float* decay, float* acc, Ahead& ahead) {
+  int64_t c = 0;
+  for (; c + 32 < head_dim; c += 64) {
+    AccumulatePart<kRows, 2, kInt8>(block, offset, head_dim, c, weights, pairs, decay, acc, ahead);
+  }
+  if (c < head_dim) {
+    AccumulatePart<kRows, 1, kInt8>(block, offset, head_dim, c, weights, pairs, decay, acc, ahead);
+  }
+}
+
+using ScoreFewFn = void (*)(const std::byte* const*, int64_t, const __m512i*, int64_t, __m512,
+                            float*, Ahead&);
+using AccumulateFewFn = void (*)(const KeyBlock&, int64_t, int64_t, const uint32_t*, int,
+                                 const float*, float*, Ahead&);
+template <bool kInt8>
+constexpr ScoreFewFn kScoreFew[kFewRows + 1] = {nullptr, ScoreFew<1, kInt8>, ScoreFew<2, kInt8>,
+                                                ScoreFew<3, kInt8>, ScoreFew<4, kInt8>};
+template <bool kInt8>
+constexpr AccumulateFewFn kAccumulateFew[kFewRows + 1] = {
+    nullptr, AccumulateFew<1, kInt8>, AccumulateFew<2, kInt8>, AccumulateFew<3, kInt8>,
+    AccumulateFew<4, kInt8>};
+
 // ---- softmax
 
 // Scales of 16 keys' K or V from `key` on.
@@ -361,7 +513,7 @@ bool NeedsMask(const AttendTile& t, const KeyBlock& block, int keys, int64_t fir
 }
 
 template <bool kInt8>
-void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
+void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next, const KeyBlock* later,
             const AttendScratch& scratch) {
   const int64_t dim = t.layout.head_dim;
   const int64_t padded = PaddedHead(dim);
@@ -369,14 +521,21 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   const int64_t value_offset = key_offset + t.layout.value_offset();
   auto* packed_keys = reinterpret_cast<uint32_t*>(scratch.keys);
   auto* packed_values = reinterpret_cast<uint32_t*>(scratch.values);
-  // Packing takes a step per 16 keys, then per 8 keys, 32 channels each; both products take a step
-  // per kStepProducts pairs, for each group of rows.
+  const bool few = t.rows <= kFewRows;
   const int step = GroupRows(t.rows);
-  const int64_t tiles = (block.count + kKeyStep - 1) / kKeyStep * (padded / 32);  // of 32 x 32
+  const int64_t blocks = (block.count + kKeyStep - 1) / kKeyStep;
+  // Few rows take a step per 8 keys and 16 channels, then per two keys and 64 channels. Otherwise
+  // packing takes one per 16 keys, then per 8 keys, 32 channels each, and both products one per
+  // kStepProducts pairs, for each group of rows.
   const int64_t groups = (t.rows + step - 1) / step;
-  Ahead ahead(t, next, key_offset, value_offset, tiles * (2 + 4 + groups * 2 * 16 / kStepProducts));
-  PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys);
-  PackValues<kInt8>(block, ahead, value_offset, dim, packed_values);
+  const int64_t steps = few ? blocks * (dim / 16 * 4 + (padded + 32) / 64 * 16)
+                            : blocks * (padded / 32) * (2 + 4 + groups * 2 * 16 / kStepProducts);
+  Ahead ahead{Cursor(t, next, key_offset, value_offset, steps),
+              Cursor(t, later, key_offset, value_offset, steps)};
+  if (!few) {
+    PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys);
+    PackValues<kInt8>(block, ahead, value_offset, dim, packed_values);
+  }
 
   const float scale = t.scale * kLog2E;
   BlockScales scales;
@@ -394,10 +553,18 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     const int64_t last = t.position + (row + rows - 1) / t.heads;
     const int keys = VisibleKeys(block, last);
     if (keys == 0) continue;
-    const auto* q = reinterpret_cast<const uint32_t*>(t.queries) + row * padded / 2;
-    for (int k = 0; k < keys; k += 32) {
-      kScores[rows](q, packed_keys + k / 32 * (padded / 2) * 32, padded / 2, scales.key[k / 16],
-                    scales.key[k / 16 + 1], scratch.scores + k, ahead);
+    if (few) {
+      const auto* q = reinterpret_cast<const __m512i*>(t.queries);
+      for (int k = 0; k < keys; k += 16) {
+        kScoreFew<kInt8>[rows](block.rows + k, key_offset, q, dim / 16, scales.key[k / 16],
+                               scratch.scores + k, ahead);
+      }
+    } else {
+      const auto* q = reinterpret_cast<const uint32_t*>(t.queries) + row * padded / 2;
+      for (int k = 0; k < keys; k += 32) {
+        kScores[rows](q, packed_keys + k / 32 * (padded / 2) * 32, padded / 2, scales.key[k / 16],
+                      scales.key[k / 16 + 1], scratch.scores + k, ahead);
+      }
     }
     const bool mask = NeedsMask(t, block, keys, first, last);
     for (int i = 0; i < rows && (mask || t.scores); ++i) {
@@ -413,38 +580,61 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     float decay[kRowStep];
     Softmax<kInt8>(scratch.scores, rows, keys, scales, t.max + row, t.sum + row, scratch.weights,
                    decay);
-    kAccumulate[rows](scratch.weights, packed_values, keys / 2, decay, padded, t.acc + row * padded,
-                      ahead);
+    if (few) {
+      kAccumulateFew<kInt8>[rows](block, value_offset, dim, scratch.weights, keys / 2, decay, t.acc,
+                                  ahead);
+    } else {
+      kAccumulate[rows](scratch.weights, packed_values, keys / 2, decay, padded,
+                        t.acc + row * padded, ahead);
+    }
   }
 }
 
 void UpdateAny(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
-               const AttendScratch& scratch) {
+               const KeyBlock* later, const AttendScratch& scratch) {
   if (t.layout.dtype == DType::kI8) {
-    Update<true>(t, block, next, scratch);
+    Update<true>(t, block, next, later, scratch);
   } else {
-    Update<false>(t, block, next, scratch);
+    Update<false>(t, block, next, later, scratch);
+  }
+}
+
+// A group's rows are interleaved: [D/2][rows of the group] pairs.
+void PackRow(const AttendTile& t, int i, const float* row) {
+  const int64_t dim = t.layout.head_dim;
+  const int64_t padded = PaddedHead(dim);
+  const int step = GroupRows(t.rows);
+  const int64_t group = i / step * step;
+  const int64_t rows = t.rows - group < step ? t.rows - group : step;
+  uint32_t* to = reinterpret_cast<uint32_t*>(t.queries) + group * padded / 2 + (i - group);
+  for (int64_t c = 0; c < padded; c += 32) {
+    const __mmask16 upper = ChannelMask(dim, c) >> 16;
+    const __m512 lo = _mm512_loadu_ps(row + c);
+    const __m512 hi = _mm512_maskz_loadu_ps(upper, row + c + 16);
+    alignas(64) uint32_t pairs[16];
+    _mm512_store_si512(pairs, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
+    for (int d = 0; d < 16; ++d) to[(c / 2 + d) * rows] = pairs[d];
+  }
+}
+
+// As ScoreFew reads them: [D/16][rows] registers of 16 channels twice.
+void PackFew(const AttendTile& t, int i, const float* row) {
+  auto* to = reinterpret_cast<__m512i*>(t.queries) + i;
+  for (int64_t c = 0; c < t.layout.head_dim / 16; ++c) {
+    const __m512 x = _mm512_loadu_ps(row + 16 * c);
+    _mm512_store_si512(to + c * t.rows, (__m512i)_mm512_cvtne2ps_pbh(x, x));
   }
 }
 
 void Begin(const AttendTile& t, const float* q, int64_t token_stride) {
   const int64_t dim = t.layout.head_dim;
   const int64_t padded = PaddedHead(dim);
-  const int step = GroupRows(t.rows);
-  auto* queries = reinterpret_cast<uint32_t*>(t.queries);
   for (int i = 0; i < t.rows; ++i) {
-    // A group's rows are interleaved: [D/2][rows of the group].
-    const int64_t group = i / step * step;
-    const int64_t rows = t.rows - group < step ? t.rows - group : step;
-    uint32_t* to = queries + group * padded / 2 + (i - group);
     const float* row = q + i / t.heads * token_stride + i % t.heads * dim;
-    for (int64_t c = 0; c < padded; c += 32) {
-      const __mmask16 upper = ChannelMask(dim, c) >> 16;
-      const __m512 lo = _mm512_loadu_ps(row + c);
-      const __m512 hi = _mm512_maskz_loadu_ps(upper, row + c + 16);
-      alignas(64) uint32_t pairs[16];
-      _mm512_store_si512(pairs, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
-      for (int d = 0; d < 16; ++d) to[(c / 2 + d) * rows] = pairs[d];
+    if (t.rows <= kFewRows) {
+      PackFew(t, i, row);
+    } else {
+      PackRow(t, i, row);
     }
     float* acc = t.acc + i * padded;
     for (int64_t c = 0; c < padded; c += 16) _mm512_store_ps(acc + c, _mm512_setzero_ps());

@@ -290,11 +290,10 @@ inline __m512i Broadcast(const std::byte* four) {
 
 // R queries against one head's 16 slots.
 template <int R>
-void LowBitGroup(const LowBitBlock* blocks, int64_t dim, const std::byte* queries, float* out,
-                 int64_t stride) {
+[[gnu::always_inline]] inline void LowBitGroup(const LowBitBlock* blocks, int64_t dim,
+                                               const std::byte* queries, __m512 (&scores)[R]) {
   const int64_t per_group = dim / 32, bytes = LowBitQuery::Bytes(dim);
   const __m512i low = _mm512_set1_epi8(15);
-  __m512 scores[R];
   for (int r = 0; r < R; ++r) scores[r] = _mm512_setzero_ps();
   for (int64_t b = 0; b < per_group; ++b) {
     __m512i k[8];
@@ -320,77 +319,92 @@ void LowBitGroup(const LowBitBlock* blocks, int64_t dim, const std::byte* querie
                                   scores[r]);
     }
   }
-  for (int r = 0; r < R; ++r) _mm512_storeu_ps(out + r * stride, scores[r]);
+}
+
+// One page of one head. Its successor's blocks are asked for meanwhile, group by group: the copies
+// of consecutive pages lie far apart, so that the hardware prefetcher starts anew in each.
+template <int R>
+void LowBitPage(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
+                const std::byte* queries, int64_t visible, float* out, int64_t stride,
+                float* largest) {
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  const int64_t group_bytes = dim / 32 * static_cast<int64_t>(sizeof(LowBitBlock));
+  __m512 top[R];
+  for (int r = 0; r < R; ++r) top[r] = nothing;
+  for (int64_t slot = 0; slot < kMassBlock; slot += 16, blocks += dim / 32, next += dim / 32) {
+    for (int64_t i = 0; i < group_bytes; i += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(next) + i, _MM_HINT_T0);
+    }
+    const __mmask16 seen = FirstLanes(visible - slot);
+    __m512 scores[R];
+    LowBitGroup<R>(blocks, dim, queries, scores);
+    for (int r = 0; r < R; ++r) {
+      top[r] = _mm512_mask_max_ps(top[r], seen, top[r], scores[r]);
+      _mm512_storeu_ps(out + r * stride + slot, scores[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) largest[r] = std::max(largest[r], _mm512_reduce_max_ps(top[r]));
 }
 
 }  // namespace
 
 void LowBitQuery::Pack(const float* q, int64_t dim, float score_scale, std::byte* out) {
+  constexpr int kNotFinite = 0x99;  // quiet NaN, +inf, -inf, signalling NaN
   for (int64_t b = 0; b < dim / 32; ++b) {
-    float largest = 0;
-    for (int c = 0; c < 32; ++c) largest = std::max(largest, std::fabs(q[32 * b + c]));
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    const __m512 lo = _mm512_loadu_ps(q + 32 * b), hi = _mm512_loadu_ps(q + 32 * b + 16);
+    const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
     // A NaN or infinite query has to reach the scores: the integers cannot carry it, the scale
     // does.
-    float scale = score_scale * (largest / 127.0f), poison = 0;
-    int32_t sum = 0;
-    for (int c = 0; c < 32; ++c) {
-      const float x = q[32 * b + c];
-      poison += x * 0.0f;
-      const float y = x * inverse;
-      const auto i = std::isfinite(y) ? static_cast<int8_t>(std::lrintf(y)) : int8_t{0};
-      sum += i;
-      out[32 * b + c] = static_cast<std::byte>(i);
-    }
-    scale += poison;
-    const int32_t offset = -8 * sum;
+    const bool finite =
+        (_mm512_fpclass_ps_mask(lo, kNotFinite) | _mm512_fpclass_ps_mask(hi, kNotFinite)) == 0;
+    const float scale =
+        finite ? score_scale * (largest / 127.0f) : std::numeric_limits<float>::quiet_NaN();
+    const __m512 inverse = _mm512_set1_ps(finite && largest > 0 ? 127.0f / largest : 0.0f);
+    const __mmask16 keep = finite ? 0xffff : 0;
+    const __m512i lo_q = _mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(lo, inverse));
+    const __m512i hi_q = _mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(hi, inverse));
+    const int32_t offset = -8 * _mm512_reduce_add_epi32(_mm512_add_epi32(lo_q, hi_q));
+    // The saturating form: 127 / largest overflows for the smallest magnitudes.
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 32 * b), _mm512_cvtsepi32_epi8(lo_q));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 32 * b + 16), _mm512_cvtsepi32_epi8(hi_q));
     std::memcpy(out + dim + 8 * b, &scale, 4);
     std::memcpy(out + dim + 8 * b + 4, &offset, 4);
   }
 }
 
-void LowBitScores(const KvView& kv, int64_t position, int head, const std::byte* queries,
-                  int64_t count, float* out, int64_t stride) {
+void LowBitScores(const KvView& kv, int64_t position, int64_t n, int head, const std::byte* queries,
+                  int64_t count, float* out, int64_t stride, float* largest) {
   const int64_t dim = kv.layout.head_dim, bytes = LowBitQuery::Bytes(dim);
-  const LowBitBlock* blocks = kv.low_bit(position, head, 0);
-  for (int64_t slot = 0; slot < kMassBlock; slot += 16, blocks += dim / 32, out += 16) {
+  std::fill_n(largest, count, -std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < n; i += kMassBlock) {
+    const LowBitBlock* blocks = kv.low_bit(position + i, head, 0);
+    // After the last page the next head's first, which the caller is likely to want.
+    const LowBitBlock* next = i + kMassBlock < n ? kv.low_bit(position + i + kMassBlock, head, 0)
+                              : head + 1 < kv.layout.kv_heads ? kv.low_bit(position, head + 1, 0)
+                                                              : blocks;
+    const auto page = [&]<int R>(int64_t r) {
+      LowBitPage<R>(blocks, next, dim, queries + r * bytes, n - i, out + r * stride + i, stride,
+                    largest + r);
+    };
     int64_t r = 0;
-    for (; r + 4 <= count; r += 4) {
-      LowBitGroup<4>(blocks, dim, queries + r * bytes, out + r * stride, stride);
-    }
-    const std::byte* rest = queries + r * bytes;
-    switch (count - r) {
-      case 3:
-        LowBitGroup<3>(blocks, dim, rest, out + r * stride, stride);
-        break;
-      case 2:
-        LowBitGroup<2>(blocks, dim, rest, out + r * stride, stride);
-        break;
-      case 1:
-        LowBitGroup<1>(blocks, dim, rest, out + r * stride, stride);
-        break;
-      default:
-        break;
-    }
+    for (; r + 4 <= count; r += 4) page.template operator()<4>(r);
+    if (count - r == 3) page.template operator()<3>(r);
+    if (count - r == 2) page.template operator()<2>(r);
+    if (count - r == 1) page.template operator()<1>(r);
   }
 }
 
-void ExpChunk(float* t, int64_t n, int64_t padded, float* largest, float* sum) {
+float ExpChunk(float* t, int64_t n, float largest) {
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 m = nothing;
-  for (int64_t i = 0; i < n; i += 16) {
-    m = _mm512_max_ps(m, _mm512_mask_loadu_ps(nothing, FirstLanes(n - i), t + i));
-  }
-  *largest = _mm512_reduce_max_ps(m);
-  const __m512 offset = _mm512_set1_ps(*largest);
+  const __m512 offset = _mm512_set1_ps(largest);
   __m512 s = _mm512_setzero_ps();
-  for (int64_t i = 0; i < padded; i += 16) {
+  for (int64_t i = 0; i < n; i += 16) {
     const __m512 x = _mm512_mask_loadu_ps(nothing, FirstLanes(n - i), t + i);
     const __m512 e = Exp2NotPositive(_mm512_sub_ps(x, offset));
     _mm512_storeu_ps(t + i, e);
     s = _mm512_add_ps(s, e);
   }
-  *sum = _mm512_reduce_add_ps(s);
+  return _mm512_reduce_add_ps(s);
 }
 
 void ChunkFactors(const float* largest, const float* sum, int64_t chunks, float* factor) {

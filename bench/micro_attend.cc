@@ -1,0 +1,177 @@
+// Speed of decode attention alone, by role: `micro_attend [threads] [keys]`. Each role's operations
+// run over many layers in turn, whose cache exceeds the processor's ("cold"), and over one layer
+// ("hot", what the arithmetic takes). Figures are medians per layer; GB/s is what the cold reads
+// come to.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kv/kv_store.h"
+
+namespace {
+
+using namespace baton;
+
+struct Shape {
+  const char* name;
+  int heads, kv_heads;
+  int64_t head_dim;
+  int layers;
+};
+
+class Bench {
+ public:
+  Bench(ThreadPool& pool, Ops& ops, const Shape& shape, DType kv, int64_t keys)
+      : pool_(pool), ops_(ops), shape_(shape), kv_(kv), keys_(keys) {
+    const KvLayout layout{
+        .dtype = kv, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim, .low_bit = true};
+    auto store = KvStore::Create(std::vector<KvLayout>(static_cast<size_t>(shape.layers), layout),
+                                 keys + 64);
+    if (!store.ok()) std::exit(1);
+    store_ = std::move(store).value();
+    sequence_ = store_->NewSequence();
+    if (!FillSynthetic(*store_, sequence_, keys, 1, &pool).ok()) std::exit(1);
+    std::mt19937 rng(1);
+    std::normal_distribution<float> normal;
+    q_.resize(static_cast<size_t>(shape.heads * shape.head_dim));
+    for (float& x : q_) x = normal(rng);
+    o_.resize(q_.size());
+    lse_.resize(static_cast<size_t>(shape.heads));
+    mass_.resize(static_cast<size_t>(keys + 64));
+    scores_.resize(static_cast<size_t>(shape.heads * (keys + 64)));
+  }
+
+  void Attend(int layer, KeySet keys, bool scores = false) {
+    const AttendParams::Segment segment{.rows = rows(),
+                                        .kv = sequence_.View(layer),
+                                        .keys = keys,
+                                        .scores = scores ? scores_.data() : nullptr,
+                                        .score_stride = keys_ + 64};
+    ops_.Attend({.q = q(),
+                 .scale = scale(),
+                 .segments = {&segment, 1},
+                 .o = View<float>(o_.data(), {1, shape_.heads, shape_.head_dim}),
+                 .lse = View<float>(lse_.data(), {1, shape_.heads})});
+  }
+
+  void Mass(int layer, MassParams::Source source) {
+    const MassParams::Segment segment{.rows = rows(),
+                                      .kv = sequence_.View(layer),
+                                      .scores = scores_.data(),
+                                      .score_stride = keys_ + 64,
+                                      .mass = mass_.data(),
+                                      .mass_stride = keys_ + 64};
+    ops_.Mass({.source = source,
+               .q = q(),
+               .scale = scale(),
+               .lse = View<const float>(lse_.data(), {1, shape_.heads}),
+               .segments = {&segment, 1}});
+  }
+
+  void Select(int64_t k) {
+    const int64_t visible = keys_, recent = 64;
+    sets_.Reset(1, 1, k + 1);
+    const SelectParams::Segment segment{.mass = mass_.data(),
+                                        .mass_stride = keys_ + 64,
+                                        .sets = 1,
+                                        .visible = {&visible, 1},
+                                        .k = {&k, 1},
+                                        .recent = {&recent, 1},
+                                        .out = &sets_};
+    if (!ops_.Select({.sink = 4, .segments = {&segment, 1}}).ok()) std::exit(1);
+  }
+
+  KeySet Chosen() const { return {.kind = KeySet::Kind::kIndex, .index = &sets_}; }
+
+  // Microseconds of body(layer): median over rounds through `layers` layers.
+  double Time(int layers, const std::function<void(int)>& body) {
+    ThreadPool::Hot hot(pool_);
+    std::vector<double> us;
+    for (int round = 0; round < 15; ++round) {
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 0; i < shape_.layers; ++i) body(i % layers);
+      us.push_back(
+          std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
+              .count() /
+          shape_.layers);
+    }
+    std::nth_element(us.begin(), us.begin() + 7, us.end());
+    return us[7];
+  }
+
+  void Row(const char* what, double bytes, const std::function<void(int)>& body) {
+    const double hot = Time(1, body), cold = Time(shape_.layers, body);
+    fmt::print("{:10} {:5} {:28} {:8.1f} us hot  {:8.1f} us cold  {:6.1f} GB/s\n", shape_.name,
+               Info(kv_).name, what, hot, cold, bytes / cold * 1e-3);
+  }
+
+  void Run() {
+    const double token = static_cast<double>(store_->layout(0).row_bytes());
+    const double copy =
+        static_cast<double>(shape_.kv_heads * (shape_.head_dim / 2 + shape_.head_dim / 32 * 2));
+    const auto n = static_cast<double>(keys_);
+    Row("full", n * token, [&](int l) { Attend(l, {}); });
+    Row("full, 32 keys", 32 * token, [&](int l) {
+      Attend(l, {.kind = KeySet::Kind::kWindow, .recent = 32});
+    });
+    Row("window 1024", 1024 * token, [&](int l) {
+      Attend(l, {.kind = KeySet::Kind::kWindow, .sink = 4, .recent = 1020});
+    });
+    Row("select 512", n * token, [&](int l) {
+      Attend(l, {}, true);
+      Mass(l, MassParams::Source::kScores);
+      Select(512);
+    });
+    Row("  rank scores", n * 4 * shape_.heads, [&](int l) { Mass(l, MassParams::Source::kScores); });
+    Row("  choose 512", n * 4, [&](int) { Select(512); });
+    Row("scan 1024", n * copy + 1024 * token, [&](int l) {
+      Mass(l, MassParams::Source::kLowBit);
+      Select(1024);
+      Attend(l, Chosen());
+    });
+    Row("  rank 4-bit copy", n * copy, [&](int l) { Mass(l, MassParams::Source::kLowBit); });
+    for (const int64_t k : {1024, 512}) {
+      Select(k);
+      Row(k == 512 ? "reuse 512" : "reuse 1024", static_cast<double>(k) * token,
+          [&](int l) { Attend(l, Chosen()); });
+    }
+  }
+
+ private:
+  Rows rows() const { return {.first = 0, .count = 1, .position = keys_ - 1}; }
+  View<const float> q() const {
+    return View<const float>(q_.data(), {1, shape_.heads, shape_.head_dim});
+  }
+  float scale() const { return 1.0f / 8; }
+
+  ThreadPool& pool_;
+  Ops& ops_;
+  Shape shape_;
+  DType kv_;
+  int64_t keys_;
+  std::unique_ptr<KvStore> store_;
+  KvSequence sequence_;
+  std::vector<float> q_, o_, lse_, mass_, scores_;
+  IndexSets sets_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : 0);
+  const int64_t keys = argc > 2 ? std::atoll(argv[2]) : 7168;
+  auto ops = MakeCpuOps(pool, DetectCpuIsa());
+  if (!ops.ok()) return 1;
+  for (const Shape& shape : {Shape{"smollm2", 9, 3, 64, 30}, Shape{"llama-8b", 32, 8, 128, 8}}) {
+    for (const DType kv : {DType::kBF16, DType::kI8}) {
+      Bench(pool, **ops, shape, kv, keys).Run();
+    }
+  }
+}
