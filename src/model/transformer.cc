@@ -41,6 +41,7 @@ Result<Weights> Weights::Load(const Checkpoint& checkpoint, Ops& ops) {
   const float plus = checkpoint.config.norm_plus_one ? 1.0f : 0.0f;
   const auto pack = [&](const TensorInfo* t, std::unique_ptr<Matrix>& to) -> Status {
     BATON_ASSIGN(to, ops.Pack(Raw(*t)));
+    if (checkpoint.storage) checkpoint.Release(*t);  // the copy is what is read from now on
     w.bytes_per_token += to->bytes;
     return Status::Ok();
   };
