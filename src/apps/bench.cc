@@ -57,6 +57,7 @@ Json ToJson(const BenchRow& row, bool ops) {
                  {"kv_bytes_per_token", row.kv_bytes_per_token},
                  {"weight_bytes_per_token", row.weight_bytes_per_token},
                  {"decode_bytes_per_s", row.decode_bytes_per_s},
+                 {"read_bandwidth", row.read_bandwidth},
                  {"share_of_read_bandwidth", row.share_of_read_bandwidth},
                  {"logits_hash", row.logits_hash},
                  {"aliased", row.aliased}};
@@ -112,7 +113,7 @@ Status PrepareShape(const BenchFlags& o) {
 
 std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& model) {
   Table table({"attention", "depth", "prompt tok/s", "decode tok/s", "ms/token", "KV/token", "GB/s",
-               "of peak", "logits"});
+               "limit", "share", "logits"});
   bool aliased = false;
   for (const BenchRow& row : r.rows) {
     aliased |= row.aliased;
@@ -122,11 +123,11 @@ std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& m
          Number(row.decode_tokens_per_s),
          row.decode_tokens_per_s > 0 ? Number(1e3 / row.decode_tokens_per_s * row.batch) : "-",
          Bytes(row.kv_bytes_per_token), Number(row.decode_bytes_per_s / 1e9),
-         Percent(row.share_of_read_bandwidth), row.logits_hash});
+         Number(row.read_bandwidth / 1e9), Percent(row.share_of_read_bandwidth), row.logits_hash});
   }
   std::string out = table.ToString();
-  out += fmt::format("batch {}, memory reads {} GB/s\n", o.options.batch,
-                     Number(r.read_bandwidth / 1e9));
+  out += fmt::format("batch {}; limit: what memory reads, measured beside each depth\n",
+                     o.options.batch);
   out += fmt::format("loaded in {:.2f} s; memory: peak {}, weights and largest cache {}\n",
                      model.load_seconds, Bytes(static_cast<double>(r.peak_memory_bytes)),
                      Bytes(static_cast<double>(r.expected_memory_bytes)));

@@ -45,6 +45,8 @@ Result<Weights> Weights::Load(const Checkpoint& checkpoint, Ops& ops) {
     w.bytes_per_token += to->bytes;
     return Status::Ok();
   };
+  // The largest first: while one is packed, its original counts beside all copies made so far.
+  BATON_TRY(pack(checkpoint.output, w.output));
   for (const LayerTensors& t : checkpoint.layers) {
     LayerWeights& l = w.layers.emplace_back();
     l.attn_norm = Expand(t.attn_norm, plus);
@@ -65,7 +67,6 @@ Result<Weights> Weights::Load(const Checkpoint& checkpoint, Ops& ops) {
     BATON_TRY(pack(t.down, l.down));
   }
   w.output_norm = Expand(checkpoint.output_norm, plus);
-  BATON_TRY(pack(checkpoint.output, w.output));
   w.embedding = Raw(*checkpoint.embedding);
   return w;
 }

@@ -141,7 +141,7 @@ bool LayoutOf(DType dtype, PackLayout& layout) {
 }
 
 // Q4_0 and Q4_1 pair column i with column i + 16 as the packed blocks do, so bytes only move: an 8B
-// model is packed at the speed of memory, and not in a minute.
+// model is packed in a second.
 void PackQ4Group(const RawMatrix& raw, PackedMatrix& m, int64_t group) {
   const auto* rows = reinterpret_cast<const uint8_t*>(raw.data);
   const int64_t row_bytes = BytesOf(raw.dtype, raw.cols);
