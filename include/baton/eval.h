@@ -75,14 +75,18 @@ struct BenchRow {
   double prompt_tokens_per_s = 0, decode_tokens_per_s = 0;
   double kv_bytes_per_token = 0, weight_bytes_per_token = 0;
   double decode_bytes_per_s = 0, share_of_read_bandwidth = 0;
+  double read_bandwidth = 0;  // bytes/s, measured just before on huge pages with all threads
   std::string logits_hash;
-  bool aliased = false;     // layers shared one synthetic KV buffer
+  bool aliased = false;     // layers shared synthetic KV
   std::vector<OpTime> ops;  // of one decode step
 };
 struct BenchResult {
-  double read_bandwidth = 0;  // bytes/s, measured in this run on huge pages with all threads
+  double read_bandwidth = 0;  // the best of the rows
   std::vector<BenchRow> rows;
   double whole_prompt_seconds_dense = 0, whole_prompt_seconds_plan = 0;
+  // The most that was resident, loading included and the bandwidth's measurement left out, and what
+  // there should be: packed weights and the largest cache.
+  int64_t peak_memory_bytes = 0, expected_memory_bytes = 0;
 };
 Result<BenchResult> RunBench(Engine& engine, const BenchOptions& options,
                              const OnProgress& progress = nullptr);

@@ -1,15 +1,19 @@
 // baton bench: prompt and decode speed at any depth, dense and under a plan.
 #include <algorithm>
+#include <filesystem>
 
 #include "apps/command.h"
+#include "base/thread_pool.h"
 #include "baton/eval.h"
+#include "model/checkpoint.h"
+#include "model/synthetic.h"
 
 namespace baton::apps {
 namespace {
 
 struct BenchFlags {
   EngineFlags engine;
-  std::string plan;
+  std::string plan, shape;
   BenchOptions options;
   bool ops = false, json = false;
 };
@@ -17,6 +21,15 @@ struct BenchFlags {
 void AddOptions(CLI::App* command, BenchFlags& o) {
   o.engine.AddModel(command);
   AddPlanFlag(command, o.plan);
+  command
+      ->add_option(
+          "--shape", o.shape,
+          fmt::format("MODEL has this shape ({}); a missing file is made, of random weights",
+                      ShapeNames()))
+      ->check([](const std::string& name) {
+        const auto shape = NamedShape(name);
+        return shape.ok() ? std::string() : shape.error().message();
+      });
   BenchOptions& b = o.options;
   command->add_option("-d,--depth", b.depths, "Tokens already in the cache, for example 0,7168")
       ->delimiter(',')
@@ -44,6 +57,7 @@ Json ToJson(const BenchRow& row, bool ops) {
                  {"kv_bytes_per_token", row.kv_bytes_per_token},
                  {"weight_bytes_per_token", row.weight_bytes_per_token},
                  {"decode_bytes_per_s", row.decode_bytes_per_s},
+                 {"read_bandwidth", row.read_bandwidth},
                  {"share_of_read_bandwidth", row.share_of_read_bandwidth},
                  {"logits_hash", row.logits_hash},
                  {"aliased", row.aliased}};
@@ -69,9 +83,37 @@ std::string OpsTable(const BenchRow& row) {
                      table.ToString());
 }
 
-std::string ToText(const BenchResult& r, const BenchFlags& o) {
+// The model file of --shape: made if there is none, checked otherwise, before anything is loaded.
+Status PrepareShape(const BenchFlags& o) {
+  const std::string& path = o.engine.model;
+  BATON_ASSIGN(const SyntheticSpec shape, NamedShape(o.shape));
+  std::error_code ignored;
+  if (std::filesystem::exists(path, ignored)) {
+    BATON_ASSIGN(const Checkpoint model, Checkpoint::Open(path));
+    Status fits = CheckShape(model.config, shape);
+    if (fits.ok()) return fits;
+    return std::move(fits)
+        .error()
+        .At(fmt::format("{} is no {}", path, o.shape))
+        .Hint("name a file that does not exist yet, or leave out --shape");
+  }
+  const InterruptGuard guard(nullptr);
+  Progress progress;
+  const OnProgress draw = progress.Callback();
+  ThreadPool threads(o.engine.options.threads);
+  const auto on_bytes = [&](int64_t done, int64_t total) {
+    if (draw)
+      draw(static_cast<double>(done) / static_cast<double>(total), "writing random weights");
+    return !guard.Interrupted();
+  };
+  BATON_TRY(WriteSyntheticGguf(path, shape, {.threads = &threads, .on_bytes = on_bytes}));
+  if (guard.Interrupted()) return Error::Cancelled();  // too late to stop the writing
+  return Status::Ok();
+}
+
+std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& model) {
   Table table({"attention", "depth", "prompt tok/s", "decode tok/s", "ms/token", "KV/token", "GB/s",
-               "of peak", "logits"});
+               "limit", "share", "logits"});
   bool aliased = false;
   for (const BenchRow& row : r.rows) {
     aliased |= row.aliased;
@@ -81,12 +123,16 @@ std::string ToText(const BenchResult& r, const BenchFlags& o) {
          Number(row.decode_tokens_per_s),
          row.decode_tokens_per_s > 0 ? Number(1e3 / row.decode_tokens_per_s * row.batch) : "-",
          Bytes(row.kv_bytes_per_token), Number(row.decode_bytes_per_s / 1e9),
-         Percent(row.share_of_read_bandwidth), row.logits_hash});
+         Number(row.read_bandwidth / 1e9), Percent(row.share_of_read_bandwidth), row.logits_hash});
   }
   std::string out = table.ToString();
-  out += fmt::format("batch {}, memory reads {} GB/s\n", o.options.batch,
-                     Number(r.read_bandwidth / 1e9));
-  if (aliased) out += "* the layers share one synthetic cache: too large for memory otherwise\n";
+  out += fmt::format("batch {}; limit: what memory reads, measured beside each depth\n",
+                     o.options.batch);
+  out += fmt::format("loaded in {:.2f} s; memory: peak {}, weights and largest cache {}\n",
+                     model.load_seconds, Bytes(static_cast<double>(r.peak_memory_bytes)),
+                     Bytes(static_cast<double>(r.expected_memory_bytes)));
+  if (aliased)
+    out += "* layers share synthetic caches, 1 GiB or more of them: too large for memory or time\n";
   const auto whole = [&](double seconds, std::string_view what) {
     if (seconds <= 0) return;
     out +=
@@ -101,6 +147,7 @@ std::string ToText(const BenchResult& r, const BenchFlags& o) {
 }
 
 Result<int> Run(const BenchFlags& o, const Invocation& invocation) {
+  if (!o.shape.empty()) BATON_TRY(PrepareShape(o));
   BATON_ASSIGN(auto engine, o.engine.Load());
   BenchOptions options = o.options;
   BATON_ASSIGN(options.plan, LoadPlan(*engine, o.plan));
@@ -114,10 +161,14 @@ Result<int> Run(const BenchFlags& o, const Invocation& invocation) {
   Progress progress;
   BATON_ASSIGN(const BenchResult r, RunBench(*engine, options, progress.Callback()));
   if (!o.json) {
-    BATON_TRY(Print(ToText(r, o)));
+    BATON_TRY(Print(ToText(r, o, engine->info())));
     return 0;
   }
   Json object = ResultHeader("bench", *engine, invocation);
+  if (!o.shape.empty()) object["shape"] = o.shape;
+  object["load_seconds"] = engine->info().load_seconds;
+  object["peak_memory_bytes"] = r.peak_memory_bytes;
+  object["expected_memory_bytes"] = r.expected_memory_bytes;
   object["read_bandwidth"] = r.read_bandwidth;
   object["prompt"] = options.prompt;
   object["decode"] = options.decode;
@@ -139,7 +190,8 @@ void AddBench(CLI::App& app, Action& action) {
   CLI::App* command = AddCommand(app, "bench", "Prompt and decode speed at any depth of context",
                                  "  baton bench model.gguf --depth 0,7168\n"
                                  "  baton bench model.gguf --plan plan.json --depth 7168 --ops\n"
-                                 "  baton bench model.gguf --depth 131072 -p 0 -n 16 --json");
+                                 "  baton bench model.gguf --depth 131072 -p 0 -n 16 --json\n"
+                                 "  baton bench llama-8b.gguf --shape llama-8b --depth 32768 -p 0");
   AddCommandWith<BenchFlags>(command, action, AddOptions, Run);
 }
 

@@ -181,9 +181,9 @@ Json ToJson(const std::vector<OpTime>& ops) {
   return list;
 }
 
-InterruptGuard::InterruptGuard(Engine& engine) {
+InterruptGuard::InterruptGuard(Engine* engine) {
   g_interrupted = 0;
-  g_interruptible = &engine;
+  g_interruptible = engine;
   struct sigaction action {};
   action.sa_handler = OnInterrupt;
   // The second signal finds the default again and ends the program.

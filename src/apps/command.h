@@ -102,11 +102,12 @@ Result<std::string> PlanLine(const Engine& engine, const Plan& plan,
 Json ResultHeader(const std::string& kind, const Engine& engine, const Invocation& invocation);
 Json ToJson(const std::vector<OpTime>& ops);
 
-// While it lives, the first Ctrl-C makes the engine stop after its current step and the second
-// ends the program.
+// While it lives, the first Ctrl-C makes the engine, if there is one, stop after its current step
+// and the second ends the program.
 class InterruptGuard {
  public:
-  explicit InterruptGuard(Engine& engine);
+  explicit InterruptGuard(Engine* engine);
+  explicit InterruptGuard(Engine& engine) : InterruptGuard(&engine) {}
   ~InterruptGuard();
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;

@@ -3,44 +3,78 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <utility>
 
 namespace baton {
 namespace {
 
-std::string ErrnoText(int error) { return std::strerror(error); }
-
-// Writes all of `text` and forces it to the disk. The descriptor stays open.
-int WriteAndSync(int fd, const std::string& text) {
-  for (size_t done = 0; done < text.size();) {
-    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return errno;
-    done += static_cast<size_t>(n);
-  }
-  return ::fsync(fd) < 0 ? errno : 0;
-}
+// The disk is given this much at a time and is never further behind than twice that: Commit, which
+// nothing can interrupt, would otherwise wait for gigabytes.
+constexpr int64_t kFlushBytes = int64_t{64} << 20;
 
 }  // namespace
 
-Status WriteFileAtomically(const std::string& path, const std::string& text) {
-  const std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
+Result<AtomicFile> AtomicFile::Create(const std::string& path) {
+  std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return Error::Io("{}: cannot create: {}", temporary, ErrnoText(errno));
-  int error = WriteAndSync(fd, text);
-  // Network file systems report a full disk only here.
-  if (::close(fd) < 0 && !error) error = errno;
-  if (!error && ::rename(temporary.c_str(), path.c_str()) < 0) error = errno;
-  if (error) {
-    ::unlink(temporary.c_str());
-    Error failure = Error::Io("{}: cannot write {} bytes: {}", path, text.size(), ErrnoText(error));
-    if (error == ENOSPC || error == EDQUOT)
-      return std::move(failure).Hint("the disk is full; the previous file is untouched");
-    return failure;
+  if (fd < 0) return Error::Io("{}: cannot create: {}", temporary, std::strerror(errno));
+  return AtomicFile(path, std::move(temporary), fd);
+}
+
+AtomicFile::AtomicFile(std::string path, std::string temporary, int fd)
+    : path_(std::move(path)), temporary_(std::move(temporary)), fd_(fd) {}
+
+AtomicFile::AtomicFile(AtomicFile&& o) noexcept
+    : path_(std::move(o.path_)),
+      temporary_(std::move(o.temporary_)),
+      fd_(std::exchange(o.fd_, -1)),
+      written_(o.written_) {}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ < 0) return;
+  ::close(fd_);
+  ::unlink(temporary_.c_str());
+}
+
+Error AtomicFile::Failure(int error) const {
+  Error failure = Error::Io("{}: cannot write: {}", path_, std::strerror(error));
+  if (error == ENOSPC || error == EDQUOT)
+    return std::move(failure).Hint("the disk is full; what was there is untouched");
+  return failure;
+}
+
+Status AtomicFile::Write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const int64_t window = written_ / kFlushBytes * kFlushBytes;
+    const auto room = static_cast<size_t>(window + kFlushBytes - written_);
+    const ssize_t n = ::write(fd_, bytes.data(), std::min(bytes.size(), room));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return Failure(errno);
+    written_ += n;
+    bytes = bytes.subspan(static_cast<size_t>(n));
+    if (written_ < window + kFlushBytes) continue;
+    // Only a hint: what fails here fails again in Commit.
+    (void)::sync_file_range(fd_, window, kFlushBytes, SYNC_FILE_RANGE_WRITE);
+    if (window > 0)
+      (void)::sync_file_range(fd_, window - kFlushBytes, kFlushBytes, SYNC_FILE_RANGE_WAIT_BEFORE);
   }
-  std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  return Status::Ok();
+}
+
+Status AtomicFile::Commit() {
+  int error = ::fsync(fd_) < 0 ? errno : 0;
+  // Network file systems report a full disk only here.
+  if (::close(std::exchange(fd_, -1)) < 0 && !error) error = errno;
+  if (!error && ::rename(temporary_.c_str(), path_.c_str()) < 0) error = errno;
+  if (error) {
+    ::unlink(temporary_.c_str());
+    return Failure(error);
+  }
+  std::filesystem::path folder = std::filesystem::path(path_).parent_path();
   if (folder.empty()) folder = ".";
   // Makes the rename itself durable. Some file systems cannot sync a folder, and the file is
   // complete either way.
@@ -49,6 +83,12 @@ Status WriteFileAtomically(const std::string& path, const std::string& text) {
     ::close(dir);
   }
   return Status::Ok();
+}
+
+Status WriteFileAtomically(const std::string& path, const std::string& text) {
+  BATON_ASSIGN(AtomicFile file, AtomicFile::Create(path));
+  BATON_TRY(file.Write(std::as_bytes(std::span(text))));
+  return file.Commit();
 }
 
 }  // namespace baton

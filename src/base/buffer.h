@@ -46,4 +46,9 @@ struct HugePageUse {
 };
 HugePageUse MeasureHugePages();
 
+// The most memory that this process had at once, mapped files included (VmHWM); 0 where the system
+// does not say. Reset starts again from what it has now.
+int64_t PeakResidentBytes();
+void ResetPeakResidentBytes();
+
 }  // namespace baton

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -49,6 +50,16 @@ Result<MappedFile> MappedFile::Open(const std::string& path) {
   }
   ::close(fd);
   return file;
+}
+
+void MappedFile::Release(std::span<const std::byte> part) const {
+  const std::byte* begin = std::max(part.data(), data_);
+  const std::byte* end = std::min(part.data() + part.size(), data_ + size_);
+  if (begin >= end) return;
+  const int64_t page = ::sysconf(_SC_PAGESIZE);
+  begin -= (begin - data_) % page;
+  // Read-only pages of a file: nothing can be lost, and a failure costs memory only.
+  (void)::madvise(const_cast<std::byte*>(begin), static_cast<size_t>(end - begin), MADV_DONTNEED);
 }
 
 }  // namespace baton

@@ -23,6 +23,9 @@ class MappedFile {
   static Result<MappedFile> Open(const std::string& path);
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  // Takes the part of these bytes that lies in the file out of the process's resident memory; they
+  // stay readable, from the page cache.
+  void Release(std::span<const std::byte> part) const;
 
  private:
   const std::byte* data_ = nullptr;

@@ -79,8 +79,7 @@ std::vector<bool> Engine::Impl::LowBitLayers(const ResolvedPlan* plan) const {
   return layers;
 }
 
-Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<bool>& low_bit,
-                                                        int64_t tokens, bool alias) const {
+std::vector<KvLayout> Engine::Impl::CacheLayouts(const std::vector<bool>& low_bit) const {
   std::vector<KvLayout> layouts;
   for (int l = 0; l < info.layers; ++l) {
     layouts.push_back({.dtype = CacheType(options.kv),
@@ -88,16 +87,21 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<bool>&
                        .head_dim = info.head_dim,
                        .low_bit = low_bit[static_cast<size_t>(l)]});
   }
-  BATON_ASSIGN(
-      std::unique_ptr<KvStore> store,
-      KvStore::Create(std::move(layouts), tokens + KvLayout::kSlots, {.alias_layers = alias}));
+  return layouts;
+}
+
+Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<bool>& low_bit,
+                                                        int64_t tokens,
+                                                        KvStoreOptions options) const {
+  BATON_ASSIGN(std::unique_ptr<KvStore> store,
+               KvStore::Create(CacheLayouts(low_bit), tokens + KvLayout::kSlots, options));
   return std::shared_ptr<KvStore>(std::move(store));
 }
 
 Result<std::shared_ptr<KvStore>> Engine::Impl::Store(const std::vector<bool>& low_bit,
                                                      int64_t tokens) {
   if (store_ && store_low_bit_ == low_bit && store_->free_tokens() >= tokens) return store_;
-  BATON_ASSIGN(store_, NewStore(low_bit, std::max(tokens, options.kv_tokens), false));
+  BATON_ASSIGN(store_, NewStore(low_bit, std::max(tokens, options.kv_tokens)));
   store_low_bit_ = low_bit;
   return store_;
 }

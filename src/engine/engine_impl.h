@@ -45,7 +45,9 @@ struct Engine::Impl {
   Result<std::shared_ptr<KvStore>> Store(const std::vector<bool>& low_bit, int64_t tokens);
   // A store of its own, for measurements.
   Result<std::shared_ptr<KvStore>> NewStore(const std::vector<bool>& low_bit, int64_t tokens,
-                                            bool alias) const;
+                                            KvStoreOptions options = {}) const;
+  // Of each layer, with these low-bit copies.
+  std::vector<KvLayout> CacheLayouts(const std::vector<bool>& low_bit) const;
 
  private:
   std::shared_ptr<KvStore> store_;

@@ -6,8 +6,9 @@
 namespace baton {
 
 Result<Session> Session::Create(Engine& engine, const std::vector<bool>& low_bit,
-                                int64_t max_tokens, bool alias) {
-  BATON_ASSIGN(std::shared_ptr<KvStore> store, engine.impl().NewStore(low_bit, max_tokens, alias));
+                                int64_t max_tokens, KvStoreOptions options) {
+  BATON_ASSIGN(std::shared_ptr<KvStore> store,
+               engine.impl().NewStore(low_bit, max_tokens, options));
   return Session(engine.impl(), std::move(store));
 }
 

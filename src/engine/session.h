@@ -16,9 +16,9 @@ namespace baton {
 class Session {
  public:
   // `low_bit`: layers that need the 4-bit copy of K; Engine::Impl::LowBitLayers(plan), or all for
-  // profiling. `alias`: all layers share one cache buffer; only for timing (see KvStoreOptions).
+  // profiling.
   static Result<Session> Create(Engine& engine, const std::vector<bool>& low_bit,
-                                int64_t max_tokens, bool alias = false);
+                                int64_t max_tokens, KvStoreOptions options = {});
 
   Session(Session&&) = default;
   // Memberwise assignment would free the store before the sequence that holds its pages.

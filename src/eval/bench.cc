@@ -1,11 +1,13 @@
 // Speed at any depth: the cache is filled with made-up keys and values, so a depth of 100,000
 // tokens costs a second to reach instead of a prefill of minutes. Reads, writes and arithmetic are
-// those of a real cache; only the numbers in it are not.
+// those of a real cache; only the numbers in it are not. Dense and planned runs share the cache:
+// each begins with a cut back to the depth and writes beyond it only.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <numeric>
 
+#include "base/buffer.h"
 #include "baton/eval.h"
 #include "engine/sampler.h"
 #include "engine/session.h"
@@ -26,10 +28,13 @@ double Median(std::vector<double> v) {
   return v.size() % 2 ? v[half] : (v[half - 1] + v[half]) / 2;
 }
 
-// A cache beyond this is aliased even where memory would hold it: filling it takes longer than what
-// is to be timed, and one layer's part is past every processor cache anyway.
-constexpr double kMostCacheBytes = 4e9;
-constexpr double kMostShareOfMemory = 0.6;
+// Layers share a deeper cache even where memory would hold all of it: filling it takes longer than
+// what is to be timed.
+constexpr int64_t kMostOwnDepth = 131072;
+// The rest is for activations, the model's file and other programs.
+constexpr double kMostShareOfMemory = 0.8;
+// What layers that share keep apart: far more than any processor cache holds.
+constexpr int64_t kAliasBytes = int64_t{1} << 30;
 
 double AvailableMemory() {
   double kib = 8e6;  // where the system does not say
@@ -75,24 +80,12 @@ double KvBytes(const Engine::Impl& engine, const KvStore& store, const ResolvedP
   return (bf16 - low_bit) * row / bf16_row + low_bit;
 }
 
-// Sequences of one depth that decode together, dense or under a plan.
+// Sequences of one depth that decode together, dense or under a plan. `sessions` are at least
+// `depth` tokens long, and no other lane runs meanwhile.
 class Lane {
  public:
-  static Result<Lane> Create(Engine& engine, const ResolvedPlan* plan, int batch, int64_t depth,
-                             int64_t room, bool alias) {
-    std::vector<bool> low_bit = engine.impl().LowBitLayers(plan);
-    // Aliased layers have one layout.
-    if (alias && std::find(low_bit.begin(), low_bit.end(), true) != low_bit.end())
-      low_bit.assign(low_bit.size(), true);
-    Lane lane(engine, plan, depth);
-    for (int i = 0; i < batch; ++i) {
-      BATON_ASSIGN(Session session, Session::Create(engine, low_bit, depth + room, alias));
-      // The first sequence is the same in every batch, and so is its logits hash.
-      BATON_TRY(session.FillSynthetic(depth, static_cast<uint64_t>(i) + 1));
-      lane.sessions_.push_back(std::move(session));
-    }
-    return lane;
-  }
+  Lane(Engine& engine, std::vector<Session>& sessions, const ResolvedPlan* plan, int64_t depth)
+      : engine_(&engine), sessions_(sessions), plan_(plan), depth_(depth) {}
 
   // Seconds of one prompt chunk at this depth.
   Result<double> TimePrompt(std::span<const int32_t> tokens) {
@@ -117,8 +110,9 @@ class Lane {
     return seconds;
   }
 
-  // One more decode step with per-operation times.
+  // A decode step from this depth with per-operation times.
   Result<std::vector<OpTime>> TraceStep() {
+    Rewind();
     engine_->SetTracing(true);
     const Status status = Step();
     std::vector<OpTime> ops = engine_->OpTimes();
@@ -133,8 +127,6 @@ class Lane {
   const std::string& hash() const { return hash_; }
 
  private:
-  Lane(Engine& engine, const ResolvedPlan* plan, int64_t depth)
-      : engine_(&engine), plan_(plan), depth_(depth) {}
   int64_t vocab() const { return engine_->info().vocab; }
   void Rewind() {
     for (Session& s : sessions_) s.Truncate(depth_);
@@ -175,9 +167,9 @@ class Lane {
   }
 
   Engine* engine_;
+  std::span<Session> sessions_;
   const ResolvedPlan* plan_;
   int64_t depth_;
-  std::vector<Session> sessions_;
   std::vector<int32_t> tokens_;  // the latest of each sequence
   Sampler sampler_{Sampling{}};
   std::vector<float> logits_;  // of the first sequence's last step
@@ -217,8 +209,6 @@ class Bench {
   }
 
   Result<BenchResult> Run() {
-    steps_.Begin("memory bandwidth");
-    result_.read_bandwidth = MeasureReadBandwidth(engine_.info().threads);
     for (int64_t depth : options_.depths) {
       const std::string what = fmt::format("depth {}", depth);
       steps_.Begin(what);
@@ -226,28 +216,68 @@ class Bench {
       steps_.Done(1, what);
     }
     if (options_.whole_prompt > 0) BATON_TRY(WholePrompt());
+    KeepPeak();
     return std::move(result_);
   }
 
  private:
-  bool TooLarge(int64_t tokens) const {
-    const auto per_token = static_cast<double>(engine_.info().kv_bytes_per_token);
-    // A scanned layer's copy of K is about a seventh of its bf16 cache.
-    const double bytes = per_token * 1.15 * static_cast<double>(tokens) * options_.batch *
-                         static_cast<double>(plans_.size());
-    return bytes > kMostCacheBytes || bytes > kMostShareOfMemory * AvailableMemory();
+  void KeepPeak() {
+    result_.peak_memory_bytes = std::max(result_.peak_memory_bytes, PeakResidentBytes());
+  }
+
+  // Beside each depth, because a virtual machine's limit moves by two within seconds (36 and 67
+  // GB/s seen). The buffer for it is no memory that the depth needs.
+  double ReadBandwidth() {
+    KeepPeak();
+    const double bytes_per_s = MeasureReadBandwidth(engine_.info().threads);
+    ResetPeakResidentBytes();
+    result_.read_bandwidth = std::max(result_.read_bandwidth, bytes_per_s);
+    return bytes_per_s;
+  }
+
+  // Sequences of `depth` made-up tokens with room for more, in caches that suit every plan.
+  Result<std::vector<Session>> Fill(int64_t depth, int64_t room, int batch) {
+    std::vector<bool> low_bit = engine_.impl().LowBitLayers(plans_.back());
+    const double tokens = static_cast<double>(depth + room) * batch;
+    const double available = AvailableMemory();
+    double bytes = 0;
+    for (const KvLayout& l : engine_.impl().CacheLayouts(low_bit))
+      bytes += static_cast<double>(l.page_bytes()) / KvLayout::kSlots * tokens;
+    KvStoreOptions store;
+    const bool large = depth > kMostOwnDepth || bytes > kMostShareOfMemory * available;
+    if (large && bytes > static_cast<double>(kAliasBytes)) {
+      store.alias_bytes = kAliasBytes / batch;
+      // Layers that share have one layout.
+      if (std::find(low_bit.begin(), low_bit.end(), true) != low_bit.end())
+        low_bit.assign(low_bit.size(), true);
+    }
+    std::vector<Session> sessions;
+    for (int i = 0; i < batch; ++i) {
+      BATON_ASSIGN(Session s, Session::Create(engine_, low_bit, depth + room, store));
+      sessions.push_back(std::move(s));
+    }
+    bytes = sessions[0].store().bytes_per_token() * tokens;
+    if (bytes > available) {
+      return Error::Resource("bench: a cache of {} x {} tokens takes {:.1f} GB, {:.1f} are free",
+                             batch, depth + room, bytes / 1e9, available / 1e9)
+          .Hint("lower --depth or --batch");
+    }
+    // The first sequence is the same in every batch, and so is its logits hash unless layers share.
+    for (size_t i = 0; i < sessions.size(); ++i) BATON_TRY(sessions[i].FillSynthetic(depth, i + 1));
+    result_.expected_memory_bytes =
+        std::max(result_.expected_memory_bytes,
+                 engine_.impl().model->weights().bytes_per_token + static_cast<int64_t>(bytes));
+    return sessions;
   }
 
   // Dense and planned take turns within every repeat, so a slow moment of the machine hits both.
   Status Depth(int64_t depth) {
     const int64_t room = std::max(options_.prompt, options_.decode + 1);
-    const bool alias = TooLarge(depth + room);
     const std::vector<int32_t> prompt = MadeUpTokens(options_.prompt, engine_.info().vocab, 1);
+    BATON_ASSIGN(std::vector<Session> sessions, Fill(depth, room, options_.batch));
     std::vector<Lane> lanes;
-    for (const ResolvedPlan* plan : plans_) {
-      BATON_ASSIGN(Lane lane, Lane::Create(engine_, plan, options_.batch, depth, room, alias));
-      lanes.push_back(std::move(lane));
-    }
+    for (const ResolvedPlan* plan : plans_) lanes.emplace_back(engine_, sessions, plan, depth);
+    const double read_bandwidth = ReadBandwidth();
     std::vector<std::vector<double>> prompt_seconds(lanes.size()), decode_seconds(lanes.size());
     for (int repeat = -1; repeat < options_.repeats; ++repeat) {  // -1 warms up
       for (size_t i = 0; i < lanes.size(); ++i) {
@@ -261,14 +291,13 @@ class Bench {
       }
     }
     for (size_t i = 0; i < lanes.size(); ++i) {
-      BATON_TRY(AddRow(depth, lanes[i], Median(prompt_seconds[i]), Median(decode_seconds[i])));
+      BenchRow row{.depth = depth, .read_bandwidth = read_bandwidth};
+      BATON_TRY(AddRow(row, lanes[i], Median(prompt_seconds[i]), Median(decode_seconds[i])));
     }
     return Status::Ok();
   }
 
-  Status AddRow(int64_t depth, Lane& lane, double prompt_seconds, double decode_seconds) {
-    BenchRow row;
-    row.depth = depth;
+  Status AddRow(BenchRow row, Lane& lane, double prompt_seconds, double decode_seconds) {
     row.plan = lane.plan() ? summary_ : "dense";
     row.batch = options_.batch;
     if (prompt_seconds > 0)
@@ -281,8 +310,8 @@ class Bench {
         static_cast<double>(engine_.impl().model->weights().bytes_per_token) / options_.batch;
     row.decode_bytes_per_s =
         (row.weight_bytes_per_token + row.kv_bytes_per_token) * row.decode_tokens_per_s;
-    if (result_.read_bandwidth > 0)
-      row.share_of_read_bandwidth = row.decode_bytes_per_s / result_.read_bandwidth;
+    if (row.read_bandwidth > 0)
+      row.share_of_read_bandwidth = row.decode_bytes_per_s / row.read_bandwidth;
     row.logits_hash = lane.hash();
     row.aliased = lane.aliased();
     BATON_ASSIGN(row.ops, lane.TraceStep());
@@ -295,12 +324,12 @@ class Bench {
     steps_.Begin(what);
     const std::vector<int32_t> prompt =
         MadeUpTokens(options_.whole_prompt, engine_.info().vocab, 1);
+    // Filled only so that no run pays for memory's first use.
+    BATON_ASSIGN(std::vector<Session> sessions, Fill(options_.whole_prompt, 0, 1));
     std::vector<std::vector<double>> seconds(plans_.size());
     for (int repeat = 0; repeat < options_.repeats; ++repeat) {
       for (size_t i = 0; i < plans_.size(); ++i) {
-        BATON_ASSIGN(Lane lane, Lane::Create(engine_, plans_[i], 1, 0, options_.whole_prompt,
-                                             TooLarge(options_.whole_prompt)));
-        BATON_ASSIGN(const double s, lane.TimePrompt(prompt));
+        BATON_ASSIGN(const double s, Lane(engine_, sessions, plans_[i], 0).TimePrompt(prompt));
         seconds[i].push_back(s);
       }
     }

@@ -2,15 +2,18 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
 #include <utility>
 
+#include "base/atomic_file.h"
 #include "base/check.h"
+#include "base/thread_pool.h"
 
 namespace baton {
 namespace {
 
-constexpr int64_t kChunkBytes = 4 << 20;
+// A chunk is filled piece by piece, on all threads, then written.
+constexpr int64_t kPieceBytes = 1 << 20;
+constexpr int64_t kPiecesPerChunk = 16;
 
 // Value types of the format.
 constexpr uint32_t kUint32 = 4, kInt32 = 5, kFloat32 = 6, kBool = 7, kString = 8, kArray = 9,
@@ -138,8 +141,7 @@ void GgufWriter::AddTensor(std::string name, DType dtype, std::vector<int64_t> s
   BATON_CHECK_EQ(static_cast<int64_t>(given), tensors_.back().bytes);
 }
 
-bool GgufWriter::WriteTo(const Sink& sink) const {
-  const int64_t alignment = metadata_.Int("general.alignment").value_or(32);
+std::vector<std::byte> GgufWriter::Head(int64_t alignment) const {
   Bytes head;
   head.Put(uint32_t{0x46554747});  // "GGUF"
   head.Put(uint32_t{3});
@@ -159,39 +161,56 @@ bool GgufWriter::WriteTo(const Sink& sink) const {
     offset = RoundUp(offset + t.bytes, alignment);
   }
   head.Pad(alignment);
-  if (!sink(head.out)) return false;
-  std::vector<std::byte> chunk;
-  for (const Tensor& t : tensors_) {
-    const int64_t step = kChunkBytes / Info(t.dtype).block_bytes * Info(t.dtype).block_bytes;
-    for (int64_t at = 0; at < t.bytes; at += step) {
-      chunk.resize(static_cast<size_t>(std::min(step, t.bytes - at)));
-      t.fill(at, chunk);
-      if (!sink(chunk)) return false;
-    }
-    chunk.assign(static_cast<size_t>(RoundUp(t.bytes, alignment) - t.bytes), std::byte{0});
-    if (!sink(chunk)) return false;
-  }
-  return true;
+  return std::move(head.out);
 }
 
-Status GgufWriter::WriteFile(const std::string& path) const {
-  std::ofstream out(path, std::ios::binary | std::ios::trunc);
-  if (!out) return Error::Io("{}: cannot create", path);
-  const bool written = WriteTo([&](std::span<const std::byte> b) {
-    return static_cast<bool>(
-        out.write(reinterpret_cast<const char*>(b.data()), static_cast<std::streamsize>(b.size())));
-  });
-  out.close();
-  if (!written || !out) return Error::Io("{}: cannot write; is the disk full?", path);
+Status GgufWriter::WriteTo(const Sink& sink, const GgufWriteOptions& options) const {
+  const int64_t alignment = metadata_.Int("general.alignment").value_or(32);
+  BATON_TRY(sink(Head(alignment)));
+  int64_t done = 0, total = 0;
+  for (const Tensor& t : tensors_) total += t.bytes;
+  std::vector<std::byte> chunk;
+  for (const Tensor& t : tensors_) {
+    const int64_t piece = kPieceBytes / Info(t.dtype).block_bytes * Info(t.dtype).block_bytes;
+    for (int64_t at = 0; at < t.bytes; at += piece * kPiecesPerChunk) {
+      const int64_t size = std::min(piece * kPiecesPerChunk, t.bytes - at);
+      chunk.resize(static_cast<size_t>(size));
+      const auto fill = [&](int64_t i, int) {
+        const std::span out(chunk.data() + i * piece,
+                            static_cast<size_t>(std::min(piece, size - i * piece)));
+        t.fill(at + i * piece, out);
+      };
+      const int64_t pieces = (size + piece - 1) / piece;
+      if (options.threads) {
+        options.threads->For(pieces, fill);
+      } else {
+        for (int64_t i = 0; i < pieces; ++i) fill(i, 0);
+      }
+      BATON_TRY(sink(chunk));
+      done += size;
+      if (options.on_bytes && !options.on_bytes(done, total)) return Error::Cancelled();
+    }
+    chunk.assign(static_cast<size_t>(RoundUp(t.bytes, alignment) - t.bytes), std::byte{0});
+    BATON_TRY(sink(chunk));
+  }
   return Status::Ok();
+}
+
+Status GgufWriter::WriteFile(const std::string& path, const GgufWriteOptions& options) const {
+  BATON_ASSIGN(AtomicFile file, AtomicFile::Create(path));
+  BATON_TRY(WriteTo([&](std::span<const std::byte> b) { return file.Write(b); }, options));
+  return file.Commit();
 }
 
 std::vector<std::byte> GgufWriter::ToBytes() const {
   std::vector<std::byte> bytes;
-  WriteTo([&](std::span<const std::byte> b) {
-    bytes.insert(bytes.end(), b.begin(), b.end());
-    return true;
-  });
+  const Status written = WriteTo(
+      [&](std::span<const std::byte> b) {
+        bytes.insert(bytes.end(), b.begin(), b.end());
+        return Status::Ok();
+      },
+      {});
+  BATON_CHECK(written.ok());
   return bytes;
 }
 

@@ -1,8 +1,9 @@
 // Writes GGUF v3: metadata, then tensors streamed from callbacks, so that a file larger than memory
-// costs none.
+// costs 16 MiB of it.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <span>
 #include <string>
@@ -14,10 +15,18 @@
 
 namespace baton {
 
+class ThreadPool;
+
+struct GgufWriteOptions {
+  ThreadPool* threads = nullptr;  // tensors are filled on these
+  // Called with tensor bytes as they are written; false stops with Error::Cancelled.
+  std::function<bool(int64_t done, int64_t total)> on_bytes;
+};
+
 class GgufWriter {
  public:
-  // Fills `out` with the tensor's bytes from `offset` on. Both are multiples of the block's bytes;
-  // called in order.
+  // Fills `out` with the tensor's bytes from `offset` on. Both are multiples of the block's bytes.
+  // Called in any order, and by several threads when the writer has them.
   using Fill = std::function<void(int64_t offset, std::span<std::byte> out)>;
 
   // Integers are written as UINT32 where they fit (INT32 if negative, INT64 beyond), floats as
@@ -31,7 +40,8 @@ class GgufWriter {
   void AddTensor(std::string name, DType dtype, std::vector<int64_t> shape,
                  std::vector<std::byte> bytes);
 
-  Status WriteFile(const std::string& path) const;
+  // Whole or not at all (base/atomic_file.h).
+  Status WriteFile(const std::string& path, const GgufWriteOptions& options = {}) const;
   std::vector<std::byte> ToBytes() const;
 
  private:
@@ -42,8 +52,9 @@ class GgufWriter {
     int64_t bytes;
     Fill fill;
   };
-  using Sink = std::function<bool(std::span<const std::byte>)>;
-  bool WriteTo(const Sink& sink) const;
+  using Sink = std::function<Status(std::span<const std::byte>)>;
+  std::vector<std::byte> Head(int64_t alignment) const;
+  Status WriteTo(const Sink& sink, const GgufWriteOptions& options) const;
 
   Metadata metadata_;
   std::vector<Tensor> tensors_;

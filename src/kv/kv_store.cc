@@ -41,14 +41,18 @@ Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvLayout> per_layer
   }
   for (size_t l = 0; l < per_layer.size(); ++l) {
     BATON_TRY(CheckLayout(per_layer[l], l));
-    if (options.alias_layers && !SameLayout(per_layer[l], per_layer[0])) {
+    if (options.alias_bytes > 0 && !SameLayout(per_layer[l], per_layer[0])) {
       return Error::InvalidArgument(
           "KV cache: aliased layers need equal layouts, layer {} differs from layer 0", l);
     }
   }
   const int64_t pages = (max_tokens + KvLayout::kSlots - 1) / KvLayout::kSlots;
+  const int64_t arena_bytes = pages * per_layer[0].page_bytes();
+  size_t count = per_layer.size();
+  if (options.alias_bytes > 0)
+    count = std::min(count, static_cast<size_t>((options.alias_bytes - 1) / arena_bytes + 1));
   std::vector<Buffer> arenas;
-  for (size_t l = 0; l < (options.alias_layers ? 1 : per_layer.size()); ++l) {
+  for (size_t l = 0; l < count; ++l) {
     auto arena = Buffer::Allocate(pages * per_layer[l].page_bytes());
     if (!arena.ok()) {
       return std::move(arena)
@@ -116,7 +120,7 @@ void KvSequence::Truncate(int64_t tokens) {
 KvView KvSequence::View(int layer, int64_t length) const {
   BATON_CHECK(store_ != nullptr && layer >= 0 && layer < store_->layers());
   BATON_CHECK(length >= 0 && length <= length_);
-  const size_t arena = store_->aliased() ? 0 : static_cast<size_t>(layer);
+  const auto arena = static_cast<size_t>(layer % store_->arenas());
   return {.arena = store_->arenas_[arena].data(),
           .pages = pages_.data(),
           .length = length,

@@ -18,9 +18,10 @@ class KvSequence;
 class ThreadPool;
 
 struct KvStoreOptions {
-  // All layers use the same memory: what one layer writes the others see. Only for timing shapes
-  // whose cache would not fit; the outputs mean nothing. Needs equal layouts.
-  bool alias_layers = false;
+  // Layers share arenas, no more of them than hold this many bytes (at least one): what one layer
+  // writes others see. Only for timing shapes whose cache would not fit; the outputs mean nothing.
+  // Needs equal layouts. 0: every layer has its own.
+  int64_t alias_bytes = 0;
 };
 
 class KvStore {
@@ -28,7 +29,7 @@ class KvStore {
   // Reserves address space for `max_tokens` (rounded up to pages) of every layer; memory is used
   // when first touched. Errors: no layers, a layout without heads or with a head size that is not a
   // positive multiple of 8 (of 32 with a low-bit copy), a dtype other than F32, BF16 and I8,
-  // max_tokens < 1, layers that differ under alias_layers, address space.
+  // max_tokens < 1, layers that differ under alias_bytes, address space.
   static Result<std::unique_ptr<KvStore>> Create(std::vector<KvLayout> per_layer,
                                                  int64_t max_tokens, KvStoreOptions options = {});
   ~KvStore();  // every sequence must be gone
@@ -38,13 +39,15 @@ class KvStore {
   KvSequence NewSequence();
 
   int layers() const { return static_cast<int>(layouts_.size()); }
-  bool aliased() const { return arenas_.size() < layouts_.size(); }
+  // Layer l lies in arena l % arenas().
+  int arenas() const { return static_cast<int>(arenas_.size()); }
+  bool aliased() const { return arenas() < layers(); }
   const KvLayout& layout(int layer) const { return layouts_[static_cast<size_t>(layer)]; }
   int64_t max_tokens() const { return pool_.max_pages() * KvLayout::kSlots; }
   int64_t free_tokens() const { return pool_.free_pages() * KvLayout::kSlots; }
-  // Memory of the pages that sequences hold, all layers; aliased layers count once.
+  // Memory of the pages that sequences hold, all layers; shared arenas count once.
   int64_t bytes_in_use() const { return pool_.used_pages() * page_bytes_; }
-  // Memory that one token takes, all layers, low-bit copies included; aliased layers count once.
+  // Memory that one token takes, all layers, low-bit copies included; shared arenas count once.
   double bytes_per_token() const { return static_cast<double>(page_bytes_) / KvLayout::kSlots; }
 
  private:
@@ -52,7 +55,7 @@ class KvStore {
   KvStore(std::vector<KvLayout> layouts, std::vector<Buffer> arenas, int64_t pages);
 
   std::vector<KvLayout> layouts_;
-  std::vector<Buffer> arenas_;  // one per layer, or a single one when aliased
+  std::vector<Buffer> arenas_;  // one per layer, or fewer
   PagePool pool_;
   int64_t page_bytes_ = 0;  // of one page id, summed over the arenas
 };

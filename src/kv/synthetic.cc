@@ -97,7 +97,7 @@ Status FillSynthetic(KvStore& store, KvSequence& sequence, int64_t length, uint6
   BATON_TRY(sequence.Reserve(length));
   sequence.Truncate(length);
   const int64_t pages = (length + KvLayout::kSlots - 1) / KvLayout::kSlots;
-  const int layers = store.aliased() ? 1 : store.layers();
+  const int arenas = store.arenas();  // the first layers are their owners
   auto fill = [&](int64_t i, int) {
     const auto layer = static_cast<int>(i / pages);
     const int64_t page = i % pages;
@@ -106,9 +106,9 @@ Status FillSynthetic(KvStore& store, KvSequence& sequence, int64_t length, uint6
     FillPage(sequence.View(layer), page * KvLayout::kSlots, state);
   };
   if (threads != nullptr) {
-    threads->For(pages * layers, fill);
+    threads->For(pages * arenas, fill);
   } else {
-    for (int64_t i = 0; i < pages * layers; ++i) fill(i, 0);
+    for (int64_t i = 0; i < pages * arenas; ++i) fill(i, 0);
   }
   return Status::Ok();
 }

@@ -303,4 +303,9 @@ Result<Checkpoint> Checkpoint::Open(const std::string& path) {
   return OpenGguf(path);
 }
 
+void Checkpoint::Release(const TensorInfo& tensor) const {
+  for (const MappedFile& file : storage->files)
+    file.Release({tensor.data, static_cast<size_t>(tensor.bytes)});
+}
+
 }  // namespace baton

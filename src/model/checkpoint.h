@@ -40,6 +40,8 @@ struct Checkpoint {
   // tests and converters need only the tensors.
   static Result<Checkpoint> Open(const std::string& path);
   Result<Tokenizer> LoadTokenizer() const;
+  // Of a tensor that is not read again soon: its pages leave the process's memory.
+  void Release(const TensorInfo& tensor) const;
 
   // Keeps the mapped files and the tensor table alive.
   struct Storage;

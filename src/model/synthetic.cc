@@ -232,7 +232,8 @@ Status WriteText(const std::string& path, const std::string& text) {
 
 }  // namespace
 
-Status WriteSyntheticGguf(const std::string& path, const SyntheticSpec& spec) {
+Status WriteSyntheticGguf(const std::string& path, const SyntheticSpec& spec,
+                          const GgufWriteOptions& options) {
   BATON_ASSIGN(const Metadata metadata, GgufMetadata(spec));
   BATON_ASSIGN(const Model m, Plan(spec, FileKind::kGguf, metadata));
   const DTypeInfo info = Info(spec.weights);
@@ -258,7 +259,7 @@ Status WriteSyntheticGguf(const std::string& path, const SyntheticSpec& spec) {
                          Encode(dtype, values.At(offset / size + i), out.data() + i * size);
                      });
   }
-  return writer.WriteFile(path);
+  return writer.WriteFile(path, options);
 }
 
 Status WriteSyntheticFolder(const std::string& path, const SyntheticSpec& spec) {

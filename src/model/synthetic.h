@@ -4,9 +4,12 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "base/dtype.h"
 #include "baton/error.h"
+#include "formats/gguf_writer.h"
+#include "model/config.h"
 
 namespace baton {
 
@@ -30,10 +33,18 @@ struct SyntheticSpec {
 // Matrices have mean 0 and standard deviation 1 / sqrt(inputs), so that activations keep their size
 // through any number of layers. The same spec gives the same bytes. A byte-level tokenizer
 // (formats/byte_tokenizer.h) comes with the model.
-Status WriteSyntheticGguf(const std::string& path, const SyntheticSpec& spec);
+Status WriteSyntheticGguf(const std::string& path, const SyntheticSpec& spec,
+                          const GgufWriteOptions& options = {});
 
 // The same weights as a Hugging Face folder (config.json, model.safetensors, tokenizer.json),
 // created if missing. Only F32 and BF16; the whole model is held in memory.
 Status WriteSyntheticFolder(const std::string& path, const SyntheticSpec& spec);
+
+// The shape of a well-known model, 4-bit, with a context of 2^20 + 4096 tokens: what there is to
+// time but the numbers in it. An unknown name is an error that lists the known ones.
+Result<SyntheticSpec> NamedShape(std::string_view name);
+std::string ShapeNames();  // "llama-1b, llama-8b"
+// An error that says in which sizes a model is not of a shape. Weight types and context may differ.
+Status CheckShape(const ModelConfig& model, const SyntheticSpec& shape);
 
 }  // namespace baton

@@ -41,9 +41,12 @@ Result<Weights> Weights::Load(const Checkpoint& checkpoint, Ops& ops) {
   const float plus = checkpoint.config.norm_plus_one ? 1.0f : 0.0f;
   const auto pack = [&](const TensorInfo* t, std::unique_ptr<Matrix>& to) -> Status {
     BATON_ASSIGN(to, ops.Pack(Raw(*t)));
+    if (checkpoint.storage) checkpoint.Release(*t);  // the copy is what is read from now on
     w.bytes_per_token += to->bytes;
     return Status::Ok();
   };
+  // The largest first: while one is packed, its original counts beside all copies made so far.
+  BATON_TRY(pack(checkpoint.output, w.output));
   for (const LayerTensors& t : checkpoint.layers) {
     LayerWeights& l = w.layers.emplace_back();
     l.attn_norm = Expand(t.attn_norm, plus);
@@ -64,7 +67,6 @@ Result<Weights> Weights::Load(const Checkpoint& checkpoint, Ops& ops) {
     BATON_TRY(pack(t.down, l.down));
   }
   w.output_norm = Expand(checkpoint.output_norm, plus);
-  BATON_TRY(pack(checkpoint.output, w.output));
   w.embedding = Raw(*checkpoint.embedding);
   return w;
 }

@@ -113,6 +113,29 @@ TEST_F(Cli, AReportOfAPlanIsWritten) {
   ExpectError(Baton("report --plan '" + plan + "' -o /dev/full"), 1, "No space left");
 }
 
+TEST_F(Cli, AnUnknownShapeIsToldTheKnownOnes) {
+  const std::string model = (folder_ / "m.gguf").string();
+  ExpectError(Baton("bench '" + model + "' --shape llama-2b"), 2, "llama-1b, llama-8b");
+  EXPECT_FALSE(std::filesystem::exists(model));
+}
+
+TEST_F(Cli, AFileOfAnotherKindIsNoShape) {
+  ExpectError(Baton("bench '" + File("m.gguf", "no model") + "' --shape llama-1b"), 1, "m.gguf");
+  ExpectError(Baton("bench '" + (folder_ / "none" / "m.gguf").string() + "' --shape llama-1b"), 1,
+              "none");
+}
+
+TEST_F(Cli, AnInterruptedShapeLeavesNoFile) {
+  const std::filesystem::path models = folder_ / "models";
+  std::filesystem::create_directory(models);
+  const std::string command =
+      std::string("timeout --preserve-status -s INT 0.3 '" BATON_PROGRAM "' bench '") +
+      (models / "m.gguf").string() + "' --shape llama-8b 2>/dev/null";
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : -1, 130);
+  EXPECT_TRUE(std::filesystem::is_empty(models));
+}
+
 TEST_F(Cli, AFullDiskIsAnError) {
   const Outcome o = Baton("--help", ">/dev/full");
   EXPECT_EQ(o.status, 1);
@@ -163,6 +186,12 @@ TEST_F(CliWithModel, APlanThatDoesNotFitNamesItsFile) {
   const std::string typo = File("typo.json", R"({"format":"baton-plan","version":1,"layrs":[]})");
   ExpectError(Baton(std::string("run ") + kModel + " --prompt x --plan '" + typo + "'"), 1,
               "typo.json");
+}
+
+TEST_F(CliWithModel, AModelOfAnotherShapeIsRefusedBeforeItIsLoaded) {
+  ExpectError(Baton(std::string("bench ") + kModel + " --shape llama-1b"), 1,
+              "is no llama-1b: expected layers 16, width 2048, heads 32, KV heads 8, FFN width "
+              "8192, vocabulary 128256, got 30, 576, 9, 3, 1536, 49152");
 }
 
 TEST_F(CliWithModel, AClosedOutputIsAnError) {

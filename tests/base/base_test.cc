@@ -189,6 +189,32 @@ TEST_F(FileTest, AFullDiskIsAnErrorAndLeavesWhatWasThere) {
   EXPECT_EQ(Listing(), std::vector<std::string>{"f"});
 }
 
+TEST_F(FileTest, AFileThatIsNotCommittedLeavesNothing) {
+  const std::string path = folder_ + "/f";
+  {
+    auto file = AtomicFile::Create(path);
+    ASSERT_TRUE(file.ok());
+    AtomicFile moved = std::move(file).value();
+    ASSERT_TRUE(moved.Write(std::as_bytes(std::span("text"))).ok());
+    EXPECT_EQ(Listing().size(), 1u);
+  }
+  EXPECT_TRUE(Listing().empty());
+}
+
+TEST_F(FileTest, ReleasedBytesStayReadable) {
+  const std::string path = folder_ + "/f", text(100000, 'x');
+  std::ofstream(path) << text;
+  const auto file = MappedFile::Open(path);
+  ASSERT_TRUE(file.ok());
+  const std::string outside = "not of the file";
+  for (const auto part : {file->bytes(), file->bytes().subspan(5000, 10000),
+                          std::as_bytes(std::span(outside)), std::span<const std::byte>()}) {
+    file->Release(part);
+    EXPECT_EQ(std::memcmp(file->bytes().data(), text.data(), text.size()), 0);
+    EXPECT_EQ(outside, "not of the file");
+  }
+}
+
 TEST_F(FileTest, MappedFileShowsTheBytes) {
   const std::string path = folder_ + "/f";
   std::ofstream(path) << "hello";

@@ -98,6 +98,70 @@ TEST(Bench, HashDoesNotDependOnThreadsOrBatch) {
   }
 }
 
+// Layer 0 full, 1 scans, 2 and 3 reuse its ranking: one layer in four has a copy of K.
+Plan ScanPlan() {
+  Plan plan = testing::ReusePlan(32);
+  plan.layers[1].role = Role::kScan;
+  return plan;
+}
+
+TEST(Bench, ThePlanBesideItDoesNotChangeTheDenseHash) {
+  for (const int batch : {1, 2}) {
+    auto engine = LoadSynthetic(testing::Quick());
+    BenchOptions options = Small();
+    options.batch = batch;
+    const BenchResult alone = MustRun(*engine, options);
+    options.plan = ScanPlan();
+    const BenchResult both = MustRun(*engine, options);
+    for (size_t depth = 0; depth < 2; ++depth) {
+      EXPECT_EQ(both.rows[2 * depth].logits_hash, alone.rows[depth].logits_hash);
+      EXPECT_EQ(both.rows[2 * depth].kv_bytes_per_token, alone.rows[depth].kv_bytes_per_token);
+    }
+    EXPECT_NE(both.rows[3].logits_hash, both.rows[2].logits_hash);
+  }
+}
+
+TEST(Bench, DenseAndPlannedShareOneCache) {
+  auto engine = LoadSynthetic(testing::Quick());
+  BenchOptions options = Small();
+  options.depths = {5000, 100};
+  options.batch = 2;
+  const auto cache_bytes = [&](std::optional<Plan> plan) {
+    options.plan = std::move(plan);
+    const BenchResult r = MustRun(*engine, options);
+    EXPECT_GE(r.peak_memory_bytes, r.expected_memory_bytes);
+    return static_cast<double>(r.expected_memory_bytes) -
+           r.rows[0].weight_bytes_per_token * options.batch;
+  };
+  // 4 layers x K and V x 2 heads x 32 channels x 2 bytes; the deepest of the depths.
+  const double dense = cache_bytes(std::nullopt);
+  EXPECT_EQ(dense, 2 * (5000 + options.prompt) * 4 * 2 * 2 * 32 * 2);
+  EXPECT_EQ(cache_bytes(testing::ReusePlan(32)), dense);
+  EXPECT_DOUBLE_EQ(cache_bytes(ScanPlan()), dense * (1 + 0.140625 / 4));
+}
+
+// A cache of less than a gibibyte has nothing to share, whatever the depth.
+TEST(Bench, SmallModelsAreNotAliasedAtAnyDepth) {
+  auto engine = LoadSynthetic(testing::Quick());
+  BenchOptions options = Small();
+  options.depths = {131073};
+  options.prompt = 0;
+  options.decode = 1;
+  options.repeats = 1;
+  EXPECT_FALSE(MustRun(*engine, options).rows[0].aliased);
+}
+
+TEST(Bench, ACacheThatNoMemoryHoldsIsAnErrorBeforeItIsFilled) {
+  auto engine = LoadSynthetic();
+  BenchOptions options = Small();
+  options.depths = {int64_t{1} << 32};
+  options.batch = 16;
+  const auto result = RunBench(*engine, options);
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().code(), Error::Code::kResource);
+  EXPECT_FALSE(result.error().hint().empty());
+}
+
 TEST(Bench, DepthsBeyondTheModelsContextAreAllowed) {
   auto engine = LoadSynthetic();
   BenchOptions options = Small();

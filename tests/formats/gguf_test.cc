@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <random>
 
+#include "base/mapped_file.h"
+#include "base/thread_pool.h"
 #include "formats/gguf_writer.h"
 
 namespace baton {
@@ -85,6 +89,44 @@ TEST(Gguf, RoundTripsMetadataAndTensors) {
   EXPECT_EQ(f->tensors[1].dtype, DType::kQ8_0);
   EXPECT_EQ(f->tensors[1].bytes, 68);
   EXPECT_EQ(f->tensors[1].data[67], std::byte{2});
+}
+
+TEST(Gguf, ThreadsDoNotChangeTheFile) {
+  GgufWriter w;
+  w.Set("general.architecture", std::string("x"));
+  // More than one chunk, and a last piece that is not whole; blocks that divide no piece.
+  const auto fill = [](int64_t offset, std::span<std::byte> out) {
+    for (size_t i = 0; i < out.size(); ++i)
+      out[i] = static_cast<std::byte>((offset + static_cast<int64_t>(i)) * 2654435761u >> 13);
+  };
+  w.AddTensor("a", DType::kQ4_0, {1000, 32 * 1100}, fill);
+  w.AddTensor("b", DType::kF32, {3}, fill);
+  const std::string path = testing::TempDir() + "/gguf_test_threads.gguf";
+  ThreadPool threads(3);
+  int64_t last = 0;
+  const auto forward = [&](int64_t done, int64_t total) {
+    EXPECT_GT(done, last);
+    EXPECT_EQ(total, 1100 * 18 * 1000 + 12);
+    last = done;
+    return true;
+  };
+  ASSERT_TRUE(w.WriteFile(path, {.threads = &threads, .on_bytes = forward}).ok());
+  EXPECT_EQ(last, 1100 * 18 * 1000 + 12);
+  const auto file = MappedFile::Open(path);
+  ASSERT_TRUE(file.ok());
+  EXPECT_TRUE(std::ranges::equal(file->bytes(), w.ToBytes()));
+  std::filesystem::remove(path);
+}
+
+TEST(Gguf, AStoppedWriteLeavesNothing) {
+  GgufWriter w;
+  w.AddTensor("a", DType::kF32, {3}, std::vector<std::byte>(12));
+  const std::filesystem::path folder = testing::TempDir() + "/gguf_test_stopped";
+  std::filesystem::create_directories(folder);
+  const Status s = w.WriteFile(folder / "f", {.on_bytes = [](int64_t, int64_t) { return false; }});
+  ASSERT_FALSE(s.ok());
+  EXPECT_EQ(s.error().code(), Error::Code::kCancelled);
+  EXPECT_TRUE(std::filesystem::is_empty(folder));
 }
 
 TEST(Gguf, EveryTruncationIsAnError) {

@@ -196,18 +196,45 @@ TEST(KvStore, BadInputIsAnError) {
   EXPECT_FALSE(KvStore::Create({l}, 64).ok());
   l.low_bit = false;
   EXPECT_TRUE(KvStore::Create({l}, 64).ok());
-  EXPECT_FALSE(KvStore::Create({kSmall, l}, 64, {.alias_layers = true}).ok());
+  EXPECT_FALSE(KvStore::Create({kSmall, l}, 64, {.alias_bytes = 1}).ok());
   l.kv_heads = 0;
   EXPECT_FALSE(KvStore::Create({l}, 64).ok());
 }
 
 TEST(KvStore, AliasedLayersShareMemory) {
-  auto store = KvStore::Create({kSmall, kSmall, kSmall}, 128, {.alias_layers = true});
+  auto store = KvStore::Create({kSmall, kSmall, kSmall}, 128, {.alias_bytes = 1});
   ASSERT_TRUE(store.ok());
+  EXPECT_TRUE((*store)->aliased());
   KvSequence s = (*store)->NewSequence();
   ASSERT_TRUE(s.Reserve(100).ok());
   EXPECT_EQ(s.View(0).row(99), s.View(2).row(99));
   EXPECT_EQ((*store)->bytes_in_use(), 2 * kSmall.page_bytes());
+}
+
+TEST(KvStore, AliasingKeepsAsManyArenasAsHoldTheBytes) {
+  const int64_t arena = 2 * kSmall.page_bytes();
+  for (const auto& [bytes, arenas] : {std::pair{int64_t{0}, 5},
+                                      {int64_t{1}, 1},
+                                      {arena, 1},
+                                      {arena + 1, 2},
+                                      {3 * arena, 3},
+                                      {100 * arena, 5}}) {
+    auto store = KvStore::Create(std::vector<KvLayout>(5, kSmall), 128, {.alias_bytes = bytes});
+    ASSERT_TRUE(store.ok());
+    EXPECT_EQ((*store)->arenas(), arenas);
+    EXPECT_EQ((*store)->aliased(), arenas < 5);
+    KvSequence s = (*store)->NewSequence();
+    ASSERT_TRUE(FillSynthetic(**store, s, 128, 3).ok());
+    EXPECT_EQ((*store)->bytes_in_use(), arenas * arena);
+    for (int a = 0; a < 5; ++a) {
+      for (int b = 0; b < 5; ++b) {
+        EXPECT_EQ(s.View(a).arena == s.View(b).arena, a % arenas == b % arenas);
+        EXPECT_EQ(std::memcmp(s.View(a).page(64), s.View(b).page(64),
+                              static_cast<size_t>(kSmall.page_bytes())) == 0,
+                  a % arenas == b % arenas);
+      }
+    }
+  }
 }
 
 TEST(KvStore, LayersOfDifferentLayoutDoNotOverlap) {

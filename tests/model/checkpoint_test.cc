@@ -168,6 +168,42 @@ TEST(Checkpoint, FingerprintFollowsTheWeights) {
   EXPECT_NE(first, Synthetic({.context = 8192, .seed = 1}, "print").fingerprint);
 }
 
+// The parameter counts that the models' cards give.
+TEST(Shapes, AreThoseOfThePublishedModels) {
+  const auto parameters = [](const std::string& name) {
+    const SyntheticSpec s = NamedShape(name).value();
+    EXPECT_EQ(s.context, (1 << 20) + 4096);
+    const int64_t heads = 2 * (s.heads + s.kv_heads) * s.head_dim;
+    return s.vocab * s.width * (s.tied_output ? 1 : 2) + s.width +
+           s.layers * s.width * (2 + heads + 3 * s.ffn_width);
+  };
+  EXPECT_EQ(parameters("llama-1b"), 1235814400);
+  EXPECT_EQ(parameters("llama-8b"), 8030261248);
+}
+
+TEST(Shapes, AnUnknownNameListsTheKnown) {
+  const auto shape = NamedShape("llama-2b");
+  ASSERT_FALSE(shape.ok());
+  EXPECT_NE(shape.error().message().find("llama-1b, llama-8b, got llama-2b"), std::string::npos);
+}
+
+TEST(Shapes, AnotherShapeIsToldByWhatDiffers) {
+  const SyntheticSpec spec{.weights = DType::kQ4_0};
+  const ModelConfig config = Synthetic(spec, "shape").config;
+  SyntheticSpec shape = spec;
+  EXPECT_TRUE(CheckShape(config, shape).ok());
+  shape.context *= 2;
+  shape.weights = DType::kF32;
+  EXPECT_TRUE(CheckShape(config, shape).ok());
+  shape.layers = 3;
+  shape.ffn_width = 256;
+  const Status other = CheckShape(config, shape);
+  ASSERT_FALSE(other.ok());
+  EXPECT_EQ(other.error().message(), "expected layers 3, FFN width 256, got 2, 128");
+  shape.architecture = "qwen2";
+  EXPECT_FALSE(CheckShape(config, shape).ok());
+}
+
 TEST(Checkpoint, AllMismatchesAreReportedAtOnce) {
   GgufWriter w;
   for (const auto& [key, value] : std::vector<std::pair<std::string, MetaValue>>{

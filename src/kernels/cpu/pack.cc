@@ -140,6 +140,28 @@ bool LayoutOf(DType dtype, PackLayout& layout) {
   return false;
 }
 
+// Q4_0 and Q4_1 pair column i with column i + 16 as the packed blocks do, so bytes only move: an 8B
+// model is packed in a second.
+void PackQ4Group(const RawMatrix& raw, PackedMatrix& m, int64_t group) {
+  const auto* rows = reinterpret_cast<const uint8_t*>(raw.data);
+  const int64_t row_bytes = BytesOf(raw.dtype, raw.cols);
+  const int block_bytes = Info(raw.dtype).block_bytes;
+  const int header = block_bytes - 16;
+  auto* quants = reinterpret_cast<uint8_t*>(m.data.data() + group * m.group_bytes);
+  auto* scales = reinterpret_cast<uint16_t*>(quants + m.blocks * 256);
+  uint16_t* mins = scales + m.blocks * 16;
+  const int valid = static_cast<int>(std::min<int64_t>(kGroupRows, raw.rows - group * kGroupRows));
+  for (int r = 0; r < valid; ++r) {
+    const uint8_t* p = rows + (group * kGroupRows + r) * row_bytes;
+    for (int64_t b = 0; b < m.blocks; ++b, p += block_bytes) {
+      uint8_t* q = quants + b * 256 + r * 4;
+      for (int v = 0; v < 4; ++v) std::memcpy(q + v * 64, p + header + v * 4, 4);
+      std::memcpy(scales + b * 16 + r, p, 2);
+      if (header == 4) std::memcpy(mins + b * 16 + r, p + 2, 2);
+    }
+  }
+}
+
 // A finite scale that f16 cannot hold. Only products of the K types can be that large, and no
 // trained model has them.
 bool Overflows(float scale) { return std::isfinite(scale) && std::fabs(scale) >= 65520.0f; }
@@ -222,6 +244,10 @@ Result<std::unique_ptr<PackedMatrix>> PackMatrix(const RawMatrix& raw, ThreadPoo
   m->groups = (raw.rows + kGroupRows - 1) / kGroupRows;
   m->blocks = (raw.cols + kBlockColumns - 1) / kBlockColumns;
   BATON_TRY(Allocate(*m));
+  if (raw.dtype == DType::kQ4_0 || raw.dtype == DType::kQ4_1) {
+    threads.For(m->groups, [&](int64_t g, int) { PackQ4Group(raw, *m, g); });
+    return m;
+  }
   if (m->layout != PackLayout::kBf16) {
     std::atomic<bool> fits{true};
     threads.For(m->groups, [&](int64_t g, int) {
