@@ -118,18 +118,17 @@ class Bench {
         static_cast<double>(shape_.kv_heads * (shape_.head_dim / 2 + shape_.head_dim / 32 * 2));
     const auto n = static_cast<double>(keys_);
     Row("full", n * token, [&](int l) { Attend(l, {}); });
-    Row("full, 32 keys", 32 * token, [&](int l) {
-      Attend(l, {.kind = KeySet::Kind::kWindow, .recent = 32});
-    });
-    Row("window 1024", 1024 * token, [&](int l) {
-      Attend(l, {.kind = KeySet::Kind::kWindow, .sink = 4, .recent = 1020});
-    });
+    Row("full, 32 keys", 32 * token,
+        [&](int l) { Attend(l, {.kind = KeySet::Kind::kWindow, .recent = 32}); });
+    Row("window 1024", 1024 * token,
+        [&](int l) { Attend(l, {.kind = KeySet::Kind::kWindow, .sink = 4, .recent = 1020}); });
     Row("select 512", n * token, [&](int l) {
       Attend(l, {}, true);
       Mass(l, MassParams::Source::kScores);
       Select(512);
     });
-    Row("  rank scores", n * 4 * shape_.heads, [&](int l) { Mass(l, MassParams::Source::kScores); });
+    Row("  rank scores", n * 4 * shape_.heads,
+        [&](int l) { Mass(l, MassParams::Source::kScores); });
     Row("  choose 512", n * 4, [&](int) { Select(512); });
     Row("scan 1024", n * copy + 1024 * token, [&](int l) {
       Mass(l, MassParams::Source::kLowBit);

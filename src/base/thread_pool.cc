@@ -98,8 +98,8 @@ int64_t ThreadPool::Take(uint32_t epoch, int owner) {
   uint64_t word = taken.load(std::memory_order_acquire);
   while (static_cast<uint32_t>(word >> 32) == epoch) {
     const int64_t count = count_.load(std::memory_order_acquire);
-    const int64_t index = count * owner / threads() + static_cast<int64_t>(word & 0xffffffffu);
-    if (index >= count * (owner + 1) / threads()) return -1;
+    const int64_t index = ShareBegin(count, owner) + static_cast<int64_t>(word & 0xffffffffu);
+    if (index >= ShareBegin(count, owner + 1)) return -1;
     if (taken.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) return index;
   }
   return -1;

@@ -34,6 +34,9 @@ class ThreadPool {
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 
+  // The first index of a thread's share of [0, count); that of rank threads() is count.
+  int64_t ShareBegin(int64_t count, int rank) const { return count * rank / threads(); }
+
   // While one lives, idle workers spin instead of sleeping: one wake-up for a whole forward pass.
   class Hot {
    public:

@@ -139,8 +139,10 @@ Status Transformer::Layer(int l, const ForwardBatch& batch) {
                             .interleaved = c.rope_interleaved,
                             .segments = {}},
                            Heads(o, c.heads)));
-  AddBranch(o, *w.o, w.post_attn_norm, x, batch.tap_layer == l ? batch.tap : nullptr);
+  const Matrix* const gate[] = {w.gate.get()};
+  AddBranch(o, *w.o, w.post_attn_norm, gate, batch.tap_layer == l ? batch.tap : nullptr);
 
+  const Matrix* const down[] = {w.down.get()};
   ops_.Glu({.x = x,
             .norm_weight = w.ffn_norm.data(),
             .norm_eps = c.norm_eps,
@@ -149,22 +151,32 @@ Status Transformer::Layer(int l, const ForwardBatch& batch) {
             .activation =
                 c.activation == Activation::kSilu ? GluActivation::kSilu : GluActivation::kGeluTanh,
             .y = ffn,
+            .then = down,
             .fine = fine_});
-  AddBranch(ffn, *w.down, w.post_ffn_norm, x, nullptr);
+  const bool last = l + 1 == c.layers;
+  const LayerWeights& after = weights_.layers[static_cast<size_t>(last ? l : l + 1)];
+  const Matrix* const qkv_after[] = {after.q.get(), after.k.get(), after.v.get()};
+  const Matrix* const output[] = {weights_.output.get()};
+  AddBranch(ffn, *w.down, w.post_ffn_norm,
+            last ? std::span<const Matrix* const>(output) : qkv_after, nullptr);
   return Status::Ok();
 }
 
-// x += norm(input W^T), the norm where the model has one. `tap` receives input W^T.
+// x += norm(input W^T), the norm where the model has one. `then` is what the next product
+// multiplies with; `tap` receives input W^T.
 void Transformer::AddBranch(const View<float>& input, const Matrix& w,
-                            const std::vector<float>& norm, const View<float>& x, float* tap) {
+                            const std::vector<float>& norm, std::span<const Matrix* const> then,
+                            float* tap) {
+  const View<float> x = Matrix2(x_, rows_, config_.width);
   if (norm.empty() && tap == nullptr) {
     const LinearParams::Out out{&w, nullptr, x};
-    ops_.Linear({.x = input, .outs = std::span(&out, 1), .accumulate = true, .fine = fine_});
+    ops_.Linear(
+        {.x = input, .outs = std::span(&out, 1), .accumulate = true, .then = then, .fine = fine_});
     return;
   }
   const View<float> branch = Matrix2(branch_, rows_, config_.width);
   const LinearParams::Out out{&w, nullptr, branch};
-  ops_.Linear({.x = input, .outs = std::span(&out, 1), .fine = fine_});
+  ops_.Linear({.x = input, .outs = std::span(&out, 1), .then = then, .fine = fine_});
   if (tap) std::copy_n(branch.data(), branch.size(), tap);
   if (!norm.empty()) {
     ops_.Norm(

@@ -75,7 +75,7 @@ class Transformer {
   Status Layer(int l, const ForwardBatch& batch);
   void Output(const ForwardBatch& batch);
   void AddBranch(const View<float>& input, const Matrix& w, const std::vector<float>& norm,
-                 const View<float>& x, float* tap);
+                 std::span<const Matrix* const> then, float* tap);
 
   ModelConfig config_;
   Weights weights_;

@@ -51,6 +51,9 @@ struct LinearParams {
   };
   std::span<const Out> outs;
   bool accumulate = false;  // y += instead of y =
+  // What the next product multiplies with (all its outs, or gate): a hint, its first weights may be
+  // fetched while threads wait for each other.
+  std::span<const Matrix* const> then;
   // A backend that quantises x keeps 16 bits of it instead of 8. Decode asks for it: its products
   // wait for the weights, and its distributions are what plans are judged by.
   bool fine = false;
@@ -66,8 +69,9 @@ struct GluParams {
   const Matrix* gate = nullptr;  // [out, in]
   const Matrix* up = nullptr;    // [out, in]
   GluActivation activation = GluActivation::kSilu;
-  View<float> y;      // [T, out]
-  bool fine = false;  // see LinearParams
+  View<float> y;                        // [T, out]
+  std::span<const Matrix* const> then;  // see LinearParams
+  bool fine = false;                    // see LinearParams
 };
 
 // y (+)= x / rms(x) * weight, row by row.

@@ -7,7 +7,6 @@
 // group to finish merges the chunks in their order. Nothing depends on who that is.
 #include <algorithm>
 #include <atomic>
-#include <utility>
 #include <vector>
 
 #include "base/buffer.h"
@@ -23,7 +22,8 @@ constexpr int64_t kPromptRows =
 constexpr int kDecodeBlock =
     32;  // keys; small, so that a unit's first block waits for memory but shortly
 constexpr int kPromptBlock = kMaxBlockKeys;
-constexpr int64_t kRangeChunk = 512;
+// Ranges of keys are cut into about 16 chunks: enough for many threads, and few to begin and merge.
+constexpr int64_t kRangeChunks = 16, kLeastRangeChunk = 256, kMostRangeChunk = 4096;
 constexpr int64_t kListChunk = 128;  // lists are short: k = 512 should still feed four threads
 constexpr int64_t kPromptChunk = 4096;
 constexpr int64_t kTileRows =
@@ -54,6 +54,11 @@ struct Unit {
   int64_t group = 0;
   int64_t chunk = 0;
 };
+
+int64_t RangeChunk(int64_t keys) {
+  const int64_t even = (keys / kRangeChunks + kKeyStep - 1) / kKeyStep * kKeyStep;
+  return std::clamp(even, kLeastRangeChunk, kMostRangeChunk);
+}
 
 // Keys of rows [row, row + rows) of a segment: every key that one of them sees.
 Keys KeysOf(const Segment& s, int64_t row, int64_t rows, int kv_head) {
@@ -118,7 +123,7 @@ struct CpuOps::AttendState {
     AttendScratch scratch;
     std::byte* rows = nullptr;  // what the tiles divide among them
     std::vector<AttendTile> tiles;
-    KeyBlock blocks[3];
+    KeyBlock blocks[2];
   };
   std::vector<Thread> threads;
   std::vector<Group> groups;
@@ -183,16 +188,16 @@ void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s) {
   // One unit serves all heads of a token, unless they read different keys.
   const bool by_head = s.keys.kind == KeySet::Kind::kIndex && s.keys.index->groups > 1;
   const int kv_heads = by_head ? 1 : s.kv.layout.kv_heads;
-  const int64_t chunk = s.keys.kind == KeySet::Kind::kIndex ? kListChunk : kRangeChunk;
   for (int64_t row = 0; row < s.rows.count; ++row) {
     for (int h = 0; h < s.kv.layout.kv_heads; h += kv_heads) {
+      const Keys keys = KeysOf(s, row, 1, h);
       AddGroup(p, {.segment = &s,
                    .row = row,
                    .rows = 1,
                    .kv_head = h,
                    .kv_heads = kv_heads,
-                   .keys = KeysOf(s, row, 1, h),
-                   .chunk = chunk});
+                   .keys = keys,
+                   .chunk = keys.list ? kListChunk : RangeChunk(keys.count)});
     }
   }
 }
@@ -286,21 +291,14 @@ void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernel
   const auto fill = [&](int64_t from, int64_t limit, KeyBlock& b) {
     FillBlock(group.keys, s.kv, from, std::clamp<int64_t>(limit - from, 0, block), b);
   };
-  // Past the chunk's end, the next chunk's keys: some thread will want them soon.
-  const auto limit = [&](int64_t from) { return from < end ? end : group.keys.count; };
   KeyBlock* now = &thread.blocks[0];
   KeyBlock* next = &thread.blocks[1];
-  KeyBlock* later = &thread.blocks[2];
   fill(begin, end, *now);
-  fill(begin + block, limit(begin + block), *next);
-  for (int64_t i = begin; i < end; i += block) {
-    fill(i + 2 * block, limit(i + 2 * block), *later);
-    for (const AttendTile& t : tiles) {
-      kernels.update(t, *now, next->count ? next : nullptr, later->count ? later : nullptr,
-                     thread.scratch);
-    }
-    KeyBlock* used = std::exchange(now, next);
-    next = std::exchange(later, used);
+  for (int64_t i = begin; i < end; i += block, std::swap(now, next)) {
+    // Past the chunk's end, the next chunk's keys: most likely this thread's as well.
+    fill(i + block, i + block < end ? end : group.keys.count, *next);
+    for (const AttendTile& t : tiles)
+      kernels.update(t, *now, next->count ? next : nullptr, thread.scratch);
   }
 
   const int64_t dim = p.q.dim(2);

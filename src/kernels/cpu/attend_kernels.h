@@ -44,8 +44,8 @@ struct AttendTile {
   float scale = 0;
   float* scores = nullptr;  // where scaled q.k of stack row 0 go, by position; null: not wanted
   int64_t scores_token_stride = 0, scores_head_stride = 0;
-  // Which part of the blocks to come this tile prefetches: rows [share, share + 1) / shares of it,
-  // all heads of them; with shares = 0 all rows, its own head only.
+  // Which part of the next block this tile prefetches: rows [share, share + 1) / shares of it, all
+  // heads of them; with shares = 0 all rows, its own head only.
   int share = 0, shares = 0;
   // Scratch of the kernels, 64-byte aligned.
   std::byte* queries = nullptr;  // QueryBytes
@@ -69,10 +69,9 @@ struct AttendScratch {
 struct AttendKernels {
   // q: stack row i is q + i / R * token_stride + i % R * D.
   void (*begin)(const AttendTile& tile, const float* q, int64_t token_stride);
-  // Adds the keys of `block`; the blocks after it, `next` and `later` (each may be null), are
-  // prefetched meanwhile.
+  // Adds the keys of `block`; `next`, or null, is prefetched meanwhile.
   void (*update)(const AttendTile& tile, const KeyBlock& block, const KeyBlock* next,
-                 const KeyBlock* later, const AttendScratch& scratch);
+                 const AttendScratch& scratch);
   // Writes o, [D], of a stack row and returns its log-sum-exp; (0, -inf) if it has seen no key.
   float (*finish)(const AttendTile& tile, int row, float* o);
 };

@@ -18,11 +18,20 @@ static_assert(kTokenBlock % kTileTokens == 0);
 // Up to here every thread prepares x for itself: cheaper than a barrier.
 constexpr int64_t kRedundantTokens = 2;
 
+// One panel of a matrix times some tokens.
 struct Unit {
+  const PackedMatrix* w;
   int out;
-  int64_t group, groups;
+  int64_t group;
+  int groups;
   int64_t token, tokens;
 };
+
+const PackedMatrix& Packed(const Matrix* m) {
+  const auto* p = dynamic_cast<const PackedMatrix*>(m);
+  BATON_CHECK(p != nullptr);
+  return *p;
+}
 
 void Reserve(Buffer& b, int64_t bytes) {
   if (b.size() < bytes) b = Buffer::AllocateOrDie(bytes);
@@ -116,29 +125,47 @@ struct CpuOps::LinearState {
     return own[r];
   }
 
-  // Decode: about three units a thread. Fewer would wait for a slow thread; more would prefetch
-  // less, because only rows of the own unit are fetched ahead. Prompts: one panel.
-  int64_t GroupsPerUnit(int64_t total_groups, int64_t tokens) const {
-    if (tokens > 4 * kTileTokens) return kPanelGroups;
-    const auto units = static_cast<int64_t>(3 * own.size());
-    return std::clamp<int64_t>((total_groups / units + 1) / 2 * 2, 2, 64);
-  }
-
-  // Token blocks are outermost, so that a thread meets the same tokens again in its next unit.
-  void AddUnits(int out, int64_t groups, int64_t per_unit, int64_t token, int64_t tokens) {
-    for (int64_t g = 0; g < groups; g += per_unit) {
-      units.push_back({out, g, std::min(per_unit, groups - g), token, tokens});
+  // A panel a unit. Token blocks are outermost, so that a thread meets the same tokens again in its
+  // next unit.
+  void AddUnits(const PackedMatrix& w, int out, int64_t token, int64_t tokens) {
+    for (int64_t g = 0; g < w.groups; g += kPanelGroups) {
+      units.push_back({&w, out, g, static_cast<int>(std::min<int64_t>(kPanelGroups, w.groups - g)),
+                       token, tokens});
     }
   }
 
+  // What a thread reads after a unit: the next unit's weights, after its share those where its
+  // share of the next product begins.
+  const std::byte* After(int64_t unit, int rank, const ThreadPool& pool,
+                         std::span<const Matrix* const> then) const {
+    const auto count = static_cast<int64_t>(units.size());
+    if (unit + 1 != pool.ShareBegin(count, rank + 1)) {
+      if (unit + 1 >= count) return nullptr;
+      const Unit& u = units[static_cast<size_t>(unit + 1)];
+      return u.w->group(u.group);
+    }
+    const auto panels = [](const PackedMatrix& w) {
+      return (w.groups + kPanelGroups - 1) / kPanelGroups;
+    };
+    int64_t total = 0;
+    for (const Matrix* m : then) total += panels(Packed(m));
+    int64_t panel = pool.ShareBegin(total, rank);
+    for (const Matrix* m : then) {
+      const PackedMatrix& w = Packed(m);
+      if (panel < panels(w)) return w.group(panel * kPanelGroups);
+      panel -= panels(w);
+    }
+    return nullptr;
+  }
+
   void Multiply(const PackedMatrix& w, const Job& j, const Prepared& p, const Unit& u,
-                int64_t group, int groups, float* out) const {
+                const std::byte* next, float* out) const {
     const bool quant = UsesQuant(w);
     const int64_t tile_bytes = quant ? j.quant_tile_bytes() : PlainTileBytes(j);
     kernels.multiply({.w = &w,
-                      .group = group,
-                      .groups = groups,
-                      .more_rows = group + groups < u.group + u.groups,
+                      .group = u.group,
+                      .groups = u.groups,
+                      .next = next,
                       .x = (quant ? p.quant : p.plain).data() + u.token / kTileTokens * tile_bytes,
                       .fine = quant && j.fine,
                       .tile_bytes = tile_bytes,
@@ -146,16 +173,6 @@ struct CpuOps::LinearState {
                       .out = out});
   }
 };
-
-namespace {
-
-const PackedMatrix& Packed(const Matrix* m) {
-  const auto* p = dynamic_cast<const PackedMatrix*>(m);
-  BATON_CHECK(p != nullptr);
-  return *p;
-}
-
-}  // namespace
 
 Result<std::unique_ptr<Matrix>> CpuOps::Pack(const RawMatrix& raw) {
   BATON_ASSIGN(auto packed, PackMatrix(raw, threads_));
@@ -167,43 +184,35 @@ void CpuOps::DoLinear(const LinearParams& p) {
   if (!linear_) linear_ = std::make_shared<LinearState>(isa_, threads_.threads());
   LinearState& s = *linear_;
   Job job{.x = p.x, .norm_weight = p.norm_weight, .norm_eps = p.norm_eps, .fine = p.fine};
-  int64_t total_groups = 0;
   for (const auto& o : p.outs) {
     const PackedMatrix& w = Packed(o.w);
     BATON_CHECK_EQ(w.cols, p.x.dim(1));
     s.Want(job, w);
-    total_groups += w.groups;
   }
-  if (job.tokens() == 0 || total_groups == 0) return;
+  if (job.tokens() == 0 || p.outs.empty()) return;
   s.Begin(job, threads_);
 
   s.units.clear();
-  const int64_t per_unit = s.GroupsPerUnit(total_groups, job.tokens());
   for (int64_t t = 0; t < job.tokens(); t += kTokenBlock) {
     const int64_t tokens = std::min(kTokenBlock, job.tokens() - t);
     for (size_t i = 0; i < p.outs.size(); ++i) {
-      s.AddUnits(static_cast<int>(i), Packed(p.outs[i].w).groups, per_unit, t, tokens);
+      s.AddUnits(Packed(p.outs[i].w), static_cast<int>(i), t, tokens);
     }
   }
   threads_.For(static_cast<int64_t>(s.units.size()), [&](int64_t index, int rank) {
     const Unit& u = s.units[static_cast<size_t>(index)];
     const LinearParams::Out& o = p.outs[static_cast<size_t>(u.out)];
-    const PackedMatrix& w = Packed(o.w);
-    const Prepared& x = s.Of(job, rank);
     float* acc = s.acc[static_cast<size_t>(rank)].as<float>();
-    for (int64_t g = u.group; g < u.group + u.groups; g += kPanelGroups) {
-      s.Multiply(w, job, x, u, g,
-                 static_cast<int>(std::min<int64_t>(kPanelGroups, u.group + u.groups - g)), acc);
-      const int64_t end = std::min((u.group + u.groups) * kGroupRows, w.rows);
-      const int64_t first = g * kGroupRows;
-      s.kernels.finish_linear({.acc = acc,
-                               .tokens = u.tokens,
-                               .rows = static_cast<int>(std::min<int64_t>(kPanelRows, end - first)),
-                               .bias = o.bias ? o.bias + first : nullptr,
-                               .accumulate = p.accumulate,
-                               .y = o.y.row(u.token) + first,
-                               .y_stride = o.y.stride(0)});
-    }
+    s.Multiply(*u.w, job, s.Of(job, rank), u, s.After(index, rank, threads_, p.then), acc);
+    const int64_t first = u.group * kGroupRows;
+    s.kernels.finish_linear(
+        {.acc = acc,
+         .tokens = u.tokens,
+         .rows = static_cast<int>(std::min<int64_t>(u.groups * kGroupRows, u.w->rows - first)),
+         .bias = o.bias ? o.bias + first : nullptr,
+         .accumulate = p.accumulate,
+         .y = o.y.row(u.token) + first,
+         .y_stride = o.y.stride(0)});
   });
 }
 
@@ -222,29 +231,25 @@ void CpuOps::DoGlu(const GluParams& p) {
   s.Begin(job, threads_);
 
   s.units.clear();
-  const int64_t per_unit = s.GroupsPerUnit(gate.groups, job.tokens());
   for (int64_t t = 0; t < job.tokens(); t += kTokenBlock) {
-    s.AddUnits(0, gate.groups, per_unit, t, std::min(kTokenBlock, job.tokens() - t));
+    s.AddUnits(gate, 0, t, std::min(kTokenBlock, job.tokens() - t));
   }
   threads_.For(static_cast<int64_t>(s.units.size()), [&](int64_t index, int rank) {
     const Unit& u = s.units[static_cast<size_t>(index)];
     const Prepared& x = s.Of(job, rank);
     float* acc = s.acc[static_cast<size_t>(rank)].as<float>();
     float* acc_up = acc + kTokenBlock * kPanelRows;
-    for (int64_t g = u.group; g < u.group + u.groups; g += kPanelGroups) {
-      const int groups = static_cast<int>(std::min<int64_t>(kPanelGroups, u.group + u.groups - g));
-      s.Multiply(gate, job, x, u, g, groups, acc);
-      s.Multiply(up, job, x, u, g, groups, acc_up);
-      const int64_t first = g * kGroupRows;
-      const int64_t end = std::min((u.group + u.groups) * kGroupRows, gate.rows);
-      s.kernels.finish_glu({.acc = acc,
-                            .up = acc_up,
-                            .tokens = u.tokens,
-                            .rows = static_cast<int>(std::min<int64_t>(kPanelRows, end - first)),
-                            .activation = p.activation,
-                            .y = p.y.row(u.token) + first,
-                            .y_stride = p.y.stride(0)});
-    }
+    s.Multiply(gate, job, x, u, up.group(u.group), acc);
+    s.Multiply(up, job, x, u, s.After(index, rank, threads_, p.then), acc_up);
+    const int64_t first = u.group * kGroupRows;
+    s.kernels.finish_glu(
+        {.acc = acc,
+         .up = acc_up,
+         .tokens = u.tokens,
+         .rows = static_cast<int>(std::min<int64_t>(u.groups * kGroupRows, gate.rows - first)),
+         .activation = p.activation,
+         .y = p.y.row(u.token) + first,
+         .y_stride = p.y.stride(0)});
   });
 }
 

@@ -62,9 +62,11 @@ struct PrepareArgs {
 
 struct PanelArgs {
   const PackedMatrix* w = nullptr;
-  int64_t group = 0;             // first group of 16 rows
-  int groups = 0;                // 1 to 4
-  bool more_rows = false;        // the same thread goes on with the groups that follow
+  int64_t group = 0;  // first group of 16 rows
+  int groups = 0;     // 1 to 4
+  // What the thread is going to read after the panel, fetched ahead during its last groups; or
+  // null.
+  const std::byte* next = nullptr;
   const std::byte* x = nullptr;  // prepared tiles; the first token is the first of its tile
   bool fine = false;             // x holds FineBlocks; quantised layouts only
   int64_t tile_bytes = 0;

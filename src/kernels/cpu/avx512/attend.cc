@@ -86,22 +86,21 @@ __mmask32 ChannelMask(int64_t head_dim, int64_t channel) {
   }
 }
 
-// Prefetches rows of the blocks to come a few lines at a time, in memory order and spread over all
-// of the arithmetic. A core has few buffers for lines on their way to its own caches: a burst fills
-// them and holds up the loads behind it, so that memory and arithmetic take turns. So the block
-// after the next is called into the third-level cache, which has many more, and the next one from
-// there into the second. The first is too small for a block. Zen 4, dense decode: 5.5 GB/s on one
-// thread without prefetch, 11 with bursts while packing, 15 spread; on two threads 25 with the next
-// block alone, 35 with both.
-class Cursor {
+// Prefetches rows of the next block a few lines at a time, in memory order and spread over all of
+// the arithmetic. A core has few buffers for lines on their way: a burst fills them and holds up
+// the loads behind it, so that memory and arithmetic take turns (Zen 4, one thread: 5.5 GB/s
+// without prefetch, 11 with bursts while packing, 15 spread). Second-level cache only; prefetching
+// into the first is little better than none, the block does not fit. A further stage, into the
+// third-level cache, costs more instructions than it saves waiting.
+class Ahead {
  public:
   // `steps` is how often Step will be called.
-  Cursor(const AttendTile& t, const KeyBlock* block, int64_t key_offset, int64_t value_offset,
-         int64_t steps) {
-    if (!block) return;
+  Ahead(const AttendTile& t, const KeyBlock* next, int64_t key_offset, int64_t value_offset,
+        int64_t steps) {
+    if (!next) return;
     const bool whole = t.shares > 0;
-    row_ = block->rows + (whole ? block->count * t.share / t.shares : 0);
-    end_ = block->rows + (whole ? block->count * (t.share + 1) / t.shares : block->count);
+    row_ = next->rows + (whole ? next->count * t.share / t.shares : 0);
+    end_ = next->rows + (whole ? next->count * (t.share + 1) / t.shares : next->count);
     if (row_ == end_) return;
     begin_[0] = whole ? 0 : key_offset;
     begin_[1] = value_offset;
@@ -112,10 +111,9 @@ class Cursor {
     at_ = *row_ + begin_[0];
     stop_ = at_ + bytes_;
   }
-  template <int kHint>
   void Step() {
     for (int i = 0; i < lines_; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(at_), static_cast<enum _mm_hint>(kHint));
+      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
       at_ += 64;
       if (at_ >= stop_ && !NextRange()) return;
     }
@@ -140,14 +138,6 @@ class Cursor {
   const std::byte* stop_ = nullptr;
   int64_t begin_[2] = {}, bytes_ = 0;
   int range_ = 0, ranges_ = 0, lines_ = 0;
-};
-
-struct Ahead {
-  Cursor next, later;
-  void Step() {
-    next.Step<_MM_HINT_T1>();
-    later.Step<_MM_HINT_T2>();
-  }
 };
 
 template <bool kInt8>
@@ -513,7 +503,7 @@ bool NeedsMask(const AttendTile& t, const KeyBlock& block, int keys, int64_t fir
 }
 
 template <bool kInt8>
-void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next, const KeyBlock* later,
+void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
             const AttendScratch& scratch) {
   const int64_t dim = t.layout.head_dim;
   const int64_t padded = PaddedHead(dim);
@@ -530,8 +520,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next, co
   const int64_t groups = (t.rows + step - 1) / step;
   const int64_t steps = few ? blocks * (dim / 16 * 4 + (padded + 32) / 64 * 16)
                             : blocks * (padded / 32) * (2 + 4 + groups * 2 * 16 / kStepProducts);
-  Ahead ahead{Cursor(t, next, key_offset, value_offset, steps),
-              Cursor(t, later, key_offset, value_offset, steps)};
+  Ahead ahead(t, next, key_offset, value_offset, steps);
   if (!few) {
     PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys);
     PackValues<kInt8>(block, ahead, value_offset, dim, packed_values);
@@ -591,11 +580,11 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next, co
 }
 
 void UpdateAny(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
-               const KeyBlock* later, const AttendScratch& scratch) {
+               const AttendScratch& scratch) {
   if (t.layout.dtype == DType::kI8) {
-    Update<true>(t, block, next, later, scratch);
+    Update<true>(t, block, next, scratch);
   } else {
-    Update<false>(t, block, next, later, scratch);
+    Update<false>(t, block, next, scratch);
   }
 }
 

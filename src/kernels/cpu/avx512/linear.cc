@@ -34,11 +34,13 @@ inline __m512i BroadcastQuants(const Block& x, int v) {
 }
 
 // Decode streams the weights once. The hardware prefetcher stops at every 4 KiB, so lines are asked
-// for ahead: those of the next pair of groups, which follows in memory, or of long rows some way
+// for ahead: those of the next groups, which mostly follow in memory, or of long rows some way
 // ahead. They go to the second-level cache, which can wait for more lines at once than the first:
 // 20 GB/s against 12 on one thread of a Zen 4. Distances of 2 to 8 KiB lose up to half of that.
-inline int64_t PrefetchDistance(int64_t bytes_of_groups) {
-  return std::min<int64_t>(bytes_of_groups, 65536);
+inline int64_t PrefetchDistance(const std::byte* groups, int64_t bytes, const std::byte* next) {
+  constexpr int64_t kFarthest = 65536;
+  if (bytes >= kFarthest) return kFarthest;
+  return next ? next - groups : 0;
 }
 
 template <int G>
@@ -101,6 +103,33 @@ inline void AddScaled(const std::byte* d, int64_t group_bytes, const Block* x,
   }
 }
 
+// The 16-bit form of one token: every unpacked weight meets both halves of x, whose sums are two
+// independent chains.
+template <PackLayout L, int V0, int V1, int G>
+inline void DotFine(const std::byte* q, int64_t group_bytes, const FineBlock& x,
+                    __m512i (&high)[G][1], __m512i (&low)[G][1]) {
+  const auto add = [&](int g, __m512i w, int v) {
+    high[g][0] = _mm512_dpbusd_epi32(high[g][0], w, BroadcastQuants<Part::kHigh>(x, v));
+    low[g][0] = _mm512_dpbusd_epi32(low[g][0], w, BroadcastQuants<Part::kLow>(x, v));
+  };
+  if constexpr (QuantBytesPerBlock(L) == 256) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      for (int g = 0; g < G; ++g) {
+        const __m512i raw = _mm512_load_si512(q + g * group_bytes + v * 64);
+        add(g, _mm512_and_si512(raw, nibble), v);
+        add(g, _mm512_and_si512(_mm512_srli_epi16(raw, 4), nibble), v + 4);
+      }
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int v = V0; v < V1; ++v) {
+      for (int g = 0; g < G; ++g) add(g, _mm512_load_si512(q + g * group_bytes + v * 64), v);
+    }
+  }
+}
+
 // Integer sums of columns [4 V0, 4 V1) of a block, from `start(t)`. The 16-bit form sums its high
 // bytes, shifts, and goes on with the low ones: at most 255 * 127 * 256 * 32 in magnitude.
 template <PackLayout L, int V0, int V1, int G, int NT, typename Block, typename Start>
@@ -114,6 +143,18 @@ inline void Sum(const std::byte* q, int64_t group_bytes, const Block* x, Start s
     }
   };
   constexpr bool kFine = std::is_same_v<Block, FineBlock>;
+  if constexpr (kFine && NT == 1 && QuantBytesPerBlock(L) == 256) {
+    __m512i high[G][1];
+    for (int g = 0; g < G; ++g) {
+      high[g][0] = _mm512_setzero_si512();
+      acc[g][0] = _mm512_set1_epi32(start(x[0]));
+    }
+    DotFine<L, V0, V1>(q, group_bytes, x[0], high, acc);
+    for (int g = 0; g < G; ++g) {
+      acc[g][0] = _mm512_add_epi32(acc[g][0], _mm512_slli_epi32(high[g][0], 8));
+    }
+    return;
+  }
   for (int t = 0; t < NT; ++t) {
     for (int g = 0; g < G; ++g) {
       acc[g][t] = kFine ? _mm512_setzero_si512() : _mm512_set1_epi32(start(x[t]));
@@ -221,14 +262,15 @@ inline void Tile(const std::byte* w, const PackedMatrix& m, const std::byte* x, 
   }
 }
 
-// Only the first tile of tokens prefetches, and only rows that this thread will read next.
+// Only the first tile of tokens prefetches.
 template <PackLayout L, int G>
 void Groups(const PanelArgs& p, int first) {
   const PackedMatrix& m = *p.w;
   const std::byte* w = m.group(p.group + first);
   const std::byte* x = p.x;
   float* out = p.out + first * kGroupRows;
-  int64_t ahead = p.more_rows || first + G < p.groups ? PrefetchDistance(G * m.group_bytes) : 0;
+  const int64_t bytes = G * m.group_bytes;
+  int64_t ahead = PrefetchDistance(w, bytes, first + G < p.groups ? w + bytes : p.next);
   for (int64_t t = 0; t < p.tokens; t += kTileTokens, x += p.tile_bytes) {
     switch (p.tokens - t) {
       case 1:

@@ -130,7 +130,7 @@ void Accumulate(const float* w, const float* values, int count, int64_t dim, int
   for (; c < dim; c += lanes) Channels<1>(w, values + c, count, stride, decay, acc + c);
 }
 
-void UpdateTile(const AttendTile& t, const KeyBlock& block, const KeyBlock*, const KeyBlock*,
+void UpdateTile(const AttendTile& t, const KeyBlock& block, const KeyBlock*,
                 const AttendScratch& scratch) {
   const KvLayout& l = t.layout;
   const int64_t dim = l.head_dim;
@@ -173,9 +173,9 @@ void UpdateTile(const AttendTile& t, const KeyBlock& block, const KeyBlock*, con
 
 }  // namespace
 
-void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next, const KeyBlock* later,
+void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
             const AttendScratch& scratch) {
-  UpdateTile(t, block, next, later, scratch);
+  UpdateTile(t, block, next, scratch);
 }
 
 }  // namespace baton::cpu::portable::HWY_NAMESPACE
@@ -188,8 +188,8 @@ namespace {
 HWY_EXPORT(Update);
 
 void UpdateBest(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
-                const KeyBlock* later, const AttendScratch& scratch) {
-  HWY_DYNAMIC_DISPATCH(Update)(t, block, next, later, scratch);
+                const AttendScratch& scratch) {
+  HWY_DYNAMIC_DISPATCH(Update)(t, block, next, scratch);
 }
 
 void Begin(const AttendTile& t, const float* q, int64_t token_stride) {
