@@ -54,9 +54,9 @@ ThreadPool::ThreadPool(int threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  s_.stop.store(true, std::memory_order_relaxed);
-  s_.epoch.fetch_add(1, std::memory_order_release);
-  FutexWakeAll(s_.epoch);
+  signal_.stop.store(true, std::memory_order_relaxed);
+  signal_.epoch.fetch_add(1, std::memory_order_release);
+  FutexWakeAll(signal_.epoch);
   for (std::thread& t : workers_) t.join();
 }
 
@@ -69,8 +69,8 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
     if (!nested) busy_.store(false, std::memory_order_release);
     return;
   }
-  const uint32_t epoch = s_.epoch.load(std::memory_order_relaxed) + 1;
-  s_.done.store(0, std::memory_order_relaxed);
+  const uint32_t epoch = signal_.epoch.load(std::memory_order_relaxed) + 1;
+  done_.indices.store(0, std::memory_order_relaxed);
   // The job's number travels in the same word as the indices taken, and the words are closed while
   // the job is being changed: a worker that wakes late for an older job fails its compare-and-swap
   // instead of running an index of this one.
@@ -78,17 +78,17 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
     shares_[static_cast<size_t>(r)].taken.store((uint64_t{epoch} << 32) | 0xffffffffu,
                                                 std::memory_order_relaxed);
   }
-  count_.store(count, std::memory_order_release);
-  body_.store(body, std::memory_order_relaxed);
-  ctx_.store(ctx, std::memory_order_relaxed);
+  job_.count.store(count, std::memory_order_release);
+  job_.body.store(body, std::memory_order_relaxed);
+  job_.ctx.store(ctx, std::memory_order_relaxed);
   for (int r = 0; r < threads(); ++r) {
     shares_[static_cast<size_t>(r)].taken.store(uint64_t{epoch} << 32, std::memory_order_release);
   }
-  s_.epoch.store(epoch, std::memory_order_seq_cst);
-  if (s_.sleepers.load(std::memory_order_seq_cst) > 0) FutexWakeAll(s_.epoch);
+  signal_.epoch.store(epoch, std::memory_order_seq_cst);
+  if (signal_.sleepers.load(std::memory_order_seq_cst) > 0) FutexWakeAll(signal_.epoch);
   Drain(epoch, 0);
   int spins = 0;
-  while (s_.done.load(std::memory_order_acquire) < count) Relax(spins);
+  while (done_.indices.load(std::memory_order_acquire) < count) Relax(spins);
   busy_.store(false, std::memory_order_release);
 }
 
@@ -97,7 +97,7 @@ int64_t ThreadPool::Take(uint32_t epoch, int owner) {
   std::atomic<uint64_t>& taken = shares_[static_cast<size_t>(owner)].taken;
   uint64_t word = taken.load(std::memory_order_acquire);
   while (static_cast<uint32_t>(word >> 32) == epoch) {
-    const int64_t count = count_.load(std::memory_order_acquire);
+    const int64_t count = job_.count.load(std::memory_order_acquire);
     const int64_t index = ShareBegin(count, owner) + static_cast<int64_t>(word & 0xffffffffu);
     if (index >= ShareBegin(count, owner + 1)) return -1;
     if (taken.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) return index;
@@ -106,36 +106,38 @@ int64_t ThreadPool::Take(uint32_t epoch, int owner) {
 }
 
 void ThreadPool::Drain(uint32_t epoch, int rank) {
+  int64_t finished = 0;
   for (int i = 0; i < threads(); ++i) {
     const int owner = (rank + i) % threads();
-    for (int64_t index; (index = Take(epoch, owner)) >= 0;) {
-      // This index is ours, so its job cannot end before `done` below: body and ctx are those of
+    for (int64_t index; (index = Take(epoch, owner)) >= 0; ++finished) {
+      // This index is ours, so its job cannot end before `done_` below: body and ctx are those of
       // `epoch`.
-      body_.load(std::memory_order_relaxed)(ctx_.load(std::memory_order_relaxed), index, rank);
-      s_.done.fetch_add(1, std::memory_order_release);
+      job_.body.load(std::memory_order_relaxed)(job_.ctx.load(std::memory_order_relaxed), index,
+                                                rank);
     }
   }
+  if (finished > 0) done_.indices.fetch_add(finished, std::memory_order_release);
 }
 
 void ThreadPool::Work(int rank) {
   uint32_t seen = 0;
   int spins = 0;
   for (;;) {
-    const uint32_t epoch = s_.epoch.load(std::memory_order_acquire);
+    const uint32_t epoch = signal_.epoch.load(std::memory_order_acquire);
     if (epoch != seen) {
       seen = epoch;
       spins = 0;
-      if (s_.stop.load(std::memory_order_relaxed)) return;
+      if (signal_.stop.load(std::memory_order_relaxed)) return;
       Drain(epoch, rank);
       continue;
     }
-    if (hot_.load(std::memory_order_relaxed) > 0 || spins < kSpins / 4) {
+    if (signal_.hot.load(std::memory_order_relaxed) > 0 || spins < kSpins / 4) {
       Relax(spins);
       continue;
     }
-    s_.sleepers.fetch_add(1, std::memory_order_seq_cst);
-    if (s_.epoch.load(std::memory_order_seq_cst) == seen) FutexWait(s_.epoch, seen);
-    s_.sleepers.fetch_sub(1, std::memory_order_relaxed);
+    signal_.sleepers.fetch_add(1, std::memory_order_seq_cst);
+    if (signal_.epoch.load(std::memory_order_seq_cst) == seen) FutexWait(signal_.epoch, seen);
+    signal_.sleepers.fetch_sub(1, std::memory_order_relaxed);
     spins = 0;
   }
 }

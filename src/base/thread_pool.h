@@ -41,9 +41,9 @@ class ThreadPool {
   class Hot {
    public:
     explicit Hot(ThreadPool& pool) : pool_(pool) {
-      pool_.hot_.fetch_add(1, std::memory_order_relaxed);
+      pool_.signal_.hot.fetch_add(1, std::memory_order_relaxed);
     }
-    ~Hot() { pool_.hot_.fetch_sub(1, std::memory_order_relaxed); }
+    ~Hot() { pool_.signal_.hot.fetch_sub(1, std::memory_order_relaxed); }
     Hot(const Hot&) = delete;
 
    private:
@@ -57,23 +57,31 @@ class ThreadPool {
   int64_t Take(uint32_t epoch, int owner);
   void Drain(uint32_t epoch, int rank);
 
+  // Each on a cache line of its own: a line that one thread writes while others spin on it travels
+  // between the cores, and far cores make that the largest part of a short job.
+  struct alignas(64) Signal {
+    std::atomic<uint32_t> epoch{0};  // a new value starts a job; futex word
+    std::atomic<int> sleepers{0};
+    std::atomic<int> hot{0};
+    std::atomic<bool> stop{false};
+  };
+  struct alignas(64) Job {
+    std::atomic<Body> body{nullptr};
+    std::atomic<void*> ctx{nullptr};
+    std::atomic<int64_t> count{0};
+  };
+  struct alignas(64) Done {
+    std::atomic<int64_t> indices{0};
+  };
   // How far a thread's share is done: (epoch << 32) | indices taken. The epoch keeps a late worker
   // from taking an index of another job.
   struct alignas(64) Share {
     std::atomic<uint64_t> taken{0};
   };
-  struct alignas(64) Shared {
-    std::atomic<uint32_t> epoch{0};  // a new value starts a job; futex word
-    std::atomic<int64_t> done{0};    // indices finished
-    std::atomic<int> sleepers{0};
-    std::atomic<bool> stop{false};
-  };
-  Shared s_;
+  Signal signal_;
+  Job job_;
+  Done done_;
   std::unique_ptr<Share[]> shares_;  // [threads()]
-  std::atomic<Body> body_{nullptr};
-  std::atomic<void*> ctx_{nullptr};
-  std::atomic<int64_t> count_{0};
-  std::atomic<int> hot_{0};
   std::atomic<bool> busy_{false};
   std::vector<std::thread> workers_;
 };

@@ -20,7 +20,10 @@
 namespace baton::cpu {
 namespace {
 
-constexpr int64_t kChunk = 512;        // keys per task; eight pages
+constexpr int64_t kChunk = 512;  // keys per task; eight pages
+// Floats from one head's values of a chunk to the next one's: rows 2 KiB apart would all fall into
+// two sets of the first-level cache.
+constexpr int64_t kValueStride = kChunk + 16;
 constexpr int64_t kScoreChunk = 1024;  // keys per task where scores are given
 // 128 rather than 64: transposing a page costs as much as ten or so rows of dot products.
 constexpr int64_t kTileRows = 128;
@@ -304,7 +307,7 @@ class LowBitRows {
         row.chunks = Ceil(row.keys, kChunk);
         row.values = values;
         row.first_chunk = chunks;
-        values += static_cast<size_t>(heads_ * row.chunks * kChunk);
+        values += static_cast<size_t>(heads_ * row.chunks * kValueStride);
         chunks += static_cast<size_t>(heads_ * row.chunks);
         rows.push_back(row);
         // Bounds scratch when a profile sends hundreds of rows.
@@ -318,7 +321,7 @@ class LowBitRows {
   struct Row {
     const MassParams::Segment* segment = nullptr;
     int64_t row = 0, keys = 0, chunks = 0;
-    size_t values = 0;       // [heads][chunks * kChunk]
+    size_t values = 0;       // [chunks][heads][kValueStride]
     size_t first_chunk = 0;  // [heads][chunks]
   };
   struct Task {
@@ -366,24 +369,24 @@ class LowBitRows {
                static_cast<size_t>(avx512::LowBitQuery::Bytes(dim_));
   }
 
-  float* Values(const Row& r, int64_t head) {
-    return scratch_.values.as<float>() + r.values + head * r.chunks * kChunk;
+  float* Values(const Row& r, int64_t chunk, int64_t head) {
+    return scratch_.values.as<float>() + r.values + (chunk * heads_ + head) * kValueStride;
   }
 
   void Score(const Row& r, const std::byte* queries, int64_t chunk) {
     const KvView& kv = r.segment->kv;
-    const int64_t ratio = heads_ / kv.layout.kv_heads, stride = r.chunks * kChunk;
+    const int64_t ratio = heads_ / kv.layout.kv_heads;
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
     std::vector<float> largest(static_cast<size_t>(ratio));
     for (int g = 0; g < kv.layout.kv_heads; ++g) {
       avx512::LowBitScores(kv, key, n, g, queries + g * ratio * avx512::LowBitQuery::Bytes(dim_),
-                           ratio, Values(r, g * ratio) + key, stride, largest.data());
+                           ratio, Values(r, chunk, g * ratio), kValueStride, largest.data());
       for (int64_t i = 0; i < ratio; ++i) {
         const int64_t h = g * ratio + i;
         const size_t at = r.first_chunk + static_cast<size_t>(h * r.chunks + chunk);
         scratch_.largest[at] = largest[static_cast<size_t>(i)];
         scratch_.sums[at] =
-            avx512::ExpChunk(Values(r, h) + key, n, largest[static_cast<size_t>(i)]);
+            avx512::ExpChunk(Values(r, chunk, h), n, largest[static_cast<size_t>(i)]);
       }
     }
   }
@@ -395,7 +398,7 @@ class LowBitRows {
     for (int64_t g = 0; g < groups; ++g) {
       float* mass = s.mass + (r.row * groups + g) * s.mass_stride;
       const size_t at = r.first_chunk + static_cast<size_t>(g * per_group * r.chunks + chunk);
-      avx512::PoolScaled(Values(r, g * per_group) + key, r.chunks * kChunk, &scratch_.factors[at],
+      avx512::PoolScaled(Values(r, chunk, g * per_group), kValueStride, &scratch_.factors[at],
                          r.chunks, per_group, n, p_.pool == Pool::kMax, mass + key);
       if (chunk + 1 == r.chunks) {
         std::fill(mass + r.keys, mass + s.rows.position + s.rows.count, 0.0f);
