@@ -88,7 +88,7 @@ struct PlanOptions {
   std::vector<Role> roles = {Role::kSelect, Role::kScan, Role::kReuse,
                              Role::kWindow};  // besides full
   std::vector<int> forced;
-  int max_evaluations = 60;  // of the real sparse path on the search split
+  int max_evaluations = 100;  // of the real sparse path on the search split
   bool local_search = true;
   bool cost_in_bytes = true;  // false: measured microseconds
   PrefillMode prefill;        // of the plan to make

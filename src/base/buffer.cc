@@ -59,6 +59,19 @@ Buffer Buffer::AllocateOrDie(int64_t bytes) {
   return std::move(b).value();
 }
 
+Result<Arena::Piece> Arena::Take(int64_t bytes) {
+  // Large enough that the unused ends do not count; what is not touched takes no memory.
+  constexpr int64_t kBuffer = int64_t{64} << 20;
+  if (!buffer_ || buffer_->size() - used_ < bytes) {
+    BATON_ASSIGN(Buffer buffer, Buffer::Allocate(std::max(bytes, kBuffer)));
+    buffer_ = std::make_shared<Buffer>(std::move(buffer));
+    used_ = 0;
+  }
+  Piece piece{buffer_, buffer_->data() + used_};
+  used_ += (bytes + 63) / 64 * 64;
+  return piece;
+}
+
 HugePageUse MeasureHugePages() {
   HugePageUse use;
   if (FILE* f = std::fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r")) {

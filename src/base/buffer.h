@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "baton/error.h"
 
@@ -37,6 +38,21 @@ class Buffer {
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
   int64_t mapped_ = 0;
+};
+
+// Cuts buffers into pieces, zeroed and 64-byte aligned: a Buffer each would round every weight
+// matrix up to whole huge pages. A piece keeps the buffer that it lies in; nothing is reused.
+class Arena {
+ public:
+  struct Piece {
+    std::shared_ptr<const Buffer> owner;
+    std::byte* data = nullptr;
+  };
+  Result<Piece> Take(int64_t bytes);
+
+ private:
+  std::shared_ptr<Buffer> buffer_;
+  int64_t used_ = 0;
 };
 
 struct HugePageUse {

@@ -25,6 +25,8 @@ constexpr double kTooDear = 1.3;
 // A move that lowers the measured loss by less than this is noise, and following it spends the
 // evaluations on nothing.
 constexpr double kRealGain = 0.98;
+// Moves are tried in the order of their predicted gain; a plan that so many do not improve is left.
+constexpr size_t kMovesTried = 16;
 constexpr double kPaperTheta = 0.5;
 
 double SelectMean(const std::vector<double>& v) { return MeanOf(v).mean; }
@@ -359,7 +361,7 @@ Status PlanSearcher::LocalSearch() {
     });
     bool better = false;
     for (size_t i = 0;
-         i < std::min<size_t>(moves.size(), 6) && evaluations_ < options_.max_evaluations; ++i) {
+         i < std::min(moves.size(), kMovesTried) && evaluations_ < options_.max_evaluations; ++i) {
       BATON_TRY(Measure(moves[i].result, "local search: " + moves[i].what));
       if (Badness(candidates_.back()) < kRealGain * before) {
         better = true;

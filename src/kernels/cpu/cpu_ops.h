@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "base/buffer.h"
 #include "ops/ops.h"
 
 namespace baton {
@@ -43,6 +44,7 @@ class CpuOps final : public Ops {
   struct AttendState;
   struct MassState;
   CpuIsa isa_;
+  Arena weights_;
   // Shared pointers because they can be destroyed where the type is not defined.
   std::shared_ptr<LinearState> linear_;
   std::shared_ptr<AttendState> attend_;

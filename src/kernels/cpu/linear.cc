@@ -175,7 +175,7 @@ struct CpuOps::LinearState {
 };
 
 Result<std::unique_ptr<Matrix>> CpuOps::Pack(const RawMatrix& raw) {
-  BATON_ASSIGN(auto packed, PackMatrix(raw, threads_));
+  BATON_ASSIGN(auto packed, PackMatrix(raw, weights_, threads_));
   std::unique_ptr<Matrix> m = std::move(packed);
   return m;
 }

@@ -147,7 +147,7 @@ void PackQ4Group(const RawMatrix& raw, PackedMatrix& m, int64_t group) {
   const int64_t row_bytes = BytesOf(raw.dtype, raw.cols);
   const int block_bytes = Info(raw.dtype).block_bytes;
   const int header = block_bytes - 16;
-  auto* quants = reinterpret_cast<uint8_t*>(m.data.data() + group * m.group_bytes);
+  auto* quants = reinterpret_cast<uint8_t*>(m.memory.data + group * m.group_bytes);
   auto* scales = reinterpret_cast<uint16_t*>(quants + m.blocks * 256);
   uint16_t* mins = scales + m.blocks * 16;
   const int valid = static_cast<int>(std::min<int64_t>(kGroupRows, raw.rows - group * kGroupRows));
@@ -171,7 +171,7 @@ bool PackQuantGroup(const RawMatrix& raw, PackedMatrix& m, int64_t group) {
   const auto* rows = reinterpret_cast<const uint8_t*>(raw.data);
   const int64_t row_bytes = BytesOf(raw.dtype, raw.cols);
   const int quant_bytes = QuantBytesPerBlock(m.layout);
-  std::byte* base = m.data.data() + group * m.group_bytes;
+  std::byte* base = m.memory.data + group * m.group_bytes;
   auto* quants = reinterpret_cast<uint8_t*>(base);
   const int halves = m.layout == PackLayout::kSym8x2 ? 2 : 1;
   auto* scales = reinterpret_cast<uint16_t*>(base + m.blocks * quant_bytes);
@@ -207,7 +207,7 @@ bool PackQuantGroup(const RawMatrix& raw, PackedMatrix& m, int64_t group) {
 }
 
 void PackBf16Group(const RawMatrix& raw, PackedMatrix& m, int64_t group) {
-  auto* out = reinterpret_cast<bf16*>(m.data.data() + group * m.group_bytes);
+  auto* out = reinterpret_cast<bf16*>(m.memory.data + group * m.group_bytes);
   const int valid = static_cast<int>(std::min<int64_t>(kGroupRows, raw.rows - group * kGroupRows));
   std::vector<float> row(static_cast<size_t>(raw.cols));
   for (int r = 0; r < valid; ++r) {
@@ -217,17 +217,18 @@ void PackBf16Group(const RawMatrix& raw, PackedMatrix& m, int64_t group) {
   }
 }
 
-Status Allocate(PackedMatrix& m) {
+Status Allocate(PackedMatrix& m, Arena& arena) {
   const int64_t quants = m.blocks * (QuantBytesPerBlock(m.layout) + ScaleBytesPerBlock(m.layout));
   m.group_bytes = (quants + 63) / 64 * 64;
   m.bytes = m.groups * m.group_bytes;
-  BATON_ASSIGN(m.data, Buffer::Allocate(m.bytes));
+  BATON_ASSIGN(m.memory, arena.Take(m.bytes));
   return Status::Ok();
 }
 
 }  // namespace
 
-Result<std::unique_ptr<PackedMatrix>> PackMatrix(const RawMatrix& raw, ThreadPool& threads) {
+Result<std::unique_ptr<PackedMatrix>> PackMatrix(const RawMatrix& raw, Arena& arena,
+                                                 ThreadPool& threads) {
   auto m = std::make_unique<PackedMatrix>();
   if (!LayoutOf(raw.dtype, m->layout)) {
     return Error::Unsupported("a weight matrix of type {}: expected F32, F16, BF16 or a Q type",
@@ -243,7 +244,7 @@ Result<std::unique_ptr<PackedMatrix>> PackMatrix(const RawMatrix& raw, ThreadPoo
   m->cols = raw.cols;
   m->groups = (raw.rows + kGroupRows - 1) / kGroupRows;
   m->blocks = (raw.cols + kBlockColumns - 1) / kBlockColumns;
-  BATON_TRY(Allocate(*m));
+  BATON_TRY(Allocate(*m, arena));
   if (raw.dtype == DType::kQ4_0 || raw.dtype == DType::kQ4_1) {
     threads.For(m->groups, [&](int64_t g, int) { PackQ4Group(raw, *m, g); });
     return m;
@@ -255,8 +256,7 @@ Result<std::unique_ptr<PackedMatrix>> PackMatrix(const RawMatrix& raw, ThreadPoo
     });
     if (fits.load()) return m;
     m->layout = PackLayout::kBf16;
-    m->data = Buffer();
-    BATON_TRY(Allocate(*m));
+    BATON_TRY(Allocate(*m, arena));
   }
   threads.For(m->groups, [&](int64_t g, int) { PackBf16Group(raw, *m, g); });
   return m;

@@ -51,13 +51,14 @@ struct PackedMatrix final : Matrix {
   int64_t blocks = 0;       // of 32 columns
   int64_t groups = 0;       // of 16 rows
   int64_t group_bytes = 0;  // a multiple of 64
-  Buffer data;
+  Arena::Piece memory;
 
-  const std::byte* group(int64_t g) const { return data.data() + g * group_bytes; }
+  const std::byte* group(int64_t g) const { return memory.data + g * group_bytes; }
 };
 
 // Errors: a size that is not positive or no multiple of the block, a type that holds no weights, no
 // memory.
-Result<std::unique_ptr<PackedMatrix>> PackMatrix(const RawMatrix& raw, ThreadPool& threads);
+Result<std::unique_ptr<PackedMatrix>> PackMatrix(const RawMatrix& raw, Arena& arena,
+                                                 ThreadPool& threads);
 
 }  // namespace baton::cpu
