@@ -100,9 +100,11 @@ class Tiles {
   }
   static int64_t FirstRow(const TileTask& t) { return t.first_set * t.segment->rows_per_set; }
 
-  // Two terms (16 bits of q) for single rows: profiles and the watch read absolute values, prompt
-  // tiles only rank.
-  int Terms(const MassParams::Segment& s) const { return s.rows_per_set == 1 ? 2 : 1; }
+  // 16 bits of q for single rows: profiles and the watch read absolute values, prompt tiles only
+  // rank.
+  MassForm Form(const MassParams::Segment& s) const {
+    return low_bit_ ? MassForm::kLowBit : s.rows_per_set == 1 ? MassForm::kFine : MassForm::kCoarse;
+  }
 
   // Packs the query heads of a KV head for rows [first, last); set_up(row, head, query) adds where
   // a result goes.
@@ -117,7 +119,7 @@ class Tiles {
     for (int64_t i = first; i < last; ++i) {
       for (int64_t h = kv_head * ratio; h < (kv_head + 1) * ratio; ++h, ++n) {
         std::byte* packed = r.packed_queries.data() + n * static_cast<size_t>(dim_) * 4;
-        kernels_.pack_query(p_.q.row(s.rows.first + i, h), dim_, Terms(s), packed);
+        kernels_.pack_query(p_.q.row(s.rows.first + i, h), dim_, Form(s), packed);
         MassQuery& query = r.queries[n];
         query = {.q = packed, .lse = Lse(s.rows.first + i, h)};
         query.visible = static_cast<int32_t>(std::min(s.rows.position + i + 1 - t.key, kChunk));
@@ -137,7 +139,7 @@ class Tiles {
     auto* keys = reinterpret_cast<std::byte*>(
         (reinterpret_cast<uintptr_t>(r.packed_keys.data()) + 63) / 64 * 64);
     for (int64_t key = t.key; key < end; key += kMassBlock) {
-      kernels_.pack_keys(s.kv, key, static_cast<int>(kv_head), low_bit_, keys);
+      kernels_.pack_keys(s.kv, key, static_cast<int>(kv_head), Form(s), keys);
       body(keys);
       for (MassQuery& q : r.queries) {
         q.visible -= kMassBlock;
@@ -159,7 +161,7 @@ class Tiles {
           q.stats[1] = 0;
         });
         ForEachPage(t, last, g, r, [&](const std::byte* keys) {
-          kernels_.log_sum(keys, dim_, Terms(s), scale_, r.queries.data(),
+          kernels_.log_sum(keys, dim_, Form(s), scale_, r.queries.data(),
                            static_cast<int64_t>(r.queries.size()));
         });
       }
@@ -221,7 +223,7 @@ class Tiles {
                          : column(row, head * groups / heads_);
         });
         ForEachPage(t, last, g, r, [&](const std::byte* keys) {
-          kernels_.accumulate(keys, dim_, Terms(s), scale_, r.queries.data(),
+          kernels_.accumulate(keys, dim_, Form(s), scale_, r.queries.data(),
                               static_cast<int64_t>(r.queries.size()), max);
         });
         if (by_row && (g + 1 == kv_heads || p_.scope != MassScope::kAll)) {

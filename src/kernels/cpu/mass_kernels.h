@@ -23,21 +23,24 @@ struct MassQuery {
   float* stats = nullptr;   // log_sum: {largest score, sum of 2^(score - largest)}, log2 units
 };
 
+// What is multiplied: the keys themselves, where they are bf16 with q to 8 bits of mantissa
+// (coarse) or 16 (fine), or the 4-bit copy of K, with q as int8 where there are byte dot products.
+enum class MassForm { kCoarse, kFine, kLowBit };
+
 // One set per instruction set.
 struct MassKernels {
-  // q: [dim] -> 4 * dim bytes at most. terms = 2 keeps q to 16 bits of mantissa where keys are
-  // bf16, terms = 1 to 8.
-  void (*pack_query)(const float* q, int64_t dim, int terms, void* out);
+  // q: [dim] -> 4 * dim bytes at most.
+  void (*pack_query)(const float* q, int64_t dim, MassForm form, void* out);
   // K of one head and the page that starts at `position` (a multiple of 64), transposed: 256 * dim
   // bytes at most. Slots past the sequence's end are packed as found; nobody may see them.
-  void (*pack_keys)(const KvView& kv, int64_t position, int head, bool low_bit, void* out);
+  void (*pack_keys)(const KvView& kv, int64_t position, int head, MassForm form, void* out);
   // out[n] = out[n] + p or max(out[n], p), p = 2^(scale q.k[n] - lse), for the n that the query
   // sees.
-  void (*accumulate)(const void* keys, int64_t dim, int terms, float scale,
+  void (*accumulate)(const void* keys, int64_t dim, MassForm form, float scale,
                      const MassQuery* queries, int64_t count, bool max);
   // Adds the visible scores to each query's running stats.
-  void (*log_sum)(const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
-                  int64_t count);
+  void (*log_sum)(const void* keys, int64_t dim, MassForm form, float scale,
+                  const MassQuery* queries, int64_t count);
   // out[n] (+)= sum or max over heads of 2^(scores[h * stride + n] * log2 e - lse[h]).
   void (*pool_scores)(const float* scores, int64_t stride, const float* lse, int64_t heads,
                       int64_t n, bool max, bool add, float* out);
@@ -53,9 +56,10 @@ const MassKernels& GetMassKernels();  // bf16 caches and low-bit copies
 
 // The decode scan: one row against the whole low-bit copy.
 
-// q rounded to int8 with one scale per 32 channels.
+// q rounded to int8 with one scale per 32 channels. Also what pack_query makes for
+// MassForm::kLowBit.
 struct LowBitQuery {
-  static int64_t Bytes(int64_t dim) { return dim + dim / 32 * 8; }
+  static constexpr int64_t Bytes(int64_t dim) { return dim + dim / 32 * 8; }
   // out: int8 [dim], then per 32 channels the scale (f32, times score_scale) and -8 * sum(q)
   // (int32).
   static void Pack(const float* q, int64_t dim, float score_scale, std::byte* out);

@@ -5,6 +5,8 @@
 // dot-product instructions (one a cycle) per 4 + 6 loads. Each (query, key) sum runs over the
 // channels in order, whatever the number of queries in the block.
 //
+// Tiles of the low-bit copy: bytes, unpacked once a page, three queries by 64 keys at a time.
+//
 // Decode scan: nibbles are unpacked once for the query heads of a KV head and multiplied as
 // unsigned bytes; the offset of 8 is taken out by starting each sum at -8 * sum(q).
 #include <immintrin.h>
@@ -31,14 +33,17 @@ inline __mmask16 FirstLanes(int64_t n) {
   return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, 16)) - 1);
 }
 
-void PackQuery(const float* q, int64_t dim, int terms, void* out) {
+void PackQuery(const float* q, int64_t dim, MassForm form, void* out) {
+  if (form == MassForm::kLowBit) {
+    return LowBitQuery::Pack(q, dim, 1.0f, static_cast<std::byte*>(out));
+  }
   auto* to = static_cast<uint16_t*>(out);
   for (int64_t d = 0; d < dim; d += 16) {
     const __mmask16 m = FirstLanes(dim - d);
     const __m512 x = _mm512_maskz_loadu_ps(m, q + d);
     const __m256i high = std::bit_cast<__m256i>(_mm512_cvtneps_pbh(x));
     _mm256_mask_storeu_epi16(to + d, m, high);
-    if (terms == 2) {
+    if (form == MassForm::kFine) {
       const __m512 rest =
           _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
       _mm256_mask_storeu_epi16(to + dim + d, m, std::bit_cast<__m256i>(_mm512_cvtneps_pbh(rest)));
@@ -90,55 +95,46 @@ void PackExactKeys(const KvView& kv, int64_t position, int head, uint32_t* out) 
   }
 }
 
-// The nibbles of 16 slots lie slot by slot, four channels each, which is two pairs: channels 4v, 4v
-// + 1 and 4v + 2, 4v + 3.
-void PackLowBitKeys(const KvView& kv, int64_t position, int head, uint32_t* out) {
+// The copy of a page unpacked to bytes, [64 / 16][D / 32] blocks of 16 slots by 32 channels.
+struct alignas(64) ByteBlock {
+  uint8_t bytes[8][64];  // [channels / 4][slot][4], offset by 8
+  float scale[16];
+};
+
+void PackLowBitKeys(const KvView& kv, int64_t position, int head, ByteBlock* out) {
   const __m512i low = _mm512_set1_epi8(15);
-  for (int64_t slot = 0; slot < kMassBlock; slot += 16) {
-    for (int64_t b = 0; b < kv.layout.head_dim / 32; ++b) {
-      const LowBitBlock& block = *kv.low_bit(position + slot, head, b);
-      const __m512 scale =
-          _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.scale)));
-      for (int v = 0; v < 4; ++v) {
-        const __m512i bytes = _mm512_loadu_si512(block.nibbles + v * 64);
-        for (int half = 0; half < 2; ++half) {
-          const __m512i nibbles = _mm512_and_si512(half ? _mm512_srli_epi16(bytes, 4) : bytes, low);
-          for (int pair = 0; pair < 2; ++pair) {
-            __m512 x[2];
-            for (int i = 0; i < 2; ++i) {
-              const __m512i byte =
-                  _mm512_and_si512(_mm512_srlv_epi32(nibbles, _mm512_set1_epi32(16 * pair + 8 * i)),
-                                   _mm512_set1_epi32(15));
-              x[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(byte, _mm512_set1_epi32(8))),
-                                   scale);
-            }
-            const __m512i first =
-                _mm512_cvtepu16_epi32(std::bit_cast<__m256i>(_mm512_cvtneps_pbh(x[0])));
-            const __m512i second =
-                _mm512_cvtepu16_epi32(std::bit_cast<__m256i>(_mm512_cvtneps_pbh(x[1])));
-            const int64_t c = b * 16 + half * 8 + v * 2 + pair;
-            _mm512_store_si512(out + c * kMassBlock + slot,
-                               _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
-          }
-        }
-      }
+  const LowBitBlock* block = kv.low_bit(position, head, 0);
+  const int64_t blocks = kMassBlock / 16 * (kv.layout.head_dim / 32);
+  for (int64_t b = 0; b < blocks; ++b, ++block, ++out) {
+    for (int v = 0; v < 4; ++v) {
+      const __m512i x = _mm512_loadu_si512(block->nibbles + v * 64);
+      _mm512_store_si512(out->bytes[v], _mm512_and_si512(x, low));
+      _mm512_store_si512(out->bytes[v + 4], _mm512_and_si512(_mm512_srli_epi16(x, 4), low));
     }
+    _mm512_store_ps(
+        out->scale,
+        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block->scale))));
   }
 }
 
-void PackKeys(const KvView& kv, int64_t position, int head, bool low_bit, void* out) {
-  auto* to = static_cast<uint32_t*>(out);
-  if (low_bit) {
-    PackLowBitKeys(kv, position, head, to);
+void PackKeys(const KvView& kv, int64_t position, int head, MassForm form, void* out) {
+  if (form == MassForm::kLowBit) {
+    PackLowBitKeys(kv, position, head, static_cast<ByteBlock*>(out));
   } else {
-    PackExactKeys(kv, position, head, to);
+    PackExactKeys(kv, position, head, static_cast<uint32_t*>(out));
   }
+}
+
+inline __m512i Broadcast(const std::byte* four) {
+  int32_t x;
+  std::memcpy(&x, four, 4);
+  return _mm512_set1_epi32(x);
 }
 
 // sums[m][j]: query m with keys 16 j .. 16 j + 15.
 template <int M>
-[[gnu::always_inline]] inline void Dots(const uint32_t* keys, int64_t pairs, int terms,
-                                        const MassQuery* queries, __m512 (&sums)[M][4]) {
+[[gnu::always_inline]] inline void Bf16Dots(const uint32_t* keys, int64_t pairs, int terms,
+                                            const MassQuery* queries, __m512 (&sums)[M][4]) {
   const int32_t* q[M];
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {
@@ -163,12 +159,68 @@ template <int M>
   }
 }
 
+// The same with bytes; half as many instructions.
+template <int M>
+[[gnu::always_inline]] inline void ByteDots(const ByteBlock* keys, int64_t dim,
+                                            const MassQuery* queries, __m512 (&sums)[M][4]) {
+  const int64_t per_group = dim / 32;
+#pragma GCC unroll 3
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_setzero_ps();
+  }
+  for (int64_t b = 0; b < per_group; ++b) {
+    const std::byte* q[M];
+    __m512i acc[M][4];
+#pragma GCC unroll 3
+    for (int m = 0; m < M; ++m) {
+      q[m] = static_cast<const std::byte*>(queries[m].q);
+      const __m512i offset = Broadcast(q[m] + dim + 8 * b + 4);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) acc[m][j] = offset;
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; ++v) {
+      __m512i k[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) k[j] = _mm512_load_si512(keys[j * per_group + b].bytes[v]);
+#pragma GCC unroll 3
+      for (int m = 0; m < M; ++m) {
+        const __m512i four = Broadcast(q[m] + 32 * b + 4 * v);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) acc[m][j] = _mm512_dpbusd_epi32(acc[m][j], k[j], four);
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const __m512 scale = _mm512_load_ps(keys[j * per_group + b].scale);
+#pragma GCC unroll 3
+      for (int m = 0; m < M; ++m) {
+        const __m512 both =
+            _mm512_mul_ps(scale, _mm512_castsi512_ps(Broadcast(q[m] + dim + 8 * b)));
+        sums[m][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[m][j]), both, sums[m][j]);
+      }
+    }
+  }
+}
+
+template <int M, bool kBytes>
+[[gnu::always_inline]] inline void Dots(const void* keys, int64_t dim, MassForm form,
+                                        const MassQuery* queries, __m512 (&sums)[M][4]) {
+  if constexpr (kBytes) {
+    ByteDots<M>(static_cast<const ByteBlock*>(keys), dim, queries, sums);
+  } else {
+    Bf16Dots<M>(static_cast<const uint32_t*>(keys), dim / 2, form == MassForm::kFine ? 2 : 1,
+                queries, sums);
+  }
+}
+
 // kMasked: some query of the block does not see all 64 keys.
-template <int M, bool kMax, bool kMasked>
-void AccumulateBlock(const uint32_t* keys, int64_t pairs, int terms, float scale,
+template <int M, bool kBytes, bool kMax, bool kMasked>
+void AccumulateBlock(const void* keys, int64_t dim, MassForm form, float scale,
                      const MassQuery* queries) {
   __m512 sums[M][4];
-  Dots<M>(keys, pairs, terms, queries, sums);
+  Dots<M, kBytes>(keys, dim, form, queries, sums);
   const __m512 scales = _mm512_set1_ps(scale);
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {
@@ -185,8 +237,8 @@ void AccumulateBlock(const uint32_t* keys, int64_t pairs, int terms, float scale
   }
 }
 
-template <int M, bool kMax>
-void AccumulateQueries(const uint32_t* keys, int64_t pairs, int terms, float scale,
+template <int M, bool kBytes, bool kMax>
+void AccumulateQueries(const void* keys, int64_t dim, MassForm form, float scale,
                        const MassQuery* queries) {
   int32_t least = kMassBlock, most = 0;
   for (int m = 0; m < M; ++m) {
@@ -195,20 +247,20 @@ void AccumulateQueries(const uint32_t* keys, int64_t pairs, int terms, float sca
   }
   if (most <= 0) return;
   if (least >= kMassBlock) {
-    AccumulateBlock<M, kMax, false>(keys, pairs, terms, scale, queries);
+    AccumulateBlock<M, kBytes, kMax, false>(keys, dim, form, scale, queries);
   } else {
-    AccumulateBlock<M, kMax, true>(keys, pairs, terms, scale, queries);
+    AccumulateBlock<M, kBytes, kMax, true>(keys, dim, form, scale, queries);
   }
 }
 
-template <int M>
-void LogSumBlock(const uint32_t* keys, int64_t pairs, int terms, float scale,
+template <int M, bool kBytes>
+void LogSumBlock(const void* keys, int64_t dim, MassForm form, float scale,
                  const MassQuery* queries) {
   bool seen = false;
   for (int m = 0; m < M; ++m) seen |= queries[m].visible > 0;
   if (!seen) return;
   __m512 sums[M][4];
-  Dots<M>(keys, pairs, terms, queries, sums);
+  Dots<M, kBytes>(keys, dim, form, queries, sums);
   const __m512 scales = _mm512_set1_ps(scale);
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
 #pragma GCC unroll 6
@@ -234,36 +286,44 @@ void LogSumBlock(const uint32_t* keys, int64_t pairs, int terms, float scale,
   }
 }
 
-template <bool kMax>
-void AccumulateAll(const uint32_t* keys, int64_t pairs, int terms, float scale,
+template <bool kBytes, bool kMax>
+void AccumulateAll(const void* keys, int64_t dim, MassForm form, float scale,
                    const MassQuery* queries, int64_t count) {
   int64_t i = 0;
-  for (; i + 6 <= count; i += 6) {
-    AccumulateQueries<6, kMax>(keys, pairs, terms, scale, queries + i);
+  if constexpr (!kBytes) {  // bytes need twice the registers
+    for (; i + 6 <= count; i += 6) {
+      AccumulateQueries<6, kBytes, kMax>(keys, dim, form, scale, queries + i);
+    }
   }
   for (; i + 3 <= count; i += 3) {
-    AccumulateQueries<3, kMax>(keys, pairs, terms, scale, queries + i);
+    AccumulateQueries<3, kBytes, kMax>(keys, dim, form, scale, queries + i);
   }
-  for (; i < count; ++i) AccumulateQueries<1, kMax>(keys, pairs, terms, scale, queries + i);
+  for (; i < count; ++i) AccumulateQueries<1, kBytes, kMax>(keys, dim, form, scale, queries + i);
 }
 
-void Accumulate(const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
+void Accumulate(const void* keys, int64_t dim, MassForm form, float scale, const MassQuery* queries,
                 int64_t count, bool max) {
-  const auto* k = static_cast<const uint32_t*>(keys);
-  if (max) {
-    AccumulateAll<true>(k, dim / 2, terms, scale, queries, count);
-  } else {
-    AccumulateAll<false>(k, dim / 2, terms, scale, queries, count);
-  }
+  const bool bytes = form == MassForm::kLowBit;
+  const auto all = bytes ? (max ? AccumulateAll<true, true> : AccumulateAll<true, false>)
+                         : (max ? AccumulateAll<false, true> : AccumulateAll<false, false>);
+  all(keys, dim, form, scale, queries, count);
 }
 
-void LogSum(const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
-            int64_t count) {
-  const auto* k = static_cast<const uint32_t*>(keys);
+template <bool kBytes>
+void LogSumAll(const void* keys, int64_t dim, MassForm form, float scale, const MassQuery* queries,
+               int64_t count) {
   int64_t i = 0;
-  for (; i + 6 <= count; i += 6) LogSumBlock<6>(k, dim / 2, terms, scale, queries + i);
-  for (; i + 3 <= count; i += 3) LogSumBlock<3>(k, dim / 2, terms, scale, queries + i);
-  for (; i < count; ++i) LogSumBlock<1>(k, dim / 2, terms, scale, queries + i);
+  if constexpr (!kBytes) {
+    for (; i + 6 <= count; i += 6) LogSumBlock<6, kBytes>(keys, dim, form, scale, queries + i);
+  }
+  for (; i + 3 <= count; i += 3) LogSumBlock<3, kBytes>(keys, dim, form, scale, queries + i);
+  for (; i < count; ++i) LogSumBlock<1, kBytes>(keys, dim, form, scale, queries + i);
+}
+
+void LogSum(const void* keys, int64_t dim, MassForm form, float scale, const MassQuery* queries,
+            int64_t count) {
+  const auto all = form == MassForm::kLowBit ? LogSumAll<true> : LogSumAll<false>;
+  all(keys, dim, form, scale, queries, count);
 }
 
 void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t heads, int64_t n,
@@ -280,12 +340,6 @@ void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t h
     if (add) pooled = _mm512_add_ps(pooled, _mm512_maskz_loadu_ps(m, out + i));
     _mm512_mask_storeu_ps(out + i, m, pooled);
   }
-}
-
-inline __m512i Broadcast(const std::byte* four) {
-  int32_t x;
-  std::memcpy(&x, four, 4);
-  return _mm512_set1_epi32(x);
 }
 
 // R queries against one head's 16 slots.

@@ -67,8 +67,8 @@ HWY_INLINE void Dots(const float* HWY_RESTRICT keys, int64_t dim, const float* H
   }
 }
 
-void Accumulate(const void* keys, int64_t dim, int, float scale, const MassQuery* queries,
-                int64_t count, bool max) {
+void Accumulate(const void* keys, int64_t dim, float scale, const MassQuery* queries, int64_t count,
+                bool max) {
   const hn::CappedTag<float, 16> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t i = 0; i < count; ++i) {
@@ -88,8 +88,7 @@ void Accumulate(const void* keys, int64_t dim, int, float scale, const MassQuery
   }
 }
 
-void LogSum(const void* keys, int64_t dim, int, float scale, const MassQuery* queries,
-            int64_t count) {
+void LogSum(const void* keys, int64_t dim, float scale, const MassQuery* queries, int64_t count) {
   const hn::CappedTag<float, 16> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t i = 0; i < count; ++i) {
@@ -154,7 +153,7 @@ HWY_EXPORT(Accumulate);
 HWY_EXPORT(LogSum);
 HWY_EXPORT(PoolScores);
 
-void PackQuery(const float* q, int64_t dim, int, void* out) {
+void PackQuery(const float* q, int64_t dim, MassForm, void* out) {
   std::copy_n(q, dim, static_cast<float*>(out));
 }
 
@@ -174,9 +173,9 @@ void PackLowBit(const KvView& kv, int64_t position, int head, float* out) {
   }
 }
 
-void PackKeys(const KvView& kv, int64_t position, int head, bool low_bit, void* out) {
+void PackKeys(const KvView& kv, int64_t position, int head, MassForm form, void* out) {
   auto* to = static_cast<float*>(out);
-  if (low_bit) return PackLowBit(kv, position, head, to);
+  if (form == MassForm::kLowBit) return PackLowBit(kv, position, head, to);
   const int64_t dim = kv.layout.head_dim;
   for (int64_t slot = 0; slot < kMassBlock; ++slot, ++to) {
     const std::byte* k = kv.row(position + slot) + head * kv.layout.head_bytes();
@@ -206,15 +205,14 @@ const MassKernels& GetMassKernels() {
       .pack_query = PackQuery,
       .pack_keys = PackKeys,
       .accumulate =
-          [](const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
+          [](const void* keys, int64_t dim, MassForm, float scale, const MassQuery* queries,
              int64_t count, bool max) {
-            HWY_DYNAMIC_DISPATCH(Accumulate)(keys, dim, terms, scale, queries, count, max);
+            HWY_DYNAMIC_DISPATCH(Accumulate)(keys, dim, scale, queries, count, max);
           },
       .log_sum =
-          [](const void* keys, int64_t dim, int terms, float scale, const MassQuery* queries,
-             int64_t count) {
-            HWY_DYNAMIC_DISPATCH(LogSum)(keys, dim, terms, scale, queries, count);
-          },
+          [](const void* keys, int64_t dim, MassForm, float scale, const MassQuery* queries,
+             int64_t count) { HWY_DYNAMIC_DISPATCH(LogSum)
+                              (keys, dim, scale, queries, count); },
       .pool_scores =
           [](const float* scores, int64_t stride, const float* lse, int64_t heads, int64_t n,
              bool max, bool add, float* out) {

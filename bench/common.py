@@ -1,0 +1,41 @@
+"""What the programs of this folder share: running commands, naming the machine, writing tables into the documentation."""
+import pathlib
+import re
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BATON = ROOT / "build" / "release" / "baton"
+
+
+def run(command):
+    """Standard output of a command; on failure the error names the command and its last line."""
+    done = subprocess.run([str(c) for c in command], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        raise RuntimeError(f"{pathlib.Path(str(command[0])).name} failed ({done.returncode}): {lines[-1]}")
+    return done.stdout
+
+
+def cpu_model():
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+    fields = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.MULTILINE))
+    name = fields.get("model name", "unknown CPU")
+    return f"{name} (family {fields.get('cpu family', '?')}, model {fields.get('model', '?')})"
+
+
+def table(heads, rows):
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def number(value):
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def write_section(path, name, text):
+    """Replaces what lies between the marks of the program `name`."""
+    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+    old = path.read_text()
+    if begin not in old or end not in old:
+        raise SystemExit(f"{name}: {path} has no marks {begin} and {end}")
+    path.write_text(old[:old.index(begin)] + f"{begin}\n{text}{end}" + old[old.index(end) + len(end):])
