@@ -211,8 +211,10 @@ const MassKernels& GetMassKernels() {
           },
       .log_sum =
           [](const void* keys, int64_t dim, MassForm, float scale, const MassQuery* queries,
-             int64_t count) { HWY_DYNAMIC_DISPATCH(LogSum)
-                              (keys, dim, scale, queries, count); },
+             int64_t count) {
+            HWY_DYNAMIC_DISPATCH(LogSum)
+            (keys, dim, scale, queries, count);
+          },
       .pool_scores =
           [](const float* scores, int64_t stride, const float* lse, int64_t heads, int64_t n,
              bool max, bool add, float* out) {
