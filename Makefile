@@ -22,11 +22,12 @@ test:  ## Build and run every test; the last line counts them
 	@scripts/get-model smollm2 gemma3
 	@scripts/test release
 
-quality:  ## Reproduce the quality table
+quality:  ## Reproduce the quality tables
 	@scripts/setup
 	@scripts/build release baton
 	@scripts/get-model smollm2 gemma3
 	@scripts/quality
+	@scripts/quality --model models/gemma-3-270m-q4_k_m.gguf --out out/quality-gemma
 
 check:  ## Format, include levels, scripts
 	@scripts/setup develop
