@@ -57,6 +57,31 @@ TEST(Buffer, ImpossibleSizesAreErrors) {
   EXPECT_TRUE(Buffer::Allocate(0).ok());
 }
 
+TEST(Arena, PiecesAreAlignedZeroedDisjointAndOutliveIt) {
+  std::vector<std::pair<Arena::Piece, int64_t>> pieces;
+  {
+    Arena arena;
+    for (int64_t bytes : {int64_t{1}, int64_t{100}, int64_t{40} << 20, int64_t{40} << 20,
+                          int64_t{70} << 20, int64_t{64}}) {
+      auto piece = arena.Take(bytes);
+      ASSERT_TRUE(piece.ok());
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(piece->data) % 64, 0u);
+      for (int64_t i = 0; i < bytes; i += 4093) ASSERT_EQ(piece->data[i], std::byte{0});
+      pieces.emplace_back(*piece, bytes);
+    }
+  }
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto& [piece, bytes] = pieces[i];
+    piece.data[0] = piece.data[bytes - 1] = static_cast<std::byte>(i + 1);
+  }
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto& [piece, bytes] = pieces[i];
+    EXPECT_EQ(piece.data[0], static_cast<std::byte>(i + 1));
+    EXPECT_EQ(piece.data[bytes - 1], static_cast<std::byte>(i + 1));
+  }
+  EXPECT_FALSE(Arena().Take(int64_t{1} << 50).ok());
+}
+
 TEST(Bf16, EveryValueSurvivesARoundTrip) {
   for (uint32_t u = 0; u < 65536; ++u) {
     const bf16 x{static_cast<uint16_t>(u)};

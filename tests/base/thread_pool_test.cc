@@ -32,6 +32,42 @@ TEST(ThreadPool, EveryIndexExactlyOnce) {
   }
 }
 
+TEST(ThreadPool, SharesCoverTheIndicesInOrder) {
+  for (int threads : {1, 2, 3, 7}) {
+    ThreadPool pool(threads);
+    for (int64_t count : {0, 1, 5, 7, 1000}) {
+      EXPECT_EQ(pool.ShareBegin(count, 0), 0);
+      EXPECT_EQ(pool.ShareBegin(count, threads), count);
+      for (int r = 0; r < threads; ++r) {
+        const int64_t size = pool.ShareBegin(count, r + 1) - pool.ShareBegin(count, r);
+        EXPECT_GE(size, count / threads);
+        EXPECT_LE(size, count / threads + 1);
+      }
+    }
+  }
+}
+
+// A thread takes its own share from the front on, and others' indices in ascending order as well.
+TEST(ThreadPool, IndicesOfAShareStartInOrder) {
+  constexpr int64_t kCount = 400;
+  ThreadPool pool(4);
+  for (int round = 0; round < 50; ++round) {
+    std::vector<std::vector<int64_t>> taken(4);  // by rank
+    pool.For(kCount, [&](int64_t i, int rank) { taken[static_cast<size_t>(rank)].push_back(i); });
+    for (int rank = 0; rank < 4; ++rank) {
+      for (int owner = 0; owner < 4; ++owner) {
+        int64_t last = -1;
+        for (int64_t i : taken[static_cast<size_t>(rank)]) {
+          if (i < pool.ShareBegin(kCount, owner) || i >= pool.ShareBegin(kCount, owner + 1))
+            continue;
+          EXPECT_GT(i, last);
+          last = i;
+        }
+      }
+    }
+  }
+}
+
 TEST(ThreadPool, NegativeCountIsNothing) {
   ThreadPool pool(2);
   pool.For(-5, [](int64_t, int) { FAIL(); });

@@ -122,7 +122,7 @@ class AttendTest : public ::testing::TestWithParam<std::string> {
 };
 
 constexpr Shape kShapes[] = {{9, 3, 64},   {4, 1, 256}, {2, 2, 16}, {16, 1, 80},
-                             {13, 1, 128}, {8, 1, 512}, {5, 5, 48}};
+                             {13, 1, 128}, {8, 1, 512}, {5, 5, 48}, {6, 3, 80}};
 constexpr DType kCacheTypes[] = {DType::kF32, DType::kBF16, DType::kI8};
 
 TEST_P(AttendTest, AllKeysAtEveryEdge) {
