@@ -32,10 +32,20 @@ def number(value):
     return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
+def marks(name):
+    return f"<!-- {name} begin -->", f"<!-- {name} end -->"
+
+
+def check_section(path, name):
+    """Before hours of measuring: ends the program if write_section would find no place."""
+    missing = [m for m in marks(name) if not path.exists() or m not in path.read_text()]
+    if missing:
+        raise SystemExit(f"{name}: {path} has no marks {' and '.join(missing)}")
+
+
 def write_section(path, name, text):
     """Replaces what lies between the marks of the program `name`."""
-    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+    check_section(path, name)
+    begin, end = marks(name)
     old = path.read_text()
-    if begin not in old or end not in old:
-        raise SystemExit(f"{name}: {path} has no marks {begin} and {end}")
     path.write_text(old[:old.index(begin)] + f"{begin}\n{text}{end}" + old[old.index(end) + len(end):])

@@ -246,6 +246,9 @@ KeySet Attention::Keys(int layer, const Part& part) const {
     case TokenSet::Kind::kAll:
       return ModelKeys(layer);
     case TokenSet::Kind::kWindow:
+      // What a plan's windows hide from a prompt is missing in every later key and value: answers
+      // lose more than by all other sparse layers together (docs/quality.md).
+      if (part.segment->prompt) return ModelKeys(layer);
       keys.kind = KeySet::Kind::kWindow;
       keys.sink = set.sink;
       keys.recent = set.recent;

@@ -82,7 +82,7 @@ class ThreadPool {
   Job job_;
   Done done_;
   std::unique_ptr<Share[]> shares_;  // [threads()]
-  std::atomic<bool> busy_{false};
+  alignas(64) std::atomic<bool> busy_{false};
   std::vector<std::thread> workers_;
 };
 

@@ -21,7 +21,7 @@ Status CheckLayout(const KvLayout& l, size_t layer) {
   if (l.kv_heads < 1)
     return Error::InvalidArgument("KV cache, layer {}: at least 1 KV head, got {}", layer,
                                   l.kv_heads);
-  const int multiple = l.low_bit ? 32 : 8;
+  const int multiple = l.low_bit ? 32 : 16;
   if (l.head_dim < 1 || l.head_dim % multiple != 0) {
     return Error::Unsupported("KV cache, layer {}: head size is a multiple of {}, got {}", layer,
                               multiple, l.head_dim);

@@ -28,7 +28,7 @@ class KvStore {
  public:
   // Reserves address space for `max_tokens` (rounded up to pages) of every layer; memory is used
   // when first touched. Errors: no layers, a layout without heads or with a head size that is not a
-  // positive multiple of 8 (of 32 with a low-bit copy), a dtype other than F32, BF16 and I8,
+  // positive multiple of 16 (of 32 with a low-bit copy), a dtype other than F32, BF16 and I8,
   // max_tokens < 1, layers that differ under alias_bytes, address space.
   static Result<std::unique_ptr<KvStore>> Create(std::vector<KvLayout> per_layer,
                                                  int64_t max_tokens, KvStoreOptions options = {});

@@ -276,12 +276,11 @@ Result<Candidate> PlanSearcher::MeasureOn(const Plan& plan, const std::string& o
   return c;
 }
 
-// A share of probes is a whole number of probes, rounded up: of 16 that dense finds, 97 % is all of
-// them. Both counts are over all probes, so what a plan loses by chance it may gain by chance.
+// Both counts are over all probes, so what a plan loses by chance it may gain by chance.
 bool PlanSearcher::Meets(const Candidate& c) const {
   const PlanTarget& t = options_.target;
   return (t.max_kl <= 0 || c.kl <= t.max_kl) &&
-         c.found >= std::ceil(t.min_retrieval * c.dense_found - 1e-9) &&
+         c.found >= RequiredProbes(t.min_retrieval, c.dense_found) &&
          (t.max_bytes <= 0 || c.kv_bytes_share <= t.max_bytes) &&
          (t.min_speedup <= 0 || c.predicted_speedup >= t.min_speedup);
 }

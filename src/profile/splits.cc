@@ -1,6 +1,7 @@
 #include "profile/splits.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace baton {
 
@@ -20,6 +21,10 @@ CalibrationContext::Spec ContextSpec(const Corpus& corpus, Corpus::Split split, 
   spec.probes =
       MakeProbes(mine, options.seed * 1000 + static_cast<uint64_t>(split * 100 + index), false);
   return spec;
+}
+
+int RequiredProbes(double share, int dense_found) {
+  return static_cast<int>(std::ceil(share * dense_found - 1e-9));  // 0.97 of 100 is 97
 }
 
 }  // namespace baton

@@ -20,4 +20,7 @@ constexpr int64_t kTextRows = 96;
 CalibrationContext::Spec ContextSpec(const Corpus& corpus, Corpus::Split split, int index,
                                      const ProfileOptions& options);
 
+// How many of the probes that dense finds a plan has to find: the share, rounded up.
+int RequiredProbes(double share, int dense_found);
+
 }  // namespace baton

@@ -195,6 +195,8 @@ TEST(KvStore, BadInputIsAnError) {
   l.head_dim = 40;
   EXPECT_FALSE(KvStore::Create({l}, 64).ok());
   l.low_bit = false;
+  EXPECT_FALSE(KvStore::Create({l}, 64).ok());
+  l.head_dim = 48;
   EXPECT_TRUE(KvStore::Create({l}, 64).ok());
   EXPECT_FALSE(KvStore::Create({kSmall, l}, 64, {.alias_bytes = 1}).ok());
   l.kv_heads = 0;

@@ -146,6 +146,29 @@ TEST_P(AttendTest, AllKeysAtEveryEdge) {
   }
 }
 
+// Few rows need no packing: one to four heads a KV head in decode, and the last tokens of a prompt.
+TEST_P(AttendTest, FewRowsOfEveryHeadSize) {
+  Rng rng(11);
+  for (DType dtype : {DType::kBF16, DType::kI8}) {
+    for (Shape s : {Shape{4, 1, 16}, Shape{3, 1, 32}, Shape{4, 1, 48}, Shape{2, 1, 80},
+                    Shape{3, 1, 96}, Shape{2, 2, 16}}) {
+      for (int64_t rows : {1, 97, 98, 100}) {
+        const int64_t n = 137;
+        const Cache cache(rng, s, dtype, n);
+        const IndexSets sets = RandomSets(rng, (rows + 63) / 64, 1, n, 60);
+        const std::vector<float> q = RandomNormal(rng, rows * s.heads * s.dim);
+        AttendParams::Segment segment{.rows = {.count = rows, .position = n - rows},
+                                      .kv = cache.view()};
+        Compare(q, s, {&segment, 1}, "all: " + Describe(s, dtype, n, rows));
+        segment.keys = {.kind = KeySet::Kind::kWindow, .sink = 3, .recent = 20};
+        Compare(q, s, {&segment, 1}, "window: " + Describe(s, dtype, n, rows));
+        segment.keys = {.kind = KeySet::Kind::kIndex, .index = &sets, .rows_per_set = 64};
+        Compare(q, s, {&segment, 1}, "index: " + Describe(s, dtype, n, rows));
+      }
+    }
+  }
+}
+
 TEST_P(AttendTest, PromptLongerThanAChunk) {
   Rng rng(2);
   const Shape s{6, 2, 32};

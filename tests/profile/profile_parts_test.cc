@@ -5,6 +5,7 @@
 #include "profile/corpus.h"
 #include "profile/measure.h"
 #include "profile/probes.h"
+#include "profile/splits.h"
 #include "tests/attention/engine_test_util.h"
 
 namespace baton {
@@ -128,6 +129,15 @@ TEST(Probes, SeedsRepeatAndDiffer) {
 TEST(Probes, TooManyForTheContextIsAnError) {
   EXPECT_FALSE(HideProbes(AnyEngine(), MakeProbes(50, 1, false), RandomTokens(100, 1), 600).ok());
   EXPECT_FALSE(HideProbes(AnyEngine(), MakeProbes(1, 1, false), {}, 2000).ok());
+}
+
+TEST(Probes, ARequiredShareIsRoundedUpToWholeProbes) {
+  EXPECT_EQ(RequiredProbes(0.97, 16), 16);
+  EXPECT_EQ(RequiredProbes(0.97, 42), 41);
+  EXPECT_EQ(RequiredProbes(0.97, 100), 97);
+  EXPECT_EQ(RequiredProbes(1.0, 13), 13);
+  EXPECT_EQ(RequiredProbes(0.0, 9), 0);
+  EXPECT_EQ(RequiredProbes(0.97, 0), 0);
 }
 
 TEST(Measure, EqualRowsHaveNoDivergenceAndKnownRowsTheirs) {

@@ -22,7 +22,8 @@ constexpr int64_t kPromptRows =
 constexpr int kDecodeBlock =
     32;  // keys; small, so that a unit's first block waits for memory but shortly
 constexpr int kPromptBlock = kMaxBlockKeys;
-// Ranges of keys are cut into about 16 chunks: enough for many threads, and few to begin and merge.
+// Ranges of keys are cut into about 16 chunks: few to begin and merge, and as many as most machines
+// have threads; a larger team would want more.
 constexpr int64_t kRangeChunks = 16, kLeastRangeChunk = 256, kMostRangeChunk = 4096;
 constexpr int64_t kListChunk = 128;  // lists are short: k = 512 should still feed four threads
 constexpr int64_t kPromptChunk = 4096;
@@ -212,7 +213,7 @@ void CpuOps::AttendState::Plan(const AttendParams& p) {
                                  : s.rows.count;
     return together >= kPromptRows;
   };
-  // The large units first, so that no thread is left with one at the end.
+  // The large units first: what is left to help with at the end is small.
   for (const Segment& s : p.segments) {
     if (is_prompt(s)) PlanPrompt(p, s);
   }

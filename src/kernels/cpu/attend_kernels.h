@@ -2,10 +2,11 @@
 // an online softmax over blocks of keys for a stack of query rows that share a KV head: begin once,
 // update per block of keys, finish per row.
 //
-// Decode and prompt use the same kernels. A decode tile is the R query heads of one token over
-// blocks of 32 keys, one tile per KV head advancing together, so that every K and V row is read
-// once and in memory order. A prompt tile stacks several tokens times R heads over blocks of 128
-// keys, which pays for packing K and V into the order the dot products want.
+// Decode and prompt share the entry points; tiles of few rows may be computed in another way
+// inside. A decode tile is the R query heads of one token over blocks of 32 keys, one tile per KV
+// head advancing together, so that every K and V row is read once and in memory order. A prompt
+// tile stacks several tokens times R heads over blocks of 128 keys, which pays for packing K and V
+// into the order the dot products want.
 #pragma once
 
 #include <cstddef>

@@ -125,12 +125,16 @@ struct CpuOps::LinearState {
     return own[r];
   }
 
-  // A panel a unit. Token blocks are outermost, so that a thread meets the same tokens again in its
-  // next unit.
+  // A panel a unit, half of one in narrow matrices, which have few. Token blocks are outermost, so
+  // that a thread meets the same tokens again in its next unit.
+  static int64_t UnitGroups(const PackedMatrix& w) {
+    constexpr int64_t kNarrowGroups = 64;
+    return w.groups < kNarrowGroups ? kPanelGroups / 2 : kPanelGroups;
+  }
   void AddUnits(const PackedMatrix& w, int out, int64_t token, int64_t tokens) {
-    for (int64_t g = 0; g < w.groups; g += kPanelGroups) {
-      units.push_back({&w, out, g, static_cast<int>(std::min<int64_t>(kPanelGroups, w.groups - g)),
-                       token, tokens});
+    const int64_t size = UnitGroups(w);
+    for (int64_t g = 0; g < w.groups; g += size) {
+      units.push_back({&w, out, g, static_cast<int>(std::min(size, w.groups - g)), token, tokens});
     }
   }
 
@@ -144,16 +148,16 @@ struct CpuOps::LinearState {
       const Unit& u = units[static_cast<size_t>(unit + 1)];
       return u.w->group(u.group);
     }
-    const auto panels = [](const PackedMatrix& w) {
-      return (w.groups + kPanelGroups - 1) / kPanelGroups;
+    const auto units_of = [](const PackedMatrix& w) {
+      return (w.groups + UnitGroups(w) - 1) / UnitGroups(w);
     };
     int64_t total = 0;
-    for (const Matrix* m : then) total += panels(Packed(m));
-    int64_t panel = pool.ShareBegin(total, rank);
+    for (const Matrix* m : then) total += units_of(Packed(m));
+    int64_t first = pool.ShareBegin(total, rank);
     for (const Matrix* m : then) {
       const PackedMatrix& w = Packed(m);
-      if (panel < panels(w)) return w.group(panel * kPanelGroups);
-      panel -= panels(w);
+      if (first < units_of(w)) return w.group(first * UnitGroups(w));
+      first -= units_of(w);
     }
     return nullptr;
   }

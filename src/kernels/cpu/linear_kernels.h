@@ -64,8 +64,8 @@ struct PanelArgs {
   const PackedMatrix* w = nullptr;
   int64_t group = 0;  // first group of 16 rows
   int groups = 0;     // 1 to 4
-  // What the thread is going to read after the panel, fetched ahead during its last groups; or
-  // null.
+  // What the thread is going to read after the panel, fetched ahead during its last groups unless
+  // these are long; or null.
   const std::byte* next = nullptr;
   const std::byte* x = nullptr;  // prepared tiles; the first token is the first of its tile
   bool fine = false;             // x holds FineBlocks; quantised layouts only

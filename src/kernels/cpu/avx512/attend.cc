@@ -502,6 +502,17 @@ bool NeedsMask(const AttendTile& t, const KeyBlock& block, int keys, int64_t fir
          (block.positions[keys - 1] >= t.sink && block.positions[0] <= last - t.recent);
 }
 
+// How often Update calls Ahead::Step. Few rows take a step per 8 keys and 16 channels, then per two
+// keys and 64 channels. Otherwise packing takes one per 16 keys, then per 8 keys, 32 channels each,
+// and both products one per kStepProducts pairs, for each group of rows.
+int64_t Steps(const AttendTile& t, const KeyBlock& block) {
+  const int64_t dim = t.layout.head_dim, padded = PaddedHead(dim);
+  const int64_t blocks = (block.count + kKeyStep - 1) / kKeyStep;
+  if (t.rows <= kFewRows) return blocks * (dim / 16 * 4 + (padded + 32) / 64 * 16);
+  const int64_t groups = (t.rows + GroupRows(t.rows) - 1) / GroupRows(t.rows);
+  return blocks * (padded / 32) * (2 + 4 + groups * 2 * 16 / kStepProducts);
+}
+
 template <bool kInt8>
 void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
             const AttendScratch& scratch) {
@@ -513,14 +524,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   auto* packed_values = reinterpret_cast<uint32_t*>(scratch.values);
   const bool few = t.rows <= kFewRows;
   const int step = GroupRows(t.rows);
-  const int64_t blocks = (block.count + kKeyStep - 1) / kKeyStep;
-  // Few rows take a step per 8 keys and 16 channels, then per two keys and 64 channels. Otherwise
-  // packing takes one per 16 keys, then per 8 keys, 32 channels each, and both products one per
-  // kStepProducts pairs, for each group of rows.
-  const int64_t groups = (t.rows + step - 1) / step;
-  const int64_t steps = few ? blocks * (dim / 16 * 4 + (padded + 32) / 64 * 16)
-                            : blocks * (padded / 32) * (2 + 4 + groups * 2 * 16 / kStepProducts);
-  Ahead ahead(t, next, key_offset, value_offset, steps);
+  Ahead ahead(t, next, key_offset, value_offset, Steps(t, block));
   if (!few) {
     PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys);
     PackValues<kInt8>(block, ahead, value_offset, dim, packed_values);

@@ -103,29 +103,23 @@ inline void AddScaled(const std::byte* d, int64_t group_bytes, const Block* x,
   }
 }
 
-// The 16-bit form of one token: every unpacked weight meets both halves of x, whose sums are two
-// independent chains.
-template <PackLayout L, int V0, int V1, int G>
+// The 16-bit form of one token and 4-bit weights: every unpacked weight meets both halves of x,
+// whose sums are two independent chains. (With 8 bits there is nothing to unpack, and it is
+// slower.)
+template <int G>
 inline void DotFine(const std::byte* q, int64_t group_bytes, const FineBlock& x,
                     __m512i (&high)[G][1], __m512i (&low)[G][1]) {
   const auto add = [&](int g, __m512i w, int v) {
     high[g][0] = _mm512_dpbusd_epi32(high[g][0], w, BroadcastQuants<Part::kHigh>(x, v));
     low[g][0] = _mm512_dpbusd_epi32(low[g][0], w, BroadcastQuants<Part::kLow>(x, v));
   };
-  if constexpr (QuantBytesPerBlock(L) == 256) {
-    const __m512i nibble = _mm512_set1_epi8(15);
+  const __m512i nibble = _mm512_set1_epi8(15);
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      for (int g = 0; g < G; ++g) {
-        const __m512i raw = _mm512_load_si512(q + g * group_bytes + v * 64);
-        add(g, _mm512_and_si512(raw, nibble), v);
-        add(g, _mm512_and_si512(_mm512_srli_epi16(raw, 4), nibble), v + 4);
-      }
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int v = V0; v < V1; ++v) {
-      for (int g = 0; g < G; ++g) add(g, _mm512_load_si512(q + g * group_bytes + v * 64), v);
+  for (int v = 0; v < 4; ++v) {
+    for (int g = 0; g < G; ++g) {
+      const __m512i raw = _mm512_load_si512(q + g * group_bytes + v * 64);
+      add(g, _mm512_and_si512(raw, nibble), v);
+      add(g, _mm512_and_si512(_mm512_srli_epi16(raw, 4), nibble), v + 4);
     }
   }
 }
@@ -149,7 +143,7 @@ inline void Sum(const std::byte* q, int64_t group_bytes, const Block* x, Start s
       high[g][0] = _mm512_setzero_si512();
       acc[g][0] = _mm512_set1_epi32(start(x[0]));
     }
-    DotFine<L, V0, V1>(q, group_bytes, x[0], high, acc);
+    DotFine(q, group_bytes, x[0], high, acc);
     for (int g = 0; g < G; ++g) {
       acc[g][0] = _mm512_add_epi32(acc[g][0], _mm512_slli_epi32(high[g][0], 8));
     }
