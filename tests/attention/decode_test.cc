@@ -117,6 +117,22 @@ TEST_P(DecodeTest, SparsePromptIsNotSilentlyDense) {
       2 * GetParam().tolerance);
 }
 
+// A plan's windows are for decode: in a sparse prompt these layers attend as the model defines
+// them.
+TEST_P(DecodeTest, WindowLayersSeeTheWholeSparsePrompt) {
+  Plan plan = Plan::Dense(6);
+  plan.budget = {12, 0};
+  plan.sink = 2;
+  plan.recent = 8;
+  for (LayerRole& layer : plan.layers) layer = {.role = Role::kWindow, .sink = 2, .recent = 10};
+  plan.prefill = {.sparse = true, .tile = 16, .fraction = 0.05, .min = 16};
+  const ResolvedPlan resolved = Resolved(*engine_, plan);
+  Session dense = NewSession(*engine_, 400), sparse = NewSession(*engine_, 400);
+  EXPECT_LE(
+      LargestDifference(Prefill(dense, Tokens(0, 300)), Prefill(sparse, Tokens(0, 300), &resolved)),
+      GetParam().tolerance);
+}
+
 // At min_context visible keys a row is dense to the bit; one more key and it is not.
 TEST_P(DecodeTest, MinContextIsTheLastDenseLength) {
   Plan plan = SparsePlan(12);
