@@ -181,15 +181,6 @@ TEST_P(MassTest, LengthsAroundVectorPageAndChunkEdges) {
   }
 }
 
-// Beyond 32,768 keys a row's scores are computed twice instead of kept.
-TEST_P(MassTest, LongRowsOfTheLowBitCopy) {
-  for (int64_t n : {32768, 32769, 33300}) {
-    const Case c = MakeCase(threads_, {6, 2, 32}, {{n - 1, 1, 1}}, DType::kBF16, 8, false);
-    Compare(c, Source::kLowBit, MassScope::kAll, Pool::kSum, fmt::format("{} keys", n));
-    Compare(c, Source::kLowBit, MassScope::kGroup, Pool::kMax, fmt::format("{} keys", n));
-  }
-}
-
 TEST_P(MassTest, SetsOfEverySize) {
   for (int64_t rows_per_set : {2, 3, 7, 48, 63, 64, 65, 100, 128, 200}) {
     for (int64_t count : {1, 131}) {

@@ -7,8 +7,7 @@
 //
 // Rows (decode of scan layers): the 4-bit copy of K is read once, int8 dot products, exponentials
 // relative to the chunk's own maximum go to scratch; a second pass over scratch scales and pools
-// them. One exponential per score instead of two. In long contexts scratch would be as large as the
-// copy and leave the caches: there the second pass computes the scores again.
+// them. One exponential per score instead of two.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -26,8 +25,6 @@ constexpr int64_t kChunk = 512;  // keys per task; eight pages
 // two sets of the first-level cache.
 constexpr int64_t kValueStride = kChunk + 16;
 constexpr int64_t kScoreChunk = 1024;  // keys per task where scores are given
-constexpr int64_t kMostKeptKeys =
-    32768;  // of a row whose exponentials are kept for the second pass
 // 128 rather than 64: transposing a page costs as much as ten or so rows of dot products.
 constexpr int64_t kTileRows = 128;
 
@@ -312,8 +309,7 @@ class LowBitRows {
         row.chunks = Ceil(row.keys, kChunk);
         row.values = values;
         row.first_chunk = chunks;
-        row.kept = row.keys <= kMostKeptKeys;
-        if (row.kept) values += static_cast<size_t>(heads_ * row.chunks * kValueStride);
+        values += static_cast<size_t>(heads_ * row.chunks * kValueStride);
         chunks += static_cast<size_t>(heads_ * row.chunks);
         rows.push_back(row);
         // Bounds scratch when a profile sends hundreds of rows.
@@ -327,7 +323,6 @@ class LowBitRows {
   struct Row {
     const MassParams::Segment* segment = nullptr;
     int64_t row = 0, keys = 0, chunks = 0;
-    bool kept = false;       // the exponentials, for the second pass
     size_t values = 0;       // [chunks][heads][kValueStride]
     size_t first_chunk = 0;  // [heads][chunks]
   };
@@ -353,11 +348,9 @@ class LowBitRows {
       for (int64_t c = 0; c < rows[i].chunks; ++c) tasks.push_back({static_cast<int64_t>(i), c});
     }
     const auto count = static_cast<int64_t>(tasks.size());
-    threads_.For(count, [&](int64_t i, int rank) {
+    threads_.For(count, [&](int64_t i, int) {
       const Task& t = tasks[static_cast<size_t>(i)];
-      const Row& r = rows[static_cast<size_t>(t.row)];
-      float* values = r.kept ? Values(r, t.chunk) : Scratch(rank);
-      Score(r, QueryOf(static_cast<size_t>(t.row), 0), t.chunk, values);
+      Score(rows[static_cast<size_t>(t.row)], QueryOf(static_cast<size_t>(t.row), 0), t.chunk);
     });
     for (const Row& r : rows) {
       for (int64_t h = 0; h < heads_; ++h) {
@@ -366,12 +359,9 @@ class LowBitRows {
                              &scratch_.factors[at]);
       }
     }
-    threads_.For(count, [&](int64_t i, int rank) {
+    threads_.For(count, [&](int64_t i, int) {
       const Task& t = tasks[static_cast<size_t>(i)];
-      const Row& r = rows[static_cast<size_t>(t.row)];
-      // The same operations on the same keys: the same values as in the first pass.
-      if (!r.kept) Score(r, QueryOf(static_cast<size_t>(t.row), 0), t.chunk, Scratch(rank));
-      PoolChunk(r, t.chunk, r.kept ? Values(r, t.chunk) : Scratch(rank));
+      PoolChunk(rows[static_cast<size_t>(t.row)], t.chunk);
     });
   }
 
@@ -381,42 +371,36 @@ class LowBitRows {
                static_cast<size_t>(avx512::LowBitQuery::Bytes(dim_));
   }
 
-  // [heads][kValueStride]
-  float* Values(const Row& r, int64_t chunk) {
-    return scratch_.values.as<float>() + r.values + chunk * heads_ * kValueStride;
-  }
-  float* Scratch(int rank) {
-    std::vector<float>& values = scratch_.ranks[static_cast<size_t>(rank)].columns;
-    values.resize(static_cast<size_t>(heads_ * kValueStride));
-    return values.data();
+  float* Values(const Row& r, int64_t chunk, int64_t head) {
+    return scratch_.values.as<float>() + r.values + (chunk * heads_ + head) * kValueStride;
   }
 
-  void Score(const Row& r, const std::byte* queries, int64_t chunk, float* values) {
+  void Score(const Row& r, const std::byte* queries, int64_t chunk) {
     const KvView& kv = r.segment->kv;
     const int64_t ratio = heads_ / kv.layout.kv_heads;
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
     std::vector<float> largest(static_cast<size_t>(ratio));
     for (int g = 0; g < kv.layout.kv_heads; ++g) {
       avx512::LowBitScores(kv, key, n, g, queries + g * ratio * avx512::LowBitQuery::Bytes(dim_),
-                           ratio, values + g * ratio * kValueStride, kValueStride, largest.data());
+                           ratio, Values(r, chunk, g * ratio), kValueStride, largest.data());
       for (int64_t i = 0; i < ratio; ++i) {
         const int64_t h = g * ratio + i;
         const size_t at = r.first_chunk + static_cast<size_t>(h * r.chunks + chunk);
         scratch_.largest[at] = largest[static_cast<size_t>(i)];
         scratch_.sums[at] =
-            avx512::ExpChunk(values + h * kValueStride, n, largest[static_cast<size_t>(i)]);
+            avx512::ExpChunk(Values(r, chunk, h), n, largest[static_cast<size_t>(i)]);
       }
     }
   }
 
-  void PoolChunk(const Row& r, int64_t chunk, const float* values) {
+  void PoolChunk(const Row& r, int64_t chunk) {
     const MassParams::Segment& s = *r.segment;
     const int64_t groups = Groups(p_, s), per_group = heads_ / groups;
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
     for (int64_t g = 0; g < groups; ++g) {
       float* mass = s.mass + (r.row * groups + g) * s.mass_stride;
       const size_t at = r.first_chunk + static_cast<size_t>(g * per_group * r.chunks + chunk);
-      avx512::PoolScaled(values + g * per_group * kValueStride, kValueStride, &scratch_.factors[at],
+      avx512::PoolScaled(Values(r, chunk, g * per_group), kValueStride, &scratch_.factors[at],
                          r.chunks, per_group, n, p_.pool == Pool::kMax, mass + key);
       if (chunk + 1 == r.chunks) {
         std::fill(mass + r.keys, mass + s.rows.position + s.rows.count, 0.0f);
