@@ -342,35 +342,46 @@ void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t h
   }
 }
 
-// R queries against one head's 16 slots.
+// R queries against 32 slots of one head: two groups of 16, so that every four bytes of a query
+// that are broadcast meet two registers of keys.
 template <int R>
-[[gnu::always_inline]] inline void LowBitGroup(const LowBitBlock* blocks, int64_t dim,
-                                               const std::byte* queries, __m512 (&scores)[R]) {
+[[gnu::always_inline]] inline void LowBitGroups(const LowBitBlock* blocks, int64_t dim,
+                                                const std::byte* queries, __m512 (&scores)[R][2]) {
   const int64_t per_group = dim / 32, bytes = LowBitQuery::Bytes(dim);
   const __m512i low = _mm512_set1_epi8(15);
-  for (int r = 0; r < R; ++r) scores[r] = _mm512_setzero_ps();
+  for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_setzero_ps();
   for (int64_t b = 0; b < per_group; ++b) {
-    __m512i k[8];
-    for (int v = 0; v < 4; ++v) {
-      const __m512i x = _mm512_loadu_si512(blocks[b].nibbles + 64 * v);
-      k[v] = _mm512_and_si512(x, low);
-      k[v + 4] = _mm512_and_si512(_mm512_srli_epi16(x, 4), low);
+    __m512i k[2][8];
+    __m512 k_scale[2];
+#pragma GCC unroll 2
+    for (int g = 0; g < 2; ++g) {
+      const LowBitBlock& block = blocks[g * per_group + b];
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        const __m512i x = _mm512_loadu_si512(block.nibbles + 64 * v);
+        k[g][v] = _mm512_and_si512(x, low);
+        k[g][v + 4] = _mm512_and_si512(_mm512_srli_epi16(x, 4), low);
+      }
+      k_scale[g] =
+          _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.scale)));
     }
-    const __m512 k_scale =
-        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(blocks[b].scale)));
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const std::byte* q = queries + r * bytes;
       const std::byte* tail = q + dim + 8 * b;
-      __m512i even = Broadcast(tail + 4), odd = _mm512_setzero_si512();
-#pragma GCC unroll 4
-      for (int v = 0; v < 8; v += 2) {
-        even = _mm512_dpbusd_epi32(even, k[v], Broadcast(q + 32 * b + 4 * v));
-        odd = _mm512_dpbusd_epi32(odd, k[v + 1], Broadcast(q + 32 * b + 4 * v + 4));
+      __m512i sum[2] = {Broadcast(tail + 4), Broadcast(tail + 4)};
+#pragma GCC unroll 8
+      for (int v = 0; v < 8; ++v) {
+        const __m512i four = Broadcast(q + 32 * b + 4 * v);
+        sum[0] = _mm512_dpbusd_epi32(sum[0], k[0][v], four);
+        sum[1] = _mm512_dpbusd_epi32(sum[1], k[1][v], four);
       }
-      const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
-      scores[r] = _mm512_fmadd_ps(_mm512_mul_ps(dot, k_scale), _mm512_castsi512_ps(Broadcast(tail)),
-                                  scores[r]);
+      const __m512 q_scale = _mm512_castsi512_ps(Broadcast(tail));
+#pragma GCC unroll 2
+      for (int g = 0; g < 2; ++g) {
+        scores[r][g] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[g]), k_scale[g]),
+                                       q_scale, scores[r][g]);
+      }
     }
   }
 }
@@ -382,19 +393,21 @@ void LowBitPage(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
                 const std::byte* queries, int64_t visible, float* out, int64_t stride,
                 float* largest) {
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  const int64_t group_bytes = dim / 32 * static_cast<int64_t>(sizeof(LowBitBlock));
+  const int64_t two = 2 * (dim / 32);  // blocks of 32 slots
   __m512 top[R];
   for (int r = 0; r < R; ++r) top[r] = nothing;
-  for (int64_t slot = 0; slot < kMassBlock; slot += 16, blocks += dim / 32, next += dim / 32) {
-    for (int64_t i = 0; i < group_bytes; i += 64) {
+  for (int64_t slot = 0; slot < kMassBlock; slot += 32, blocks += two, next += two) {
+    for (int64_t i = 0; i < two * static_cast<int64_t>(sizeof(LowBitBlock)); i += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(next) + i, _MM_HINT_T0);
     }
-    const __mmask16 seen = FirstLanes(visible - slot);
-    __m512 scores[R];
-    LowBitGroup<R>(blocks, dim, queries, scores);
+    const __mmask16 seen[] = {FirstLanes(visible - slot), FirstLanes(visible - slot - 16)};
+    __m512 scores[R][2];
+    LowBitGroups<R>(blocks, dim, queries, scores);
     for (int r = 0; r < R; ++r) {
-      top[r] = _mm512_mask_max_ps(top[r], seen, top[r], scores[r]);
-      _mm512_storeu_ps(out + r * stride + slot, scores[r]);
+      for (int g = 0; g < 2; ++g) {
+        top[r] = _mm512_mask_max_ps(top[r], seen[g], top[r], scores[r][g]);
+        _mm512_storeu_ps(out + r * stride + slot + 16 * g, scores[r][g]);
+      }
     }
   }
   for (int r = 0; r < R; ++r) largest[r] = std::max(largest[r], _mm512_reduce_max_ps(top[r]));
@@ -452,12 +465,14 @@ float ExpChunk(float* t, int64_t n, float largest) {
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   const __m512 offset = _mm512_set1_ps(largest);
   __m512 s = _mm512_setzero_ps();
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m512 x = _mm512_mask_loadu_ps(nothing, FirstLanes(n - i), t + i);
+  const auto exp = [&](int64_t i, __m512 x) {
     const __m512 e = Exp2NotPositive(_mm512_sub_ps(x, offset));
     _mm512_storeu_ps(t + i, e);
     s = _mm512_add_ps(s, e);
-  }
+  };
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) exp(i, _mm512_loadu_ps(t + i));
+  if (i < n) exp(i, _mm512_mask_loadu_ps(nothing, FirstLanes(n - i), t + i));
   return _mm512_reduce_add_ps(s);
 }
 
