@@ -64,8 +64,13 @@ struct CpuOps::LinearState {
   LinearKernels kernels;
   Prepared shared;            // x of a call with many tokens
   std::vector<Prepared> own;  // per thread
-  std::vector<char> ready;    // per thread: `own` holds this call's x
-  std::vector<Buffer> acc;    // per thread: two of [kTokenBlock, kPanelRows]
+  // Per thread: `own` holds this call's x. On lines of their own, since every thread writes its
+  // flag.
+  struct alignas(64) Flag {
+    bool set = false;
+  };
+  std::vector<Flag> ready;
+  std::vector<Buffer> acc;  // per thread: two of [kTokenBlock, kPanelRows]
   std::vector<Unit> units;
 
   LinearState(CpuIsa isa, int threads)
@@ -108,7 +113,7 @@ struct CpuOps::LinearState {
 
   // Prepares x for all threads, or marks it as to be prepared by each.
   void Begin(const Job& j, ThreadPool& pool) {
-    std::fill(ready.begin(), ready.end(), 0);
+    std::fill(ready.begin(), ready.end(), Flag{});
     if (j.tokens() <= kRedundantTokens) return;
     ReserveTiles(shared, j);
     pool.For(j.tiles(), [&](int64_t tile, int) { PrepareTile(shared, j, tile); });
@@ -117,10 +122,10 @@ struct CpuOps::LinearState {
   const Prepared& Of(const Job& j, int rank) {
     if (j.tokens() > kRedundantTokens) return shared;
     const auto r = static_cast<size_t>(rank);
-    if (!ready[r]) {
+    if (!ready[r].set) {
       ReserveTiles(own[r], j);
       for (int64_t tile = 0; tile < j.tiles(); ++tile) PrepareTile(own[r], j, tile);
-      ready[r] = 1;
+      ready[r].set = true;
     }
     return own[r];
   }

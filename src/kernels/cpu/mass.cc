@@ -310,7 +310,7 @@ class LowBitRows {
         row.values = values;
         row.first_chunk = chunks;
         values += static_cast<size_t>(heads_ * row.chunks * kValueStride);
-        chunks += static_cast<size_t>(heads_ * row.chunks);
+        chunks += static_cast<size_t>(chunk_heads_ * row.chunks);
         rows.push_back(row);
         // Bounds scratch when a profile sends hundreds of rows.
         if (values > (size_t{8} << 20)) flush();
@@ -324,7 +324,7 @@ class LowBitRows {
     const MassParams::Segment* segment = nullptr;
     int64_t row = 0, keys = 0, chunks = 0;
     size_t values = 0;       // [chunks][heads][kValueStride]
-    size_t first_chunk = 0;  // [heads][chunks]
+    size_t first_chunk = 0;  // [chunks][chunk_heads_]
   };
   struct Task {
     int64_t row, chunk;
@@ -353,11 +353,9 @@ class LowBitRows {
       Score(rows[static_cast<size_t>(t.row)], QueryOf(static_cast<size_t>(t.row), 0), t.chunk);
     });
     for (const Row& r : rows) {
-      for (int64_t h = 0; h < heads_; ++h) {
-        const size_t at = r.first_chunk + static_cast<size_t>(h * r.chunks);
-        avx512::ChunkFactors(&scratch_.largest[at], &scratch_.sums[at], r.chunks,
-                             &scratch_.factors[at]);
-      }
+      const size_t at = r.first_chunk;
+      avx512::ChunkFactors(&scratch_.largest[at], &scratch_.sums[at], chunk_heads_, r.chunks,
+                           &scratch_.factors[at]);
     }
     threads_.For(count, [&](int64_t i, int) {
       const Task& t = tasks[static_cast<size_t>(i)];
@@ -385,7 +383,7 @@ class LowBitRows {
                            ratio, Values(r, chunk, g * ratio), kValueStride, largest.data());
       for (int64_t i = 0; i < ratio; ++i) {
         const int64_t h = g * ratio + i;
-        const size_t at = r.first_chunk + static_cast<size_t>(h * r.chunks + chunk);
+        const size_t at = r.first_chunk + static_cast<size_t>(chunk * chunk_heads_ + h);
         scratch_.largest[at] = largest[static_cast<size_t>(i)];
         scratch_.sums[at] =
             avx512::ExpChunk(Values(r, chunk, h), n, largest[static_cast<size_t>(i)]);
@@ -399,9 +397,9 @@ class LowBitRows {
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
     for (int64_t g = 0; g < groups; ++g) {
       float* mass = s.mass + (r.row * groups + g) * s.mass_stride;
-      const size_t at = r.first_chunk + static_cast<size_t>(g * per_group * r.chunks + chunk);
+      const size_t at = r.first_chunk + static_cast<size_t>(chunk * chunk_heads_ + g * per_group);
       avx512::PoolScaled(Values(r, chunk, g * per_group), kValueStride, &scratch_.factors[at],
-                         r.chunks, per_group, n, p_.pool == Pool::kMax, mass + key);
+                         per_group, n, p_.pool == Pool::kMax, mass + key);
       if (chunk + 1 == r.chunks) {
         std::fill(mass + r.keys, mass + s.rows.position + s.rows.count, 0.0f);
       }
@@ -412,6 +410,9 @@ class LowBitRows {
   ThreadPool& threads_;
   MassScratch& scratch_;
   const int64_t heads_, dim_;
+  // What is kept of a chunk is by head, so that threads that work on different chunks share no
+  // line.
+  const int64_t chunk_heads_ = Ceil(heads_, 16) * 16;
 };
 
 }  // namespace

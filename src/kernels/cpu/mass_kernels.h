@@ -72,11 +72,13 @@ void LowBitScores(const KvView& kv, int64_t position, int64_t n, int head, const
                   int64_t count, float* out, int64_t stride, float* largest);
 // t[i] = 2^(t[i] - largest) for i < n, 0 for the rest of the last 16; returns their sum.
 float ExpChunk(float* t, int64_t n, float largest);
-// factor[c] = 2^(largest[c] - M) / S: what turns a chunk's values into probabilities.
-void ChunkFactors(const float* largest, const float* sum, int64_t chunks, float* factor);
-// out[n] = sum or max over heads of e[h * stride + n] * factor[h * factor_stride].
-void PoolScaled(const float* e, int64_t stride, const float* factor, int64_t factor_stride,
-                int64_t heads, int64_t n, bool max, float* out);
+// factor[c, h] = 2^(largest[c, h] - M[h]) / S[h]: what turns a chunk's values into probabilities.
+// All are [chunks, heads], heads a multiple of 16.
+void ChunkFactors(const float* largest, const float* sum, int64_t heads, int64_t chunks,
+                  float* factor);
+// out[n] = sum or max over heads of e[h * stride + n] * factor[h].
+void PoolScaled(const float* e, int64_t stride, const float* factor, int64_t heads, int64_t n,
+                bool max, float* out);
 
 }  // namespace avx512
 }  // namespace baton::cpu

@@ -24,7 +24,7 @@ struct MassScratch {
   std::vector<float> lse;                     // [T, Hq] log2 units
   std::vector<float> stats;                   // per tile task {largest, sum} of [rows, Hq]
   Buffer values;                              // low-bit rows: f32 [rows][Hq][keys]
-  std::vector<float> largest, sums, factors;  // low-bit rows: [rows][Hq][chunks]
+  std::vector<float> largest, sums, factors;  // low-bit rows: [rows][chunks][Hq rounded up]
   std::vector<std::byte> low_bit_queries;     // [rows][Hq] LowBitQuery
 };
 

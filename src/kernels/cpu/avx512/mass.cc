@@ -476,37 +476,36 @@ float ExpChunk(float* t, int64_t n, float largest) {
   return _mm512_reduce_add_ps(s);
 }
 
-void ChunkFactors(const float* largest, const float* sum, int64_t chunks, float* factor) {
-  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 m = nothing;
-  for (int64_t c = 0; c < chunks; c += 16) {
-    m = _mm512_max_ps(m, _mm512_mask_loadu_ps(nothing, FirstLanes(chunks - c), largest + c));
-  }
-  const __m512 all = _mm512_set1_ps(_mm512_reduce_max_ps(m));
-  __m512 total = _mm512_setzero_ps();
-  for (int64_t c = 0; c < chunks; c += 16) {
-    const __mmask16 mask = FirstLanes(chunks - c);
-    const __m512 f =
-        Exp2NotPositive(_mm512_sub_ps(_mm512_mask_loadu_ps(nothing, mask, largest + c), all));
-    _mm512_mask_storeu_ps(factor + c, mask, f);
-    total = _mm512_fmadd_ps(f, _mm512_maskz_loadu_ps(mask, sum + c), total);
-  }
-  const __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-  for (int64_t c = 0; c < chunks; c += 16) {
-    const __mmask16 mask = FirstLanes(chunks - c);
-    _mm512_mask_storeu_ps(factor + c, mask,
-                          _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, factor + c), inverse));
+void ChunkFactors(const float* largest, const float* sum, int64_t heads, int64_t chunks,
+                  float* factor) {
+  for (int64_t h = 0; h < heads; h += 16) {
+    __m512 all = _mm512_loadu_ps(largest + h);
+    for (int64_t c = 1; c < chunks; ++c) {
+      all = _mm512_max_ps(all, _mm512_loadu_ps(largest + c * heads + h));
+    }
+    __m512 total = _mm512_setzero_ps();
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t at = c * heads + h;
+      const __m512 f = Exp2NotPositive(_mm512_sub_ps(_mm512_loadu_ps(largest + at), all));
+      _mm512_storeu_ps(factor + at, f);
+      total = _mm512_fmadd_ps(f, _mm512_loadu_ps(sum + at), total);
+    }
+    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), total);
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t at = c * heads + h;
+      _mm512_storeu_ps(factor + at, _mm512_mul_ps(_mm512_loadu_ps(factor + at), inverse));
+    }
   }
 }
 
-void PoolScaled(const float* e, int64_t stride, const float* factor, int64_t factor_stride,
-                int64_t heads, int64_t n, bool max, float* out) {
+void PoolScaled(const float* e, int64_t stride, const float* factor, int64_t heads, int64_t n,
+                bool max, float* out) {
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 m = FirstLanes(n - i);
     __m512 pooled = _mm512_setzero_ps();
     for (int64_t h = 0; h < heads; ++h) {
       const __m512 x = _mm512_maskz_loadu_ps(m, e + h * stride + i);
-      const __m512 f = _mm512_set1_ps(factor[h * factor_stride]);
+      const __m512 f = _mm512_set1_ps(factor[h]);
       pooled = max ? MaxOrNan(pooled, _mm512_mul_ps(x, f)) : _mm512_fmadd_ps(x, f, pooled);
     }
     _mm512_mask_storeu_ps(out + i, m, pooled);
