@@ -29,7 +29,7 @@ Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& te
                                            const OnProgress& progress = nullptr);
 
 struct EvalOptions {
-  Plan plan;
+  std::vector<Plan> plans;  // each is compared with one dense run
   int64_t context = 8192;
   int64_t rows = 192;       // last positions of each window, decoded under the plan
   int64_t max_windows = 0;  // 0: as many as the text has
@@ -51,13 +51,16 @@ struct EvalResult {
   int retrieval_found = 0, retrieval_dense_found = 0, retrieval_total = 0;
   double answer_kl = 0;
   double kv_bytes_share = 0;
+  double predicted_nats = 0;  // what the plan's evidence says it would lose; 0: nothing
   std::vector<NeedleResult> needles, grid;
   int64_t self_generated = 0, self_first_difference = -1;  // -1: none
   double self_nll_plan = 0,
          self_nll_dense = 0;  // of the planned text, under the plan and under dense
 };
-Result<EvalResult> Evaluate(Engine& engine, const std::string& text, const EvalOptions& options,
-                            const OnProgress& progress = nullptr);
+// One result for each plan, the same whatever the others are.
+Result<std::vector<EvalResult>> Evaluate(Engine& engine, const std::string& text,
+                                         const EvalOptions& options,
+                                         const OnProgress& progress = nullptr);
 
 struct BenchOptions {
   std::optional<Plan> plan;  // also measured besides dense

@@ -27,8 +27,9 @@ struct ProfileOptions {
 
 // A row per probe kind and split; probes that dense fails are dropped from the measures.
 struct SplitInfo {
-  std::string name;  // profile, search, test
-  int64_t text_tokens = 0, scored_positions = 0;
+  std::string name;     // profile, search, test
+  int64_t context = 0;  // tokens of each context; less than was asked for where the text is short
+  int64_t text_tokens = 0, scored_positions = 0;  // scored: in the profile split alone
   int probes = 0, probes_dense_finds = 0;
 };
 
@@ -91,7 +92,11 @@ struct PlanOptions {
   int max_evaluations = 100;  // of the real sparse path on the search split
   bool local_search = true;
   bool cost_in_bytes = true;  // false: measured microseconds
-  PrefillMode prefill;        // of the plan to make
+  // Sparse prompts to try on the plan that was found, in this order: the first one is taken that
+  // meets the target and adds at most half of what decoding under the plan loses. Otherwise, and if
+  // empty, its prompts are dense.
+  std::vector<PrefillMode> prefills = {
+      {true, 64, 0.2, 1024}, {true, 64, 0.3, 1024}, {true, 64, 0.4, 1024}};
 };
 
 // One measured candidate.

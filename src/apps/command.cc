@@ -51,6 +51,16 @@ CLI::Validator AtLeast(double least) {
       fmt::format(">= {:g}", least));
 }
 
+CLI::Validator Above(double bound) {
+  return CLI::Validator(
+      [bound](const std::string& text) {
+        double value = 0;
+        if (CLI::detail::lexical_cast(text, value) && value > bound) return std::string();
+        return fmt::format("expected a number above {:g}, got {}", bound, text);
+      },
+      fmt::format("> {:g}", bound));
+}
+
 CLI::Validator Between(double least, double most) {
   return CLI::Validator(
       [least, most](const std::string& text) {

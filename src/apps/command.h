@@ -59,6 +59,7 @@ void AddCommandWith(CLI::App* command, Action& action, void (*add)(CLI::App*, Op
 
 // Checks of numbers; the library's own ones print the limits of the type.
 CLI::Validator AtLeast(double least);
+CLI::Validator Above(double bound);
 CLI::Validator Between(double least, double most);
 
 // The options by which a command gets its engine.

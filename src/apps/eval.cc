@@ -1,4 +1,4 @@
-// baton eval: a plan against the same model's dense attention.
+// baton eval: plans against the same model's dense attention.
 #include "baton/eval.h"
 
 #include <map>
@@ -10,15 +10,18 @@ namespace {
 
 struct EvalFlags {
   EngineFlags engine;
-  std::string plan;
-  std::vector<std::string> texts;
+  std::vector<std::string> plans, texts;
   EvalOptions options;
   bool json = false;
 };
 
 void AddOptions(CLI::App* command, EvalFlags& o) {
   o.engine.AddModel(command);
-  command->add_option("--plan", o.plan, "Attention plan to judge")->required();
+  command
+      ->add_option("--plan", o.plans,
+                   "Attention plan to judge; given several times, all share the dense runs")
+      ->allow_extra_args(false)
+      ->required();
   AddTextFlag(command, o.texts);
   const auto count = [&](const std::string& name, int64_t& value, const std::string& help) {
     return command->add_option(name, value, help)->check(AtLeast(0))->capture_default_str();
@@ -65,6 +68,7 @@ Json ToJson(const EvalResult& r) {
                  {"retrieval_total", r.retrieval_total},
                  {"answer_kl", r.answer_kl},
                  {"kv_bytes_share", r.kv_bytes_share},
+                 {"predicted_nats", r.predicted_nats > 0 ? Json(r.predicted_nats) : Json(nullptr)},
                  {"needles", ToJson(r.needles)},
                  {"grid", ToJson(r.grid)}};
   if (r.self_generated > 0)
@@ -113,6 +117,9 @@ std::string ToText(const EvalResult& r) {
                std::to_string(r.retrieval_found), std::to_string(r.retrieval_dense_found)});
     table.Row({"KL at the answers, nats", fmt::format("{:.4f}", r.answer_kl), "0"});
   }
+  if (r.predicted_nats > 0)
+    table.Row(
+        {"loss that the planner predicted, nats", fmt::format("{:.4f}", r.predicted_nats), "0"});
   std::string out = table.ToString();
   out += fmt::format("over {} positions in {} windows\n", Count(r.positions), Count(r.windows));
   if (r.self_generated > 0)
@@ -130,25 +137,44 @@ std::string ToText(const EvalResult& r) {
 Result<int> Run(const EvalFlags& o, const Invocation& invocation) {
   BATON_ASSIGN(const Texts text, ReadTexts(o.texts));
   BATON_ASSIGN(auto engine, o.engine.Load());
-  BATON_ASSIGN(const auto plan, LoadPlan(*engine, o.plan));
   EvalOptions options = o.options;
-  options.plan = *plan;
-  BATON_ASSIGN(const std::string line, PlanLine(*engine, options.plan, {options.context}));
-  Note(line);
+  for (const std::string& path : o.plans) {
+    BATON_ASSIGN(const auto plan, LoadPlan(*engine, path));
+    BATON_ASSIGN(const std::string line, PlanLine(*engine, *plan, {options.context}));
+    Note(line);
+    options.plans.push_back(*plan);
+  }
   InterruptGuard guard(*engine);
   Progress progress;
-  BATON_ASSIGN(const EvalResult r, Evaluate(*engine, text.all, options, progress.Callback()));
+  BATON_ASSIGN(const std::vector<EvalResult> results,
+               Evaluate(*engine, text.all, options, progress.Callback()));
+  const bool several = results.size() > 1;
   if (!o.json) {
-    BATON_TRY(Print(ToText(r)));
+    std::string out;
+    for (size_t i = 0; i < results.size(); ++i) {
+      if (several) out += fmt::format("{}{}\n", i > 0 ? "\n" : "", o.plans[i]);
+      out += ToText(results[i]);
+    }
+    BATON_TRY(Print(out));
     return 0;
   }
   Json object = ResultHeader("eval", *engine, invocation);
-  object["plan"] = options.plan.Summary();
   object["text"] = text.sources;
   object["context"] = options.context;
   object["rows"] = options.rows;
   object["seed"] = options.seed;
-  object.update(ToJson(r));
+  Json list = Json::array();
+  for (size_t i = 0; i < results.size(); ++i) {
+    Json one = {{"plan", options.plans[i].Summary()}};
+    if (several) one["file"] = o.plans[i];
+    one.update(ToJson(results[i]));
+    list.push_back(std::move(one));
+  }
+  if (several) {
+    object["plans"] = std::move(list);
+  } else {
+    object.update(list[0]);
+  }
   BATON_TRY(PrintJson(object));
   return 0;
 }
@@ -160,7 +186,8 @@ void AddEval(CLI::App& app, Action& action) {
       app, "eval", "Compare a plan with the dense model: KL, top-1, retrieval probes",
       "  baton eval model.gguf --plan plan.json --text held-out.txt --context 8192\n"
       "  baton eval model.gguf --plan plan.json --text a.txt b.txt --context 4096 --needles 100 "
-      "--grid 1024,2048,4096 --json");
+      "--grid 1024,2048,4096 --json\n"
+      "  baton eval model.gguf --plan a.json --plan b.json --text held-out.txt");
   AddCommandWith<EvalFlags>(command, action, AddOptions, Run);
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <new>
 #include <numeric>
 
 #include "apps/command.h"
@@ -122,6 +123,9 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     return Finish(action(invocation));
+  } catch (const std::bad_alloc&) {
+    PrintError(Error::Io("out of memory").Hint("give less text or a smaller --context"));
+    return 1;
   } catch (const CLI::Success& wish) {  // --help, --version
     const int status = app.exit(wish);
     if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return status;

@@ -67,6 +67,18 @@ Result<std::string> ReadFile(const std::string& path) {
 
 Result<std::string> ReadStdin() { return ReadAll(stdin, "standard input"); }
 
+Status CheckWritable(const std::string& path) {
+  std::error_code code;
+  const bool existed = std::filesystem::exists(path, code);
+  std::FILE* file = std::fopen(path.c_str(), "ab");
+  if (!file)
+    return Error::Io("cannot write {}: {}", path, std::strerror(errno))
+        .Hint("does the folder exist, and is it writable?");
+  std::fclose(file);
+  if (!existed) std::remove(path.c_str());
+  return Status::Ok();
+}
+
 Status WriteFile(const std::string& path, std::string_view text) {
   // A device or a pipe cannot be replaced by renaming, and should not be.
   std::error_code code;

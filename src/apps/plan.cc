@@ -11,7 +11,10 @@ struct PlanFlags {
   EngineFlags engine;  // its model comes from --model or the profile
   std::string profile, output, search_json, cost = "bytes";
   PlanOptions options;
-  bool no_scan = false, no_windows = false, no_local_search = false, json = false;
+  PrefillMode prefill = options.prefills.front();
+  std::vector<double> fractions = {0.2, 0.3, 0.4};
+  bool no_scan = false, no_windows = false, no_local_search = false, dense_prompts = false;
+  bool json = false;
   CLI::Option* max_kl = nullptr;
   CLI::Option* max_bytes = nullptr;
   CLI::Option* min_speedup = nullptr;
@@ -23,19 +26,19 @@ void AddTarget(CLI::App* command, PlanFlags& o) {
   const std::string group = "Target";
   PlanTarget& t = o.options.target;
   o.max_kl = command->add_option("--max-kl", t.max_kl, "Most nats of KL to dense on text")
-                 ->check(AtLeast(0))
+                 ->check(Above(0))
                  ->group(group);
   o.max_bytes =
       command
           ->add_option("--max-bytes", t.max_bytes,
                        "Most KV bytes of a decode step, as a share of dense; 0.125 when no target "
                        "is given")
-          ->check(Between(0.0, 1.0))
+          ->check(Above(0) & Between(0.0, 1.0))
           ->group(group);
   o.min_speedup = command
                       ->add_option("--min-speedup", t.min_speedup,
                                    "Least speed-up of a decode step, by measured costs")
-                      ->check(AtLeast(0))
+                      ->check(Above(0))
                       ->group(group);
   command
       ->add_option("--min-retrieval", t.min_retrieval,
@@ -82,16 +85,22 @@ void AddSearch(CLI::App* command, PlanFlags& o) {
       ->capture_default_str()
       ->group(group);
   command->add_flag("--no-local-search", o.no_local_search, "The exact fronts alone")->group(group);
-  command->add_flag("--sparse-prefill", p.prefill.sparse, "Prompts are processed sparsely as well")
-      ->group(group);
-  command->add_option("--tile", p.prefill.tile, "Sparse prompts: queries that share one set")
+  CLI::Option* dense_prompts =
+      command->add_flag("--dense-prompts", o.dense_prompts, "Do not try sparse prompts")
+          ->group(group);
+  command->add_option("--tile", o.prefill.tile, "Sparse prompts: queries that share one set")
       ->check(AtLeast(1))
       ->capture_default_str()
+      ->excludes(dense_prompts)
       ->group(group);
   command
-      ->add_option("--fraction", p.prefill.fraction, "Sparse prompts: share of the keys in a set")
-      ->check(Between(0.0, 1.0))
+      ->add_option("--fractions", o.fractions,
+                   "Sparse prompts: shares of the keys in a set, tried in this order")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(Above(0) & Between(0.0, 1.0))
       ->capture_default_str()
+      ->excludes(dense_prompts)
       ->group(group);
 }
 
@@ -194,6 +203,12 @@ PlanOptions SearchOptions(const PlanFlags& o) {
   if (o.no_windows) without(Role::kWindow);
   options.local_search = !o.no_local_search;
   options.cost_in_bytes = o.cost == "bytes";
+  options.prefills.clear();
+  for (double fraction : o.fractions) {
+    if (o.dense_prompts) break;
+    options.prefills.push_back(o.prefill);
+    options.prefills.back().fraction = fraction;
+  }
   // Retrieval alone would be met by a plan that is cheap and bad at everything else.
   if (o.max_kl->count() + o.max_bytes->count() + o.min_speedup->count() == 0)
     options.target.max_bytes = kDefaultMaxBytes;
@@ -214,6 +229,8 @@ Json ToJson(const PlanSearch& search, const PlanOptions& options, const Engine& 
 }
 
 Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
+  BATON_TRY(CheckWritable(o.output));
+  if (!o.search_json.empty()) BATON_TRY(CheckWritable(o.search_json));
   BATON_ASSIGN(const Profile profile, Profile::Load(o.profile));
   EngineFlags flags = o.engine;
   if (flags.model.empty()) flags.model = profile.model_path;

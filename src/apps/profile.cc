@@ -41,8 +41,7 @@ void AddOptions(CLI::App* command, ProfileFlags& o) {
       ->capture_default_str();
   command->add_option("--scope", p.scope, "all: one set per layer; group: one per KV head")
       ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Scope>{
-              {"all", Scope::kAll}, {"group", Scope::kGroup}, {"head_map", Scope::kHeadMap}},
+          std::map<std::string, Scope>{{"all", Scope::kAll}, {"group", Scope::kGroup}},
           CLI::ignore_case));
   command->add_option("--pool", p.pool, "Over query heads: sum or max")
       ->transform(CLI::CheckedTransformer(
@@ -55,9 +54,7 @@ void AddOptions(CLI::App* command, ProfileFlags& o) {
 }
 
 Result<int> Run(const ProfileFlags& o, const Invocation&) {
-  // An unwritable place is found out before the minutes of work, not after.
-  BATON_TRY(WriteFile(o.output + ".probe", ""));
-  std::remove((o.output + ".probe").c_str());
+  BATON_TRY(CheckWritable(o.output));
   BATON_ASSIGN(auto engine, o.engine.Load());
   InterruptGuard guard(*engine);
   std::optional<Profile> profile;
@@ -66,10 +63,21 @@ Result<int> Run(const ProfileFlags& o, const Invocation&) {
     BATON_ASSIGN(profile, MakeProfile(*engine, o.options, progress.Callback()));
   }
   BATON_TRY(profile->Save(o.output));
-  Table table({"split", "text tokens", "scored", "probes", "dense finds"});
-  for (const SplitInfo& s : profile->splits)
-    table.Row({s.name, Count(s.text_tokens), Count(s.scored_positions), Count(s.probes),
-               Count(s.probes_dense_finds)});
+  Table table({"split", "contexts of", "text tokens", "scored", "probes", "dense finds"});
+  int64_t shortest = profile->options.context;
+  for (const SplitInfo& s : profile->splits) {
+    const bool measured = s.scored_positions > 0;  // the others are the search's
+    table.Row({s.name, Count(s.context), Count(s.text_tokens),
+               measured ? Count(s.scored_positions) : "-", Count(s.probes),
+               measured ? Count(s.probes_dense_finds) : "-"});
+    shortest = std::min(shortest, s.context);
+  }
+  if (shortest < profile->options.context) {
+    Note(fmt::format(
+        "the texts are short for a context of {}: some splits have contexts of {} (hint: {} tokens "
+        "of text fill all)",
+        Count(profile->options.context), Count(shortest), Count(4 * profile->options.context)));
+  }
   BATON_TRY(Print(table.ToString()));
   BATON_TRY(Print(fmt::format("{}: {} layers, {} budgets, context {}, {}\n", o.output,
                               profile->layers, profile->options.budgets.size(),

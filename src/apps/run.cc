@@ -12,7 +12,8 @@ struct RunOptions {
   TextSource text;
   std::string plan, system;
   Request request;  // everything but what it asks and the plan
-  int watch_interval = WatchOptions().interval;
+  CLI::Option* watch_interval = nullptr;
+  CLI::Option* watch_threshold = nullptr;
   bool raw = false, stats = false, json = false;
 };
 
@@ -52,13 +53,21 @@ void AddOptions(CLI::App* command, RunOptions& o) {
                     "adds one");
   command->add_option("--system", o.system, "System turn of the chat");
   command->add_flag("--stats", o.stats, "Speed, KV bytes and layers on standard error");
-  command
-      ->add_option(
-          "--watch", o.watch_interval,
-          "With a plan: check every N steps that reuse layers still catch their attention; "
-          "0: never")
-      ->check(AtLeast(0))
-      ->capture_default_str();
+  o.watch_interval =
+      command
+          ->add_option(
+              "--watch", o.request.watch.interval,
+              "With a plan: check every N steps that reuse layers still catch their attention; "
+              "0: never")
+          ->check(AtLeast(0))
+          ->capture_default_str();
+  o.watch_threshold =
+      command
+          ->add_option("--watch-threshold", o.request.watch.threshold,
+                       "Least share of its attention that a watched layer may catch; below, it "
+                       "attends to all keys from then on")
+          ->check(Between(0.0, 1.0))
+          ->capture_default_str();
   AddJsonFlag(command, o.json);
   AddSampling(command, o.request);
   o.engine.Add(command);
@@ -252,9 +261,10 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
   if (!o.raw && !engine->info().has_chat_template)
     return Error::Unsupported("{}: the model has no chat template", o.engine.model)
         .Hint("use --raw to continue the text itself");
+  if (o.plan.empty() && o.watch_interval->count() + o.watch_threshold->count() > 0)
+    UsageError("--watch", "there is nothing to watch without --plan");
   Request request = o.request;
   BATON_ASSIGN(request.plan, LoadPlan(*engine, o.plan));
-  request.watch.interval = o.watch_interval;
   if (!o.system.empty()) request.chat.push_back({"system", o.system});
   std::vector<int64_t> visible;
   if (!interactive) {

@@ -1,4 +1,4 @@
-// A plan against the same model's dense attention: teacher-forced text, retrieval probes, and,
+// Plans against the same model's dense attention: teacher-forced text, retrieval probes, and,
 // on request, a free-running decode. docs/quality.md has the method.
 #include <algorithm>
 #include <bit>
@@ -20,6 +20,7 @@ constexpr int kGridDepths = 8;
 constexpr int64_t kPageOffsets[] = {0, 1, 31, 63};
 
 Status CheckOptions(const Engine& engine, const EvalOptions& o) {
+  if (o.plans.empty()) return Error::InvalidArgument("eval: no plan to judge");
   const int64_t limit = engine.options().context;
   if (o.context < 16 || o.context > limit) {
     return Error::InvalidArgument("eval: context must be between 16 and {} tokens, got {}", limit,
@@ -58,42 +59,61 @@ double StandardError(const std::vector<double>& values, const std::vector<double
 
 class Evaluation {
  public:
-  Evaluation(Engine& engine, const EvalOptions& options, ResolvedPlan plan,
+  Evaluation(Engine& engine, const EvalOptions& options, std::vector<ResolvedPlan> plans,
              std::vector<int32_t> tokens, Session session, const OnProgress& progress)
       : engine_(engine),
         options_(options),
-        plan_(std::move(plan)),
+        plans_(std::move(plans)),
         tokens_(std::move(tokens)),
         session_(std::move(session)),
         bos_(BosToken(engine)),
         windows_(static_cast<int64_t>(tokens_.size()) / options.context),
         rows_(options.rows),
-        steps_(progress, 0) {
+        steps_(progress, 0),
+        judged_(plans_.size()) {
     if (options.max_windows > 0) windows_ = std::min(windows_, options.max_windows);
     const int64_t wanted = (kMinPositions + windows_ - 1) / windows_;
     if (rows_ < wanted) rows_ = std::max(rows_, std::min(wanted, options.context / 2));
     steps_ = Steps(progress, Work());
   }
 
-  Result<EvalResult> Run() {
+  Result<std::vector<EvalResult>> Run() {
     BATON_TRY(Text());
-    if (options_.self_generated > 0) BATON_TRY(SelfGenerated());
+    for (size_t p = 0; p < plans_.size() && options_.self_generated > 0; ++p) {
+      BATON_TRY(SelfGenerated(plans_[p], judged_[p].result));
+    }
     if (options_.needles > 0) BATON_TRY(Needles());
     BATON_TRY(Grid());
-    return std::move(result_);
+    std::vector<EvalResult> results;
+    for (size_t p = 0; p < judged_.size(); ++p) {
+      const Evidence& evidence = options_.plans[p].evidence;
+      judged_[p].result.predicted_nats = evidence.present ? evidence.predicted_nats : 0;
+      results.push_back(std::move(judged_[p].result));
+    }
+    return results;
   }
 
  private:
-  // Tokens of all prompts, the unit of progress.
+  // What one plan did so far.
+  struct Judged {
+    EvalResult result;
+    std::vector<double> kl, window_kl, dense_nll, nll_delta;
+    int64_t same = 0;
+    double bytes_share = 0;
+  };
+
+  // Tokens of all prompts, the unit of progress. Plans of dense prompts share the dense run's.
   double Work() const {
     int64_t work = windows_ * options_.context;
-    if (options_.self_generated > 0) work += options_.context;
     if (options_.needles > 0)
       work += RetrievalContexts(NeedleParams()) * (options_.context - kQuestionTokens);
     for (size_t i = 0; i < options_.grid_lengths.size(); ++i) {
       const RetrievalParams p = GridParams(i);
       work += RetrievalContexts(p) * p.length;
     }
+    work *= 1 + std::count_if(plans_.begin(), plans_.end(),
+                              [](const ResolvedPlan& p) { return p.prefill.sparse; });
+    if (options_.self_generated > 0) work += options_.context * static_cast<int64_t>(plans_.size());
     return static_cast<double>(work);
   }
 
@@ -114,93 +134,100 @@ class Evaluation {
             .seed = options_.seed + 1 + i};
   }
 
-  // Leaves the window's first `count` tokens in the cache, as the plan's prompts are processed;
-  // cheap when they are still there from the dense run.
-  Status PlannedPrefix(std::span<const int32_t> window, int64_t count) {
-    if (!plan_.prefill.sparse) {
-      session_.Truncate(count);
-      return Status::Ok();
-    }
-    session_.Truncate(0);
-    return session_.Prefill(window.first(static_cast<size_t>(count)), &plan_);
-  }
-
   Status Text() {
-    for (int64_t w = 0; w < windows_; ++w) {
-      const std::string what = fmt::format("text, window {} of {}", w + 1, windows_);
-      steps_.Begin(what);
-      BATON_TRY(Window(w));
-      steps_.Done(static_cast<double>(options_.context), what);
+    for (int64_t w = 0; w < windows_; ++w) BATON_TRY(Window(w));
+    for (Judged& j : judged_) {
+      const auto positions = static_cast<double>(j.kl.size());
+      EvalResult& r = j.result;
+      r.positions = static_cast<int64_t>(j.kl.size());
+      r.windows = windows_;
+      r.kl_mean = MeanOf(j.kl).mean;
+      r.kl_standard_error = StandardError(j.kl, j.window_kl);
+      r.top1_agreement = static_cast<double>(j.same) / positions;
+      r.dense_nll = MeanOf(j.dense_nll).mean;
+      r.nll_delta = MeanOf(j.nll_delta).mean;
+      r.kv_bytes_share = j.bytes_share / positions;
     }
-    const auto positions = static_cast<double>(kl_.size());
-    result_.positions = static_cast<int64_t>(kl_.size());
-    result_.windows = windows_;
-    result_.kl_mean = MeanOf(kl_).mean;
-    result_.kl_standard_error = StandardError(kl_, window_kl_);
-    result_.top1_agreement = static_cast<double>(same_) / positions;
-    result_.dense_nll = MeanOf(dense_nll_).mean;
-    result_.nll_delta = MeanOf(nll_delta_).mean;
-    result_.kv_bytes_share = bytes_share_ / positions;
     return Status::Ok();
   }
 
   Status Window(int64_t w) {
-    const int64_t begin = w * options_.context;
+    const std::string what = fmt::format("text, window {} of {}", w + 1, windows_);
+    steps_.Begin(what);
+    const int64_t begin = w * options_.context, prefix = options_.context - rows_;
     const std::vector<int32_t> window = TextWindow(tokens_, begin, options_.context, bos_);
-    const int64_t prefix = options_.context - rows_;
+    const auto prompt = std::span<const int32_t>(window).first(static_cast<size_t>(prefix));
     const auto tail = std::span<const int32_t>(window).subspan(static_cast<size_t>(prefix));
-    ThreadPool& pool = engine_.impl().pool;
 
     session_.Truncate(0);
-    BATON_TRY(
-        session_.Prefill(std::span<const int32_t>(window).first(static_cast<size_t>(prefix))));
+    BATON_TRY(session_.Prefill(prompt));
     RowLogits dense;
-    BATON_TRY(DecodeRows(session_, {.tokens = tail},
-                         [&](int64_t, View<const float> logits) { dense.Append(pool, logits); }));
+    BATON_TRY(DecodeRows(session_, {.tokens = tail}, [&](int64_t, View<const float> logits) {
+      dense.Append(engine_.impl().pool, logits);
+    }));
+    steps_.Done(static_cast<double>(options_.context), what);
 
-    BATON_TRY(PlannedPrefix(window, prefix));
+    for (const bool sparse : {false, true}) {  // dense prompts first: theirs is in the cache
+      for (size_t p = 0; p < plans_.size(); ++p) {
+        if (plans_[p].prefill.sparse != sparse) continue;
+        if (sparse) {
+          session_.Truncate(0);
+          BATON_TRY(session_.Prefill(prompt, &plans_[p]));
+          steps_.Done(static_cast<double>(options_.context), what);
+        }
+        session_.Truncate(prefix);
+        BATON_TRY(Judge(plans_[p], dense, tail, begin + prefix, judged_[p]));
+      }
+    }
+    return Status::Ok();
+  }
+
+  // Decodes `tail`, which follows the cached part of a window and begins at token `at` of the text.
+  Status Judge(const ResolvedPlan& plan, const RowLogits& dense, std::span<const int32_t> tail,
+               int64_t at, Judged& j) {
+    const ModelShape& shape = engine_.impl().shape();
     std::vector<double> kl;
     const auto score = [&](int64_t first, View<const float> logits) {
-      const std::vector<RowComparison> rows = Compare(pool, dense, first, logits);
+      const std::vector<RowComparison> rows = Compare(engine_.impl().pool, dense, first, logits);
       for (size_t i = 0; i < rows.size(); ++i) {
         const int64_t row = first + static_cast<int64_t>(i);
         kl.push_back(rows[i].kl);
-        same_ += rows[i].same_best;
-        const int64_t visible = prefix + row + 1;
-        const ModelShape& shape = engine_.impl().shape();
-        bytes_share_ += static_cast<double>(KvBytesPerToken(plan_, shape, visible)) /
-                        static_cast<double>(DenseKvBytesPerToken(shape, visible));
+        j.same += rows[i].same_best;
+        const int64_t visible = options_.context - rows_ + row + 1;
+        j.bytes_share += static_cast<double>(KvBytesPerToken(plan, shape, visible)) /
+                         static_cast<double>(DenseKvBytesPerToken(shape, visible));
         // The text's very last token has no successor to be scored on.
-        const int64_t next = begin + visible;
+        const int64_t next = at + row + 1;
         if (next >= static_cast<int64_t>(tokens_.size())) continue;
         const int32_t target = tokens_[static_cast<size_t>(next)];
         const double dense_nll = -dense.LogProbability(row, target);
-        dense_nll_.push_back(dense_nll);
-        nll_delta_.push_back(rows[i].lse - logits.row(static_cast<int64_t>(i))[target] - dense_nll);
+        j.dense_nll.push_back(dense_nll);
+        j.nll_delta.push_back(rows[i].lse - logits.row(static_cast<int64_t>(i))[target] -
+                              dense_nll);
       }
     };
-    BATON_TRY(DecodeRows(session_, {.tokens = tail, .plan = &plan_}, score));
-    kl_.insert(kl_.end(), kl.begin(), kl.end());
-    window_kl_.push_back(MeanOf(kl).mean);
+    BATON_TRY(DecodeRows(session_, {.tokens = tail, .plan = &plan}, score));
+    j.kl.insert(j.kl.end(), kl.begin(), kl.end());
+    j.window_kl.push_back(MeanOf(kl).mean);
     return Status::Ok();
   }
 
   // Greedy text under the plan after the first window. Dense attention is shown the same text: up
   // to the first token where it would have said something else, its own greedy text is the same.
-  Status SelfGenerated() {
+  Status SelfGenerated(const ResolvedPlan& plan, EvalResult& result) {
     const std::string what = "free-running decode";
     steps_.Begin(what);
     const std::vector<int32_t> window = TextWindow(tokens_, 0, options_.context, bos_);
     const int64_t prefix = options_.context - 1;
     session_.Truncate(0);
     BATON_TRY(session_.Prefill(std::span<const int32_t>(window).first(static_cast<size_t>(prefix)),
-                               &plan_));
+                               &plan));
     std::vector<int32_t> text = {window.back()};
     double nll = 0;
     for (int64_t i = 0; i < options_.self_generated; ++i) {
       const std::span<const int32_t> last(&text.back(), 1);
       int32_t next = 0;
-      BATON_TRY(DecodeRows(session_, {.tokens = last, .plan = &plan_},
+      BATON_TRY(DecodeRows(session_, {.tokens = last, .plan = &plan},
                            [&](int64_t, View<const float> logits) {
                              next = ArgMax(logits.data(), logits.dim(1));
                              nll += LogSumExp(logits.data(), logits.dim(1)) - logits.data()[next];
@@ -208,7 +235,7 @@ class Evaluation {
       text.push_back(next);
     }
 
-    if (plan_.prefill.sparse) {
+    if (plan.prefill.sparse) {
       session_.Truncate(0);
       BATON_TRY(
           session_.Prefill(std::span<const int32_t>(window).first(static_cast<size_t>(prefix))));
@@ -225,34 +252,40 @@ class Evaluation {
     };
     BATON_TRY(DecodeRows(session_, {.tokens = std::span(text).first(text.size() - 1)}, score));
     const auto n = static_cast<double>(options_.self_generated);
-    result_.self_generated = options_.self_generated;
-    result_.self_first_difference = difference;
-    result_.self_nll_plan = nll / n;
-    result_.self_nll_dense = dense_nll / n;
+    result.self_generated = options_.self_generated;
+    result.self_first_difference = difference;
+    result.self_nll_plan = nll / n;
+    result.self_nll_dense = dense_nll / n;
     steps_.Done(static_cast<double>(options_.context), what);
     return Status::Ok();
   }
 
   Status Needles() {
-    BATON_ASSIGN(RetrievalResult r,
-                 Retrieve(engine_, session_, plan_, tokens_, NeedleParams(), steps_));
-    for (const NeedleResult& n : r.needles) {
-      result_.retrieval_total++;
-      result_.retrieval_dense_found += n.dense_found;
-      result_.retrieval_found += n.found;
+    BATON_ASSIGN(std::vector<RetrievalResult> found,
+                 Retrieve(engine_, session_, plans_, tokens_, NeedleParams(), steps_));
+    for (size_t p = 0; p < plans_.size(); ++p) {
+      EvalResult& r = judged_[p].result;
+      for (const NeedleResult& n : found[p].needles) {
+        r.retrieval_total++;
+        r.retrieval_dense_found += n.dense_found;
+        r.retrieval_found += n.found;
+      }
+      r.answer_kl = MeanOf(found[p].answer_kl).mean;
+      r.needles = std::move(found[p].needles);
     }
-    result_.answer_kl = MeanOf(r.answer_kl).mean;
-    result_.needles = std::move(r.needles);
     return Status::Ok();
   }
 
   Status Grid() {
     for (size_t i = 0; i < options_.grid_lengths.size(); ++i) {
-      BATON_ASSIGN(RetrievalResult r,
-                   Retrieve(engine_, session_, plan_, tokens_, GridParams(i), steps_));
-      for (NeedleResult& n : r.needles) {
-        n.length = options_.grid_lengths[i];  // the cell's name; question and page offset included
-        result_.grid.push_back(std::move(n));
+      BATON_ASSIGN(std::vector<RetrievalResult> found,
+                   Retrieve(engine_, session_, plans_, tokens_, GridParams(i), steps_));
+      for (size_t p = 0; p < plans_.size(); ++p) {
+        for (NeedleResult& n : found[p].needles) {
+          n.length =
+              options_.grid_lengths[i];  // the cell's name; question and page offset included
+          judged_[p].result.grid.push_back(std::move(n));
+        }
       }
     }
     return Status::Ok();
@@ -260,24 +293,28 @@ class Evaluation {
 
   Engine& engine_;
   const EvalOptions& options_;
-  ResolvedPlan plan_;
+  std::vector<ResolvedPlan> plans_;
   std::vector<int32_t> tokens_;
   Session session_;
   std::optional<int32_t> bos_;
   int64_t windows_, rows_;
   Steps steps_;
-  EvalResult result_;
-  std::vector<double> kl_, window_kl_, dense_nll_, nll_delta_;
-  int64_t same_ = 0;
-  double bytes_share_ = 0;
+  std::vector<Judged> judged_;  // [plans]
 };
 
 }  // namespace
 
-Result<EvalResult> Evaluate(Engine& engine, const std::string& text, const EvalOptions& options,
-                            const OnProgress& progress) {
+Result<std::vector<EvalResult>> Evaluate(Engine& engine, const std::string& text,
+                                         const EvalOptions& options, const OnProgress& progress) {
   BATON_TRY(CheckOptions(engine, options));
-  BATON_ASSIGN(ResolvedPlan plan, engine.impl().ResolvePlan(options.plan, nullptr));
+  std::vector<ResolvedPlan> plans;
+  std::vector<bool> low_bit(static_cast<size_t>(engine.info().layers), false);
+  for (const Plan& p : options.plans) {
+    BATON_ASSIGN(ResolvedPlan plan, engine.impl().ResolvePlan(p, nullptr));
+    const std::vector<bool> layers = engine.impl().LowBitLayers(&plan);
+    for (size_t l = 0; l < layers.size(); ++l) low_bit[l] = low_bit[l] || layers[l];
+    plans.push_back(std::move(plan));
+  }
   std::vector<int32_t> tokens = engine.Tokenize(text, false, false);
   const auto found = static_cast<int64_t>(tokens.size());
   if (found < options.context) {
@@ -287,9 +324,8 @@ Result<EvalResult> Evaluate(Engine& engine, const std::string& text, const EvalO
   }
   int64_t longest = options.context + options.self_generated;
   for (int64_t length : options.grid_lengths) longest = std::max(longest, length);
-  BATON_ASSIGN(Session session, Session::Create(engine, engine.impl().LowBitLayers(&plan),
-                                                longest + 2 * kQuestionTokens));
-  return Evaluation(engine, options, std::move(plan), std::move(tokens), std::move(session),
+  BATON_ASSIGN(Session session, Session::Create(engine, low_bit, longest + 2 * kQuestionTokens));
+  return Evaluation(engine, options, std::move(plans), std::move(tokens), std::move(session),
                     progress)
       .Run();
 }

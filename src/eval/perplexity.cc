@@ -9,10 +9,12 @@
 namespace baton {
 namespace {
 
-Status CheckOptions(const PerplexityOptions& o) {
-  if (o.context < 4) {
-    return Error::InvalidArgument("perplexity: a chunk needs at least 4 tokens, got {}", o.context)
-        .Hint("raise --context");
+Status CheckOptions(const Engine& engine, const PerplexityOptions& o) {
+  const int64_t limit = engine.options().context;
+  if (o.context < 4 || o.context > limit) {
+    return Error::InvalidArgument("perplexity: context must be between 4 and {} tokens, got {}",
+                                  limit, o.context)
+        .Hint("the upper limit is the model's own context");
   }
   if (o.chunks < 0) {
     return Error::InvalidArgument("perplexity: chunks must be 0 (all) or more, got {}", o.chunks);
@@ -51,7 +53,7 @@ Status ScoreChunk(Engine& engine, Session& session, std::span<const int32_t> chu
 Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& text,
                                            const PerplexityOptions& options,
                                            const OnProgress& progress) {
-  BATON_TRY(CheckOptions(options));
+  BATON_TRY(CheckOptions(engine, options));
   std::optional<ResolvedPlan> plan;
   if (options.plan) {
     BATON_ASSIGN(plan, engine.impl().ResolvePlan(*options.plan, nullptr));

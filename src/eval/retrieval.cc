@@ -89,10 +89,11 @@ int64_t RetrievalContexts(const RetrievalParams& p) {
   return (p.needles + per_context - 1) / per_context;
 }
 
-Result<RetrievalResult> Retrieve(Engine& engine, Session& session, const ResolvedPlan& plan,
-                                 std::span<const int32_t> text, const RetrievalParams& params,
-                                 Steps& steps) {
-  RetrievalResult result;
+Result<std::vector<RetrievalResult>> Retrieve(Engine& engine, Session& session,
+                                              std::span<const ResolvedPlan> plans,
+                                              std::span<const int32_t> text,
+                                              const RetrievalParams& params, Steps& steps) {
+  std::vector<RetrievalResult> results(plans.size());
   const int64_t contexts = RetrievalContexts(params);
   for (int64_t c = 0; c < contexts; ++c) {
     const std::string what = fmt::format("probes, text {} of {}", c + 1, contexts);
@@ -115,18 +116,27 @@ Result<RetrievalResult> Retrieve(Engine& engine, Session& session, const Resolve
     BATON_TRY(questions.PrefillText(nullptr));
     std::vector<Asked> asked(context.questions.size());
     for (size_t q = 0; q < asked.size(); ++q) BATON_TRY(questions.AskDense(q, asked[q]));
-    if (plan.prefill.sparse) BATON_TRY(questions.PrefillText(&plan));
-    for (size_t q = 0; q < asked.size(); ++q) {
-      NeedleResult needle{.length = params.length,
-                          .depth = context.questions[q].depth,
-                          .kind = ToString(context.questions[q].kind),
-                          .dense_found = asked[q].dense_found};
-      BATON_TRY(questions.AskPlanned(q, plan, asked[q], needle, result.answer_kl));
-      result.needles.push_back(std::move(needle));
-    }
     steps.Done(static_cast<double>(params.length), what);
+    for (const bool sparse : {false, true}) {  // dense prompts first: their cache is there
+      for (size_t p = 0; p < plans.size(); ++p) {
+        const ResolvedPlan& plan = plans[p];
+        if (plan.prefill.sparse != sparse) continue;
+        if (sparse) {
+          BATON_TRY(questions.PrefillText(&plan));
+          steps.Done(static_cast<double>(params.length), what);
+        }
+        for (size_t q = 0; q < asked.size(); ++q) {
+          NeedleResult needle{.length = params.length,
+                              .depth = context.questions[q].depth,
+                              .kind = ToString(context.questions[q].kind),
+                              .dense_found = asked[q].dense_found};
+          BATON_TRY(questions.AskPlanned(q, plan, asked[q], needle, results[p].answer_kl));
+          results[p].needles.push_back(std::move(needle));
+        }
+      }
+    }
   }
-  return result;
+  return results;
 }
 
 }  // namespace baton

@@ -26,13 +26,14 @@ struct RetrievalResult {
   std::vector<double> answer_kl;      // at each answer token of the needles that dense finds
 };
 
-// The prompt is processed as the plan says, but for the last 8 tokens of the question; those and
-// the answer are decoded under the plan. Several needles share one text, and so one prefill: each
-// question starts from the same cache. Work done is reported in tokens of text. `session` is left
-// with any length.
-Result<RetrievalResult> Retrieve(Engine& engine, Session& session, const ResolvedPlan& plan,
-                                 std::span<const int32_t> text, const RetrievalParams& params,
-                                 Steps& steps);
+// One result for each plan. The prompt is processed as the plan says, but for the last 8 tokens of
+// the question; those and the answer are decoded under the plan. Several needles share one text,
+// and so one prefill, which all plans of dense prompts share as well: each question starts from the
+// same cache. Work done is reported in tokens of prompts. `session` is left with any length.
+Result<std::vector<RetrievalResult>> Retrieve(Engine& engine, Session& session,
+                                              std::span<const ResolvedPlan> plans,
+                                              std::span<const int32_t> text,
+                                              const RetrievalParams& params, Steps& steps);
 
 // Texts that Retrieve processes.
 int64_t RetrievalContexts(const RetrievalParams& params);

@@ -22,10 +22,14 @@ constexpr int64_t kPriceBudget = 256;
 constexpr double kLeastKl = 1e-5;
 constexpr double kLeastMass = 1e-3;
 
-Status CheckOptions(const ProfileOptions& o, const ModelInfo& info) {
-  const int64_t forced = o.sink + o.recent;
-  if (o.context < 512)
-    return Error::InvalidArgument("profile context must be at least 512 tokens, got {}", o.context);
+Status CheckOptions(const ProfileOptions& o, const Engine& engine) {
+  const ModelInfo& info = engine.info();
+  const int64_t forced = o.sink + o.recent, limit = engine.options().context;
+  if (o.context < 512 || o.context > limit) {
+    return Error::InvalidArgument("profile context must be between 512 and {} tokens, got {}",
+                                  limit, o.context)
+        .Hint("the upper limit is the model's own context");
+  }
   if (o.probes < 2 || o.probes > 500)
     return Error::InvalidArgument("probes must be between 2 and 500, got {}", o.probes);
   if (o.block < 1 || o.sink < 0 || o.recent < 0) {
@@ -224,7 +228,7 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
                             const OnProgress& progress) {
   const auto start = std::chrono::steady_clock::now();
   const ModelInfo& info = engine.info();
-  BATON_TRY(CheckOptions(options, info));
+  BATON_TRY(CheckOptions(options, engine));
   BATON_ASSIGN(Corpus corpus, LoadCorpus(engine, options.texts));
   const auto report = [&](double fraction, const std::string& what) {
     if (progress) progress(fraction, what);
@@ -248,7 +252,8 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
     // What the dense plan gives counts the probes; it also must differ from dense by nothing but
     // rounding.
     BATON_ASSIGN(PlanMeasure dense, context->Run(DensePlan(options, info.layers), {}));
-    split.text_tokens += context->length();
+    split.context = spec.length;
+    split.text_tokens += spec.length;
     split.scored_positions += static_cast<int64_t>(dense.text_kl.size() + dense.answer_kl.size());
     split.probes += dense.probes;
     split.probes_dense_finds += dense.dense_found;
@@ -260,6 +265,16 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
   BATON_TRY(lost.Finish(p));
   sensitivity.Finish(p);
   p.splits.push_back(split);
+  for (Corpus::Split s : {Corpus::kSearch, Corpus::kTest}) {
+    SplitInfo later{.name = kSplitNames[s]};
+    for (int c = 0; c < kContexts[s]; ++c) {
+      const auto spec = ContextSpec(corpus, s, c, options);
+      later.context = spec.length;
+      later.text_tokens += spec.length;
+      later.probes += static_cast<int>(spec.probes.size());
+    }
+    p.splits.push_back(later);
+  }
   p.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report(1, "done");
   return p;

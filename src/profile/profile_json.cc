@@ -89,6 +89,7 @@ Status Profile::Save(const std::string& path) const {
   json splits_json = json::array();
   for (const SplitInfo& s : splits) {
     splits_json.push_back({{"name", s.name},
+                           {"context", s.context},
                            {"text_tokens", s.text_tokens},
                            {"scored_positions", s.scored_positions},
                            {"probes", s.probes},
@@ -213,6 +214,7 @@ Result<Profile> Profile::Load(const std::string& path) {
       SplitInfo info;
       Reader sr(s, path);
       sr.Get("name", info.name);
+      sr.Get("context", info.context);
       sr.Get("text_tokens", info.text_tokens);
       sr.Get("scored_positions", info.scored_positions);
       sr.Get("probes", info.probes);

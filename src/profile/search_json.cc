@@ -15,8 +15,10 @@ std::string Letters(const Plan& plan) {
 }
 
 json Figures(const Candidate& c) {
+  const PrefillMode& prefill = c.plan.prefill;
   return {{"origin", c.origin},
           {"roles", Letters(c.plan)},
+          {"prompt_share", prefill.sparse ? prefill.fraction : 1.0},
           {"predicted_nats", c.predicted_nats},
           {"kv_bytes_share", c.kv_bytes_share},
           {"predicted_speedup", c.predicted_speedup},

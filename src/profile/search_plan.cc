@@ -27,6 +27,9 @@ constexpr double kTooDear = 1.3;
 constexpr double kRealGain = 0.98;
 // Moves are tried in the order of their predicted gain; a plan that so many do not improve is left.
 constexpr size_t kMovesTried = 16;
+// What text and answers may lose in all when prompts are sparse, over what they lose under the same
+// plan on dense prompts.
+constexpr double kSparsePrompts = 1.5;
 constexpr double kPaperTheta = 0.5;
 
 double SelectMean(const std::vector<double>& v) { return MeanOf(v).mean; }
@@ -46,6 +49,7 @@ class PlanSearcher {
   Result<std::vector<PlanCandidate>> Propose() const;
   Status Measure(const PlanCandidate& proposal, const std::string& origin);
   Status LocalSearch();
+  Status ChoosePrefill(Candidate& chosen);
   Result<Candidate> MeasureOn(const Plan& plan, const std::string& origin,
                               const PlanCandidate& proposal);
   Plan ToPlan(const std::vector<LayerRole>& layers) const;
@@ -222,7 +226,6 @@ Plan PlanSearcher::ToPlan(const std::vector<LayerRole>& layers) const {
   plan.pool = o.pool;
   plan.block = o.block;
   plan.forced = options_.forced;
-  plan.prefill = options_.prefill;
   plan.layers = layers;
   return plan;
 }
@@ -244,10 +247,16 @@ Result<std::vector<PlanCandidate>> PlanSearcher::Propose() const {
     }
     return plans;
   }
-  // A fine ladder of prices: the front's corners are what there is to choose from.
+  // A fine ladder of prices: the front's corners. Between them lie the best plans of each number of
+  // dense layers at one budget.
   std::vector<double> prices;
   for (double price = 1e-3; price < 50; price *= 1.25) prices.push_back(price);
-  return SweepPrice(problem_, prices);
+  BATON_ASSIGN(std::vector<PlanCandidate> plans, SweepPrice(problem_, prices));
+  for (size_t b = 0; b < problem_.budgets.size(); ++b) {
+    BATON_ASSIGN(std::vector<PlanCandidate> counted, BestByCount(problem_, static_cast<int>(b)));
+    std::move(counted.begin(), counted.end(), std::back_inserter(plans));
+  }
+  return plans;
 }
 
 Result<Candidate> PlanSearcher::MeasureOn(const Plan& plan, const std::string& origin,
@@ -294,13 +303,17 @@ double PlanSearcher::Badness(const Candidate& c) const {
 }
 
 // How far a proposal is from where the target will be decided: just within the byte budget, where
-// the loss is least, then just above it; or, without one, where the predicted losses of text and
-// answers together are twice the bound.
+// the loss is least, then just above it; the same for a speed-up; or, without either, where the
+// predicted losses of text and answers together are twice the bound.
 double PlanSearcher::Distance(const PlanCandidate& c) const {
   const PlanTarget& t = options_.target;
   if (t.max_bytes > 0) {
     const double share = BytesShare(c.layers);
     return share <= t.max_bytes ? t.max_bytes - share : 1 + share;
+  }
+  if (t.min_speedup > 0) {
+    const double speedup = Speedup(c.layers);
+    return speedup >= t.min_speedup ? speedup - t.min_speedup : 1e3 / std::max(speedup, 1e-3);
   }
   if (t.max_kl > 0) return std::fabs(std::log(std::max(c.loss, 1e-9) / (2 * t.max_kl)));
   return c.loss;
@@ -320,14 +333,16 @@ Status PlanSearcher::Measure(const PlanCandidate& proposal, const std::string& o
 }
 
 // With a byte or speed budget: the best quality within it. Otherwise: the cheapest that is good
-// enough.
+// enough, in bytes or in measured time.
 const Candidate* PlanSearcher::Best() const {
   const bool quality = options_.target.max_bytes > 0 || options_.target.min_speedup > 0;
   const Candidate* best = nullptr;
   for (const Candidate& c : candidates_) {
     if (!c.meets_target) continue;
     if (best == nullptr ||
-        (quality ? Badness(c) < Badness(*best) : c.kv_bytes_share < best->kv_bytes_share))
+        (quality                  ? Badness(c) < Badness(*best)
+         : options_.cost_in_bytes ? c.kv_bytes_share < best->kv_bytes_share
+                                  : c.predicted_speedup > best->predicted_speedup))
       best = &c;
   }
   return best;
@@ -372,6 +387,32 @@ Status PlanSearcher::LocalSearch() {
   return Status::Ok();
 }
 
+// The decode plan is found on dense prompts, which all candidates share; a sparse one needs its
+// own.
+Status PlanSearcher::ChoosePrefill(Candidate& chosen) {
+  const auto sparse_in_prompts = [](const LayerRole& layer) {
+    return layer.role == Role::kReuse || layer.role == Role::kScan;
+  };
+  const std::vector<LayerRole>& layers = chosen.plan.layers;
+  if (std::none_of(layers.begin(), layers.end(), sparse_in_prompts)) return Status::Ok();
+  const double dense_prompts = chosen.kl + chosen.answer_kl;
+  PlanCandidate proposal;
+  proposal.loss = chosen.predicted_nats;
+  for (const PrefillMode& prefill : options_.prefills) {
+    Plan plan = chosen.plan;
+    plan.prefill = prefill;
+    const std::string origin =
+        fmt::format("sparse prompts, {:.0f} % of the keys", 100 * prefill.fraction);
+    Report(0.75, origin);
+    BATON_ASSIGN(Candidate c, MeasureOn(plan, origin, proposal));
+    candidates_.push_back(c);
+    if (!c.meets_target || c.kl + c.answer_kl > kSparsePrompts * dense_prompts) continue;
+    chosen = std::move(c);
+    break;
+  }
+  return Status::Ok();
+}
+
 void PlanSearcher::MarkFront() {
   for (Candidate& c : candidates_) {
     c.on_front = std::none_of(candidates_.begin(), candidates_.end(), [&](const Candidate& o) {
@@ -411,29 +452,30 @@ Result<PlanSearch> PlanSearcher::Run() {
                                    : fmt::format("{:.4f} nats predicted", c.loss);
     BATON_TRY(Measure(c, origin));
   }
-  if (options_.local_search && !options_.prefill.sparse &&
-      options_.objective == PlanObjective::kNats)
-    BATON_TRY(LocalSearch());
+  if (options_.local_search && options_.objective == PlanObjective::kNats) BATON_TRY(LocalSearch());
   MarkFront();
-  PlanSearch search;
-  search.candidates = candidates_;
   const Candidate* best = Best();
   if (best == nullptr) return NothingMeets();
+  PlanSearch search;
   search.chosen = *best;
+  BATON_TRY(ChoosePrefill(search.chosen));
+  search.candidates = candidates_;
   PlanCandidate proposal;
-  proposal.loss = best->predicted_nats;
-  BATON_TRY(BuildContexts(corpus, Corpus::kTest, 0.75, 0.98));
-  BATON_ASSIGN(search.test, MeasureOn(best->plan, "final (test split)", proposal));
+  proposal.loss = search.chosen.predicted_nats;
+  BATON_TRY(BuildContexts(corpus, Corpus::kTest, 0.8, 0.95));
+  Report(0.95, "test split: the plan");
+  BATON_ASSIGN(search.test, MeasureOn(search.chosen.plan, "final (test split)", proposal));
   search.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   Evidence& e = search.chosen.plan.evidence;
   e.present = true;
-  e.context = profile_.options.context;
+  e.context = ContextSpec(corpus, Corpus::kTest, 0, profile_.options).length;
   e.kv_bytes_share = search.test.kv_bytes_share;
   e.kl = search.test.kl;
   e.answer_kl = search.test.answer_kl;
   e.top1 = search.test.top1;
-  e.predicted_nats = best->predicted_nats;
-  e.latency_ratio = best->predicted_speedup > 0 ? 1 / best->predicted_speedup : 0;
+  e.predicted_nats = search.chosen.predicted_nats;
+  const double speedup = search.chosen.predicted_speedup;
+  e.latency_ratio = speedup > 0 ? 1 / speedup : 0;
   e.retrieval_found = search.test.found;
   e.retrieval_dense_found = search.test.dense_found;
   e.retrieval_total = (profile_.options.probes * 2 + 2) / 3;

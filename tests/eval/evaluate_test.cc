@@ -12,20 +12,25 @@ using testing::MadeUpText;
 
 EvalOptions TextOnly(Plan plan) {
   EvalOptions options;
-  options.plan = std::move(plan);
+  options.plans = {std::move(plan)};
   options.context = 128;
   options.rows = 32;
   options.needles = 0;
   return options;
 }
 
-EvalResult MustRun(const EvalOptions& options, size_t bytes = 400,
-                   const EngineOptions& backend = {.backend = Backend::kReference,
-                                                   .kv = KvType::kF32}) {
+std::vector<EvalResult> MustRunAll(const EvalOptions& options, size_t bytes,
+                                   const EngineOptions& backend) {
   auto engine = LoadSynthetic(backend);
   auto result = Evaluate(*engine, MadeUpText(bytes), options);
   EXPECT_TRUE(result.ok()) << result.error().ToString();
   return std::move(result).value();
+}
+
+EvalResult MustRun(const EvalOptions& options, size_t bytes = 400,
+                   const EngineOptions& backend = {.backend = Backend::kReference,
+                                                   .kv = KvType::kF32}) {
+  return MustRunAll(options, bytes, backend)[0];
 }
 
 TEST(Evaluate, DensePlanIsExactlyDense) {
@@ -158,12 +163,39 @@ TEST(Evaluate, ResultsRepeat) {
   EXPECT_EQ(a.answer_kl, b.answer_kl);
 }
 
+TEST(Evaluate, PlansJudgedTogetherEqualPlansJudgedAlone) {
+  Plan sparse_prompts = testing::ReusePlan(64), scan = testing::ReusePlan(48);
+  sparse_prompts.prefill = {.sparse = true, .tile = 16, .fraction = 0.1, .min = 32};
+  scan.layers[1].role = Role::kScan;
+  const std::vector<Plan> plans = {sparse_prompts, testing::WindowPlan(4, 12), scan};
+  EvalOptions options = TextOnly(Plan::Dense(4));
+  options.context = 1024;
+  options.needles = 3;
+  options.grid_lengths = {600};
+  options.self_generated = 8;
+  options.plans = plans;
+  const std::vector<EvalResult> together = MustRunAll(options, 1100, testing::Quick());
+  ASSERT_EQ(together.size(), plans.size());
+  for (size_t i = 0; i < plans.size(); ++i) {
+    options.plans = {plans[i]};
+    const EvalResult alone = MustRun(options, 1100, testing::Quick());
+    EXPECT_GT(alone.kl_mean, 1e-6) << i;
+    EXPECT_EQ(together[i].kl_mean, alone.kl_mean) << i;
+    EXPECT_EQ(together[i].answer_kl, alone.answer_kl) << i;
+    EXPECT_EQ(together[i].nll_delta, alone.nll_delta) << i;
+    EXPECT_EQ(together[i].kv_bytes_share, alone.kv_bytes_share) << i;
+    EXPECT_EQ(together[i].retrieval_found, alone.retrieval_found) << i;
+    EXPECT_EQ(together[i].grid.size(), alone.grid.size()) << i;
+    EXPECT_EQ(together[i].self_nll_plan, alone.self_nll_plan) << i;
+  }
+}
+
 TEST(Evaluate, ModelsWithWindowsOfTheirOwn) {
   auto engine = LoadSynthetic({.backend = Backend::kReference, .kv = KvType::kF32}, "gemma3");
   const auto r = Evaluate(*engine, MadeUpText(400), TextOnly(Plan::Dense(4)));
   ASSERT_TRUE(r.ok()) << r.error().ToString();
-  EXPECT_EQ(r->kl_mean, 0);
-  EXPECT_EQ(r->kv_bytes_share, 1);
+  EXPECT_EQ(r->at(0).kl_mean, 0);
+  EXPECT_EQ(r->at(0).kv_bytes_share, 1);
 }
 
 TEST(Evaluate, BadInputIsAnErrorThatSaysWhatIsNeeded) {
@@ -177,6 +209,9 @@ TEST(Evaluate, BadInputIsAnErrorThatSaysWhatIsNeeded) {
     EXPECT_NE(got.find(part), std::string::npos) << got;
   };
   EvalOptions options = TextOnly(Plan::Dense(4));
+  options.plans = {};
+  expect(message(options, MadeUpText(300)), "plan");
+  options = TextOnly(Plan::Dense(4));
   expect(message(options, "short"), "needs 128");
   options.context = 1 << 20;
   expect(message(options, MadeUpText(300)), "2048");

@@ -107,6 +107,23 @@ TEST_P(SelectTest, EqualsSortingForAllKindsOfMass) {
   }
 }
 
+TEST_P(SelectTest, NoSetOfThatSizeHoldsMoreMass) {
+  for (uint32_t seed = 1; seed <= 20; ++seed) {
+    test::Rng rng(seed);
+    const int64_t n = 50 + static_cast<int64_t>(rng() % 3000);
+    std::vector<float> mass = Masses(seed, n, 0);
+    const int64_t k = 1 + static_cast<int64_t>(rng() % static_cast<uint32_t>(n));
+    const auto got = SelectOne(*ops_, {.mass = mass, .k = k});
+    ASSERT_TRUE(got.ok());
+    ASSERT_EQ(std::ssize(*got), k);
+    double held = 0, most = 0;
+    for (int32_t p : *got) held += mass[static_cast<size_t>(p)];
+    std::sort(mass.begin(), mass.end(), std::greater<>());
+    for (int64_t i = 0; i < k; ++i) most += mass[static_cast<size_t>(i)];
+    EXPECT_NEAR(held, most, 1e-9 * most) << n << " " << k;
+  }
+}
+
 TEST_P(SelectTest, BlocksAndTheirTails) {
   for (int64_t n : {1, 15, 16, 17, 31, 33, 100, 1000, 1001, 1023}) {
     for (int64_t block : {2, 16, 64}) {

@@ -100,7 +100,8 @@ TEST(Profile, PricesCostsAndOverlapsAreSane) {
   EXPECT_GE(p.costs.select, p.costs.full);
   EXPECT_GT(p.costs.rest_of_step, 0);
   EXPECT_EQ(p.costs.reuse.size(), 3u);
-  ASSERT_EQ(p.splits.size(), 1u);
+  ASSERT_EQ(p.splits.size(), 3u);
+  for (const SplitInfo& s : p.splits) EXPECT_EQ(s.context, 512);
   EXPECT_EQ(p.splits[0].probes, 3);
   EXPECT_GT(p.splits[0].scored_positions, 0);
 }
@@ -193,7 +194,7 @@ TEST(SearchPlan, ChosenPlanFitsTheModelAndCarriesItsEvidence) {
   EXPECT_EQ(plan.evidence.retrieval_total, 2);
   EXPECT_TRUE(json::accept(plan.evidence.details));
   EXPECT_TRUE(json::accept(ToJson(*search)));
-  EXPECT_LE(search->candidates.size(), 8u);
+  EXPECT_LE(search->candidates.size(), 8u + options.prefills.size());
   // The plan survives its file and runs.
   const std::string path = Scratch().File("plan.json");
   ASSERT_TRUE(plan.Save(path).ok());
@@ -205,6 +206,82 @@ TEST(SearchPlan, ChosenPlanFitsTheModelAndCarriesItsEvidence) {
   r.max_tokens = 3;
   r.plan = *loaded;
   EXPECT_TRUE(f.engine->Generate(r).ok());
+}
+
+TEST(SearchPlan, PromptsAreSparseWhereThatLosesLittle) {
+  Fixture& f = Shared();
+  PlanOptions options;
+  options.roles = {Role::kReuse, Role::kScan};
+  options.target.max_bytes = 0.7;
+  options.target.min_retrieval = 0;
+  options.max_evaluations = 4;
+  const auto chosen = [&](std::vector<PrefillMode> prefills) {
+    options.prefills = std::move(prefills);
+    auto search = SearchPlan(*f.engine, f.profile, options);
+    BATON_CHECK(search.ok());
+    return std::move(search).value();
+  };
+  const PrefillMode all{.sparse = true, .tile = 16, .fraction = 1.0, .min = 100};
+  const PrefillMode few{.sparse = true, .tile = 16, .fraction = 1e-6, .min = 72};
+
+  const PlanSearch dense = chosen({});
+  EXPECT_FALSE(dense.chosen.plan.prefill.sparse);
+  // Sets of all keys lose nothing: taken although better ones might follow.
+  const PlanSearch covering = chosen({all, few});
+  EXPECT_EQ(covering.chosen.plan.prefill, all);
+  EXPECT_EQ(covering.chosen.plan.layers, dense.chosen.plan.layers);
+  EXPECT_NEAR(covering.chosen.kl, dense.chosen.kl, 0.05 * dense.chosen.kl);
+  EXPECT_EQ(covering.candidates.size(), dense.candidates.size() + 1);
+  EXPECT_EQ(covering.chosen.plan.evidence.kl, covering.test.kl);
+
+  const PlanSearch either = chosen({few, all});
+  const double before = dense.chosen.kl + dense.chosen.answer_kl;
+  const Candidate& tried = either.candidates[dense.candidates.size()];
+  const bool good = tried.meets_target && tried.kl + tried.answer_kl <= 1.5 * before;
+  EXPECT_EQ(either.chosen.plan.prefill, good ? few : all);
+}
+
+TEST(SearchPlan, ChoiceIsTheBestCandidateForItsTarget) {
+  Fixture& f = Shared();
+  const auto search = [&](PlanTarget target, bool bytes, PlanObjective objective) {
+    PlanOptions options;
+    options.target = target;
+    options.target.min_retrieval = 0;
+    options.cost_in_bytes = bytes;
+    options.objective = objective;
+    options.max_evaluations = 16;
+    options.prefills = {};
+    auto s = SearchPlan(*f.engine, f.profile, options);
+    BATON_CHECK(s.ok());
+    return std::move(s).value();
+  };
+  const PlanObjective nats = PlanObjective::kNats;
+  for (const bool bytes : {true, false}) {
+    const PlanSearch s = search({.max_kl = 0.5}, bytes, nats);
+    EXPECT_LE(s.chosen.kl, 0.5);
+    int meeting = 0;
+    for (const Candidate& c : s.candidates) {
+      EXPECT_EQ(c.meets_target, c.kl <= 0.5);
+      if (!c.meets_target) continue;
+      meeting++;
+      if (bytes) EXPECT_GE(c.kv_bytes_share, s.chosen.kv_bytes_share);
+      if (!bytes) EXPECT_LE(c.predicted_speedup, s.chosen.predicted_speedup);
+    }
+    EXPECT_GT(meeting, 1);
+  }
+  const PlanSearch eighth = search({.max_bytes = 0.6}, true, nats);
+  for (const Candidate& c : eighth.candidates) {
+    EXPECT_EQ(c.meets_target, c.kv_bytes_share <= 0.6);
+    const double badness = c.kl + c.answer_kl, best = eighth.chosen.kl + eighth.chosen.answer_kl;
+    if (c.meets_target && c.dense_found == 0) EXPECT_GE(badness, best);
+  }
+  double fastest = 0;
+  for (const Candidate& c : eighth.candidates) fastest = std::max(fastest, c.predicted_speedup);
+  const PlanSearch fast = search({.min_speedup = 0.9 * fastest}, true, nats);
+  EXPECT_GE(fast.chosen.predicted_speedup, 0.9 * fastest);
+  const PlanSearch paper = search({.max_bytes = 1}, true, PlanObjective::kPaper);
+  for (const LayerRole& l : paper.chosen.plan.layers)
+    EXPECT_TRUE(l.role == Role::kFull || l.role == Role::kSelect || l.role == Role::kReuse);
 }
 
 TEST(SearchPlan, ImpossibleTargetsAndOtherModelsAreErrors) {

@@ -5,9 +5,9 @@
 // N] matrix exists. Low-bit sets with many rows find the log-sum-exp by a first pass over the same
 // pages. Every task owns its piece of the result: nothing to merge.
 //
-// Rows (decode of scan layers): the 4-bit copy of K is read once, int8 dot products, exponentials
-// relative to the chunk's own maximum go to scratch; a second pass over scratch scales and pools
-// them. One exponential per score instead of two.
+// Rows (decode of scan layers): the 4-bit copy of K is read once, int8 dot products, and a weight
+// of 16 bits a score, close to its exponential, goes to scratch; a second pass over scratch scales
+// and pools them.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -21,9 +21,9 @@ namespace baton::cpu {
 namespace {
 
 constexpr int64_t kChunk = 512;  // keys per task; eight pages
-// Floats from one head's values of a chunk to the next one's: rows 2 KiB apart would all fall into
-// two sets of the first-level cache.
-constexpr int64_t kValueStride = kChunk + 16;
+// Weights from one head's part of a chunk to the next one's: rows 1 KiB apart would all fall into
+// four sets of the first-level cache.
+constexpr int64_t kWeightStride = kChunk + 32;
 constexpr int64_t kScoreChunk = 1024;  // keys per task where scores are given
 // 128 rather than 64: transposing a page costs as much as ten or so rows of dot products.
 constexpr int64_t kTileRows = 128;
@@ -297,23 +297,22 @@ class LowBitRows {
 
   void Run(std::span<const MassParams::Segment> segments) {
     std::vector<Row> rows;
-    size_t values = 0, chunks = 0;
+    int64_t chunks = 0;
     const auto flush = [&] {
-      RunRows(rows, values, chunks);
+      RunRows(rows, chunks);
       rows.clear();
-      values = chunks = 0;
+      chunks = 0;
     };
     for (const auto& s : segments) {
       for (int64_t i = 0; i < s.rows.count; ++i) {
         Row row{.segment = &s, .row = i, .keys = s.rows.position + i + 1};
         row.chunks = Ceil(row.keys, kChunk);
-        row.values = values;
+        row.first_head = static_cast<int64_t>(rows.size()) * heads_;
         row.first_chunk = chunks;
-        values += static_cast<size_t>(heads_ * row.chunks * kValueStride);
-        chunks += static_cast<size_t>(chunk_heads_ * row.chunks);
+        chunks += row.chunks;
         rows.push_back(row);
         // Bounds scratch when a profile sends hundreds of rows.
-        if (values > (size_t{8} << 20)) flush();
+        if (chunks * heads_ * kWeightStride > int64_t{8} << 20) flush();
       }
     }
     if (!rows.empty()) flush();
@@ -323,71 +322,83 @@ class LowBitRows {
   struct Row {
     const MassParams::Segment* segment = nullptr;
     int64_t row = 0, keys = 0, chunks = 0;
-    size_t values = 0;       // [chunks][heads][kValueStride]
-    size_t first_chunk = 0;  // [chunks][chunk_heads_]
+    int64_t first_head = 0;   // [Hq] queries, starts, factors
+    int64_t first_chunk = 0;  // [chunks][Hq] weights, [chunks][chunk_heads_] sums
   };
   struct Task {
-    int64_t row, chunk;
+    const Row* row;
+    int64_t chunk;
   };
 
-  void RunRows(const std::vector<Row>& rows, size_t values, size_t chunks) {
-    if (scratch_.values.size() < static_cast<int64_t>(values * 4)) {
-      scratch_.values = Buffer::AllocateOrDie(static_cast<int64_t>(values * 4));
+  void RunRows(const std::vector<Row>& rows, int64_t chunks) {
+    const int64_t weight_bytes = chunks * heads_ * kWeightStride * 2;
+    if (scratch_.values.size() < weight_bytes) {
+      scratch_.values = Buffer::AllocateOrDie(weight_bytes);
     }
-    scratch_.largest.resize(chunks);
-    scratch_.sums.resize(chunks);
-    scratch_.factors.resize(chunks);
-    const auto query_bytes = static_cast<size_t>(avx512::LowBitQuery::Bytes(dim_));
-    scratch_.low_bit_queries.resize(rows.size() * static_cast<size_t>(heads_) * query_bytes);
+    const size_t all_heads = rows.size() * static_cast<size_t>(heads_);
+    scratch_.sums.resize(static_cast<size_t>(chunks * chunk_heads_));
+    scratch_.starts.resize(all_heads);
+    scratch_.factors.resize(all_heads);
+    scratch_.low_bit_queries.resize(all_heads * static_cast<size_t>(query_bytes_));
     std::vector<Task> tasks;
-    for (size_t i = 0; i < rows.size(); ++i) {
-      for (int64_t h = 0; h < heads_; ++h) {
-        avx512::LowBitQuery::Pack(p_.q.row(rows[i].segment->rows.first + rows[i].row, h), dim_,
-                                  p_.scale * kLog2E, QueryOf(i, h));
-      }
-      for (int64_t c = 0; c < rows[i].chunks; ++c) tasks.push_back({static_cast<int64_t>(i), c});
+    for (const Row& r : rows) {
+      PackQueries(r);
+      for (int64_t c = 0; c < r.chunks; ++c) tasks.push_back({&r, c});
     }
     const auto count = static_cast<int64_t>(tasks.size());
     threads_.For(count, [&](int64_t i, int) {
       const Task& t = tasks[static_cast<size_t>(i)];
-      Score(rows[static_cast<size_t>(t.row)], QueryOf(static_cast<size_t>(t.row), 0), t.chunk);
+      Weigh(*t.row, t.chunk);
     });
-    for (const Row& r : rows) {
-      const size_t at = r.first_chunk;
-      avx512::ChunkFactors(&scratch_.largest[at], &scratch_.sums[at], chunk_heads_, r.chunks,
-                           &scratch_.factors[at]);
-    }
+    for (const Row& r : rows) Normalise(r);
     threads_.For(count, [&](int64_t i, int) {
       const Task& t = tasks[static_cast<size_t>(i)];
-      PoolChunk(rows[static_cast<size_t>(t.row)], t.chunk);
+      PoolChunk(*t.row, t.chunk);
     });
   }
 
-  std::byte* QueryOf(size_t row, int64_t head) {
-    return scratch_.low_bit_queries.data() +
-           (row * static_cast<size_t>(heads_) + static_cast<size_t>(head)) *
-               static_cast<size_t>(avx512::LowBitQuery::Bytes(dim_));
+  std::byte* QueryOf(const Row& r, int64_t head) {
+    return scratch_.low_bit_queries.data() + (r.first_head + head) * query_bytes_;
+  }
+  uint16_t* Weights(const Row& r, int64_t chunk, int64_t head) {
+    return scratch_.values.as<uint16_t>() +
+           ((r.first_chunk + chunk) * heads_ + head) * kWeightStride;
+  }
+  float* Sums(const Row& r, int64_t chunk) {
+    return scratch_.sums.data() + (r.first_chunk + chunk) * chunk_heads_;
+  }
+  float* Starts(const Row& r) { return scratch_.starts.data() + r.first_head; }
+  float* Factors(const Row& r) { return scratch_.factors.data() + r.first_head; }
+
+  void PackQueries(const Row& r) {
+    const KvView& kv = r.segment->kv;
+    const int64_t ratio = heads_ / kv.layout.kv_heads;
+    for (int64_t h = 0; h < heads_; ++h) {
+      avx512::LowBitQuery::Pack(p_.q.row(r.segment->rows.first + r.row, h), dim_,
+                                p_.scale * kLog2E * 128, QueryOf(r, h));
+    }
+    for (int g = 0; g < kv.layout.kv_heads; ++g) {
+      avx512::LowBitStarts(kv, r.keys, g, QueryOf(r, g * ratio), ratio, Starts(r) + g * ratio);
+    }
   }
 
-  float* Values(const Row& r, int64_t chunk, int64_t head) {
-    return scratch_.values.as<float>() + r.values + (chunk * heads_ + head) * kValueStride;
-  }
-
-  void Score(const Row& r, const std::byte* queries, int64_t chunk) {
+  void Weigh(const Row& r, int64_t chunk) {
     const KvView& kv = r.segment->kv;
     const int64_t ratio = heads_ / kv.layout.kv_heads;
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
-    std::vector<float> largest(static_cast<size_t>(ratio));
     for (int g = 0; g < kv.layout.kv_heads; ++g) {
-      avx512::LowBitScores(kv, key, n, g, queries + g * ratio * avx512::LowBitQuery::Bytes(dim_),
-                           ratio, Values(r, chunk, g * ratio), kValueStride, largest.data());
-      for (int64_t i = 0; i < ratio; ++i) {
-        const int64_t h = g * ratio + i;
-        const size_t at = r.first_chunk + static_cast<size_t>(chunk * chunk_heads_ + h);
-        scratch_.largest[at] = largest[static_cast<size_t>(i)];
-        scratch_.sums[at] =
-            avx512::ExpChunk(Values(r, chunk, h), n, largest[static_cast<size_t>(i)]);
-      }
+      const int64_t h = g * ratio;
+      avx512::LowBitWeights(kv, key, n, g, QueryOf(r, h), Starts(r) + h, ratio,
+                            Weights(r, chunk, h), kWeightStride, Sums(r, chunk) + h);
+    }
+  }
+
+  // What turns weights into shares. A query that is not a number has to reach them.
+  void Normalise(const Row& r) {
+    for (int64_t h = 0; h < heads_; ++h) {
+      float sum = 0;
+      for (int64_t c = 0; c < r.chunks; ++c) sum += Sums(r, c)[h];
+      Factors(r)[h] = avx512::LowBitQuery::Finite(QueryOf(r, h), dim_) ? 1 / sum : NAN;
     }
   }
 
@@ -397,9 +408,9 @@ class LowBitRows {
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
     for (int64_t g = 0; g < groups; ++g) {
       float* mass = s.mass + (r.row * groups + g) * s.mass_stride;
-      const size_t at = r.first_chunk + static_cast<size_t>(chunk * chunk_heads_ + g * per_group);
-      avx512::PoolScaled(Values(r, chunk, g * per_group), kValueStride, &scratch_.factors[at],
-                         per_group, n, p_.pool == Pool::kMax, mass + key);
+      avx512::PoolWeights(Weights(r, chunk, g * per_group), kWeightStride,
+                          Factors(r) + g * per_group, per_group, n, p_.pool == Pool::kMax,
+                          mass + key);
       if (chunk + 1 == r.chunks) {
         std::fill(mass + r.keys, mass + s.rows.position + s.rows.count, 0.0f);
       }
@@ -413,6 +424,7 @@ class LowBitRows {
   // What is kept of a chunk is by head, so that threads that work on different chunks share no
   // line.
   const int64_t chunk_heads_ = Ceil(heads_, 16) * 16;
+  const int64_t query_bytes_ = avx512::LowBitQuery::Bytes(dim_);
 };
 
 }  // namespace

@@ -63,22 +63,28 @@ struct LowBitQuery {
   // out: int8 [dim], then per 32 channels the scale (f32, times score_scale) and -8 * sum(q)
   // (int32).
   static void Pack(const float* q, int64_t dim, float score_scale, std::byte* out);
+  // False if an element of the query was NaN or infinite: Pack leaves a scale that is not a number.
+  static bool Finite(const std::byte* packed, int64_t dim);
 };
 
-// out[r * stride + i] = score of query r and key position + i, for i < n rounded up to whole pages
-// (position is the start of one); largest[r] = the largest of the first n. Queries lie Bytes(dim)
-// apart.
-void LowBitScores(const KvView& kv, int64_t position, int64_t n, int head, const std::byte* queries,
-                  int64_t count, float* out, int64_t stride, float* largest);
-// t[i] = 2^(t[i] - largest) for i < n, 0 for the rest of the last 16; returns their sum.
-float ExpChunk(float* t, int64_t n, float largest);
-// factor[c, h] = 2^(largest[c, h] - M[h]) / S[h]: what turns a chunk's values into probabilities.
-// All are [chunks, heads], heads a multiple of 16.
-void ChunkFactors(const float* largest, const float* sum, int64_t heads, int64_t chunks,
-                  float* factor);
-// out[n] = sum or max over heads of e[h * stride + n] * factor[h].
-void PoolScaled(const float* e, int64_t stride, const float* factor, int64_t heads, int64_t n,
-                bool max, float* out);
+// A key's weight is the chord of the exponential between powers of two, 2^floor(x) (1 + x -
+// floor(x)) for a score of x in log2 units, rounded to 1 / 128: at most 6 % above 2^x, in the same
+// order, and its 16 bits are those of a bf16 number, 128 (x + 127). Scores of queries packed with a
+// score_scale of 128 log2 e are in units of 1 / 128. A weight that is not a number is the heaviest.
+
+// start[r]: what makes the largest score among the sequence's first min(n, 32) keys a weight
+// between 1/2 and 1. Weights up to 2^100 and down to 2^-126 keep their precision.
+void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* queries, int64_t count,
+                  float* start);
+// out[r * stride + i] = weight of query r and key position + i, for i < n rounded up to whole pages
+// (position is the start of one; 0 beyond n), the two halves of every 32 keys interleaved by fours;
+// sums[r] = their sum. Queries lie Bytes(dim) apart.
+void LowBitWeights(const KvView& kv, int64_t position, int64_t n, int head,
+                   const std::byte* queries, const float* start, int64_t count, uint16_t* out,
+                   int64_t stride, float* sums);
+// out[n] = sum or max over heads of weights[h * stride + n] * factor[h].
+void PoolWeights(const uint16_t* weights, int64_t stride, const float* factor, int64_t heads,
+                 int64_t n, bool max, float* out);
 
 }  // namespace avx512
 }  // namespace baton::cpu

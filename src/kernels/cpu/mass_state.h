@@ -21,11 +21,14 @@ struct MassScratch {
     std::vector<float> row_max;  // [rows of a tile][keys of a chunk]
   };
   std::vector<Rank> ranks;
-  std::vector<float> lse;                     // [T, Hq] log2 units
-  std::vector<float> stats;                   // per tile task {largest, sum} of [rows, Hq]
-  Buffer values;                              // low-bit rows: f32 [rows][Hq][keys]
-  std::vector<float> largest, sums, factors;  // low-bit rows: [rows][chunks][Hq rounded up]
-  std::vector<std::byte> low_bit_queries;     // [rows][Hq] LowBitQuery
+  std::vector<float> lse;    // [T, Hq] log2 units
+  std::vector<float> stats;  // per tile task {largest, sum} of [rows, Hq]
+  // Low-bit rows:
+  Buffer values;                           // bf16 [rows][chunks][Hq][keys of a chunk]
+  std::vector<float> starts;               // [rows][Hq]
+  std::vector<float> sums;                 // [rows][chunks][Hq rounded up]
+  std::vector<float> factors;              // [rows][Hq]
+  std::vector<std::byte> low_bit_queries;  // [rows][Hq] LowBitQuery
 };
 
 struct CpuOps::MassState {

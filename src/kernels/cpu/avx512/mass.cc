@@ -343,13 +343,12 @@ void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t h
 }
 
 // R queries against 32 slots of one head: two groups of 16, so that every four bytes of a query
-// that are broadcast meet two registers of keys.
+// that are broadcast meet two registers of keys. Adds to `scores`.
 template <int R>
 [[gnu::always_inline]] inline void LowBitGroups(const LowBitBlock* blocks, int64_t dim,
                                                 const std::byte* queries, __m512 (&scores)[R][2]) {
   const int64_t per_group = dim / 32, bytes = LowBitQuery::Bytes(dim);
   const __m512i low = _mm512_set1_epi8(15);
-  for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_setzero_ps();
   for (int64_t b = 0; b < per_group; ++b) {
     __m512i k[2][8];
     __m512 k_scale[2];
@@ -386,31 +385,54 @@ template <int R>
   }
 }
 
-// One page of one head. Its successor's blocks are asked for meanwhile, group by group: the copies
-// of consecutive pages lie far apart, so that the hardware prefetcher starts anew in each.
+// The bits of a weight as a float before rounding; what is not a number is the heaviest of all.
+inline __m512i WeightBits(__m512 score, __mmask16 seen) {
+  const __m512 heaviest = _mm512_set1_ps(128.0f * (127 + 100));
+  return _mm512_cvtps_epi32(_mm512_maskz_min_ps(seen, score, heaviest));
+}
+
+// R queries against a chunk of one head. The next page's blocks are asked for meanwhile, group by
+// group: the copies of consecutive pages lie far apart, so that the hardware prefetcher starts anew
+// in each.
 template <int R>
-void LowBitPage(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
-                const std::byte* queries, int64_t visible, float* out, int64_t stride,
-                float* largest) {
-  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  const int64_t two = 2 * (dim / 32);  // blocks of 32 slots
-  __m512 top[R];
-  for (int r = 0; r < R; ++r) top[r] = nothing;
-  for (int64_t slot = 0; slot < kMassBlock; slot += 32, blocks += two, next += two) {
-    for (int64_t i = 0; i < two * static_cast<int64_t>(sizeof(LowBitBlock)); i += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(next) + i, _MM_HINT_T0);
-    }
-    const __mmask16 seen[] = {FirstLanes(visible - slot), FirstLanes(visible - slot - 16)};
-    __m512 scores[R][2];
-    LowBitGroups<R>(blocks, dim, queries, scores);
-    for (int r = 0; r < R; ++r) {
-      for (int g = 0; g < 2; ++g) {
-        top[r] = _mm512_mask_max_ps(top[r], seen[g], top[r], scores[r][g]);
-        _mm512_storeu_ps(out + r * stride + slot + 16 * g, scores[r][g]);
+void LowBitChunk(const KvView& kv, int64_t position, int64_t n, int head, const std::byte* queries,
+                 const float* start, bool prefetch, uint16_t* out, int64_t stride, float* sums) {
+  const int64_t dim = kv.layout.head_dim, two = 2 * (dim / 32);  // blocks of 32 slots
+  const auto ones = std::bit_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+  __m512 total[R];
+  for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += kMassBlock) {
+    const LowBitBlock* blocks = kv.low_bit(position + i, head, 0);
+    // After the last page the next head's first, which the caller is likely to want.
+    const LowBitBlock* next = i + kMassBlock < n ? kv.low_bit(position + i + kMassBlock, head, 0)
+                              : head + 1 < kv.layout.kv_heads ? kv.low_bit(position, head + 1, 0)
+                                                              : blocks;
+    for (int64_t slot = i; slot < i + kMassBlock; slot += 32, blocks += two, next += two) {
+      for (int64_t b = 0; prefetch && b < two * static_cast<int64_t>(sizeof(LowBitBlock)); b += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(next) + b, _MM_HINT_T0);
+      const __mmask16 seen[] = {FirstLanes(n - slot), FirstLanes(n - slot - 16)};
+      __m512 scores[R][2];
+      for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_set1_ps(start[r]);
+      LowBitGroups<R>(blocks, dim, queries, scores);
+      for (int r = 0; r < R; ++r) {
+        const __m512i w = _mm512_packus_epi32(WeightBits(scores[r][0], seen[0]),
+                                              WeightBits(scores[r][1], seen[1]));
+        _mm512_storeu_si512(out + r * stride + slot, w);
+        total[r] = _mm512_dpbf16_ps(total[r], std::bit_cast<__m512bh>(w), ones);
       }
     }
   }
-  for (int r = 0; r < R; ++r) largest[r] = std::max(largest[r], _mm512_reduce_max_ps(top[r]));
+  for (int r = 0; r < R; ++r) sums[r] = _mm512_reduce_add_ps(total[r]);
+}
+
+// Calls body.operator()<R>(first) for 4, ..., 4 and the rest of `count` queries.
+template <typename F>
+void ByFours(int64_t count, F&& body) {
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4) body.template operator()<4>(r);
+  if (count - r == 3) body.template operator()<3>(r);
+  if (count - r == 2) body.template operator()<2>(r);
+  if (count - r == 1) body.template operator()<1>(r);
 }
 
 }  // namespace
@@ -439,76 +461,61 @@ void LowBitQuery::Pack(const float* q, int64_t dim, float score_scale, std::byte
   }
 }
 
-void LowBitScores(const KvView& kv, int64_t position, int64_t n, int head, const std::byte* queries,
-                  int64_t count, float* out, int64_t stride, float* largest) {
-  const int64_t dim = kv.layout.head_dim, bytes = LowBitQuery::Bytes(dim);
-  std::fill_n(largest, count, -std::numeric_limits<float>::infinity());
-  for (int64_t i = 0; i < n; i += kMassBlock) {
-    const LowBitBlock* blocks = kv.low_bit(position + i, head, 0);
-    // After the last page the next head's first, which the caller is likely to want.
-    const LowBitBlock* next = i + kMassBlock < n ? kv.low_bit(position + i + kMassBlock, head, 0)
-                              : head + 1 < kv.layout.kv_heads ? kv.low_bit(position, head + 1, 0)
-                                                              : blocks;
-    const auto page = [&]<int R>(int64_t r) {
-      LowBitPage<R>(blocks, next, dim, queries + r * bytes, n - i, out + r * stride + i, stride,
-                    largest + r);
-    };
-    int64_t r = 0;
-    for (; r + 4 <= count; r += 4) page.template operator()<4>(r);
-    if (count - r == 3) page.template operator()<3>(r);
-    if (count - r == 2) page.template operator()<2>(r);
-    if (count - r == 1) page.template operator()<1>(r);
+bool LowBitQuery::Finite(const std::byte* packed, int64_t dim) {
+  for (int64_t b = 0; b < dim / 32; ++b) {
+    float scale;
+    std::memcpy(&scale, packed + dim + 8 * b, 4);
+    if (std::isnan(scale)) return false;
   }
+  return true;
 }
 
-float ExpChunk(float* t, int64_t n, float largest) {
+void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* queries, int64_t count,
+                  float* start) {
+  const int64_t dim = kv.layout.head_dim;
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  const __m512 offset = _mm512_set1_ps(largest);
-  __m512 s = _mm512_setzero_ps();
-  const auto exp = [&](int64_t i, __m512 x) {
-    const __m512 e = Exp2NotPositive(_mm512_sub_ps(x, offset));
-    _mm512_storeu_ps(t + i, e);
-    s = _mm512_add_ps(s, e);
-  };
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) exp(i, _mm512_loadu_ps(t + i));
-  if (i < n) exp(i, _mm512_mask_loadu_ps(nothing, FirstLanes(n - i), t + i));
-  return _mm512_reduce_add_ps(s);
+  ByFours(count, [&]<int R>(int64_t first) {
+    __m512 scores[R][2];
+    for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_setzero_ps();
+    LowBitGroups<R>(kv.low_bit(0, head, 0), dim, queries + first * LowBitQuery::Bytes(dim), scores);
+    for (int r = 0; r < R; ++r) {
+      const __m512 top =
+          _mm512_mask_max_ps(_mm512_mask_mov_ps(nothing, FirstLanes(n), scores[r][0]),
+                             FirstLanes(n - 16), scores[r][0], scores[r][1]);
+      const float largest = _mm512_reduce_max_ps(top);
+      start[first + r] =
+          std::isfinite(largest) ? 128 * (127 - std::ceil(largest / 128)) : 128 * 127;
+    }
+  });
 }
 
-void ChunkFactors(const float* largest, const float* sum, int64_t heads, int64_t chunks,
-                  float* factor) {
-  for (int64_t h = 0; h < heads; h += 16) {
-    __m512 all = _mm512_loadu_ps(largest + h);
-    for (int64_t c = 1; c < chunks; ++c) {
-      all = _mm512_max_ps(all, _mm512_loadu_ps(largest + c * heads + h));
-    }
-    __m512 total = _mm512_setzero_ps();
-    for (int64_t c = 0; c < chunks; ++c) {
-      const int64_t at = c * heads + h;
-      const __m512 f = Exp2NotPositive(_mm512_sub_ps(_mm512_loadu_ps(largest + at), all));
-      _mm512_storeu_ps(factor + at, f);
-      total = _mm512_fmadd_ps(f, _mm512_loadu_ps(sum + at), total);
-    }
-    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), total);
-    for (int64_t c = 0; c < chunks; ++c) {
-      const int64_t at = c * heads + h;
-      _mm512_storeu_ps(factor + at, _mm512_mul_ps(_mm512_loadu_ps(factor + at), inverse));
-    }
-  }
+void LowBitWeights(const KvView& kv, int64_t position, int64_t n, int head,
+                   const std::byte* queries, const float* start, int64_t count, uint16_t* out,
+                   int64_t stride, float* sums) {
+  ByFours(count, [&]<int R>(int64_t r) {
+    LowBitChunk<R>(kv, position, n, head, queries + r * LowBitQuery::Bytes(kv.layout.head_dim),
+                   start + r, r == 0, out + r * stride, stride, sums + r);
+  });
 }
 
-void PoolScaled(const float* e, int64_t stride, const float* factor, int64_t heads, int64_t n,
-                bool max, float* out) {
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 m = FirstLanes(n - i);
-    __m512 pooled = _mm512_setzero_ps();
+void PoolWeights(const uint16_t* weights, int64_t stride, const float* factor, int64_t heads,
+                 int64_t n, bool max, float* out) {
+  for (int64_t i = 0; i < n; i += 32) {
+    __m512 pooled[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     for (int64_t h = 0; h < heads; ++h) {
-      const __m512 x = _mm512_maskz_loadu_ps(m, e + h * stride + i);
+      const __m512i w = _mm512_loadu_si512(weights + h * stride + i);
+      const __m512i zero = _mm512_setzero_si512();
+      const __m512 x[2] = {_mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, w)),
+                           _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, w))};
       const __m512 f = _mm512_set1_ps(factor[h]);
-      pooled = max ? MaxOrNan(pooled, _mm512_mul_ps(x, f)) : _mm512_fmadd_ps(x, f, pooled);
+#pragma GCC unroll 2
+      for (int g = 0; g < 2; ++g) {
+        pooled[g] =
+            max ? MaxOrNan(pooled[g], _mm512_mul_ps(x[g], f)) : _mm512_fmadd_ps(x[g], f, pooled[g]);
+      }
     }
-    _mm512_mask_storeu_ps(out + i, m, pooled);
+    _mm512_mask_storeu_ps(out + i, FirstLanes(n - i), pooled[0]);
+    _mm512_mask_storeu_ps(out + i + 16, FirstLanes(n - i - 16), pooled[1]);
   }
 }
 
