@@ -68,6 +68,9 @@ struct Profile {
   double seconds = 0;
 
   static Result<Profile> Load(const std::string& path);
+  // `name` is what errors call it.
+  static Result<Profile> Parse(const std::string& json, const std::string& name = "profile");
+  std::string ToJson() const;
   Status Save(const std::string& path) const;
 };
 
@@ -95,8 +98,7 @@ struct PlanOptions {
   // Sparse prompts to try on the plan that was found, in this order: the first one is taken that
   // meets the target and adds at most half of what decoding under the plan loses. Otherwise, and if
   // empty, its prompts are dense.
-  std::vector<PrefillMode> prefills = {
-      {true, 64, 0.2, 1024}, {true, 64, 0.3, 1024}, {true, 64, 0.4, 1024}};
+  std::vector<PrefillMode> prefills = {{true, 64, 0.4, 1024}, {true, 64, 0.6, 1024}};
 };
 
 // One measured candidate.

@@ -1,5 +1,6 @@
 // Profiles on disk: the fields of struct Profile under their own names.
-#include <fstream>
+#include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/atomic_file.h"
@@ -47,12 +48,13 @@ class Reader {
   void Tables(const char* key, std::vector<std::vector<float>>& to, size_t count, size_t size) {
     Get(key, to);
     bool good = to.size() == count;
-    for (const auto& t : to) good = good && t.size() == size;
-    if (!good) Fail(key, fmt::format("must hold {} lists of {} numbers", count, size));
+    for (const auto& t : to) good = good && t.size() == size && Finite(t);
+    if (!good) Fail(key, fmt::format("must hold {} lists of {} finite numbers", count, size));
   }
   void List(const char* key, std::vector<float>& to, size_t size) {
     Get(key, to);
-    if (to.size() != size) Fail(key, fmt::format("must hold {} numbers", size));
+    if (to.size() != size || !Finite(to))
+      Fail(key, fmt::format("must hold {} finite numbers", size));
   }
   Status status() const {
     if (error_.empty()) return Status::Ok();
@@ -61,6 +63,9 @@ class Reader {
   }
 
  private:
+  static bool Finite(const std::vector<float>& numbers) {
+    return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
+  }
   const json& object_;
   std::string path_, error_;
 };
@@ -84,7 +89,7 @@ void ReadOptions(Reader& r, ProfileOptions& o) {
 
 }  // namespace
 
-Status Profile::Save(const std::string& path) const {
+std::string Profile::ToJson() const {
   const ProfileOptions& o = options;
   json splits_json = json::array();
   for (const SplitInfo& s : splits) {
@@ -142,11 +147,17 @@ Status Profile::Save(const std::string& path) const {
                       {"reuse", costs.reuse},
                       {"window", costs.window}}},
                     {"seconds", seconds}};
-  return WriteFileAtomically(path, out.dump() + "\n");
+  return out.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
 }
+
+Status Profile::Save(const std::string& path) const { return WriteFileAtomically(path, ToJson()); }
 
 Result<Profile> Profile::Load(const std::string& path) {
   BATON_ASSIGN(std::string text_of_file, ReadText(path));
+  return Parse(text_of_file, path);
+}
+
+Result<Profile> Profile::Parse(const std::string& text_of_file, const std::string& path) {
   const json in = json::parse(text_of_file, nullptr, false);
   if (!in.is_object() || in.value("format", json()) != json("baton-profile")) {
     return Error::Corrupt("{}: not a baton profile", path)

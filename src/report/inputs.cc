@@ -223,6 +223,7 @@ Result<EvalData> ReadEval(const std::string& text) {
              .total = Num(j, "retrieval_total"),
              .answer_kl = Num(j, "answer_kl"),
              .kv_bytes_share = Num(j, "kv_bytes_share"),
+             .predicted_nats = Num(j, "predicted_nats"),
              .positions = Num(j, "positions")};
   if (const Json* grid = Find(j, "grid"); grid && grid->is_array())
     for (const Json& n : *grid)

@@ -59,7 +59,7 @@ struct EvalData {
   Origin origin;
   int64_t context = 0, rows = 0, seed = 0;
   Maybe kl, kl_error, top1, nll_delta, found, dense_found, total, answer_kl, kv_bytes_share,
-      positions;
+      predicted_nats, positions;
   std::vector<NeedleData> grid;
 };
 

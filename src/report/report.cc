@@ -215,24 +215,25 @@ std::string SpeedSection(const ReportData& d) {
 
 std::string QualitySection(const ReportData& d) {
   std::string rows;
-  const auto row = [&](const std::string& name, Maybe share, Maybe kl, Maybe error, Maybe top1,
-                       Maybe nll, Maybe found, Maybe dense_found, Maybe answer) {
+  const auto row = [&](const std::string& name, Maybe share, Maybe predicted, Maybe kl, Maybe error,
+                       Maybe top1, Maybe nll, Maybe found, Maybe dense_found, Maybe answer) {
     const auto show = [](const Maybe& v, auto format) { return v ? format(*v) : std::string("–"); };
     const auto four = [](double v) { return fmt::format("{:.4f}", v); };
     rows += fmt::format(
-        "<tr><td>{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></"
-        "tr>\n",
-        name, show(share, Percent), show(kl, four),
+        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td><td>{}</td>"
+        "<td>{}</td></tr>\n",
+        name, show(share, Percent), show(predicted, four), show(kl, four),
         error && *error > 0 ? fmt::format(" ± {:.4f}", *error) : "", show(top1, Percent),
         show(nll, [](double v) { return fmt::format("{:+.4f}", v); }),
         found && dense_found ? fmt::format("{:.0f} / {:.0f}", *found, *dense_found) : "–",
         show(answer, four));
   };
   for (const EvalData& e : d.evals)
-    row("held-out text, " + Count(e.context) + " tokens", e.kv_bytes_share, e.kl, e.kl_error,
-        e.top1, e.nll_delta, e.found, e.dense_found, e.answer_kl);
+    row("held-out text, " + Count(e.context) + " tokens", e.kv_bytes_share, e.predicted_nats, e.kl,
+        e.kl_error, e.top1, e.nll_delta, e.found, e.dense_found, e.answer_kl);
   const auto candidate = [&](const std::string& name, const CandidateData& c) {
-    row(name, c.kv_bytes_share, c.kl, {}, c.top1, {}, c.found, c.dense_found, c.answer_kl);
+    row(name, c.kv_bytes_share, c.predicted_nats, c.kl, {}, c.top1, {}, c.found, c.dense_found,
+        c.answer_kl);
   };
   if (d.search && d.search->test) candidate("test split, used once", *d.search->test);
   if (d.search) candidate("search split, chosen on", d.search->chosen);
@@ -240,8 +241,10 @@ std::string QualitySection(const ReportData& d) {
   return Section(
       "quality", "Quality against dense",
       "The same engine's dense attention is the reference. Retrieval counts the probes that the "
-      "plan answers over those that dense answers.",
-      "<div class=\"wide\"><table><tr><th>measured on</th><th>KV bytes</th><th>KL, nats</th>"
+      "plan answers over those that dense answers. The predicted loss is the sum over layers that "
+      "the planner minimised, for text and answers on dense prompts.",
+      "<div class=\"wide\"><table><tr><th>measured on</th><th>KV bytes</th>"
+      "<th>predicted loss, nats</th><th>KL, nats</th>"
       "<th>top-1</th><th>NLL change</th><th>retrieval</th><th>KL at answers</th></tr>\n" +
           rows + "</table></div>\n");
 }

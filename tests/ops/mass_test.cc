@@ -35,7 +35,7 @@ struct Case {
 };
 
 struct Spec {
-  int64_t position = 0, count = 1, rows_per_set = 1;
+  int64_t position = 0, count = 1, rows_per_set = 1, row_step = 1;
 };
 
 Case MakeCase(ThreadPool& threads, Shape shape, std::vector<Spec> specs, DType dtype, uint32_t seed,
@@ -59,7 +59,8 @@ Case MakeCase(ThreadPool& threads, Shape shape, std::vector<Spec> specs, DType d
     BATON_CHECK(FillSynthetic(*c.store, c.sequences[i], s.position + s.count, seed + i).ok());
     c.segments.push_back({.rows = {.first = c.rows, .count = s.count, .position = s.position},
                           .kv = c.sequences[i].View(0),
-                          .rows_per_set = s.rows_per_set});
+                          .rows_per_set = s.rows_per_set,
+                          .row_step = s.row_step});
     c.rows += s.count;
   }
   test::Rng rng(seed);
@@ -194,6 +195,39 @@ TEST_P(MassTest, SetsOfEverySize) {
         Compare(c, source, MassScope::kAll, Pool::kSum,
                 fmt::format("{} {} rows in sets of {}", Name(source), count, rows_per_set));
       }
+    }
+  }
+}
+
+TEST_P(MassTest, SetsOfSampledRows) {
+  for (const Spec spec : {Spec{70, 131, 64, 4}, Spec{300, 520, 64, 4}, Spec{10, 9, 8, 8},
+                          Spec{64, 33, 32, 3}, Spec{0, 64, 64, 64}}) {
+    const Case c = MakeCase(threads_, {6, 2, 32}, {spec}, DType::kBF16, 14, true);
+    for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
+      for (Pool pool : {Pool::kSum, Pool::kMax}) {
+        for (MassScope scope : kScopes) {
+          Compare(c, source, scope, pool,
+                  fmt::format("{} {} rows in sets of {}, every {}", Name(source), spec.count,
+                              spec.rows_per_set, spec.row_step));
+        }
+      }
+    }
+  }
+  // By the definition: the mass of a set is that of its counted rows as sets of their own.
+  const Case tiles = MakeCase(threads_, {6, 2, 32}, {{50, 70, 32, 4}}, DType::kBF16, 15, true);
+  Case rows{.shape = tiles.shape};
+  rows.segments = {tiles.segments[0]};
+  rows.segments[0].rows_per_set = rows.segments[0].row_step = 1;
+  rows.q = tiles.q, rows.lse = tiles.lse, rows.rows = tiles.rows;
+  const std::vector<float> set = RunMass(*ref_, tiles, Source::kExact, MassScope::kAll, Pool::kSum);
+  const std::vector<float> each = RunMass(*ref_, rows, Source::kExact, MassScope::kAll, Pool::kSum);
+  const size_t stride = 50 + 70 + 5;
+  for (size_t s = 0; s < 3; ++s) {
+    for (size_t n = 0; n < 120; ++n) {
+      float sum = 0;
+      for (size_t i = 32 * s; i < std::min<size_t>(70, 32 * (s + 1)); ++i)
+        sum += (i % 4 == 3 || i == 69) ? each[i * stride + n] : 0;
+      ASSERT_NEAR(set[s * stride + n], sum, 1e-5) << s << " " << n;
     }
   }
 }

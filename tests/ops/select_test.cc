@@ -92,7 +92,7 @@ class SelectTest : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(SelectTest, EqualsSortingForAllKindsOfMass) {
-  for (int64_t n : {1, 2, 15, 16, 17, 63, 64, 65, 127, 1000, 1024, 4097}) {
+  for (int64_t n : {1, 2, 15, 16, 17, 63, 64, 65, 127, 1000, 1024, 4097, 20011}) {
     for (int levels : {0, 1, 2, 5, 100}) {
       const std::vector<float> mass = Masses(static_cast<uint32_t>(n), n, levels);
       for (int64_t k : {int64_t{1}, int64_t{2}, n / 8, n / 2, n - 1, n, n + 7}) {
@@ -110,7 +110,7 @@ TEST_P(SelectTest, EqualsSortingForAllKindsOfMass) {
 TEST_P(SelectTest, NoSetOfThatSizeHoldsMoreMass) {
   for (uint32_t seed = 1; seed <= 20; ++seed) {
     test::Rng rng(seed);
-    const int64_t n = 50 + static_cast<int64_t>(rng() % 3000);
+    const int64_t n = 50 + static_cast<int64_t>(rng() % 20000);
     std::vector<float> mass = Masses(seed, n, 0);
     const int64_t k = 1 + static_cast<int64_t>(rng() % static_cast<uint32_t>(n));
     const auto got = SelectOne(*ops_, {.mass = mass, .k = k});

@@ -45,7 +45,7 @@ struct TileTask {
 };
 
 int64_t SetsPerTile(const MassParams::Segment& s) {
-  return std::max<int64_t>(1, kTileRows / s.rows_per_set);
+  return std::max<int64_t>(1, kTileRows * s.row_step / s.rows_per_set);
 }
 
 class Tiles {
@@ -117,6 +117,7 @@ class Tiles {
     r.queries.resize(static_cast<size_t>((last - first) * ratio));
     size_t n = 0;
     for (int64_t i = first; i < last; ++i) {
+      if (!s.Counts(i)) continue;
       for (int64_t h = kv_head * ratio; h < (kv_head + 1) * ratio; ++h, ++n) {
         std::byte* packed = r.packed_queries.data() + n * static_cast<size_t>(dim_) * 4;
         kernels_.pack_query(p_.q.row(s.rows.first + i, h), dim_, Form(s), packed);
@@ -126,6 +127,7 @@ class Tiles {
         set_up(i, h, query);
       }
     }
+    r.queries.resize(n);
   }
 
   // Calls body(keys) for each page of the chunk that some of the packed queries sees, and moves
@@ -151,8 +153,8 @@ class Tiles {
   void Stats(const TileTask& t, int rank) {
     const MassParams::Segment& s = *t.segment;
     MassScratch::Rank& r = scratch_.ranks[static_cast<size_t>(rank)];
-    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows) {
-      const int64_t last = std::min(first + kTileRows, EndRow(t));
+    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows * s.row_step) {
+      const int64_t last = std::min(first + kTileRows * s.row_step, EndRow(t));
       for (int64_t g = 0; g < s.kv.layout.kv_heads; ++g) {
         PackQueries(t, first, last, g, r, [&](int64_t row, int64_t head, MassQuery& q) {
           q.stats =
@@ -178,6 +180,7 @@ class Tiles {
       const MassParams::Segment& s = *tasks[begin].segment;
       const int64_t first = FirstRow(tasks[begin]), last = EndRow(tasks[begin]);
       threads_.For(last - first, [&](int64_t i, int) {
+        if (!s.Counts(first + i)) return;
         for (int64_t h = 0; h < heads_; ++h) {
           float largest = -std::numeric_limits<float>::infinity();
           for (size_t c = begin; c < end; ++c) {
@@ -208,8 +211,8 @@ class Tiles {
     // A maximum over heads has to be complete before rows are added.
     const bool by_row = max && s.rows_per_set > 1;
     r.columns.assign(static_cast<size_t>(units * kChunk), 0.0f);
-    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows) {
-      const int64_t last = std::min(first + kTileRows, EndRow(t));
+    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows * s.row_step) {
+      const int64_t last = std::min(first + kTileRows * s.row_step, EndRow(t));
       const auto column = [&](int64_t row, int64_t group) {
         const int64_t set = row / s.rows_per_set - t.first_set;
         return r.columns.data() + (set * groups + group) * kChunk;
@@ -228,6 +231,7 @@ class Tiles {
         });
         if (by_row && (g + 1 == kv_heads || p_.scope != MassScope::kAll)) {
           for (int64_t row = first; row < last; ++row) {
+            if (!s.Counts(row)) continue;
             float* to = column(row, p_.scope == MassScope::kAll ? 0 : g);
             const float* from = r.row_max.data() + (row - first) * kChunk;
             for (int64_t n = 0; n < kChunk; ++n) to[n] += from[n];
@@ -275,15 +279,18 @@ void FromScores(const MassParams& p, const MassKernels& kernels, ThreadPool& thr
     std::vector<float> lse(static_cast<size_t>(per_group));
     for (int64_t g = 0; g < groups; ++g) {
       float* mass = s.mass + (t.set * groups + g) * s.mass_stride;
+      bool added = false;
       for (int64_t row = first; row < last; ++row) {
+        if (!s.Counts(row)) continue;
         const int64_t n = std::max<int64_t>(0, std::min(end, s.rows.position + row + 1) - t.key);
         for (int64_t h = 0; h < per_group; ++h) {
           lse[static_cast<size_t>(h)] = p.lse.row(s.rows.first + row)[g * per_group + h] * kLog2E;
         }
         const float* scores = s.scores + (row * heads + g * per_group) * s.score_stride + t.key;
         kernels.pool_scores(scores, s.score_stride, lse.data(), per_group, n, p.pool == Pool::kMax,
-                            row > first, mass + t.key);
-        if (row == first) std::fill(mass + t.key + n, mass + end, 0.0f);
+                            added, mass + t.key);
+        if (!added) std::fill(mass + t.key + n, mass + end, 0.0f);
+        added = true;
       }
     }
   });
