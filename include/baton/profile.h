@@ -98,7 +98,7 @@ struct PlanOptions {
   // Sparse prompts to try on the plan that was found, in this order: the first one is taken that
   // meets the target and adds at most half of what decoding under the plan loses. Otherwise, and if
   // empty, its prompts are dense.
-  std::vector<PrefillMode> prefills = {{true, 64, 0.4, 1024}, {true, 64, 0.6, 1024}};
+  std::vector<PrefillMode> prefills = {{true, 64, 0.4, 1024}, {true, 64, 0.5, 1024}};
 };
 
 // One measured candidate.

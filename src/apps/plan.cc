@@ -12,7 +12,7 @@ struct PlanFlags {
   std::string profile, output, search_json, cost = "bytes";
   PlanOptions options;
   PrefillMode prefill = options.prefills.front();
-  std::vector<double> fractions = {0.4, 0.6};
+  std::vector<double> fractions = {0.4, 0.5};
   bool no_scan = false, no_windows = false, no_local_search = false, dense_prompts = false;
   bool json = false;
   CLI::Option* max_kl = nullptr;

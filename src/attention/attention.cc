@@ -11,9 +11,6 @@ namespace {
 // Decode rows of one sequence up to this many keep their raw scores for ranking; more rows
 // recompute them tile by tile, so that memory stays bounded.
 constexpr int64_t kStoredScoreRows = 4;
-// Every fourth query of a large tile ranks for all of it: ranking by all of them took as long as
-// half of dense attention.
-constexpr int64_t kSampledTile = 32, kSampledStep = 4;
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -221,7 +218,6 @@ Status Attention::Rank(int layer, Publish::Ranking ranking, bool itself, const V
                                 .scores = stored ? p->scores : nullptr,
                                 .score_stride = p->score_stride,
                                 .rows_per_set = p->rows_per_set,
-                                .row_step = p->rows_per_set >= kSampledTile ? kSampledStep : 1,
                                 .mass = mass_.data() + p->mass_offset,
                                 .mass_stride = mass_stride_});
     }

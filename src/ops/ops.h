@@ -174,11 +174,8 @@ struct MassParams {
     const float* scores = nullptr;  // kScores: as written by Attend
     int64_t score_stride = 0;
     int64_t rows_per_set = 1;
-    int64_t row_step = 1;     // <= rows_per_set: only every row_step-th row counts, see Counts
     float* mass = nullptr;    // [sets = ceil(rows / rows_per_set), groups, mass_stride]
     int64_t mass_stride = 0;  // >= position + count
-    // Whether row i of `rows` adds its mass to its set's.
-    bool Counts(int64_t i) const { return (i + 1) % row_step == 0 || i + 1 == rows.count; }
   };
   View<const float> q;  // [T, Hq, D]
   float scale = 0;

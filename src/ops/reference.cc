@@ -332,7 +332,6 @@ class ReferenceOps final : public Ops {
         std::fill_n(mass, s.rows.position + s.rows.count, 0.0f);
         const int64_t last = std::min(s.rows.count, (set + 1) * s.rows_per_set);
         for (int64_t i = set * s.rows_per_set; i < last; ++i) {
-          if (!s.Counts(i)) continue;
           std::vector<float> pooled(static_cast<size_t>(s.rows.position + i + 1));
           for (int64_t h = group * heads / groups; h < (group + 1) * heads / groups; ++h) {
             const std::vector<float> x = Probabilities(p, s, i, h);

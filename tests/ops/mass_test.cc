@@ -35,7 +35,7 @@ struct Case {
 };
 
 struct Spec {
-  int64_t position = 0, count = 1, rows_per_set = 1, row_step = 1;
+  int64_t position = 0, count = 1, rows_per_set = 1;
 };
 
 Case MakeCase(ThreadPool& threads, Shape shape, std::vector<Spec> specs, DType dtype, uint32_t seed,
@@ -59,8 +59,7 @@ Case MakeCase(ThreadPool& threads, Shape shape, std::vector<Spec> specs, DType d
     BATON_CHECK(FillSynthetic(*c.store, c.sequences[i], s.position + s.count, seed + i).ok());
     c.segments.push_back({.rows = {.first = c.rows, .count = s.count, .position = s.position},
                           .kv = c.sequences[i].View(0),
-                          .rows_per_set = s.rows_per_set,
-                          .row_step = s.row_step});
+                          .rows_per_set = s.rows_per_set});
     c.rows += s.count;
   }
   test::Rng rng(seed);
@@ -199,39 +198,6 @@ TEST_P(MassTest, SetsOfEverySize) {
   }
 }
 
-TEST_P(MassTest, SetsOfSampledRows) {
-  for (const Spec spec : {Spec{70, 131, 64, 4}, Spec{300, 520, 64, 4}, Spec{10, 9, 8, 8},
-                          Spec{64, 33, 32, 3}, Spec{0, 64, 64, 64}}) {
-    const Case c = MakeCase(threads_, {6, 2, 32}, {spec}, DType::kBF16, 14, true);
-    for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
-      for (Pool pool : {Pool::kSum, Pool::kMax}) {
-        for (MassScope scope : kScopes) {
-          Compare(c, source, scope, pool,
-                  fmt::format("{} {} rows in sets of {}, every {}", Name(source), spec.count,
-                              spec.rows_per_set, spec.row_step));
-        }
-      }
-    }
-  }
-  // By the definition: the mass of a set is that of its counted rows as sets of their own.
-  const Case tiles = MakeCase(threads_, {6, 2, 32}, {{50, 70, 32, 4}}, DType::kBF16, 15, true);
-  Case rows{.shape = tiles.shape};
-  rows.segments = {tiles.segments[0]};
-  rows.segments[0].rows_per_set = rows.segments[0].row_step = 1;
-  rows.q = tiles.q, rows.lse = tiles.lse, rows.rows = tiles.rows;
-  const std::vector<float> set = RunMass(*ref_, tiles, Source::kExact, MassScope::kAll, Pool::kSum);
-  const std::vector<float> each = RunMass(*ref_, rows, Source::kExact, MassScope::kAll, Pool::kSum);
-  const size_t stride = 50 + 70 + 5;
-  for (size_t s = 0; s < 3; ++s) {
-    for (size_t n = 0; n < 120; ++n) {
-      float sum = 0;
-      for (size_t i = 32 * s; i < std::min<size_t>(70, 32 * (s + 1)); ++i)
-        sum += (i % 4 == 3 || i == 69) ? each[i * stride + n] : 0;
-      ASSERT_NEAR(set[s * stride + n], sum, 1e-5) << s << " " << n;
-    }
-  }
-}
-
 TEST_P(MassTest, EveryCacheType) {
   for (DType dtype : {DType::kF32, DType::kI8}) {
     for (const Spec spec : {Spec{300, 2, 1}, Spec{100, 90, 64}}) {
@@ -342,31 +308,37 @@ TEST_P(MassTest, LowBitRankingFindsTheHeavyKeys) {
 
 // Sets of two backends may differ where keys weigh nearly the same, so what they hold is compared.
 TEST_P(MassTest, SetsHoldTheMassThatTheReferencesSetsHold) {
-  const Case c = MakeCase(threads_, {9, 3, 64}, {{4000, 1, 1}}, DType::kBF16, 13, true);
-  const std::vector<float> exact = RunMass(*ref_, c, Source::kScores, MassScope::kAll, Pool::kSum);
-  const auto held = [&](Ops& ops, Source source, int64_t k) {
-    const std::vector<float> mass = RunMass(ops, c, source, MassScope::kAll, Pool::kSum);
-    const int64_t visible = 4001, recent = 64;
-    IndexSets out;
-    out.Reset(1, 1, k);
-    const SelectParams::Segment segment{.mass = mass.data(),
-                                        .mass_stride = visible,
-                                        .sets = 1,
-                                        .visible = {&visible, 1},
-                                        .k = {&k, 1},
-                                        .recent = {&recent, 1},
-                                        .out = &out};
-    BATON_CHECK(ops.Select({.sink = 4, .segments = {&segment, 1}}).ok());
-    double sum = 0;
-    for (int32_t i = 0; i < out.count(0, 0); ++i)
-      sum += exact[static_cast<size_t>(out.list(0, 0)[i])];
-    return sum;
-  };
-  for (const int64_t k : {128, 512, 1024}) {
-    for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
-      const double want = held(*ref_, source, k);
-      const double slack = source == Source::kLowBit ? 5e-3 : 1e-4;
-      EXPECT_NEAR(held(*ops_, source, k), want, slack * want) << Name(source) << " " << k;
+  for (const Spec spec : {Spec{4000, 1, 1}, Spec{3990, 64, 64}}) {
+    const Case c = MakeCase(threads_, {9, 3, 64}, {spec}, DType::kBF16, 13, true);
+    const std::vector<float> exact =
+        RunMass(*ref_, c, Source::kScores, MassScope::kAll, Pool::kSum);
+    const auto held = [&](Ops& ops, Source source, int64_t k) {
+      const std::vector<float> mass = RunMass(ops, c, source, MassScope::kAll, Pool::kSum);
+      const int64_t visible = spec.position + spec.count, recent = spec.count;
+      IndexSets out;
+      out.Reset(1, 1, k);
+      const SelectParams::Segment segment{.mass = mass.data(),
+                                          .mass_stride = visible,
+                                          .sets = 1,
+                                          .visible = {&visible, 1},
+                                          .k = {&k, 1},
+                                          .recent = {&recent, 1},
+                                          .out = &out};
+      BATON_CHECK(ops.Select({.sink = 4, .segments = {&segment, 1}}).ok());
+      double sum = 0;
+      for (int32_t i = 0; i < out.count(0, 0); ++i)
+        sum += exact[static_cast<size_t>(out.list(0, 0)[i])];
+      return sum;
+    };
+    for (const int64_t k : {128, 512, 1024}) {
+      for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
+        const double want = held(*ref_, source, k);
+        // Tiles rank by 8 bits of q, and low-bit ones by an estimated denominator.
+        const bool tile = spec.count > 1;
+        const double slack = source == Source::kLowBit ? (tile ? 1e-2 : 5e-3) : tile ? 1e-3 : 1e-4;
+        EXPECT_NEAR(held(*ops_, source, k), want, slack * want)
+            << Name(source) << " " << k << " " << spec.count;
+      }
     }
   }
 }

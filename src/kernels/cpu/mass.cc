@@ -2,8 +2,8 @@
 //
 // Tiles (rows against packed pages): a task is (sets of about 128 rows, 512 keys); it recomputes
 // the probabilities from K and a known log-sum-exp and adds columns up at once, so that no [rows,
-// N] matrix exists. Low-bit sets with many rows find the log-sum-exp by a first pass over the same
-// pages. Every task owns its piece of the result: nothing to merge.
+// N] matrix exists. Low-bit sets with many rows estimate the log-sum-exp by a first pass over a
+// quarter of the pages. Every task owns its piece of the result: nothing to merge.
 //
 // Rows (decode of scan layers): the 4-bit copy of K is read once, int8 dot products, and a weight
 // of 16 bits a score, close to its exponential, goes to scratch; a second pass over scratch scales
@@ -25,6 +25,10 @@ constexpr int64_t kChunk = 512;  // keys per task; eight pages
 // four sets of the first-level cache.
 constexpr int64_t kWeightStride = kChunk + 32;
 constexpr int64_t kScoreChunk = 1024;  // keys per task where scores are given
+// Low-bit tiles: a page in so many stands for all in their log-sum-exp, but for the first and the
+// latest ones, which hold most of what attention looks at.
+constexpr int64_t kPageStep = 4;
+constexpr int64_t kLatest = 128;
 // 128 rather than 64: transposing a page costs as much as ten or so rows of dot products.
 constexpr int64_t kTileRows = 128;
 
@@ -45,7 +49,7 @@ struct TileTask {
 };
 
 int64_t SetsPerTile(const MassParams::Segment& s) {
-  return std::max<int64_t>(1, kTileRows * s.row_step / s.rows_per_set);
+  return std::max<int64_t>(1, kTileRows / s.rows_per_set);
 }
 
 class Tiles {
@@ -117,7 +121,6 @@ class Tiles {
     r.queries.resize(static_cast<size_t>((last - first) * ratio));
     size_t n = 0;
     for (int64_t i = first; i < last; ++i) {
-      if (!s.Counts(i)) continue;
       for (int64_t h = kv_head * ratio; h < (kv_head + 1) * ratio; ++h, ++n) {
         std::byte* packed = r.packed_queries.data() + n * static_cast<size_t>(dim_) * 4;
         kernels_.pack_query(p_.q.row(s.rows.first + i, h), dim_, Form(s), packed);
@@ -127,34 +130,57 @@ class Tiles {
         set_up(i, h, query);
       }
     }
-    r.queries.resize(n);
   }
 
-  // Calls body(keys) for each page of the chunk that some of the packed queries sees, and moves
-  // these on to the next page.
-  template <typename F>
-  void ForEachPage(const TileTask& t, int64_t last, int64_t kv_head, MassScratch::Rank& r,
+  // Calls body(keys) for each page of the chunk that some of the packed queries sees and `use(first
+  // key)` wants, with the queries moved on to it.
+  template <typename U, typename F>
+  void ForEachPage(const TileTask& t, int64_t last, int64_t kv_head, MassScratch::Rank& r, U&& use,
                    F&& body) {
     const MassParams::Segment& s = *t.segment;
-    const int64_t end = std::min(t.key + kChunk, s.rows.position + last);
+    const auto move = [&](int64_t by) {
+      for (MassQuery& q : r.queries) {
+        q.visible -= static_cast<int32_t>(by);
+        if (q.out != nullptr) q.out += by;
+      }
+    };
     r.packed_keys.resize(static_cast<size_t>(kMassBlock * dim_ * 4 + 64));
     auto* keys = reinterpret_cast<std::byte*>(
         (reinterpret_cast<uintptr_t>(r.packed_keys.data()) + 63) / 64 * 64);
-    for (int64_t key = t.key; key < end; key += kMassBlock) {
+    int64_t at = t.key;
+    for (int64_t key = t.key; key < EndKey(t, last); key += kMassBlock) {
+      if (!use(key)) continue;
+      move(key - at);
+      at = key;
       kernels_.pack_keys(s.kv, key, static_cast<int>(kv_head), Form(s), keys);
       body(keys);
-      for (MassQuery& q : r.queries) {
-        q.visible -= kMassBlock;
-        if (q.out != nullptr) q.out += kMassBlock;
-      }
     }
+    move(t.key - at);
+  }
+  static int64_t EndKey(const TileTask& t, int64_t last_row) {
+    return std::min(t.key + kChunk, t.segment->rows.position + last_row);
   }
 
   void Stats(const TileTask& t, int rank) {
     const MassParams::Segment& s = *t.segment;
     MassScratch::Rank& r = scratch_.ranks[static_cast<size_t>(rank)];
-    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows * s.row_step) {
-      const int64_t last = std::min(first + kTileRows * s.row_step, EndRow(t));
+    const int64_t latest = s.rows.position + FirstRow(t) - kLatest;
+    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows) {
+      const int64_t last = std::min(first + kTileRows, EndRow(t));
+      // Pages by what their sums count: one, or as much as makes up for the pages not looked at.
+      const auto whole = [&](int64_t key) {
+        return s.rows_per_set == 1 || key == 0 || key + kMassBlock > latest;
+      };
+      const auto sampled = [&](int64_t key) {
+        return !whole(key) && key / kMassBlock % kPageStep == 0;
+      };
+      int64_t samples = 0, others = 0;
+      for (int64_t key = t.key; key < EndKey(t, last); key += kMassBlock) {
+        samples += sampled(key);
+        others += !whole(key) && !sampled(key);
+      }
+      const float factor =
+          samples > 0 ? static_cast<float>(samples + others) / static_cast<float>(samples) : 0;
       for (int64_t g = 0; g < s.kv.layout.kv_heads; ++g) {
         PackQueries(t, first, last, g, r, [&](int64_t row, int64_t head, MassQuery& q) {
           q.stats =
@@ -162,10 +188,15 @@ class Tiles {
           q.stats[0] = -std::numeric_limits<float>::infinity();
           q.stats[1] = 0;
         });
-        ForEachPage(t, last, g, r, [&](const std::byte* keys) {
+        const auto add = [&](const std::byte* keys) {
           kernels_.log_sum(keys, dim_, Form(s), scale_, r.queries.data(),
                            static_cast<int64_t>(r.queries.size()));
-        });
+        };
+        ForEachPage(t, last, g, r, sampled, add);
+        for (MassQuery& q : r.queries) q.stats[1] *= factor;
+        ForEachPage(
+            t, last, g, r,
+            [&](int64_t key) { return whole(key) || (samples == 0 && !sampled(key)); }, add);
       }
     }
   }
@@ -180,7 +211,6 @@ class Tiles {
       const MassParams::Segment& s = *tasks[begin].segment;
       const int64_t first = FirstRow(tasks[begin]), last = EndRow(tasks[begin]);
       threads_.For(last - first, [&](int64_t i, int) {
-        if (!s.Counts(first + i)) return;
         for (int64_t h = 0; h < heads_; ++h) {
           float largest = -std::numeric_limits<float>::infinity();
           for (size_t c = begin; c < end; ++c) {
@@ -211,8 +241,8 @@ class Tiles {
     // A maximum over heads has to be complete before rows are added.
     const bool by_row = max && s.rows_per_set > 1;
     r.columns.assign(static_cast<size_t>(units * kChunk), 0.0f);
-    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows * s.row_step) {
-      const int64_t last = std::min(first + kTileRows * s.row_step, EndRow(t));
+    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows) {
+      const int64_t last = std::min(first + kTileRows, EndRow(t));
       const auto column = [&](int64_t row, int64_t group) {
         const int64_t set = row / s.rows_per_set - t.first_set;
         return r.columns.data() + (set * groups + group) * kChunk;
@@ -225,13 +255,13 @@ class Tiles {
           q.out = by_row ? r.row_max.data() + (row - first) * kChunk
                          : column(row, head * groups / heads_);
         });
-        ForEachPage(t, last, g, r, [&](const std::byte* keys) {
+        const auto all = [](int64_t) { return true; };
+        ForEachPage(t, last, g, r, all, [&](const std::byte* keys) {
           kernels_.accumulate(keys, dim_, Form(s), scale_, r.queries.data(),
                               static_cast<int64_t>(r.queries.size()), max);
         });
         if (by_row && (g + 1 == kv_heads || p_.scope != MassScope::kAll)) {
           for (int64_t row = first; row < last; ++row) {
-            if (!s.Counts(row)) continue;
             float* to = column(row, p_.scope == MassScope::kAll ? 0 : g);
             const float* from = r.row_max.data() + (row - first) * kChunk;
             for (int64_t n = 0; n < kChunk; ++n) to[n] += from[n];
@@ -279,18 +309,15 @@ void FromScores(const MassParams& p, const MassKernels& kernels, ThreadPool& thr
     std::vector<float> lse(static_cast<size_t>(per_group));
     for (int64_t g = 0; g < groups; ++g) {
       float* mass = s.mass + (t.set * groups + g) * s.mass_stride;
-      bool added = false;
       for (int64_t row = first; row < last; ++row) {
-        if (!s.Counts(row)) continue;
         const int64_t n = std::max<int64_t>(0, std::min(end, s.rows.position + row + 1) - t.key);
         for (int64_t h = 0; h < per_group; ++h) {
           lse[static_cast<size_t>(h)] = p.lse.row(s.rows.first + row)[g * per_group + h] * kLog2E;
         }
         const float* scores = s.scores + (row * heads + g * per_group) * s.score_stride + t.key;
         kernels.pool_scores(scores, s.score_stride, lse.data(), per_group, n, p.pool == Pool::kMax,
-                            added, mass + t.key);
-        if (!added) std::fill(mass + t.key + n, mass + end, 0.0f);
-        added = true;
+                            row > first, mass + t.key);
+        if (row == first) std::fill(mass + t.key + n, mass + end, 0.0f);
       }
     }
   });

@@ -215,20 +215,33 @@ template <int M, bool kBytes>
   }
 }
 
+// The float of these bits: the chord of 2^(x / 2^23 - 127) between powers of two, at most 1 and at
+// least 0; 1 for NaN.
+constexpr float kChordUnit = 1 << 23;
+inline __m512 Chord(__m512 x) {
+  x = _mm512_min_ps(x, _mm512_set1_ps(127 * kChordUnit));
+  return _mm512_castsi512_ps(_mm512_cvtps_epi32(_mm512_max_ps(x, _mm512_setzero_ps())));
+}
+
 // kMasked: some query of the block does not see all 64 keys.
 template <int M, bool kBytes, bool kMax, bool kMasked>
 void AccumulateBlock(const void* keys, int64_t dim, MassForm form, float scale,
                      const MassQuery* queries) {
   __m512 sums[M][4];
   Dots<M, kBytes>(keys, dim, form, queries, sums);
-  const __m512 scales = _mm512_set1_ps(scale);
+  const __m512 scales = _mm512_set1_ps(kBytes ? scale * kChordUnit : scale);
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {
     const MassQuery& q = queries[m];
-    const __m512 lse = _mm512_set1_ps(q.lse);
+    const __m512 lse = _mm512_set1_ps(kBytes ? (q.lse - 127) * kChordUnit : q.lse);
+    if (kBytes && std::isnan(q.lse)) {
+      std::fill_n(q.out, std::min<int64_t>(q.visible, kMassBlock), q.lse);
+      continue;
+    }
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const __m512 p = Exp2(_mm512_fmsub_ps(sums[m][j], scales, lse));
+      const __m512 x = _mm512_fmsub_ps(sums[m][j], scales, lse);
+      const __m512 p = kBytes ? Chord(x) : Exp2(x);
       const __m512 old = _mm512_loadu_ps(q.out + 16 * j);
       __m512 joined = kMax ? MaxOrNan(old, p) : _mm512_add_ps(old, p);
       if (kMasked) joined = _mm512_mask_mov_ps(old, FirstLanes(q.visible - 16 * j), joined);
