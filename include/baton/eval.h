@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,7 @@ struct NeedleResult {
   double depth = 0;  // [0, 1) where the needle lies
   std::string kind;  // digits, key-value, several, variables
   bool dense_found = false, found = false;
+  double kl = 0;  // KL to dense at the answer's tokens, mean
 };
 struct EvalResult {
   double kl_mean = 0, kl_standard_error = 0, top1_agreement = 0, nll_delta = 0, dense_nll = 0;
@@ -51,7 +53,7 @@ struct EvalResult {
   int retrieval_found = 0, retrieval_dense_found = 0, retrieval_total = 0;
   double answer_kl = 0;
   double kv_bytes_share = 0;
-  double predicted_nats = 0;  // what the plan's evidence says it would lose; 0: nothing
+  std::optional<double> predicted_nats;  // by the plan's evidence
   std::vector<NeedleResult> needles, grid;
   int64_t self_generated = 0, self_first_difference = -1;  // -1: none
   double self_nll_plan = 0,

@@ -104,7 +104,7 @@ struct PlanOptions {
 // One measured candidate.
 struct Candidate {
   Plan plan;
-  std::string origin;  // "price 0.01", "count 10", "local search", "final (test split)"
+  std::string origin;  // "0.0140 nats predicted", "local search: ...", "sparse prompts, ..."
   double predicted_nats = 0;
   double kv_bytes_share = 0, predicted_speedup = 0;
   double kl = 0, answer_kl = 0, top1 = 0;

@@ -51,7 +51,8 @@ Json ToJson(const std::vector<NeedleResult>& needles) {
                     {"depth", n.depth},
                     {"kind", n.kind},
                     {"dense_found", n.dense_found},
-                    {"found", n.found}});
+                    {"found", n.found},
+                    {"kl", n.kl}});
   return list;
 }
 
@@ -68,7 +69,7 @@ Json ToJson(const EvalResult& r) {
                  {"retrieval_total", r.retrieval_total},
                  {"answer_kl", r.answer_kl},
                  {"kv_bytes_share", r.kv_bytes_share},
-                 {"predicted_nats", r.predicted_nats > 0 ? Json(r.predicted_nats) : Json(nullptr)},
+                 {"predicted_nats", r.predicted_nats ? Json(*r.predicted_nats) : Json(nullptr)},
                  {"needles", ToJson(r.needles)},
                  {"grid", ToJson(r.grid)}};
   if (r.self_generated > 0)
@@ -117,9 +118,9 @@ std::string ToText(const EvalResult& r) {
                std::to_string(r.retrieval_found), std::to_string(r.retrieval_dense_found)});
     table.Row({"KL at the answers, nats", fmt::format("{:.4f}", r.answer_kl), "0"});
   }
-  if (r.predicted_nats > 0)
+  if (r.predicted_nats)
     table.Row(
-        {"loss that the planner predicted, nats", fmt::format("{:.4f}", r.predicted_nats), "0"});
+        {"loss that the planner predicted, nats", fmt::format("{:.4f}", *r.predicted_nats), "0"});
   std::string out = table.ToString();
   out += fmt::format("over {} positions in {} windows\n", Count(r.positions), Count(r.windows));
   if (r.self_generated > 0)

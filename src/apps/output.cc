@@ -34,6 +34,19 @@ Result<std::string> ReadAll(std::FILE* file, const std::string& name) {
   return text;
 }
 
+// A device or a pipe cannot be replaced by renaming, and should not be.
+bool Replaceable(const std::string& path) {
+  std::error_code code;
+  return !std::filesystem::exists(path, code) || std::filesystem::is_regular_file(path, code);
+}
+
+std::string Beside(const std::string& path) { return fmt::format("{}.partial.{}", path, getpid()); }
+
+Error CannotWrite(const std::string& path, int problem) {
+  return Error::Io("cannot write {}: {}", path, std::strerror(problem))
+      .Hint("does the folder exist, and is it writable?");
+}
+
 }  // namespace
 
 Status Print(std::string_view text) {
@@ -68,27 +81,21 @@ Result<std::string> ReadFile(const std::string& path) {
 Result<std::string> ReadStdin() { return ReadAll(stdin, "standard input"); }
 
 Status CheckWritable(const std::string& path) {
-  std::error_code code;
-  const bool existed = std::filesystem::exists(path, code);
-  std::FILE* file = std::fopen(path.c_str(), "ab");
-  if (!file)
-    return Error::Io("cannot write {}: {}", path, std::strerror(errno))
-        .Hint("does the folder exist, and is it writable?");
+  if (!Replaceable(path)) return Status::Ok();
+  // As writing will: a new file beside it, which takes its place at the end.
+  const std::string beside = Beside(path);
+  std::FILE* file = std::fopen(beside.c_str(), "wb");
+  if (!file) return CannotWrite(path, errno);
   std::fclose(file);
-  if (!existed) std::remove(path.c_str());
+  std::remove(beside.c_str());
   return Status::Ok();
 }
 
 Status WriteFile(const std::string& path, std::string_view text) {
-  // A device or a pipe cannot be replaced by renaming, and should not be.
-  std::error_code code;
-  const bool plain =
-      !std::filesystem::exists(path, code) || std::filesystem::is_regular_file(path, code);
-  const std::string target = plain ? fmt::format("{}.partial.{}", path, getpid()) : path;
+  const bool plain = Replaceable(path);
+  const std::string target = plain ? Beside(path) : path;
   std::FILE* file = std::fopen(target.c_str(), "wb");
-  if (!file)
-    return Error::Io("cannot write {}: {}", path, std::strerror(errno))
-        .Hint("does the folder exist, and is it writable?");
+  if (!file) return CannotWrite(path, errno);
   bool ok = std::fwrite(text.data(), 1, text.size(), file) == text.size();
   ok = std::fflush(file) == 0 && ok;
   if (plain) ok = fsync(fileno(file)) == 0 && ok;

@@ -28,9 +28,10 @@ void PrintError(const Error& error);
 
 Result<std::string> ReadFile(const std::string& path);
 Result<std::string> ReadStdin();
-// Through a temporary file beside it, so that a full disk leaves no half file.
-// An error if a file cannot be made or changed there: found out before minutes of work, not after.
+// An error if WriteFile would fail for want of a place: found out before minutes of work, not
+// after.
 Status CheckWritable(const std::string& path);
+// Through a temporary file beside it, so that a full disk leaves no half file.
 Status WriteFile(const std::string& path, std::string_view text);
 bool StdinIsTerminal();
 

@@ -12,7 +12,7 @@ struct PlanFlags {
   std::string profile, output, search_json, cost = "bytes";
   PlanOptions options;
   PrefillMode prefill = options.prefills.front();
-  std::vector<double> fractions = {0.4, 0.5};
+  std::vector<double> fractions;
   bool no_scan = false, no_windows = false, no_local_search = false, dense_prompts = false;
   bool json = false;
   CLI::Option* max_kl = nullptr;
@@ -93,6 +93,7 @@ void AddSearch(CLI::App* command, PlanFlags& o) {
       ->capture_default_str()
       ->excludes(dense_prompts)
       ->group(group);
+  for (const PrefillMode& prefill : p.prefills) o.fractions.push_back(prefill.fraction);
   command
       ->add_option("--fractions", o.fractions,
                    "Sparse prompts: shares of the keys in a set, tried in this order")

@@ -250,6 +250,10 @@ Result<int64_t> Ask(const Engine& engine, const RunOptions& o, std::string text,
 
 Result<int> Run(const RunOptions& o, const Invocation& invocation) {
   const bool interactive = !o.text.Given() && StdinIsTerminal();
+  for (const CLI::Option* watch : {o.watch_interval, o.watch_threshold}) {
+    if (o.plan.empty() && watch->count() > 0)
+      UsageError(watch->get_name(), "there is nothing to watch without --plan");
+  }
   if (interactive && o.json) UsageError("--json", "needs --prompt, --file or piped input");
   if (interactive && o.raw) UsageError("--raw", "needs --prompt, --file or piped input");
   if (o.raw && !o.system.empty()) UsageError("--system", "is part of a chat, --raw has none");
@@ -261,8 +265,6 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
   if (!o.raw && !engine->info().has_chat_template)
     return Error::Unsupported("{}: the model has no chat template", o.engine.model)
         .Hint("use --raw to continue the text itself");
-  if (o.plan.empty() && o.watch_interval->count() + o.watch_threshold->count() > 0)
-    UsageError("--watch", "there is nothing to watch without --plan");
   Request request = o.request;
   BATON_ASSIGN(request.plan, LoadPlan(*engine, o.plan));
   if (!o.system.empty()) request.chat.push_back({"system", o.system});

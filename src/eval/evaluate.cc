@@ -87,7 +87,7 @@ class Evaluation {
     std::vector<EvalResult> results;
     for (size_t p = 0; p < judged_.size(); ++p) {
       const Evidence& evidence = options_.plans[p].evidence;
-      judged_[p].result.predicted_nats = evidence.present ? evidence.predicted_nats : 0;
+      if (evidence.present) judged_[p].result.predicted_nats = evidence.predicted_nats;
       results.push_back(std::move(judged_[p].result));
     }
     return results;

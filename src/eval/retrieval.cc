@@ -58,13 +58,17 @@ class Questions {
   Status AskPlanned(size_t question, const ResolvedPlan& plan, const Asked& asked,
                     NeedleResult& needle, std::vector<double>& answer_kl) {
     needle.found = true;
-    return Ask(question, &plan, &plan, [&](int64_t first, View<const float> logits) {
+    std::vector<double> kl;
+    BATON_TRY(Ask(question, &plan, &plan, [&](int64_t first, View<const float> logits) {
       const std::vector<RowComparison> rows = Compare(pool_, asked.dense, first, logits);
       for (size_t i = 0; i < rows.size(); ++i) {
         needle.found &= rows[i].best == answer(question)[static_cast<size_t>(first) + i];
-        if (asked.dense_found) answer_kl.push_back(rows[i].kl);
+        kl.push_back(rows[i].kl);
       }
-    });
+    }));
+    needle.kl = MeanOf(kl).mean;
+    if (asked.dense_found) answer_kl.insert(answer_kl.end(), kl.begin(), kl.end());
+    return Status::Ok();
   }
 
   Status PrefillText(const ResolvedPlan* plan) {

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "baton/profile.h"
 #include "engine/engine_impl.h"
@@ -398,11 +399,18 @@ Status PlanSearcher::ChoosePrefill(Candidate& chosen) {
   const double dense_prompts = chosen.kl + chosen.answer_kl;
   PlanCandidate proposal;
   proposal.loss = chosen.predicted_nats;
+  const int64_t context = contexts_.front()->length();
+  int64_t tried = 0;
   for (const PrefillMode& prefill : options_.prefills) {
+    // The set of the last tile: of every key, it tries nothing.
+    const auto keys = std::max(
+        prefill.min, static_cast<int64_t>(prefill.fraction * static_cast<double>(context)));
+    if (keys >= context || keys == std::exchange(tried, keys)) continue;
     Plan plan = chosen.plan;
     plan.prefill = prefill;
     const std::string origin =
-        fmt::format("sparse prompts, {:.0f} % of the keys", 100 * prefill.fraction);
+        fmt::format("sparse prompts, {:.0f} % of the keys",
+                    100 * static_cast<double>(keys) / static_cast<double>(context));
     Report(0.75, origin);
     BATON_ASSIGN(Candidate c, MeasureOn(plan, origin, proposal));
     candidates_.push_back(c);

@@ -83,6 +83,7 @@ std::string KindOf(const Json& j) {
   if (format == "baton-plan") return "plan";
   if (Find(j, "chosen") && Find(j, "candidates")) return "search";
   if (Find(j, "kl_mean")) return "eval";
+  if (Find(j, "plans")) return "eval of several plans";
   if (Find(j, "rows") && Find(j, "rows")->is_array()) return "bench";
   if (Find(j, "own_kl") || Find(j, "price_text") || format == "baton-profile") return "profile";
   return "";

@@ -184,8 +184,14 @@ TEST(Evaluate, PlansJudgedTogetherEqualPlansJudgedAlone) {
     EXPECT_EQ(together[i].answer_kl, alone.answer_kl) << i;
     EXPECT_EQ(together[i].nll_delta, alone.nll_delta) << i;
     EXPECT_EQ(together[i].kv_bytes_share, alone.kv_bytes_share) << i;
-    EXPECT_EQ(together[i].retrieval_found, alone.retrieval_found) << i;
-    EXPECT_EQ(together[i].grid.size(), alone.grid.size()) << i;
+    for (const auto list : {&EvalResult::needles, &EvalResult::grid}) {
+      ASSERT_EQ((together[i].*list).size(), (alone.*list).size()) << i;
+      for (size_t n = 0; n < (alone.*list).size(); ++n) {
+        EXPECT_EQ((together[i].*list)[n].found, (alone.*list)[n].found) << i;
+        EXPECT_EQ((together[i].*list)[n].kl, (alone.*list)[n].kl) << i;
+        EXPECT_GT((alone.*list)[n].kl, 0) << i;
+      }
+    }
     EXPECT_EQ(together[i].self_nll_plan, alone.self_nll_plan) << i;
   }
 }

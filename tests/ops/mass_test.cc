@@ -289,6 +289,18 @@ TEST_P(MassTest, NanQueryReachesTheMass) {
   }
 }
 
+TEST_P(MassTest, NanQueryReachesTheMassOfItsTile) {
+  Case c = MakeCase(threads_, {6, 2, 32}, {{200, 40, 40}}, DType::kBF16, 11, true);
+  c.q[5] = NAN;
+  c.lse[0] = NAN;
+  for (Source source : {Source::kExact, Source::kLowBit}) {
+    const std::vector<float> mass = RunMass(*ops_, c, source, MassScope::kAll, Pool::kSum);
+    for (int n = 0; n < 201; ++n)
+      ASSERT_TRUE(std::isnan(mass[static_cast<size_t>(n)])) << Name(source);
+    for (int n = 201; n < 240; ++n) ASSERT_FALSE(std::isnan(mass[static_cast<size_t>(n)]));
+  }
+}
+
 TEST_P(MassTest, LowBitRankingFindsTheHeavyKeys) {
   const Case c = MakeCase(threads_, {9, 3, 64}, {{4000, 1, 1}}, DType::kBF16, 12, true);
   const std::vector<float> exact = RunMass(*ref_, c, Source::kScores, MassScope::kAll, Pool::kSum);

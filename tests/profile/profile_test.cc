@@ -221,24 +221,28 @@ TEST(SearchPlan, PromptsAreSparseWhereThatLosesLittle) {
     BATON_CHECK(search.ok());
     return std::move(search).value();
   };
-  const PrefillMode all{.sparse = true, .tile = 16, .fraction = 1.0, .min = 100};
+  const PrefillMode most{.sparse = true, .tile = 16, .fraction = 0.97, .min = 100};
   const PrefillMode few{.sparse = true, .tile = 16, .fraction = 1e-6, .min = 72};
 
   const PlanSearch dense = chosen({});
   EXPECT_FALSE(dense.chosen.plan.prefill.sparse);
-  // Sets of all keys lose nothing: taken although better ones might follow.
-  const PlanSearch covering = chosen({all, few});
-  EXPECT_EQ(covering.chosen.plan.prefill, all);
+  // Sets of nearly all keys lose nearly nothing: taken, and no other is tried.
+  const PlanSearch covering = chosen({most, few});
+  EXPECT_EQ(covering.chosen.plan.prefill, most);
   EXPECT_EQ(covering.chosen.plan.layers, dense.chosen.plan.layers);
-  EXPECT_NEAR(covering.chosen.kl, dense.chosen.kl, 0.05 * dense.chosen.kl);
+  EXPECT_NEAR(covering.chosen.kl, dense.chosen.kl, 0.3 * dense.chosen.kl);
   EXPECT_EQ(covering.candidates.size(), dense.candidates.size() + 1);
   EXPECT_EQ(covering.chosen.plan.evidence.kl, covering.test.kl);
 
-  const PlanSearch either = chosen({few, all});
+  // Sets of more keys than the context has are no sparse prompts.
+  const PrefillMode whole{.sparse = true, .tile = 16, .fraction = 0.1, .min = 512};
+  EXPECT_FALSE(chosen({whole}).chosen.plan.prefill.sparse);
+
+  const PlanSearch either = chosen({few, most});
   const double before = dense.chosen.kl + dense.chosen.answer_kl;
   const Candidate& tried = either.candidates[dense.candidates.size()];
   const bool good = tried.meets_target && tried.kl + tried.answer_kl <= 1.5 * before;
-  EXPECT_EQ(either.chosen.plan.prefill, good ? few : all);
+  EXPECT_EQ(either.chosen.plan.prefill, good ? few : most);
 }
 
 TEST(SearchPlan, ChoiceIsTheBestCandidateForItsTarget) {

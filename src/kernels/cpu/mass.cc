@@ -366,8 +366,8 @@ class LowBitRows {
 
   void RunRows(const std::vector<Row>& rows, int64_t chunks) {
     const int64_t weight_bytes = chunks * heads_ * kWeightStride * 2;
-    if (scratch_.values.size() < weight_bytes) {
-      scratch_.values = Buffer::AllocateOrDie(weight_bytes);
+    if (scratch_.weights.size() < weight_bytes) {
+      scratch_.weights = Buffer::AllocateOrDie(weight_bytes);
     }
     const size_t all_heads = rows.size() * static_cast<size_t>(heads_);
     scratch_.sums.resize(static_cast<size_t>(chunks * chunk_heads_));
@@ -395,7 +395,7 @@ class LowBitRows {
     return scratch_.low_bit_queries.data() + (r.first_head + head) * query_bytes_;
   }
   uint16_t* Weights(const Row& r, int64_t chunk, int64_t head) {
-    return scratch_.values.as<uint16_t>() +
+    return scratch_.weights.as<uint16_t>() +
            ((r.first_chunk + chunk) * heads_ + head) * kWeightStride;
   }
   float* Sums(const Row& r, int64_t chunk) {

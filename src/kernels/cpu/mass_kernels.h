@@ -35,7 +35,8 @@ struct MassKernels {
   // bytes at most. Slots past the sequence's end are packed as found; nobody may see them.
   void (*pack_keys)(const KvView& kv, int64_t position, int head, MassForm form, void* out);
   // out[n] = out[n] + p or max(out[n], p), p = 2^(scale q.k[n] - lse), for the n that the query
-  // sees.
+  // sees. AVX-512 ranks by low-bit copies with the chord below in place of 2^x, at most 1; 1 for a
+  // score that is not a number.
   void (*accumulate)(const void* keys, int64_t dim, MassForm form, float scale,
                      const MassQuery* queries, int64_t count, bool max);
   // Adds the visible scores to each query's running stats.

@@ -24,7 +24,7 @@ struct MassScratch {
   std::vector<float> lse;    // [T, Hq] log2 units
   std::vector<float> stats;  // per tile task {largest, sum} of [rows, Hq]
   // Low-bit rows:
-  Buffer values;                           // bf16 [rows][chunks][Hq][keys of a chunk]
+  Buffer weights;                          // bf16 [rows][chunks][Hq][keys of a chunk]
   std::vector<float> starts;               // [rows][Hq]
   std::vector<float> sums;                 // [rows][chunks][Hq rounded up]
   std::vector<float> factors;              // [rows][Hq]

@@ -215,9 +215,10 @@ template <int M, bool kBytes>
   }
 }
 
-// The float of these bits: the chord of 2^(x / 2^23 - 127) between powers of two, at most 1 and at
-// least 0; 1 for NaN.
 constexpr float kChordUnit = 1 << 23;
+
+// The float with the bits x: the chord of 2^(x / kChordUnit - 127) between powers of two, from 0 to
+// 1; 1 for NaN.
 inline __m512 Chord(__m512 x) {
   x = _mm512_min_ps(x, _mm512_set1_ps(127 * kChordUnit));
   return _mm512_castsi512_ps(_mm512_cvtps_epi32(_mm512_max_ps(x, _mm512_setzero_ps())));

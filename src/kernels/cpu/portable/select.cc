@@ -65,13 +65,13 @@ HWY_INLINE int64_t CountAtLeast(const int32_t* keys, int64_t n, int32_t bound) {
   const auto b = hn::Set(d, bound);
   // A lane counts below: subtracting the all-ones of "less" adds one.
   auto less0 = hn::Zero(d), less1 = hn::Zero(d);
-  int64_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+  const int64_t pairs = n / (2 * lanes) * (2 * lanes);
+  for (int64_t i = 0; i < pairs; i += 2 * lanes) {
     less0 = hn::Sub(less0, hn::VecFromMask(d, hn::Lt(hn::LoadU(d, keys + i), b)));
     less1 = hn::Sub(less1, hn::VecFromMask(d, hn::Lt(hn::LoadU(d, keys + i + lanes), b)));
   }
   int64_t less = hn::GetLane(hn::SumOfLanes(d, hn::Add(less0, less1)));
-  for (; i < n; ++i) less += keys[i] < bound;
+  for (int64_t i = pairs; i < n; ++i) less += keys[i] < bound;
   return n - less;
 }
 
@@ -99,7 +99,7 @@ HWY_INLINE int64_t Between(const int32_t* keys, int64_t n, int32_t low, int32_t 
   return count;
 }
 
-// A value v of the sorted keys: about `rank` of them are at least v.
+// The rank-th largest of the keys.
 int32_t ValueAt(const int32_t* keys, int64_t n, int64_t rank, Bounds bounds) {
   int64_t low = bounds.smallest, high = bounds.largest;
   while (low < high) {
@@ -113,16 +113,16 @@ int32_t ValueAt(const int32_t* keys, int64_t n, int64_t rank, Bounds bounds) {
   return static_cast<int32_t>(low);
 }
 
-// Bounds between which the `need` largest of many keys very likely end, from every 1/512 of them.
+// Bounds between which the `need` largest of many keys very likely end, from 512 of them.
 Bounds FromSample(const int32_t* keys, int64_t n, int64_t need, Bounds bounds) {
   constexpr int64_t kSample = 512;
   int32_t sample[kSample];
   for (int64_t i = 0; i < kSample; ++i) sample[i] = keys[i * n / kSample];
-  const int64_t rank = need * kSample / n;
+  const int64_t rank = need * kSample / n + 1;  // rounded up
   // Four standard deviations of a count, and one.
   int64_t slack = 1;
   while (slack * slack < 16 * std::min(rank, kSample - rank)) slack++;
-  if (rank - slack > 0) bounds.largest = ValueAt(sample, kSample, rank - slack, bounds);
+  if (rank - slack > 1) bounds.largest = ValueAt(sample, kSample, rank - slack - 1, bounds);
   if (rank + slack < kSample) bounds.smallest = ValueAt(sample, kSample, rank + slack, bounds);
   return bounds;
 }
