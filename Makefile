@@ -38,9 +38,9 @@ format:  ## Format every C++ file in place
 	@scripts/setup develop
 	@scripts/format
 
-asan:  ## Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer (ASAN_ALL=1: the long ones too)
+asan:  ## Every test that needs no model under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/setup
-	@scripts/test debug --without-models $(if $(ASAN_ALL),,--exclude '^(ops/(attend|mass|linear)_test|eval/|apps/)')
+	@scripts/test debug --without-models
 
 tsan:  ## Threading and engine tests under ThreadSanitizer
 	@scripts/setup
