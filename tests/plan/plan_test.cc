@@ -149,6 +149,14 @@ TEST(PlanFile, FractionsAndBlocksAreRead) {
   EXPECT_EQ(plan->min_context, -1);
 }
 
+TEST(PlanFile, BlocksOfOneTokenAreTokens) {
+  const auto blocks = Plan::Parse(WithLayers(R"("full")", R"(,"unit":{"block":1})"));
+  const auto tokens = Plan::Parse(WithLayers(R"("full")", R"(,"unit":"token")"));
+  ASSERT_TRUE(blocks.ok() && tokens.ok());
+  EXPECT_EQ(*blocks, *tokens);
+  EXPECT_EQ(blocks->ToJson(), tokens->ToJson());
+}
+
 TEST(PlanFile, MisspeltKeysAreErrorsThatNameTheNearestKey) {
   ExpectError(WithLayers(R"("full")", R"(,"bugdet":{})"), R"(did you mean "budget"?)");
   ExpectError(WithLayers(R"("full")", R"(,"min-context":5)"), R"(did you mean "min_context"?)");
