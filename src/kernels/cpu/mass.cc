@@ -420,11 +420,8 @@ class LowBitRows {
     const KvView& kv = r.segment->kv;
     const int64_t ratio = heads_ / kv.layout.kv_heads;
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
-    for (int g = 0; g < kv.layout.kv_heads; ++g) {
-      const int64_t h = g * ratio;
-      avx512::LowBitWeights(kv, key, n, g, QueryOf(r, h), Starts(r) + h, ratio,
-                            Weights(r, chunk, h), kWeightStride, Sums(r, chunk) + h);
-    }
+    avx512::LowBitWeights(kv, key, n, QueryOf(r, 0), Starts(r), ratio, Weights(r, chunk, 0),
+                          kWeightStride, Sums(r, chunk));
   }
 
   // What turns weights into shares. A query that is not a number has to reach them.

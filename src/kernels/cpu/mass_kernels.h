@@ -77,12 +77,11 @@ struct LowBitQuery {
 // between 1/2 and 1. Weights up to 2^100 and down to 2^-126 keep their precision.
 void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* queries, int64_t count,
                   float* start);
-// out[r * stride + i] = weight of query r and key position + i, for i < n rounded up to whole pages
-// (position is the start of one; 0 beyond n), the two halves of every 32 keys interleaved by fours;
-// sums[r] = their sum. Queries lie Bytes(dim) apart.
-void LowBitWeights(const KvView& kv, int64_t position, int64_t n, int head,
-                   const std::byte* queries, const float* start, int64_t count, uint16_t* out,
-                   int64_t stride, float* sums);
+// out[h * stride + i] = weight of query head h (`ratio` of them to a KV head) and key position + i,
+// for i < n rounded up to whole pages (position is the start of one; 0 beyond n), the two halves of
+// every 32 keys interleaved by fours; sums[h] = their sum. Queries lie Bytes(dim) apart.
+void LowBitWeights(const KvView& kv, int64_t position, int64_t n, const std::byte* queries,
+                   const float* start, int64_t ratio, uint16_t* out, int64_t stride, float* sums);
 // out[n] = sum or max over heads of weights[h * stride + n] * factor[h].
 void PoolWeights(const uint16_t* weights, int64_t stride, const float* factor, int64_t heads,
                  int64_t n, bool max, float* out);

@@ -405,38 +405,39 @@ inline __m512i WeightBits(__m512 score, __mmask16 seen) {
   return _mm512_cvtps_epi32(_mm512_maskz_min_ps(seen, score, heaviest));
 }
 
-// R queries against a chunk of one head. The next page's blocks are asked for meanwhile, group by
-// group: the copies of consecutive pages lie far apart, so that the hardware prefetcher starts anew
-// in each.
+// R queries against a page of one head. The blocks that are wanted after it are asked for
+// meanwhile, into the second-level cache: the first has too few misses under way for memory's
+// latency.
 template <int R>
-void LowBitChunk(const KvView& kv, int64_t position, int64_t n, int head, const std::byte* queries,
-                 const float* start, bool prefetch, uint16_t* out, int64_t stride, float* sums) {
-  const int64_t dim = kv.layout.head_dim, two = 2 * (dim / 32);  // blocks of 32 slots
-  const auto ones = std::bit_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
-  __m512 total[R];
-  for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
-  for (int64_t i = 0; i < n; i += kMassBlock) {
-    const LowBitBlock* blocks = kv.low_bit(position + i, head, 0);
-    // After the last page the next head's first, which the caller is likely to want.
-    const LowBitBlock* next = i + kMassBlock < n ? kv.low_bit(position + i + kMassBlock, head, 0)
-                              : head + 1 < kv.layout.kv_heads ? kv.low_bit(position, head + 1, 0)
-                                                              : blocks;
-    for (int64_t slot = i; slot < i + kMassBlock; slot += 32, blocks += two, next += two) {
-      for (int64_t b = 0; prefetch && b < two * static_cast<int64_t>(sizeof(LowBitBlock)); b += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(next) + b, _MM_HINT_T0);
-      const __mmask16 seen[] = {FirstLanes(n - slot), FirstLanes(n - slot - 16)};
-      __m512 scores[R][2];
-      for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_set1_ps(start[r]);
-      LowBitGroups<R>(blocks, dim, queries, scores);
-      for (int r = 0; r < R; ++r) {
-        const __m512i w = _mm512_packus_epi32(WeightBits(scores[r][0], seen[0]),
-                                              WeightBits(scores[r][1], seen[1]));
-        _mm512_storeu_si512(out + r * stride + slot, w);
-        total[r] = _mm512_dpbf16_ps(total[r], std::bit_cast<__m512bh>(w), ones);
-      }
+void LowBitPage(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
+                const std::byte* queries, const float* start, int64_t visible, uint16_t* out,
+                int64_t stride) {
+  const int64_t two = 2 * (dim / 32);  // blocks of 32 slots
+  for (int64_t slot = 0; slot < kMassBlock; slot += 32, blocks += two) {
+    if (next != nullptr) {
+      const auto* ahead = reinterpret_cast<const char*>(next + slot / 32 * two);
+      for (int64_t b = 0; b < two * static_cast<int64_t>(sizeof(LowBitBlock)); b += 64)
+        _mm_prefetch(ahead + b, _MM_HINT_T1);
+    }
+    const __mmask16 seen[] = {FirstLanes(visible - slot), FirstLanes(visible - slot - 16)};
+    __m512 scores[R][2];
+    for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_set1_ps(start[r]);
+    LowBitGroups<R>(blocks, dim, queries, scores);
+    for (int r = 0; r < R; ++r) {
+      const __m512i w =
+          _mm512_packus_epi32(WeightBits(scores[r][0], seen[0]), WeightBits(scores[r][1], seen[1]));
+      _mm512_storeu_si512(out + r * stride + slot, w);
     }
   }
-  for (int r = 0; r < R; ++r) sums[r] = _mm512_reduce_add_ps(total[r]);
+}
+
+float SumOfWeights(const uint16_t* weights, int64_t n) {
+  const auto ones = std::bit_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += 32) {
+    total = _mm512_dpbf16_ps(total, std::bit_cast<__m512bh>(_mm512_loadu_si512(weights + i)), ones);
+  }
+  return _mm512_reduce_add_ps(total);
 }
 
 // Calls body.operator()<R>(first) for 4, ..., 4 and the rest of `count` queries.
@@ -503,13 +504,26 @@ void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* querie
   });
 }
 
-void LowBitWeights(const KvView& kv, int64_t position, int64_t n, int head,
-                   const std::byte* queries, const float* start, int64_t count, uint16_t* out,
-                   int64_t stride, float* sums) {
-  ByFours(count, [&]<int R>(int64_t r) {
-    LowBitChunk<R>(kv, position, n, head, queries + r * LowBitQuery::Bytes(kv.layout.head_dim),
-                   start + r, r == 0, out + r * stride, stride, sums + r);
-  });
+void LowBitWeights(const KvView& kv, int64_t position, int64_t n, const std::byte* queries,
+                   const float* start, int64_t ratio, uint16_t* out, int64_t stride, float* sums) {
+  const int64_t dim = kv.layout.head_dim, bytes = LowBitQuery::Bytes(dim);
+  const int kv_heads = kv.layout.kv_heads;
+  // Page by page, so that what is read is in one piece for all heads.
+  for (int64_t i = 0; i < n; i += kMassBlock) {
+    for (int g = 0; g < kv_heads; ++g) {
+      const LowBitBlock* next = g + 1 < kv_heads     ? kv.low_bit(position + i, g + 1, 0)
+                                : i + kMassBlock < n ? kv.low_bit(position + i + kMassBlock, 0, 0)
+                                                     : nullptr;
+      ByFours(ratio, [&]<int R>(int64_t r) {
+        const int64_t h = g * ratio + r;
+        LowBitPage<R>(kv.low_bit(position + i, g, 0), r == 0 ? next : nullptr, dim,
+                      queries + h * bytes, start + h, n - i, out + h * stride + i, stride);
+      });
+    }
+  }
+  for (int64_t h = 0; h < kv_heads * ratio; ++h) {
+    sums[h] = SumOfWeights(out + h * stride, (n + 31) / 32 * 32);
+  }
 }
 
 void PoolWeights(const uint16_t* weights, int64_t stride, const float* factor, int64_t heads,
