@@ -10,6 +10,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "base/atomic_file.h"
+
 namespace baton::apps {
 namespace {
 
@@ -38,13 +40,6 @@ Result<std::string> ReadAll(std::FILE* file, const std::string& name) {
 bool Replaceable(const std::string& path) {
   std::error_code code;
   return !std::filesystem::exists(path, code) || std::filesystem::is_regular_file(path, code);
-}
-
-std::string Beside(const std::string& path) { return fmt::format("{}.partial.{}", path, getpid()); }
-
-Error CannotWrite(const std::string& path, int problem) {
-  return Error::Io("cannot write {}: {}", path, std::strerror(problem))
-      .Hint("does the folder exist, and is it writable?");
 }
 
 }  // namespace
@@ -82,29 +77,19 @@ Result<std::string> ReadStdin() { return ReadAll(stdin, "standard input"); }
 
 Status CheckWritable(const std::string& path) {
   if (!Replaceable(path)) return Status::Ok();
-  // As writing will: a new file beside it, which takes its place at the end.
-  const std::string beside = Beside(path);
-  std::FILE* file = std::fopen(beside.c_str(), "wb");
-  if (!file) return CannotWrite(path, errno);
-  std::fclose(file);
-  std::remove(beside.c_str());
-  return Status::Ok();
+  auto file = AtomicFile::Create(path);  // gone again without a Commit
+  return file.ok() ? Status::Ok() : Status(std::move(file).error());
 }
 
-Status WriteFile(const std::string& path, std::string_view text) {
-  const bool plain = Replaceable(path);
-  const std::string target = plain ? Beside(path) : path;
-  std::FILE* file = std::fopen(target.c_str(), "wb");
-  if (!file) return CannotWrite(path, errno);
+Status WriteFile(const std::string& path, const std::string& text) {
+  if (Replaceable(path)) return WriteFileAtomically(path, text);
+  std::FILE* file = std::fopen(path.c_str(), "wb");
+  if (!file) return Error::Io("cannot write {}: {}", path, std::strerror(errno));
   bool ok = std::fwrite(text.data(), 1, text.size(), file) == text.size();
   ok = std::fflush(file) == 0 && ok;
-  if (plain) ok = fsync(fileno(file)) == 0 && ok;
   int problem = ok ? 0 : errno;
   if (std::fclose(file) != 0 && ok) ok = false, problem = errno;
-  if (ok && plain && std::rename(target.c_str(), path.c_str()) != 0) ok = false, problem = errno;
-  if (ok) return Status::Ok();
-  if (plain) std::remove(target.c_str());
-  return Error::Io("cannot write {}: {}", path, std::strerror(problem));
+  return ok ? Status::Ok() : Error::Io("cannot write {}: {}", path, std::strerror(problem));
 }
 
 bool StdinIsTerminal() { return isatty(STDIN_FILENO) == 1; }

@@ -32,7 +32,7 @@ Result<std::string> ReadStdin();
 // after.
 Status CheckWritable(const std::string& path);
 // Through a temporary file beside it, so that a full disk leaves no half file.
-Status WriteFile(const std::string& path, std::string_view text);
+Status WriteFile(const std::string& path, const std::string& text);
 bool StdinIsTerminal();
 
 // Columns align themselves; the first `left` columns are flush left, the others flush right.

@@ -21,7 +21,9 @@ constexpr int64_t kFlushBytes = int64_t{64} << 20;
 Result<AtomicFile> AtomicFile::Create(const std::string& path) {
   std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return Error::Io("{}: cannot create: {}", temporary, std::strerror(errno));
+  if (fd < 0)
+    return Error::Io("cannot write {}: {}", path, std::strerror(errno))
+        .Hint("does the folder exist, and is it writable?");
   return AtomicFile(path, std::move(temporary), fd);
 }
 

@@ -167,17 +167,14 @@ class Evaluation {
     }));
     steps_.Done(static_cast<double>(options_.context), what);
 
-    for (const bool sparse : {false, true}) {  // dense prompts first: theirs is in the cache
-      for (size_t p = 0; p < plans_.size(); ++p) {
-        if (plans_[p].prefill.sparse != sparse) continue;
-        if (sparse) {
-          session_.Truncate(0);
-          BATON_TRY(session_.Prefill(prompt, &plans_[p]));
-          steps_.Done(static_cast<double>(options_.context), what);
-        }
-        session_.Truncate(prefix);
-        BATON_TRY(Judge(plans_[p], dense, tail, begin + prefix, judged_[p]));
+    for (size_t p : DensePromptsFirst(plans_)) {
+      if (plans_[p].prefill.sparse) {
+        session_.Truncate(0);
+        BATON_TRY(session_.Prefill(prompt, &plans_[p]));
+        steps_.Done(static_cast<double>(options_.context), what);
       }
+      session_.Truncate(prefix);
+      BATON_TRY(Judge(plans_[p], dense, tail, begin + prefix, judged_[p]));
     }
     return Status::Ok();
   }

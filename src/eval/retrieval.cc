@@ -121,22 +121,18 @@ Result<std::vector<RetrievalResult>> Retrieve(Engine& engine, Session& session,
     std::vector<Asked> asked(context.questions.size());
     for (size_t q = 0; q < asked.size(); ++q) BATON_TRY(questions.AskDense(q, asked[q]));
     steps.Done(static_cast<double>(params.length), what);
-    for (const bool sparse : {false, true}) {  // dense prompts first: their cache is there
-      for (size_t p = 0; p < plans.size(); ++p) {
-        const ResolvedPlan& plan = plans[p];
-        if (plan.prefill.sparse != sparse) continue;
-        if (sparse) {
-          BATON_TRY(questions.PrefillText(&plan));
-          steps.Done(static_cast<double>(params.length), what);
-        }
-        for (size_t q = 0; q < asked.size(); ++q) {
-          NeedleResult needle{.length = params.length,
-                              .depth = context.questions[q].depth,
-                              .kind = ToString(context.questions[q].kind),
-                              .dense_found = asked[q].dense_found};
-          BATON_TRY(questions.AskPlanned(q, plan, asked[q], needle, results[p].answer_kl));
-          results[p].needles.push_back(std::move(needle));
-        }
+    for (size_t p : DensePromptsFirst(plans)) {
+      if (plans[p].prefill.sparse) {
+        BATON_TRY(questions.PrefillText(&plans[p]));
+        steps.Done(static_cast<double>(params.length), what);
+      }
+      for (size_t q = 0; q < asked.size(); ++q) {
+        NeedleResult needle{.length = params.length,
+                            .depth = context.questions[q].depth,
+                            .kind = ToString(context.questions[q].kind),
+                            .dense_found = asked[q].dense_found};
+        BATON_TRY(questions.AskPlanned(q, plans[p], asked[q], needle, results[p].answer_kl));
+        results[p].needles.push_back(std::move(needle));
       }
     }
   }

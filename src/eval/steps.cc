@@ -41,4 +41,12 @@ Status DecodeRows(Session& session, const DecodeRowsParams& p, const Session::On
   return Status::Ok();
 }
 
+std::vector<size_t> DensePromptsFirst(std::span<const ResolvedPlan> plans) {
+  std::vector<size_t> order(plans.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_partition(order.begin(), order.end(),
+                        [&](size_t p) { return !plans[p].prefill.sparse; });
+  return order;
+}
+
 }  // namespace baton

@@ -37,6 +37,10 @@ struct DecodeRowsParams {
 Status DecodeRows(Session& session, const DecodeRowsParams& params,
                   const Session::OnLogits& on_logits);
 
+// The order in which plans are judged on one session: those of dense prompts first, while the dense
+// run's prompt is in the cache.
+std::vector<size_t> DensePromptsFirst(std::span<const ResolvedPlan> plans);
+
 // Progress over a known amount of work, in any unit.
 class Steps {
  public:

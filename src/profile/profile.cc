@@ -266,14 +266,11 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
   sensitivity.Finish(p);
   p.splits.push_back(split);
   for (Corpus::Split s : {Corpus::kSearch, Corpus::kTest}) {
-    SplitInfo later{.name = kSplitNames[s]};
-    for (int c = 0; c < kContexts[s]; ++c) {
-      const auto spec = ContextSpec(corpus, s, c, options);
-      later.context = spec.length;
-      later.text_tokens += spec.length;
-      later.probes += static_cast<int>(spec.probes.size());
-    }
-    p.splits.push_back(later);
+    const int64_t length = ContextLength(corpus, s, options);
+    p.splits.push_back({.name = kSplitNames[s],
+                        .context = length,
+                        .text_tokens = kContexts[s] * length,
+                        .probes = ProbesOf(s, options)});
   }
   p.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report(1, "done");

@@ -51,8 +51,7 @@ class PlanSearcher {
   Status Measure(const PlanCandidate& proposal, const std::string& origin);
   Status LocalSearch();
   Status ChoosePrefill(Candidate& chosen);
-  Result<Candidate> MeasureOn(const Plan& plan, const std::string& origin,
-                              const PlanCandidate& proposal);
+  Result<Candidate> MeasureOn(const Plan& plan, const std::string& origin, double predicted_nats);
   Plan ToPlan(const std::vector<LayerRole>& layers) const;
   bool Meets(const Candidate& c) const;
   double Badness(const Candidate& c) const;
@@ -261,7 +260,7 @@ Result<std::vector<PlanCandidate>> PlanSearcher::Propose() const {
 }
 
 Result<Candidate> PlanSearcher::MeasureOn(const Plan& plan, const std::string& origin,
-                                          const PlanCandidate& proposal) {
+                                          double predicted_nats) {
   BATON_ASSIGN(ResolvedPlan resolved, engine_.impl().ResolvePlan(plan, nullptr));
   PlanMeasure m;
   for (auto& context : contexts_) {
@@ -272,7 +271,7 @@ Result<Candidate> PlanSearcher::MeasureOn(const Plan& plan, const std::string& o
   Candidate c;
   c.plan = plan;
   c.origin = origin;
-  c.predicted_nats = proposal.loss;
+  c.predicted_nats = predicted_nats;
   c.kv_bytes_share = BytesShare(plan.layers);
   c.predicted_speedup = Speedup(plan.layers);
   c.kl = SelectMean(m.text_kl);
@@ -328,7 +327,7 @@ Status PlanSearcher::Measure(const PlanCandidate& proposal, const std::string& o
   evaluations_++;
   Report(0.3 + 0.45 * evaluations_ / std::max(1, options_.max_evaluations),
          fmt::format("decoding candidate {}: {}", evaluations_, origin));
-  BATON_ASSIGN(Candidate c, MeasureOn(ToPlan(proposal.layers), origin, proposal));
+  BATON_ASSIGN(Candidate c, MeasureOn(ToPlan(proposal.layers), origin, proposal.loss));
   candidates_.push_back(std::move(c));
   return Status::Ok();
 }
@@ -397,8 +396,6 @@ Status PlanSearcher::ChoosePrefill(Candidate& chosen) {
   const std::vector<LayerRole>& layers = chosen.plan.layers;
   if (std::none_of(layers.begin(), layers.end(), sparse_in_prompts)) return Status::Ok();
   const double dense_prompts = chosen.kl + chosen.answer_kl;
-  PlanCandidate proposal;
-  proposal.loss = chosen.predicted_nats;
   const int64_t context = contexts_.front()->length();
   int64_t tried = 0;
   for (const PrefillMode& prefill : options_.prefills) {
@@ -412,7 +409,7 @@ Status PlanSearcher::ChoosePrefill(Candidate& chosen) {
         fmt::format("sparse prompts, {:.0f} % of the keys",
                     100 * static_cast<double>(keys) / static_cast<double>(context));
     Report(0.75, origin);
-    BATON_ASSIGN(Candidate c, MeasureOn(plan, origin, proposal));
+    BATON_ASSIGN(Candidate c, MeasureOn(plan, origin, chosen.predicted_nats));
     candidates_.push_back(c);
     if (!c.meets_target || c.kl + c.answer_kl > kSparsePrompts * dense_prompts) continue;
     chosen = std::move(c);
@@ -468,15 +465,14 @@ Result<PlanSearch> PlanSearcher::Run() {
   search.chosen = *best;
   BATON_TRY(ChoosePrefill(search.chosen));
   search.candidates = candidates_;
-  PlanCandidate proposal;
-  proposal.loss = search.chosen.predicted_nats;
   BATON_TRY(BuildContexts(corpus, Corpus::kTest, 0.8, 0.95));
   Report(0.95, "test split: the plan");
-  BATON_ASSIGN(search.test, MeasureOn(search.chosen.plan, "final (test split)", proposal));
+  BATON_ASSIGN(search.test,
+               MeasureOn(search.chosen.plan, "final (test split)", search.chosen.predicted_nats));
   search.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   Evidence& e = search.chosen.plan.evidence;
   e.present = true;
-  e.context = ContextSpec(corpus, Corpus::kTest, 0, profile_.options).length;
+  e.context = ContextLength(corpus, Corpus::kTest, profile_.options);
   e.kv_bytes_share = search.test.kv_bytes_share;
   e.kl = search.test.kl;
   e.answer_kl = search.test.answer_kl;
@@ -486,7 +482,7 @@ Result<PlanSearch> PlanSearcher::Run() {
   e.latency_ratio = speedup > 0 ? 1 / speedup : 0;
   e.retrieval_found = search.test.found;
   e.retrieval_dense_found = search.test.dense_found;
-  e.retrieval_total = (profile_.options.probes * 2 + 2) / 3;
+  e.retrieval_total = ProbesOf(Corpus::kTest, profile_.options);
   e.text_sha256 = profile_.text_sha256;
   e.details = EvidenceDetails(search, profile_);
   search.test.plan = search.chosen.plan;

@@ -15,8 +15,13 @@ namespace baton {
 constexpr int kContexts[] = {3, 2, 2};
 constexpr int64_t kTextRows = 96;
 
-// Spec of context `index` of a split. Probes: options.probes in the profile split, two thirds of
-// that in the others.
+// Tokens of each context of a split: a short split gives shorter ones rather than text that repeats
+// itself.
+int64_t ContextLength(const Corpus& corpus, Corpus::Split split, const ProfileOptions& options);
+// options.probes in the profile split, two thirds of that in the others.
+int ProbesOf(Corpus::Split split, const ProfileOptions& options);
+
+// Spec of context `index` of a split.
 CalibrationContext::Spec ContextSpec(const Corpus& corpus, Corpus::Split split, int index,
                                      const ProfileOptions& options);
 

@@ -215,25 +215,41 @@ std::string SpeedSection(const ReportData& d) {
 
 std::string QualitySection(const ReportData& d) {
   std::string rows;
-  const auto row = [&](const std::string& name, Maybe share, Maybe predicted, Maybe kl, Maybe error,
-                       Maybe top1, Maybe nll, Maybe found, Maybe dense_found, Maybe answer) {
+  struct Figures {
+    Maybe share, predicted, kl, error, top1, nll, found, dense_found, answer;
+  };
+  const auto row = [&](const std::string& name, const Figures& f) {
     const auto show = [](const Maybe& v, auto format) { return v ? format(*v) : std::string("–"); };
     const auto four = [](double v) { return fmt::format("{:.4f}", v); };
     rows += fmt::format(
         "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td><td>{}</td>"
         "<td>{}</td></tr>\n",
-        name, show(share, Percent), show(predicted, four), show(kl, four),
-        error && *error > 0 ? fmt::format(" ± {:.4f}", *error) : "", show(top1, Percent),
-        show(nll, [](double v) { return fmt::format("{:+.4f}", v); }),
-        found && dense_found ? fmt::format("{:.0f} / {:.0f}", *found, *dense_found) : "–",
-        show(answer, four));
+        name, show(f.share, Percent), show(f.predicted, four), show(f.kl, four),
+        f.error && *f.error > 0 ? fmt::format(" ± {:.4f}", *f.error) : "", show(f.top1, Percent),
+        show(f.nll, [](double v) { return fmt::format("{:+.4f}", v); }),
+        f.found && f.dense_found ? fmt::format("{:.0f} / {:.0f}", *f.found, *f.dense_found) : "–",
+        show(f.answer, four));
   };
   for (const EvalData& e : d.evals)
-    row("held-out text, " + Count(e.context) + " tokens", e.kv_bytes_share, e.predicted_nats, e.kl,
-        e.kl_error, e.top1, e.nll_delta, e.found, e.dense_found, e.answer_kl);
+    row("held-out text, " + Count(e.context) + " tokens", {.share = e.kv_bytes_share,
+                                                           .predicted = e.predicted_nats,
+                                                           .kl = e.kl,
+                                                           .error = e.kl_error,
+                                                           .top1 = e.top1,
+                                                           .nll = e.nll_delta,
+                                                           .found = e.found,
+                                                           .dense_found = e.dense_found,
+                                                           .answer = e.answer_kl});
   const auto candidate = [&](const std::string& name, const CandidateData& c) {
-    row(name, c.kv_bytes_share, c.predicted_nats, c.kl, {}, c.top1, {}, c.found, c.dense_found,
-        c.answer_kl);
+    row(name, {.share = c.kv_bytes_share,
+               .predicted = c.predicted_nats,
+               .kl = c.kl,
+               .error = {},
+               .top1 = c.top1,
+               .nll = {},
+               .found = c.found,
+               .dense_found = c.dense_found,
+               .answer = c.answer_kl});
   };
   if (d.search && d.search->test) candidate("test split, used once", *d.search->test);
   if (d.search) candidate("search split, chosen on", d.search->chosen);

@@ -174,13 +174,11 @@ class Tiles {
       const auto sampled = [&](int64_t key) {
         return !whole(key) && key / kMassBlock % kPageStep == 0;
       };
-      int64_t samples = 0, others = 0;
+      int64_t samples = 0, meant = 0;  // pages looked at, and those that they stand for
       for (int64_t key = t.key; key < EndKey(t, last); key += kMassBlock) {
         samples += sampled(key);
-        others += !whole(key) && !sampled(key);
+        meant += !whole(key);
       }
-      const float factor =
-          samples > 0 ? static_cast<float>(samples + others) / static_cast<float>(samples) : 0;
       for (int64_t g = 0; g < s.kv.layout.kv_heads; ++g) {
         PackQueries(t, first, last, g, r, [&](int64_t row, int64_t head, MassQuery& q) {
           q.stats =
@@ -192,11 +190,13 @@ class Tiles {
           kernels_.log_sum(keys, dim_, Form(s), scale_, r.queries.data(),
                            static_cast<int64_t>(r.queries.size()));
         };
-        ForEachPage(t, last, g, r, sampled, add);
-        for (MassQuery& q : r.queries) q.stats[1] *= factor;
-        ForEachPage(
-            t, last, g, r,
-            [&](int64_t key) { return whole(key) || (samples == 0 && !sampled(key)); }, add);
+        if (samples > 0) {
+          ForEachPage(t, last, g, r, sampled, add);
+          const float factor = static_cast<float>(meant) / static_cast<float>(samples);
+          for (MassQuery& q : r.queries) q.stats[1] *= factor;
+        }
+        const auto rest = [&](int64_t key) { return whole(key) || samples == 0; };
+        ForEachPage(t, last, g, r, rest, add);
       }
     }
   }
@@ -409,7 +409,7 @@ class LowBitRows {
     const int64_t ratio = heads_ / kv.layout.kv_heads;
     for (int64_t h = 0; h < heads_; ++h) {
       avx512::LowBitQuery::Pack(p_.q.row(r.segment->rows.first + r.row, h), dim_,
-                                p_.scale * kLog2E * 128, QueryOf(r, h));
+                                p_.scale * kLog2E * avx512::kWeightUnit, QueryOf(r, h));
     }
     for (int g = 0; g < kv.layout.kv_heads; ++g) {
       avx512::LowBitStarts(kv, r.keys, g, QueryOf(r, g * ratio), ratio, Starts(r) + g * ratio);

@@ -71,7 +71,9 @@ struct LowBitQuery {
 // A key's weight is the chord of the exponential between powers of two, 2^floor(x) (1 + x -
 // floor(x)) for a score of x in log2 units, rounded to 1 / 128: at most 6 % above 2^x, in the same
 // order, and its 16 bits are those of a bf16 number, 128 (x + 127). Scores of queries packed with a
-// score_scale of 128 log2 e are in units of 1 / 128. A weight that is not a number is the heaviest.
+// score_scale of kWeightUnit log2 e are in units of 1 / 128. A weight that is not a number is the
+// heaviest.
+constexpr float kWeightUnit = 128;
 
 // start[r]: what makes the largest score among the sequence's first min(n, 32) keys a weight
 // between 1/2 and 1. Weights up to 2^100 and down to 2^-126 keep their precision.

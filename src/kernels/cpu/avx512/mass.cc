@@ -401,7 +401,7 @@ template <int R>
 
 // The bits of a weight as a float before rounding; what is not a number is the heaviest of all.
 inline __m512i WeightBits(__m512 score, __mmask16 seen) {
-  const __m512 heaviest = _mm512_set1_ps(128.0f * (127 + 100));
+  const __m512 heaviest = _mm512_set1_ps(kWeightUnit * (127 + 100));
   return _mm512_cvtps_epi32(_mm512_maskz_min_ps(seen, score, heaviest));
 }
 
@@ -499,7 +499,7 @@ void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* querie
                              FirstLanes(n - 16), scores[r][0], scores[r][1]);
       const float largest = _mm512_reduce_max_ps(top);
       start[first + r] =
-          std::isfinite(largest) ? 128 * (127 - std::ceil(largest / 128)) : 128 * 127;
+          kWeightUnit * (127 - (std::isfinite(largest) ? std::ceil(largest / kWeightUnit) : 0));
     }
   });
 }

@@ -2,9 +2,9 @@
 // found by bisection, one vector compare and count per step. A step over 8,192 keys costs about a
 // third of a microsecond in the first-level caches, and after five or six steps the keys between
 // the bounds fit a small list, on which the other steps cost nothing. Of many keys a sample gives
-// the list at once: a pass over 131,072 keys costs ten times what it costs in the first-level
-// cache. A radix histogram needs few passes as well, but a scalar increment per key and a table to
-// clear, and collides on equal exponents.
+// the list at once, since each pass reads them from caches further out. A radix histogram needs few
+// passes as well, but a scalar increment per key and a table to clear, and collides on equal
+// exponents.
 #include <algorithm>
 #include <limits>
 
