@@ -23,6 +23,9 @@ struct ProfileOptions {
   Scope scope = Scope::kAll;
   Pool pool = Pool::kSum;
   int64_t block = 1;
+
+  // What needs no model to be seen: ranges, and how the numbers fit each other.
+  Status Check() const;
 };
 
 // A row per probe kind and split; probes that dense fails are dropped from the measures.

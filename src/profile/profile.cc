@@ -24,36 +24,11 @@ constexpr double kLeastMass = 1e-3;
 
 Status CheckOptions(const ProfileOptions& o, const Engine& engine) {
   const ModelInfo& info = engine.info();
-  const int64_t forced = o.sink + o.recent, limit = engine.options().context;
-  if (o.context < 512 || o.context > limit) {
-    return Error::InvalidArgument("profile context must be between 512 and {} tokens, got {}",
-                                  limit, o.context)
-        .Hint("the upper limit is the model's own context");
-  }
-  if (o.probes < 2 || o.probes > 500)
-    return Error::InvalidArgument("probes must be between 2 and 500, got {}", o.probes);
-  if (o.block < 1 || o.sink < 0 || o.recent < 0) {
-    return Error::InvalidArgument(
-        "the block must be 1 or more, sink and recent 0 or more; got {}, {} and {}", o.block,
-        o.sink, o.recent);
-  }
-  if (o.scope == Scope::kHeadMap) {
-    return Error::Unsupported("a profile is made for scope all or group, not head_map");
-  }
-  if (o.budgets.empty() ||
-      !std::is_sorted(o.budgets.begin(), o.budgets.end(), std::less_equal<>())) {
-    return Error::InvalidArgument("budgets must be ascending numbers of tokens");
-  }
-  for (int64_t b : o.budgets) {
-    if (b < forced || b % o.block != 0) {
-      return Error::InvalidArgument(
-          "budget {} must be a multiple of the block {} and at least sink + recent = {}", b,
-          o.block, forced);
-    }
-  }
-  for (int64_t w : o.windows) {
-    if (w <= o.sink)
-      return Error::InvalidArgument("window {} must be larger than the sink {}", w, o.sink);
+  BATON_TRY(o.Check());
+  if (o.context > engine.options().context) {
+    return Error::InvalidArgument("profile context must be at most {} tokens, got {}",
+                                  engine.options().context, o.context)
+        .Hint("the limit is the model's own context");
   }
   if (std::all_of(info.window.begin(), info.window.end(), [](int64_t w) { return w > 0; })) {
     return Error::Unsupported(
@@ -223,6 +198,40 @@ void Describe(const Engine& engine, const ProfileOptions& options, const Corpus&
 }
 
 }  // namespace
+
+Status ProfileOptions::Check() const {
+  constexpr int64_t kLongest = 1 << 30;
+  if (context < 512 || context > kLongest) {
+    return Error::InvalidArgument("profile context must be between 512 and {} tokens, got {}",
+                                  kLongest, context);
+  }
+  if (probes < 2 || probes > 500)
+    return Error::InvalidArgument("probes must be between 2 and 500, got {}", probes);
+  if (block < 1 || sink < 0 || recent < 0 || std::max({block, sink, recent}) > context) {
+    return Error::InvalidArgument(
+        "the block must be 1 or more, sink and recent 0 or more, and all at most the context; "
+        "got {}, {} and {}",
+        block, sink, recent);
+  }
+  if (scope == Scope::kHeadMap) {
+    return Error::Unsupported("a profile is made for scope all or group, not head_map");
+  }
+  if (budgets.empty() || !std::is_sorted(budgets.begin(), budgets.end(), std::less_equal<>())) {
+    return Error::InvalidArgument("budgets must be ascending numbers of tokens");
+  }
+  for (int64_t b : budgets) {
+    if (b < 1 || b < sink + recent || b % block != 0) {
+      return Error::InvalidArgument(
+          "budget {} must be a multiple of the block {} and at least sink + recent = {}", b, block,
+          sink + recent);
+    }
+  }
+  for (int64_t w : windows) {
+    if (w <= sink)
+      return Error::InvalidArgument("window {} must be larger than the sink {}", w, sink);
+  }
+  return Status::Ok();
+}
 
 Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
                             const OnProgress& progress) {

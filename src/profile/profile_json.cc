@@ -1,7 +1,12 @@
 // Profiles on disk: the fields of struct Profile under their own names.
 #include <algorithm>
 #include <cmath>
+#include <concepts>
+#include <initializer_list>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
 
 #include "base/atomic_file.h"
 #include "baton/profile.h"
@@ -18,7 +23,39 @@ json Numbers(const std::vector<std::vector<float>>& tables) {
   return out;
 }
 
-// Reads fields with their kind checked; the first problem is kept.
+// Each returns whether the value is one of T. The library's own conversions would take 1.5 for an
+// integer and let a number out of range become any other.
+template <std::integral T>
+bool Read(const json& value, T& to) {
+  if (!value.is_number_integer()) return false;
+  const bool fits = value.is_number_unsigned() ? std::in_range<T>(value.get<uint64_t>())
+                                               : std::in_range<T>(value.get<int64_t>());
+  if (fits) to = value.get<T>();
+  return fits;
+}
+template <std::floating_point T>
+bool Read(const json& value, T& to) {
+  if (!value.is_number()) return false;
+  const auto number = value.get<double>();
+  if (!(std::abs(number) <= std::numeric_limits<T>::max())) return false;
+  to = static_cast<T>(number);
+  return true;
+}
+bool Read(const json& value, std::string& to) {
+  if (!value.is_string()) return false;
+  to = value.get<std::string>();
+  return true;
+}
+template <typename T>
+bool Read(const json& value, std::vector<T>& to) {
+  if (!value.is_array()) return false;
+  to.resize(value.size());
+  for (size_t i = 0; i < to.size(); ++i)
+    if (!Read(value[i], to[i])) return false;
+  return true;
+}
+
+// Reads the fields of one object; the first problem is kept.
 class Reader {
  public:
   Reader(const json& object, std::string path) : object_(object), path_(std::move(path)) {}
@@ -28,11 +65,19 @@ class Reader {
     if (!error_.empty()) return;
     const auto it = object_.find(key);
     if (it == object_.end()) return Fail(key, "is missing");
-    try {
-      it->get_to(to);
-    } catch (const json::exception&) {
-      Fail(key, "is of the wrong kind");
-    }
+    if (!Read(*it, to)) Fail(key, "is of the wrong kind, or a number in it is out of range");
+  }
+  void Count(const char* key, std::integral auto& to) {
+    Get(key, to);
+    if (to < 1) Fail(key, "must be at least 1");
+  }
+  // The index in `names` of the word under `key`.
+  int Word(const char* key, std::initializer_list<std::string_view> names) {
+    std::string word;
+    Get(key, word);
+    const auto it = std::find(names.begin(), names.end(), word);
+    if (it == names.end()) Fail(key, fmt::format("must be one of: {}", fmt::join(names, ", ")));
+    return it == names.end() ? 0 : static_cast<int>(it - names.begin());
   }
   const json* Object(const char* key) {
     const auto it = object_.find(key);
@@ -48,13 +93,12 @@ class Reader {
   void Tables(const char* key, std::vector<std::vector<float>>& to, size_t count, size_t size) {
     Get(key, to);
     bool good = to.size() == count;
-    for (const auto& t : to) good = good && t.size() == size && Finite(t);
-    if (!good) Fail(key, fmt::format("must hold {} lists of {} finite numbers", count, size));
+    for (const auto& t : to) good = good && t.size() == size;
+    if (!good) Fail(key, fmt::format("must hold {} lists of {} numbers", count, size));
   }
   void List(const char* key, std::vector<float>& to, size_t size) {
     Get(key, to);
-    if (to.size() != size || !Finite(to))
-      Fail(key, fmt::format("must hold {} finite numbers", size));
+    if (to.size() != size) Fail(key, fmt::format("must hold {} numbers", size));
   }
   Status status() const {
     if (error_.empty()) return Status::Ok();
@@ -63,9 +107,6 @@ class Reader {
   }
 
  private:
-  static bool Finite(const std::vector<float>& numbers) {
-    return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
-  }
   const json& object_;
   std::string path_, error_;
 };
@@ -75,16 +116,13 @@ void ReadOptions(Reader& r, ProfileOptions& o) {
   r.Get("context", o.context);
   r.Get("probes", o.probes);
   r.Get("seed", o.seed);
-  r.Get("budgets", o.budgets);
-  r.Get("windows", o.windows);
   r.Get("sink", o.sink);
   r.Get("recent", o.recent);
   r.Get("block", o.block);
-  std::string scope, pool;
-  r.Get("scope", scope);
-  r.Get("pool", pool);
-  o.scope = scope == "group" ? Scope::kGroup : Scope::kAll;
-  o.pool = pool == "max" ? Pool::kMax : Pool::kSum;
+  r.Get("budgets", o.budgets);
+  r.Get("windows", o.windows);
+  o.scope = r.Word("scope", {"all", "group"}) == 0 ? Scope::kAll : Scope::kGroup;
+  o.pool = r.Word("pool", {"sum", "max"}) == 0 ? Pool::kSum : Pool::kMax;
 }
 
 }  // namespace
@@ -172,19 +210,21 @@ Result<Profile> Profile::Parse(const std::string& text_of_file, const std::strin
   r.Get("model_path", p.model_path);
   r.Get("architecture", p.architecture);
   r.Get("fingerprint", p.fingerprint);
-  r.Get("layers", p.layers);
-  r.Get("heads", p.heads);
-  r.Get("kv_heads", p.kv_heads);
-  r.Get("head_dim", p.head_dim);
+  r.Count("layers", p.layers);
+  r.Count("heads", p.heads);
+  r.Count("kv_heads", p.kv_heads);
+  r.Count("head_dim", p.head_dim);
   r.Get("model_window", p.model_window);
   BATON_TRY(r.status());
-  if (p.layers < 1 || p.layers > 1024 || p.model_window.size() != static_cast<size_t>(p.layers)) {
-    r.Fail("layers", "must be between 1 and 1024 and match model_window");
+  if (p.layers > 1024 || p.model_window.size() != static_cast<size_t>(p.layers)) {
+    r.Fail("layers", "must be at most 1024 and match model_window");
   }
   if (const json* options = r.Object("options")) {
     Reader o(*options, path);
     ReadOptions(o, p.options);
     BATON_TRY(o.status());
+    const Status good = p.options.Check();
+    if (!good.ok()) r.Fail("options", fmt::format("cannot be: {}", good.error().message()));
   }
   BATON_TRY(r.status());
   const auto n = static_cast<size_t>(p.layers);

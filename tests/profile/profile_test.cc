@@ -146,12 +146,26 @@ TEST(Profile, BrokenFilesAreErrors) {
     shorter[key].erase(0);
     expect_error(shorter.dump());
   }
-  json other = whole;
-  other["layers"] = -1;
-  expect_error(other.dump());
-  other = whole;
-  other["version"] = 2;
-  expect_error(other.dump());
+  // Numbers that are no integers, or beyond what holds them; words that are none of the known.
+  const auto expect_error_of = [&](const char* pointer, const json& value) {
+    SCOPED_TRACE(fmt::format("{} = {}", pointer, value.dump()));
+    json other = whole;
+    other[json::json_pointer(pointer)] = value;
+    expect_error(other.dump());
+  };
+  for (const auto& value : {json(-1), json(0), json(1.5), json(2.2e46), json(1ull << 63)}) {
+    for (const char* pointer : {"/layers", "/heads", "/kv_heads", "/options/context", "/version",
+                                "/options/budgets/0", "/options/block"})
+      expect_error_of(pointer, value);
+  }
+  for (const char* pointer : {"/text/0/0", "/price_text/0", "/overlap/0"})
+    for (const auto& value : {json(1e300), json(), json("1")}) expect_error_of(pointer, value);
+  expect_error_of("/options/sink", INT64_MAX);
+  expect_error_of("/options/seed", -1);
+  expect_error_of("/options/budgets", json::array());
+  expect_error_of("/options/scope", "head_map");
+  expect_error_of("/options/pool", "mean");
+  expect_error_of("/splits/0/probes", 1e10);
 }
 
 TEST(Profile, BadOptionsAreErrors) {
