@@ -1,4 +1,5 @@
-// Speed of decode attention alone, by role: `micro_attend [threads] [keys]`. Each role's operations
+// Speed of decode attention alone, by role: `micro_attend [threads] [keys]
+// [shape]`. Each role's operations
 // run over many layers in turn, whose cache exceeds the processor's ("cold"), and over one layer
 // ("hot", what the arithmetic takes). Figures are medians per layer; GB/s is what the cold reads
 // come to.
@@ -9,6 +10,7 @@
 #include <cstdlib>
 #include <functional>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -166,9 +168,11 @@ class Bench {
 int main(int argc, char** argv) {
   ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : 0);
   const int64_t keys = argc > 2 ? std::atoll(argv[2]) : 7168;
+  const std::string only = argc > 3 ? argv[3] : "";
   auto ops = MakeCpuOps(pool, DetectCpuIsa());
   if (!ops.ok()) return 1;
   for (const Shape& shape : {Shape{"smollm2", 9, 3, 64, 30}, Shape{"llama-8b", 32, 8, 128, 8}}) {
+    if (!only.empty() && only != shape.name) continue;
     for (const DType kv : {DType::kBF16, DType::kI8}) {
       Bench(pool, **ops, shape, kv, keys).Run();
     }

@@ -242,7 +242,7 @@ class Bench {
     const double available = AvailableMemory();
     double bytes = 0;
     for (const KvLayout& l : engine_.impl().CacheLayouts(low_bit))
-      bytes += static_cast<double>(l.page_bytes()) / KvLayout::kSlots * tokens;
+      bytes += static_cast<double>(l.arena_bytes(1)) / KvLayout::kSlots * tokens;
     KvStoreOptions store;
     const bool large = depth > kMostOwnDepth || bytes > kMostShareOfMemory * available;
     if (large && bytes > static_cast<double>(kAliasBytes)) {

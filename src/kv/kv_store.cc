@@ -47,13 +47,13 @@ Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvLayout> per_layer
     }
   }
   const int64_t pages = (max_tokens + KvLayout::kSlots - 1) / KvLayout::kSlots;
-  const int64_t arena_bytes = pages * per_layer[0].page_bytes();
+  const int64_t arena_bytes = per_layer[0].arena_bytes(pages);
   size_t count = per_layer.size();
   if (options.alias_bytes > 0)
     count = std::min(count, static_cast<size_t>((options.alias_bytes - 1) / arena_bytes + 1));
   std::vector<Buffer> arenas;
   for (size_t l = 0; l < count; ++l) {
-    auto arena = Buffer::Allocate(pages * per_layer[l].page_bytes());
+    auto arena = Buffer::Allocate(per_layer[l].arena_bytes(pages));
     if (!arena.ok()) {
       return std::move(arena)
           .error()
@@ -67,7 +67,7 @@ Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvLayout> per_layer
 
 KvStore::KvStore(std::vector<KvLayout> layouts, std::vector<Buffer> arenas, int64_t pages)
     : layouts_(std::move(layouts)), arenas_(std::move(arenas)), pool_(pages) {
-  for (size_t l = 0; l < arenas_.size(); ++l) page_bytes_ += layouts_[l].page_bytes();
+  for (size_t l = 0; l < arenas_.size(); ++l) page_bytes_ += layouts_[l].arena_bytes(1);
 }
 
 KvStore::~KvStore() { BATON_CHECK_EQ(pool_.used_pages(), 0); }
@@ -120,11 +120,14 @@ void KvSequence::Truncate(int64_t tokens) {
 KvView KvSequence::View(int layer, int64_t length) const {
   BATON_CHECK(store_ != nullptr && layer >= 0 && layer < store_->layers());
   BATON_CHECK(length >= 0 && length <= length_);
-  const auto arena = static_cast<size_t>(layer % store_->arenas());
-  return {.arena = store_->arenas_[arena].data(),
+  const KvLayout& layout = store_->layout(layer);
+  std::byte* arena = store_->arenas_[static_cast<size_t>(layer % store_->arenas())].data();
+  return {.arena = arena,
+          .low_bits =
+              layout.low_bit ? arena + store_->pool_.max_pages() * layout.page_bytes() : nullptr,
           .pages = pages_.data(),
           .length = length,
-          .layout = store_->layouts_[static_cast<size_t>(layer)]};
+          .layout = layout};
 }
 
 }  // namespace baton

@@ -2,6 +2,9 @@
 //
 //   rows    [kSlots][2][Hkv][D]   K then V of a token side by side, element type f32, bf16 or int8
 //   scales  [kSlots][2][Hkv]      f32, int8 only: value = int8 * scale
+//
+// and, apart from it, so that a ranking reads one stretch of memory and nothing else,
+//
 //   low bit [Hkv][kSlots/16][D/32] LowBitBlock, only in layers whose plan scans
 //
 // A token's K and V of all heads are contiguous, so a reuse layer's gather reads whole cache lines
@@ -40,18 +43,20 @@ struct KvLayout {
   int64_t row_bytes() const { return 2 * value_offset(); }
   int64_t scales_offset() const { return kSlots * row_bytes(); }
   int64_t scales_bytes() const { return dtype == DType::kI8 ? kSlots * 2 * kv_heads * 4 : 0; }
-  int64_t low_bit_offset() const { return (scales_offset() + scales_bytes() + 63) / 64 * 64; }
+  int64_t page_bytes() const { return (scales_offset() + scales_bytes() + 63) / 64 * 64; }
   int64_t low_bit_blocks_per_head() const { return kSlots / 16 * (head_dim / 32); }
-  int64_t page_bytes() const {
-    const int64_t end =
-        low_bit_offset() + (low_bit ? kv_heads * low_bit_blocks_per_head() * 288 : 0);
-    return (end + 63) / 64 * 64;
+  // Of a page: a multiple of 64, since a head has at least four blocks of 288.
+  int64_t low_bit_bytes() const {
+    return low_bit ? kv_heads * low_bit_blocks_per_head() * int64_t{sizeof(LowBitBlock)} : 0;
   }
+  // Of an arena: all pages, then the low-bit copies of all pages.
+  int64_t arena_bytes(int64_t pages) const { return pages * (page_bytes() + low_bit_bytes()); }
 };
 
 // One sequence's cache of one layer. `length` counts the tokens that may be read.
 struct KvView {
   std::byte* arena = nullptr;      // the layer's page 0
+  std::byte* low_bits = nullptr;   // the low-bit copy of page 0; null where the layout has none
   const int32_t* pages = nullptr;  // page table: [ceil(length / kSlots)]
   int64_t length = 0;
   KvLayout layout;
@@ -70,7 +75,8 @@ struct KvView {
   }
   // Block of 16 slots that holds `position`, for channels [32 * block, 32 * block + 32) of a head.
   LowBitBlock* low_bit(int64_t position, int head, int64_t block) const {
-    auto* b = reinterpret_cast<LowBitBlock*>(page(position) + layout.low_bit_offset());
+    auto* b = reinterpret_cast<LowBitBlock*>(low_bits + pages[position / KvLayout::kSlots] *
+                                                            layout.low_bit_bytes());
     const int64_t per_group = layout.head_dim / 32;
     return b + (head * (KvLayout::kSlots / 16) + position % KvLayout::kSlots / 16) * per_group +
            block;

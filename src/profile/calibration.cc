@@ -111,16 +111,19 @@ void CalibrationContext::CopyCache(Group& g, bool save) {
   const int64_t pages = (end + KvLayout::kSlots - 1) / KvLayout::kSlots - first_page;
   const int layers = engine_.info().layers;
   int64_t bytes = 0;
-  for (int l = 0; l < layers; ++l) bytes += pages * session_.store().layout(l).page_bytes();
+  for (int l = 0; l < layers; ++l) bytes += pages * session_.store().layout(l).arena_bytes(1);
   if (save) g.cache.resize(static_cast<size_t>(bytes));
   std::byte* at = g.cache.data();
   for (int l = 0; l < layers; ++l) {
     const KvView view = session_.sequence().View(l, end);
     for (int64_t p = 0; p < pages; ++p) {
-      std::byte* page = view.page((first_page + p) * KvLayout::kSlots);
-      const auto size = static_cast<size_t>(view.layout.page_bytes());
-      std::memcpy(save ? at : page, save ? page : at, size);
-      at += size;
+      const int64_t position = (first_page + p) * KvLayout::kSlots;
+      const auto copy = [&](void* page, int64_t size) {
+        std::memcpy(save ? at : page, save ? page : at, static_cast<size_t>(size));
+        at += size;
+      };
+      copy(view.page(position), view.layout.page_bytes());
+      if (view.layout.low_bit) copy(view.low_bit(position, 0, 0), view.layout.low_bit_bytes());
     }
   }
 }

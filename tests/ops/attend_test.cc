@@ -31,7 +31,7 @@ struct Cache {
     pages.resize(static_cast<size_t>(count));
     std::iota(pages.begin(), pages.end(), 0);
     std::shuffle(pages.begin(), pages.end(), rng);
-    memory = Buffer::AllocateOrDie(count * layout.page_bytes());
+    memory = Buffer::AllocateOrDie(layout.arena_bytes(count));
     ThreadPool one(1);
     const auto ops = MakeReferenceOps(one);
     std::vector<float> q(static_cast<size_t>(n * s.kv_heads * s.dim));

@@ -35,10 +35,14 @@ struct Cache {
     const int64_t count = (n + KvLayout::kSlots - 1) / KvLayout::kSlots;
     pages.resize(static_cast<size_t>(count));
     std::iota(pages.rbegin(), pages.rend(), 0);  // last page first: nothing may assume an order
-    memory = Buffer::AllocateOrDie(count * l.page_bytes());
+    memory = Buffer::AllocateOrDie(l.arena_bytes(count));
   }
   KvView view() const {
-    return {.arena = memory.data(), .pages = pages.data(), .length = length, .layout = layout};
+    return {.arena = memory.data(),
+            .low_bits = memory.data() + std::ssize(pages) * layout.page_bytes(),
+            .pages = pages.data(),
+            .length = length,
+            .layout = layout};
   }
   std::vector<float> Element(bool value) const {
     std::vector<float> out;
@@ -166,7 +170,7 @@ TEST_P(StoreTest, WithoutNormCacheBytesEqualTheReference) {
     a.Store(*ops_, {&x, 1}, false, false);
     b.Store(*ref_, {&y, 1}, false, false);
     EXPECT_EQ(std::memcmp(got.memory.data(), want.memory.data(),
-                          static_cast<size_t>(layout.page_bytes())),
+                          static_cast<size_t>(layout.arena_bytes(1))),
               0)
         << Info(dtype).name;
   }

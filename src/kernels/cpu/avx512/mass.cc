@@ -405,9 +405,16 @@ inline __m512i WeightBits(__m512 score, __mmask16 seen) {
   return _mm512_cvtps_epi32(_mm512_maskz_min_ps(seen, score, heaviest));
 }
 
-// R queries against a page of one head. The blocks that are wanted after it are asked for
-// meanwhile, into the second-level cache: the first has too few misses under way for memory's
-// latency.
+// How far ahead of its use the copy is asked for, in bytes: at 10 GB/s a thread, about a
+// microsecond.
+constexpr int64_t kReadAhead = 8192;
+// Of a page's copy.
+constexpr int64_t HeadBytes(int64_t dim) {
+  return kMassBlock / 16 * (dim / 32) * static_cast<int64_t>(sizeof(LowBitBlock));
+}
+
+// R queries against a page of one head. Another page's blocks are asked for meanwhile, into the
+// second-level cache: the first has too few misses under way for memory's latency.
 template <int R>
 void LowBitPage(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
                 const std::byte* queries, const float* start, int64_t visible, uint16_t* out,
@@ -508,12 +515,14 @@ void LowBitWeights(const KvView& kv, int64_t position, int64_t n, const std::byt
                    const float* start, int64_t ratio, uint16_t* out, int64_t stride, float* sums) {
   const int64_t dim = kv.layout.head_dim, bytes = LowBitQuery::Bytes(dim);
   const int kv_heads = kv.layout.kv_heads;
-  // Page by page, so that what is read is in one piece for all heads.
+  // Page by page: the copies of all heads, and of consecutive pages, lie side by side.
+  const int64_t ahead = (kReadAhead + HeadBytes(dim) - 1) / HeadBytes(dim);
   for (int64_t i = 0; i < n; i += kMassBlock) {
     for (int g = 0; g < kv_heads; ++g) {
-      const LowBitBlock* next = g + 1 < kv_heads     ? kv.low_bit(position + i, g + 1, 0)
-                                : i + kMassBlock < n ? kv.low_bit(position + i + kMassBlock, 0, 0)
-                                                     : nullptr;
+      const int64_t page = position + i + (g + ahead) / kv_heads * kMassBlock;
+      const LowBitBlock* next = page < kv.length
+                                    ? kv.low_bit(page, static_cast<int>((g + ahead) % kv_heads), 0)
+                                    : nullptr;
       ByFours(ratio, [&]<int R>(int64_t r) {
         const int64_t h = g * ratio + r;
         LowBitPage<R>(kv.low_bit(position + i, g, 0), r == 0 ? next : nullptr, dim,
