@@ -17,6 +17,9 @@ namespace {
 // scheduler tick.
 constexpr int kSpins = 4000;
 
+// Numbers of jobs wrap, so no share may keep a very old one. Every so many jobs all are renewed.
+constexpr uint32_t kRefresh = 1 << 20;
+
 inline void Relax(int& spins) {
   if (++spins < kSpins) {
 #if defined(__x86_64__)
@@ -54,8 +57,8 @@ ThreadPool::ThreadPool(int threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  signal_.stop.store(true, std::memory_order_relaxed);
-  signal_.epoch.fetch_add(1, std::memory_order_release);
+  sleep_.stop.store(true, std::memory_order_relaxed);
+  signal_.epoch.fetch_add(2, std::memory_order_release);
   FutexWakeAll(signal_.epoch);
   for (std::thread& t : workers_) t.join();
 }
@@ -69,53 +72,72 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
     if (!nested) busy_.store(false, std::memory_order_release);
     return;
   }
-  const uint32_t epoch = signal_.epoch.load(std::memory_order_relaxed) + 1;
-  done_.indices.store(0, std::memory_order_relaxed);
-  // The job's number travels in the same word as the indices taken, and the words are closed while
-  // the job is being changed: a worker that wakes late for an older job fails its compare-and-swap
-  // instead of running an index of this one.
-  for (int r = 0; r < threads(); ++r) {
-    shares_[static_cast<size_t>(r)].taken.store((uint64_t{epoch} << 32) | 0xffffffffu,
-                                                std::memory_order_relaxed);
+  const int64_t done_before = done_.indices.load(std::memory_order_relaxed);
+  const uint32_t epoch = signal_.epoch.load(std::memory_order_relaxed) + 2;
+  if (epoch % kRefresh == 0) {
+    for (int r = 0; r < threads(); ++r) {
+      shares_[static_cast<size_t>(r)].taken.store((uint64_t{epoch - 2} << 32) | 0xffffffffu,
+                                                  std::memory_order_relaxed);
+    }
   }
-  job_.count.store(count, std::memory_order_release);
-  job_.body.store(body, std::memory_order_relaxed);
-  job_.ctx.store(ctx, std::memory_order_relaxed);
-  for (int r = 0; r < threads(); ++r) {
-    shares_[static_cast<size_t>(r)].taken.store(uint64_t{epoch} << 32, std::memory_order_release);
-  }
+  // A worker that reads the fields while they change sees another number before or after.
+  signal_.epoch.store(epoch - 1, std::memory_order_relaxed);
+  signal_.body.store(body, std::memory_order_release);
+  signal_.ctx.store(ctx, std::memory_order_release);
+  signal_.count.store(count, std::memory_order_release);
   signal_.epoch.store(epoch, std::memory_order_seq_cst);
-  if (signal_.sleepers.load(std::memory_order_seq_cst) > 0) FutexWakeAll(signal_.epoch);
-  Drain(epoch, 0);
+  if (sleep_.sleepers.load(std::memory_order_seq_cst) > 0) FutexWakeAll(signal_.epoch);
+  const Job job{body, ctx, count};
+  int64_t left = count - DrainShare(epoch, job, 0, 0);
+  // What others have begun is looked for only where they are not done by now.
+  const auto theirs = [&] { return done_.indices.load(std::memory_order_acquire) - done_before; };
+  if (theirs() < left) left -= DrainOthers(epoch, job, 0);
   int spins = 0;
-  while (done_.indices.load(std::memory_order_acquire) < count) Relax(spins);
+  while (theirs() < left) Relax(spins);
   busy_.store(false, std::memory_order_release);
 }
 
-// The next index of a thread's share, or -1 if it is used up or the job is over.
-int64_t ThreadPool::Take(uint32_t epoch, int owner) {
-  std::atomic<uint64_t>& taken = shares_[static_cast<size_t>(owner)].taken;
-  uint64_t word = taken.load(std::memory_order_acquire);
-  while (static_cast<uint32_t>(word >> 32) == epoch) {
-    const int64_t count = job_.count.load(std::memory_order_acquire);
-    const int64_t index = ShareBegin(count, owner) + static_cast<int64_t>(word & 0xffffffffu);
-    if (index >= ShareBegin(count, owner + 1)) return -1;
-    if (taken.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) return index;
-  }
-  return -1;
+// The job of that number, or false if it is over. All its indices are then taken.
+bool ThreadPool::Read(uint32_t epoch, Job& job) const {
+  job.body = signal_.body.load(std::memory_order_acquire);
+  job.ctx = signal_.ctx.load(std::memory_order_acquire);
+  job.count = signal_.count.load(std::memory_order_acquire);
+  return signal_.epoch.load(std::memory_order_relaxed) == epoch;
 }
 
-void ThreadPool::Drain(uint32_t epoch, int rank) {
-  int64_t finished = 0;
-  for (int i = 0; i < threads(); ++i) {
-    const int owner = (rank + i) % threads();
-    for (int64_t index; (index = Take(epoch, owner)) >= 0; ++finished) {
-      // This index is ours, so its job cannot end before `done_` below: body and ctx are those of
-      // `epoch`.
-      job_.body.load(std::memory_order_relaxed)(job_.ctx.load(std::memory_order_relaxed), index,
-                                                rank);
-    }
+// The next index of a thread's share, or -1 if it is used up or the job is over.
+int64_t ThreadPool::Take(uint32_t epoch, int64_t count, int owner) {
+  std::atomic<uint64_t>& taken = shares_[static_cast<size_t>(owner)].taken;
+  const int64_t begin = ShareBegin(count, owner), size = ShareBegin(count, owner + 1) - begin;
+  uint64_t word = taken.load(std::memory_order_acquire);
+  for (;;) {
+    const auto of = static_cast<uint32_t>(word >> 32);
+    // A later job's? Numbers wrap, so by difference.
+    if (of != epoch && static_cast<int32_t>(of - epoch) > 0) return -1;
+    const int64_t index = of == epoch ? static_cast<int64_t>(word & 0xffffffffu) : 0;
+    if (index >= size) return -1;
+    const uint64_t next = (uint64_t{epoch} << 32) | static_cast<uint64_t>(index + 1);
+    if (taken.compare_exchange_weak(word, next, std::memory_order_acq_rel)) return begin + index;
   }
+}
+
+// Both return how many indices they did. An index taken is ours, so the job cannot end before it is
+// counted: body and ctx are valid.
+int64_t ThreadPool::DrainShare(uint32_t epoch, const Job& job, int owner, int rank) {
+  int64_t finished = 0;
+  for (int64_t index; (index = Take(epoch, job.count, owner)) >= 0; ++finished)
+    job.body(job.ctx, index, rank);
+  return finished;
+}
+
+int64_t ThreadPool::DrainOthers(uint32_t epoch, const Job& job, int rank) {
+  int64_t finished = 0;
+  for (int i = 1; i < threads(); ++i)
+    finished += DrainShare(epoch, job, (rank + i) % threads(), rank);
+  return finished;
+}
+
+void ThreadPool::Count(int64_t finished) {
   if (finished > 0) done_.indices.fetch_add(finished, std::memory_order_release);
 }
 
@@ -124,20 +146,23 @@ void ThreadPool::Work(int rank) {
   int spins = 0;
   for (;;) {
     const uint32_t epoch = signal_.epoch.load(std::memory_order_acquire);
-    if (epoch != seen) {
+    if (epoch != seen && epoch % 2 == 0) {
       seen = epoch;
       spins = 0;
-      if (signal_.stop.load(std::memory_order_relaxed)) return;
-      Drain(epoch, rank);
+      if (sleep_.stop.load(std::memory_order_relaxed)) return;
+      Job job;
+      if (!Read(epoch, job)) continue;
+      Count(DrainShare(epoch, job, rank, rank));  // the caller may wait for these alone
+      Count(DrainOthers(epoch, job, rank));
       continue;
     }
-    if (signal_.hot.load(std::memory_order_relaxed) > 0 || spins < kSpins / 4) {
+    if (sleep_.hot.load(std::memory_order_relaxed) > 0 || spins < kSpins / 4) {
       Relax(spins);
       continue;
     }
-    signal_.sleepers.fetch_add(1, std::memory_order_seq_cst);
+    sleep_.sleepers.fetch_add(1, std::memory_order_seq_cst);
     if (signal_.epoch.load(std::memory_order_seq_cst) == seen) FutexWait(signal_.epoch, seen);
-    signal_.sleepers.fetch_sub(1, std::memory_order_relaxed);
+    sleep_.sleepers.fetch_sub(1, std::memory_order_relaxed);
     spins = 0;
   }
 }

@@ -41,9 +41,9 @@ class ThreadPool {
   class Hot {
    public:
     explicit Hot(ThreadPool& pool) : pool_(pool) {
-      pool_.signal_.hot.fetch_add(1, std::memory_order_relaxed);
+      pool_.sleep_.hot.fetch_add(1, std::memory_order_relaxed);
     }
-    ~Hot() { pool_.signal_.hot.fetch_sub(1, std::memory_order_relaxed); }
+    ~Hot() { pool_.sleep_.hot.fetch_sub(1, std::memory_order_relaxed); }
     Hot(const Hot&) = delete;
 
    private:
@@ -52,34 +52,45 @@ class ThreadPool {
 
  private:
   using Body = void (*)(void*, int64_t, int);
+  struct Job {
+    Body body;
+    void* ctx;
+    int64_t count;
+  };
   void Dispatch(int64_t count, Body body, void* ctx);
   void Work(int rank);
-  int64_t Take(uint32_t epoch, int owner);
-  void Drain(uint32_t epoch, int rank);
+  void Count(int64_t finished);
+  bool Read(uint32_t epoch, Job& job) const;
+  int64_t Take(uint32_t epoch, int64_t count, int owner);
+  int64_t DrainShare(uint32_t epoch, const Job& job, int owner, int rank);
+  int64_t DrainOthers(uint32_t epoch, const Job& job, int rank);
 
-  // Each on a cache line of its own: a line that one thread writes while others spin on it travels
-  // between the cores, and far cores make that the largest part of a short job.
+  // A line that one thread writes and another reads travels between the cores, and far cores make
+  // that the largest part of a short job. So a job is one line, which idle workers watch: its
+  // number and what it is arrive together. Nothing else has to be written to start one.
   struct alignas(64) Signal {
-    std::atomic<uint32_t> epoch{0};  // a new value starts a job; futex word
-    std::atomic<int> sleepers{0};
-    std::atomic<int> hot{0};
-    std::atomic<bool> stop{false};
-  };
-  struct alignas(64) Job {
+    // Even: the number of the job below. Odd: it is being changed. Futex word.
+    std::atomic<uint32_t> epoch{0};
     std::atomic<Body> body{nullptr};
     std::atomic<void*> ctx{nullptr};
     std::atomic<int64_t> count{0};
   };
+  struct alignas(64) Sleep {
+    std::atomic<int> sleepers{0};
+    std::atomic<int> hot{0};
+    std::atomic<bool> stop{false};
+  };
+  // Indices that workers have finished, of all jobs so far.
   struct alignas(64) Done {
     std::atomic<int64_t> indices{0};
   };
-  // How far a thread's share is done: (epoch << 32) | indices taken. The epoch keeps a late worker
-  // from taking an index of another job.
+  // How far a thread's share is done: (epoch << 32) | indices taken. A word of an older job means
+  // none; the epoch keeps a late worker from taking an index of another job.
   struct alignas(64) Share {
     std::atomic<uint64_t> taken{0};
   };
   Signal signal_;
-  Job job_;
+  Sleep sleep_;
   Done done_;
   std::unique_ptr<Share[]> shares_;  // [threads()]
   alignas(64) std::atomic<bool> busy_{false};
