@@ -20,11 +20,20 @@ constexpr int kSpins = 4000;
 // Numbers of jobs wrap, so no share may keep a very old one. Every so many jobs all are renewed.
 constexpr uint32_t kRefresh = 1 << 20;
 
+// Spins before a thread helps another with its share: some microseconds. What it would take over
+// lies in the other one's caches; a short job ends sooner if everyone does his own, and the next
+// one finds its data where it was.
+constexpr int kPatience = 100;
+
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
 inline void Relax(int& spins) {
   if (++spins < kSpins) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
+    Pause();
   } else {
     spins = kSpins / 2;
     sched_yield();  // more threads than processors: let the one with work run
@@ -89,11 +98,9 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
   if (sleep_.sleepers.load(std::memory_order_seq_cst) > 0) FutexWakeAll(signal_.epoch);
   const Job job{body, ctx, count};
   int64_t left = count - DrainShare(epoch, job, 0, 0);
-  // What others have begun is looked for only where they are not done by now.
   const auto theirs = [&] { return done_.indices.load(std::memory_order_acquire) - done_before; };
-  if (theirs() < left) left -= DrainOthers(epoch, job, 0);
-  int spins = 0;
-  while (theirs() < left) Relax(spins);
+  for (int spins = 0, waited = 0; theirs() < left; Relax(spins))
+    if (++waited == kPatience) left -= DrainOthers(epoch, job, 0);
   busy_.store(false, std::memory_order_release);
 }
 
@@ -152,7 +159,10 @@ void ThreadPool::Work(int rank) {
       if (sleep_.stop.load(std::memory_order_relaxed)) return;
       Job job;
       if (!Read(epoch, job)) continue;
-      Count(DrainShare(epoch, job, rank, rank));  // the caller may wait for these alone
+      Count(DrainShare(epoch, job, rank, rank));
+      for (int waited = 0;
+           waited < kPatience && signal_.epoch.load(std::memory_order_relaxed) == epoch; ++waited)
+        Pause();
       Count(DrainOthers(epoch, job, rank));
       continue;
     }
