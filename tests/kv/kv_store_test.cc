@@ -68,7 +68,7 @@ TEST(KvStore, LengthsAroundPageEdges) {
     KvSequence s = store->NewSequence();
     ASSERT_TRUE(s.Reserve(n).ok());
     EXPECT_EQ(s.length(), n);
-    EXPECT_EQ(store->bytes_in_use(), (n + 63) / 64 * kSmall.page_bytes());
+    EXPECT_EQ(store->bytes_in_use(), (n + 63) / 64 * kSmall.arena_bytes(1));
     EXPECT_EQ(s.View(0).length, n);
     EXPECT_EQ(s.View(0, n / 2).length, n / 2);
   }
@@ -128,7 +128,7 @@ TEST(KvStore, MovingKeepsPagesOnce) {
     ASSERT_TRUE(c.Reserve(300).ok());
     c = std::move(b);
     EXPECT_EQ(c.length(), 100);
-    EXPECT_EQ(store->bytes_in_use(), 2 * kSmall.page_bytes());
+    EXPECT_EQ(store->bytes_in_use(), kSmall.arena_bytes(2));
   }
   EXPECT_EQ(store->bytes_in_use(), 0);
 }
@@ -177,7 +177,7 @@ RC_GTEST_PROP(KvStore, RandomUseNeitherLeaksNorOverlaps, ()) {
         RC_ASSERT(pages.insert(page).second);
       }
     }
-    RC_ASSERT(store->bytes_in_use() == expected * kSmall.page_bytes());
+    RC_ASSERT(store->bytes_in_use() == expected * kSmall.arena_bytes(1));
   }
   sequences.clear();
   RC_ASSERT(store->bytes_in_use() == 0);
@@ -210,11 +210,11 @@ TEST(KvStore, AliasedLayersShareMemory) {
   KvSequence s = (*store)->NewSequence();
   ASSERT_TRUE(s.Reserve(100).ok());
   EXPECT_EQ(s.View(0).row(99), s.View(2).row(99));
-  EXPECT_EQ((*store)->bytes_in_use(), 2 * kSmall.page_bytes());
+  EXPECT_EQ((*store)->bytes_in_use(), kSmall.arena_bytes(2));
 }
 
 TEST(KvStore, AliasingKeepsAsManyArenasAsHoldTheBytes) {
-  const int64_t arena = 2 * kSmall.page_bytes();
+  const int64_t arena = kSmall.arena_bytes(2);
   for (const auto& [bytes, arenas] : {std::pair{int64_t{0}, 5},
                                       {int64_t{1}, 1},
                                       {arena, 1},
@@ -246,9 +246,12 @@ TEST(KvStore, LayersOfDifferentLayoutDoNotOverlap) {
   KvSequence s = (*store)->NewSequence();
   ASSERT_TRUE(s.Reserve(256).ok());
   std::memset(s.View(0).page(0), 1, static_cast<size_t>(4 * kSmall.page_bytes()));
+  std::memset(s.View(0).low_bit(0, 0, 0), 3, static_cast<size_t>(4 * kSmall.low_bit_bytes()));
   std::memset(s.View(1).page(0), 2, static_cast<size_t>(4 * wide.page_bytes()));
   EXPECT_EQ(std::to_integer<int>(s.View(0).page(255)[kSmall.page_bytes() - 1]), 1);
   EXPECT_EQ(std::to_integer<int>(s.View(1).page(0)[0]), 2);
+  EXPECT_EQ(s.View(0).low_bit(255, 1, 0)->scale[15], 0x0303);
+  EXPECT_EQ(s.View(1).low_bits, nullptr);
 }
 
 float KeyOf(const KvView& kv, int64_t position, int head, int c) {
@@ -309,6 +312,9 @@ TEST(Synthetic, DoesNotDependOnThreadsOrPages) {
     EXPECT_EQ(
         std::memcmp(a.View(1).page(p), b.View(1).page(p), static_cast<size_t>(kSmall.page_bytes())),
         0);
+    EXPECT_EQ(std::memcmp(a.View(1).low_bit(p, 0, 0), b.View(1).low_bit(p, 0, 0),
+                          static_cast<size_t>(kSmall.low_bit_bytes())),
+              0);
   }
   EXPECT_NE(
       std::memcmp(a.View(1).page(0), a.View(0).page(0), static_cast<size_t>(kSmall.row_bytes())),

@@ -330,7 +330,17 @@ void CpuOps::AttendState::Merge(const AttendParams& p, const Group& group) {
   const int64_t per_kv_head = p.q.dim(1) / s.kv.layout.kv_heads;
   const int64_t heads = group.kv_heads * per_kv_head;
   const int64_t items = group.rows * heads;
+  // Other threads have written many of the parts, and lines come from their caches slowly one by
+  // one: all of an item are asked for while the one before is merged.
+  const auto fetch = [&](int64_t item) {
+    for (int64_t c = 0; c < group.chunks && item < items; ++c) {
+      const float* part = part_o.as<float>() + (group.part + c * items + item) * dim;
+      for (int64_t i = 0; i < dim; i += 16) __builtin_prefetch(part + i);
+    }
+  };
+  fetch(0);
   for (int64_t item = 0; item < items; ++item) {
+    fetch(item + 1);
     const int64_t row = s.rows.first + group.row + item / heads;
     const int64_t head = group.kv_head * per_kv_head + item % heads;
     const int64_t part = group.part + item;

@@ -20,11 +20,10 @@
 namespace baton::cpu {
 namespace {
 
-constexpr int64_t kChunk = 512;  // keys per task; eight pages
+constexpr int64_t kChunk = 512;  // keys per task; eight pages, and what select.cc slices by
 // Weights from one head's part of a chunk to the next one's: rows 1 KiB apart would all fall into
 // four sets of the first-level cache.
 constexpr int64_t kWeightStride = kChunk + 32;
-constexpr int64_t kScoreChunk = 1024;  // keys per task where scores are given
 // Low-bit tiles: a page in so many stands for all in their log-sum-exp, but for the first and the
 // latest ones, which hold most of what attention looks at.
 constexpr int64_t kPageStep = 4;
@@ -36,6 +35,16 @@ int64_t Groups(const MassParams& p, const MassParams::Segment& s) {
   return p.scope == MassScope::kAll     ? 1
          : p.scope == MassScope::kGroup ? s.kv.layout.kv_heads
                                         : p.q.dim(1);
+}
+
+// Asks for what is about to be written. The masses of the last layer were read by the thread that
+// chose from them, and every line takes its time to come back from a far core.
+void FetchToWrite(float* to, int64_t n) {
+#if defined(__x86_64__)
+  for (int64_t i = 0; i < n; i += 16) asm volatile("prefetchw %0" : : "m"(to[i]));
+#else
+  for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(to + i, 1);
+#endif
 }
 
 int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -293,7 +302,7 @@ void FromScores(const MassParams& p, const MassKernels& kernels, ThreadPool& thr
   std::vector<Task> tasks;
   for (const auto& s : p.segments) {
     for (int64_t set = 0; set < Ceil(s.rows.count, s.rows_per_set); ++set) {
-      for (int64_t key = 0; key < s.rows.position + s.rows.count; key += kScoreChunk) {
+      for (int64_t key = 0; key < s.rows.position + s.rows.count; key += kChunk) {
         tasks.push_back({&s, set, key});
       }
     }
@@ -303,12 +312,13 @@ void FromScores(const MassParams& p, const MassKernels& kernels, ThreadPool& thr
     const Task& t = tasks[static_cast<size_t>(i)];
     const MassParams::Segment& s = *t.segment;
     const int64_t groups = Groups(p, s), per_group = heads / groups;
-    const int64_t end = std::min(t.key + kScoreChunk, s.rows.position + s.rows.count);
+    const int64_t end = std::min(t.key + kChunk, s.rows.position + s.rows.count);
     const int64_t first = t.set * s.rows_per_set;
     const int64_t last = std::min(s.rows.count, first + s.rows_per_set);
     std::vector<float> lse(static_cast<size_t>(per_group));
     for (int64_t g = 0; g < groups; ++g) {
       float* mass = s.mass + (t.set * groups + g) * s.mass_stride;
+      FetchToWrite(mass + t.key, end - t.key);
       for (int64_t row = first; row < last; ++row) {
         const int64_t n = std::max<int64_t>(0, std::min(end, s.rows.position + row + 1) - t.key);
         for (int64_t h = 0; h < per_group; ++h) {
@@ -420,6 +430,9 @@ class LowBitRows {
     const KvView& kv = r.segment->kv;
     const int64_t ratio = heads_ / kv.layout.kv_heads;
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
+    const int64_t groups = Groups(p_, *r.segment);
+    for (int64_t g = 0; g < groups; ++g)
+      FetchToWrite(r.segment->mass + (r.row * groups + g) * r.segment->mass_stride + key, n);
     avx512::LowBitWeights(kv, key, n, QueryOf(r, 0), Starts(r), ratio, Weights(r, chunk, 0),
                           kWeightStride, Sums(r, chunk));
   }

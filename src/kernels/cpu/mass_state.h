@@ -9,7 +9,6 @@
 #include "base/buffer.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/mass_kernels.h"
-#include "kernels/cpu/select_kernels.h"
 
 namespace baton::cpu {
 
@@ -29,6 +28,18 @@ struct MassScratch {
   std::vector<float> sums;                 // [rows][chunks][Hq rounded up]
   std::vector<float> factors;              // [rows][Hq]
   std::vector<std::byte> low_bit_queries;  // [rows][Hq] LowBitQuery
+};
+
+struct SelectScratch {
+  struct alignas(64) Count {
+    int64_t keys = 0;
+  };
+  std::vector<float> unit_mass;  // block mode: [units]
+  std::vector<int32_t> keys,
+      positions;               // [slices][units of a slice and a little]: what may be taken
+  std::vector<Count> counts;   // [slices] of them
+  std::vector<int32_t> list;   // keys that may be the threshold
+  std::vector<int32_t> units;  // the answer
 };
 
 struct CpuOps::MassState {

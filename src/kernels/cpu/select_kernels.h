@@ -1,28 +1,36 @@
-// The k heaviest units of a set, exactly. One implementation (portable/, Highway) serves both
-// instruction sets: Highway picks its own AVX-512 target where there is one, and nothing here needs
-// more than compares, counts and compress.
+// The k heaviest units of a set, exactly, in steps that a team can share: a bound from a sample,
+// the keys at or above it with their positions, the heaviest of those. One implementation
+// (portable/, Highway) serves both instruction sets: Highway picks its own AVX-512 target where
+// there is one, and nothing here needs more than compares, counts and compress.
+//
+// A key is a mass as an integer of the same order, -0.0 as +0.0.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace baton::cpu {
 
-struct SelectScratch {
-  std::vector<float> unit_mass;     // block mode: [units]
-  std::vector<int32_t> keys;        // [units] masses as integers of the same order
-  std::vector<int32_t> candidates;  // keys that may be the threshold
-  std::vector<int32_t> units;       // the answer, with room for one vector past it
-};
+inline constexpr int32_t kEveryKey = std::numeric_limits<int32_t>::min();
+inline constexpr int32_t kNoKey = std::numeric_limits<int32_t>::max();  // only a NaN reaches it
+inline constexpr int64_t kKeysAtOnce = 16;  // outputs need room for as many past their end
 
 namespace portable {
 
-// Chooses `take` of `mass[0, n)`: units below forced_low and from forced_high on first (in
-// ascending order when they are more than `take`), then the heaviest, the lower position on equal
-// mass; -0.0 equals +0.0. Writes them in ascending order to scratch.units and returns how many
-// there are, min(take, n), or -1 if a mass is NaN.
-int64_t SelectTop(const float* mass, int64_t n, int64_t take, int64_t forced_low,
-                  int64_t forced_high, SelectScratch& scratch);
+// A bound that very likely as many as `need` of n keys are at or above, from `size` of their masses
+// taken at even steps; kEveryKey where the sample shows none.
+int32_t LikelyBound(const float* sample, int64_t size, int64_t need, int64_t n);
+
+// Writes the keys of mass[0, n) at or above `bound` and their positions (first, first + 1, ...),
+// ascending, and returns how many there are; -1 if a mass is NaN.
+int64_t KeysAbove(const float* mass, int64_t n, int64_t first, int32_t bound, int32_t* keys,
+                  int32_t* positions);
+
+// Writes the positions of the `need` largest keys, ascending, the lower position on equal keys; all
+// of them where there are fewer. Returns how many.
+int64_t TakeLargest(const int32_t* keys, const int32_t* positions, int64_t n, int64_t need,
+                    int32_t* out, std::vector<int32_t>& scratch);
 
 }  // namespace portable
 }  // namespace baton::cpu

@@ -1,12 +1,10 @@
-// Top-k without sorting. Masses become integers of the same order; the k-th largest integer is
-// found by bisection, one vector compare and count per step. A step over 8,192 keys costs about a
-// third of a microsecond in the first-level caches, and after five or six steps the keys between
-// the bounds fit a small list, on which the other steps cost nothing. Of many keys a sample gives
-// the list at once, since each pass reads them from caches further out. A radix histogram needs few
-// passes as well, but a scalar increment per key and a table to clear, and collides on equal
-// exponents.
+// Top-k without sorting. The k-th largest key is found by bisection, one vector compare and count
+// per step: a step over 8,192 keys costs about a third of a microsecond in the first-level caches,
+// and once the keys between the bounds are few they are copied into a list on which the other steps
+// cost nothing. A radix histogram needs few passes as well, but a scalar increment per key and a
+// table to clear, and collides on equal exponents.
 #include <algorithm>
-#include <limits>
+#include <cmath>
 
 #include "kernels/cpu/select_kernels.h"
 
@@ -20,42 +18,14 @@ namespace baton::cpu::portable {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using DI = hn::CappedTag<int32_t, 16>;
-constexpr int64_t kMaxLanes = 16;
-constexpr int64_t kManyKeys = 4096;  // where a sample pays
+using DI = hn::CappedTag<int32_t, kKeysAtOnce>;
+using DF = hn::RebindToFloat<DI>;
+using Keys = hn::Vec<DI>;
 
-struct Bounds {
-  int32_t smallest, largest;
-  bool nan;
-};
-
-// keys[i] = mass[i] as an integer of the same order, -0.0 as +0.0.
-HWY_INLINE Bounds ToKeys(const float* HWY_RESTRICT mass, int64_t n, int32_t* HWY_RESTRICT keys) {
+HWY_INLINE Keys ToKeys(hn::Vec<DF> mass) {
   const DI di;
-  const hn::RebindToFloat<DI> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  auto nan = hn::Lt(hn::Zero(d), hn::Zero(d));
-  auto smallest = hn::Set(di, std::numeric_limits<int32_t>::max());
-  auto largest = hn::Set(di, std::numeric_limits<int32_t>::min());
-  const auto key = [&](hn::Vec<decltype(d)> x) HWY_ATTR {
-    nan = hn::Or(nan, hn::IsNaN(x));
-    const auto bits = hn::BitCast(di, hn::Add(x, hn::Zero(d)));
-    const auto k = hn::Xor(bits, hn::And(hn::ShiftRight<31>(bits), hn::Set(di, 0x7fffffff)));
-    smallest = hn::Min(smallest, k);
-    largest = hn::Max(largest, k);
-    return k;
-  };
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) hn::StoreU(key(hn::LoadU(d, mass + i)), di, keys + i);
-  if (i < n) {
-    float rest[kMaxLanes];
-    std::fill(std::copy(mass + i, mass + n, rest), rest + kMaxLanes, mass[i]);
-    int32_t out[kMaxLanes];
-    hn::StoreU(key(hn::LoadU(d, rest)), di, out);
-    std::copy_n(out, n - i, keys + i);
-  }
-  return {hn::GetLane(hn::MinOfLanes(di, smallest)), hn::GetLane(hn::MaxOfLanes(di, largest)),
-          !hn::AllFalse(d, nan)};
+  const auto bits = hn::BitCast(di, hn::Add(mass, hn::Zero(DF())));
+  return hn::Xor(bits, hn::And(hn::ShiftRight<31>(bits), hn::Set(di, 0x7fffffff)));
 }
 
 // How many of keys[0, n) are at least `bound`.
@@ -99,12 +69,32 @@ HWY_INLINE int64_t Between(const int32_t* keys, int64_t n, int32_t low, int32_t 
   return count;
 }
 
-// The rank-th largest of the keys.
-int32_t ValueAt(const int32_t* keys, int64_t n, int64_t rank, Bounds bounds) {
+struct Bounds {
+  int32_t smallest, largest;
+};
+
+Bounds BoundsOf(const int32_t* keys, int64_t n) {
+  const auto [smallest, largest] = std::minmax_element(keys, keys + n);
+  return {*smallest, *largest};
+}
+
+int32_t Bound(const float* sample, int64_t size, int64_t need, int64_t n) {
+  const DI d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t rank = need * size / n + 1;  // rounded up
+  int64_t slack = 1;                         // four standard deviations of a count, and one
+  while (slack * slack < 16 * std::min(rank, size - rank)) slack++;
+  if (rank + slack >= size) return kEveryKey;
+  constexpr int64_t kMost = 512;
+  int32_t keys[kMost];
+  size = std::min(size, kMost) / lanes * lanes;
+  for (int64_t i = 0; i < size; i += lanes)
+    hn::StoreU(ToKeys(hn::LoadU(DF(), sample + i)), d, keys + i);
+  const Bounds bounds = BoundsOf(keys, size);
   int64_t low = bounds.smallest, high = bounds.largest;
   while (low < high) {
     const int64_t middle = low + (high - low + 1) / 2;
-    if (CountAtLeast(keys, n, static_cast<int32_t>(middle)) >= rank) {
+    if (CountAtLeast(keys, size, static_cast<int32_t>(middle)) >= rank + slack) {
       low = middle;
     } else {
       high = middle - 1;
@@ -113,18 +103,33 @@ int32_t ValueAt(const int32_t* keys, int64_t n, int64_t rank, Bounds bounds) {
   return static_cast<int32_t>(low);
 }
 
-// Bounds between which the `need` largest of many keys very likely end, from 512 of them.
-Bounds FromSample(const int32_t* keys, int64_t n, int64_t need, Bounds bounds) {
-  constexpr int64_t kSample = 512;
-  int32_t sample[kSample];
-  for (int64_t i = 0; i < kSample; ++i) sample[i] = keys[i * n / kSample];
-  const int64_t rank = need * kSample / n + 1;  // rounded up
-  // Four standard deviations of a count, and one.
-  int64_t slack = 1;
-  while (slack * slack < 16 * std::min(rank, kSample - rank)) slack++;
-  if (rank - slack > 1) bounds.largest = ValueAt(sample, kSample, rank - slack - 1, bounds);
-  if (rank + slack < kSample) bounds.smallest = ValueAt(sample, kSample, rank + slack, bounds);
-  return bounds;
+int64_t Above(const float* mass, int64_t n, int64_t first, int32_t bound, int32_t* keys,
+              int32_t* positions) {
+  const DI d;
+  const DF df;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto least = hn::Set(d, bound);
+  auto nan = hn::Lt(hn::Zero(df), hn::Zero(df));
+  auto position = hn::Iota(d, static_cast<int32_t>(first));
+  int64_t count = 0;
+  const auto add = [&](hn::Vec<DF> x, hn::Mask<DI> valid) HWY_ATTR {
+    nan = hn::Or(nan, hn::IsNaN(x));
+    const auto k = ToKeys(x);
+    const auto in = hn::AndNot(hn::Lt(k, least), valid);
+    hn::StoreU(hn::Compress(k, in), d, keys + count);
+    hn::StoreU(hn::Compress(position, in), d, positions + count);
+    count += static_cast<int64_t>(hn::CountTrue(d, in));
+    position = hn::Add(position, hn::Set(d, static_cast<int32_t>(lanes)));
+  };
+  int64_t i = 0;
+  const auto all = hn::FirstN(d, static_cast<size_t>(lanes));
+  for (; i + lanes <= n; i += lanes) add(hn::LoadU(df, mass + i), all);
+  if (i < n) {
+    float rest[kKeysAtOnce] = {};
+    std::copy(mass + i, mass + n, rest);
+    add(hn::LoadU(df, rest), hn::FirstN(d, static_cast<size_t>(n - i)));
+  }
+  return hn::AllFalse(df, nan) ? count : -1;
 }
 
 struct Threshold {
@@ -132,25 +137,17 @@ struct Threshold {
   int64_t equal;  // and this many equal to it
 };
 
-// Of the `need` largest keys, 0 < need < n, all within the bounds.
-Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need, Bounds bounds,
-                        std::vector<int32_t>& candidates) {
+// Of the `need` largest keys, 0 < need < n.
+Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need,
+                        std::vector<int32_t>& scratch) {
+  const Bounds bounds = BoundsOf(keys, n);
   int64_t low = bounds.smallest, high = bounds.largest;  // the threshold is in [low, high]
   int64_t at_least_low = n, above_high = 0;
   const int32_t* list = keys;             // the keys in [low, high] are among these
   int64_t list_size = n, list_above = 0;  // keys above `high` that are not in the list
-  if (n >= kManyKeys) {
-    const Bounds likely = FromSample(keys, n, need, bounds);
-    candidates.resize(static_cast<size_t>(n + kMaxLanes));
-    int64_t above = 0;
-    const int64_t size =
-        Between(keys, n, likely.smallest, likely.largest, candidates.data(), &above);
-    if (above < need && need <= above + size) {
-      low = likely.smallest, high = likely.largest;
-      at_least_low = above + size, above_high = above;
-      list = candidates.data(), list_size = size, list_above = above;
-    }
-  }
+  const auto above_lowest = [&] { return CountAtLeast(keys, n, bounds.smallest + 1); };
+  // Often most keys are the smallest: masses of nothing.
+  if (low < high && above_lowest() < need) high = low, above_high = above_lowest();
   while (low < high && at_least_low > need) {
     const int64_t middle = low + (high - low + 1) / 2;
     const int64_t c = list_above + CountAtLeast(list, list_size, static_cast<int32_t>(middle));
@@ -163,10 +160,10 @@ Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need, Bounds bou
     }
     const int64_t left = at_least_low - above_high;
     if (list == keys && left * 16 <= n) {
-      candidates.resize(static_cast<size_t>(left + kMaxLanes));
+      scratch.resize(static_cast<size_t>(left + kKeysAtOnce));
       list_size = Between(keys, n, static_cast<int32_t>(low), static_cast<int32_t>(high),
-                          candidates.data(), &list_above);
-      list = candidates.data();
+                          scratch.data(), &list_above);
+      list = scratch.data();
     }
   }
   // Every key from low on is needed, or low is the threshold itself and need - above_high of its
@@ -175,20 +172,24 @@ Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need, Bounds bou
   return {static_cast<int32_t>(low), need - above_high};
 }
 
-// Positions first + i of the keys above the threshold and of the first `t.equal` at it, ascending.
-HWY_INLINE int64_t Take(const int32_t* keys, int64_t n, Threshold t, int64_t first, int32_t* out) {
+int64_t Take(const int32_t* keys, const int32_t* positions, int64_t n, int64_t need, int32_t* out,
+             std::vector<int32_t>& scratch) {
+  if (need >= n) {
+    std::copy_n(positions, n, out);
+    return n;
+  }
+  if (need <= 0) return 0;
+  Threshold t = FindThreshold(keys, n, need, scratch);
   const DI d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto bound = hn::Set(d, t.above);
-  auto position = hn::Iota(d, static_cast<int32_t>(first));
   int64_t count = 0, i = 0;
   const auto scalar = [&](int64_t j) {
     if (keys[j] < t.above || (keys[j] == t.above && t.equal == 0)) return;
     t.equal -= keys[j] == t.above;
-    out[count++] = static_cast<int32_t>(first + j);
+    out[count++] = positions[j];
   };
-  for (; i + lanes <= n;
-       i += lanes, position = hn::Add(position, hn::Set(d, static_cast<int32_t>(lanes)))) {
+  for (; i + lanes <= n; i += lanes) {
     const auto x = hn::LoadU(d, keys + i);
     auto taken = hn::Gt(x, bound);
     if (t.equal > 0) {
@@ -201,35 +202,10 @@ HWY_INLINE int64_t Take(const int32_t* keys, int64_t n, Threshold t, int64_t fir
       taken = hn::Or(taken, equals);
       t.equal -= more;
     }
-    hn::StoreU(hn::Compress(position, taken), d, out + count);
+    hn::StoreU(hn::Compress(hn::LoadU(d, positions + i), taken), d, out + count);
     count += static_cast<int64_t>(hn::CountTrue(d, taken));
   }
   for (; i < n; ++i) scalar(i);
-  return count;
-}
-
-int64_t Select(const float* mass, int64_t n, int64_t take, int64_t forced_low, int64_t forced_high,
-               SelectScratch& scratch) {
-  scratch.keys.resize(static_cast<size_t>(n));
-  const Bounds bounds = ToKeys(mass, n, scratch.keys.data());
-  if (bounds.nan) return -1;
-  take = std::min(take, n);
-  forced_high = std::max(forced_low, forced_high);
-  scratch.units.resize(static_cast<size_t>(take + kMaxLanes));
-  int32_t* out = scratch.units.data();
-  const int64_t low = std::min(take, forced_low);
-  for (int64_t i = 0; i < low; ++i) out[i] = static_cast<int32_t>(i);
-  const int64_t high = std::min(take - low, n - forced_high);
-  const int64_t need = take - low - high, middle = forced_high - forced_low;
-  int64_t count = low;
-  if (need > 0) {
-    const int32_t* keys = scratch.keys.data() + forced_low;
-    const Threshold t = need < middle
-                            ? FindThreshold(keys, middle, need, bounds, scratch.candidates)
-                            : Threshold{std::numeric_limits<int32_t>::min(), middle};
-    count += Take(keys, middle, t, forced_low, out + count);
-  }
-  for (int64_t i = 0; i < high; ++i) out[count++] = static_cast<int32_t>(forced_high + i);
   return count;
 }
 
@@ -240,11 +216,20 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace baton::cpu::portable {
 namespace {
-HWY_EXPORT(Select);
+HWY_EXPORT(Bound);
+HWY_EXPORT(Above);
+HWY_EXPORT(Take);
+}  // namespace
+int32_t LikelyBound(const float* sample, int64_t size, int64_t need, int64_t n) {
+  return HWY_DYNAMIC_DISPATCH(Bound)(sample, size, need, n);
 }
-int64_t SelectTop(const float* mass, int64_t n, int64_t take, int64_t forced_low,
-                  int64_t forced_high, SelectScratch& scratch) {
-  return HWY_DYNAMIC_DISPATCH(Select)(mass, n, take, forced_low, forced_high, scratch);
+int64_t KeysAbove(const float* mass, int64_t n, int64_t first, int32_t bound, int32_t* keys,
+                  int32_t* positions) {
+  return HWY_DYNAMIC_DISPATCH(Above)(mass, n, first, bound, keys, positions);
+}
+int64_t TakeLargest(const int32_t* keys, const int32_t* positions, int64_t n, int64_t need,
+                    int32_t* out, std::vector<int32_t>& scratch) {
+  return HWY_DYNAMIC_DISPATCH(Take)(keys, positions, n, need, out, scratch);
 }
 }  // namespace baton::cpu::portable
 #endif  // HWY_ONCE
