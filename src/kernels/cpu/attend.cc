@@ -6,12 +6,12 @@
 // size, one unit of work each, so that one long sequence fills all threads; the last unit of a
 // group to finish merges the chunks in their order. Nothing depends on who that is.
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "base/buffer.h"
 #include "kernels/cpu/attend_kernels.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/fetch.h"
 #include "kernels/merge.h"
 
 namespace baton::cpu {
@@ -48,7 +48,6 @@ struct Group {
   int64_t chunk = 0, chunks = 0;  // keys per chunk, how many
   int64_t part = 0;  // first partial result, if more than one chunk: [chunks][rows][kv_heads * R]
   bool prompt = false;
-  int left = 0;  // units that have not finished; atomic access only
 };
 
 struct Unit {
@@ -129,8 +128,9 @@ struct CpuOps::AttendState {
   std::vector<Thread> threads;
   std::vector<Group> groups;
   std::vector<Unit> units;
-  int64_t parts = 0;     // partial results of this call
-  int64_t max_rows = 0;  // stacked rows of the largest group
+  std::vector<int64_t> split;  // groups of several units, whose parts are merged at the end
+  int64_t parts = 0;           // partial results of this call
+  int64_t max_rows = 0;        // stacked rows of the largest group
   int64_t max_heads = 0;
   Buffer part_o;    // [parts, D]
   Buffer part_lse;  // [parts]
@@ -138,6 +138,7 @@ struct CpuOps::AttendState {
   void Plan(const AttendParams& p);
   void Reserve(int threads, int64_t head_dim);
   void Run(const AttendParams& p, const AttendKernels& kernels, const Unit& unit, Thread& thread);
+  void Merge(const AttendParams& p, const Group& group);
 
  private:
   void AddGroup(const AttendParams& p, Group group);
@@ -145,14 +146,13 @@ struct CpuOps::AttendState {
   void PlanRows(const AttendParams& p, const Segment& s);
   std::span<AttendTile> Begin(const AttendParams& p, const AttendKernels& kernels,
                               const Group& group, Thread& thread);
-  void Merge(const AttendParams& p, const Group& group);
 };
 
 void CpuOps::AttendState::AddGroup(const AttendParams& p, Group group) {
   const int64_t heads = p.q.dim(1) / group.segment->kv.layout.kv_heads * group.kv_heads;
   group.chunks = std::max<int64_t>(1, (group.keys.count + group.chunk - 1) / group.chunk);
-  group.left = static_cast<int>(group.chunks);
   if (group.chunks > 1) {
+    split.push_back(static_cast<int64_t>(groups.size()));
     group.part = parts;
     parts += group.chunks * group.rows * heads;
   }
@@ -206,6 +206,7 @@ void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s) {
 void CpuOps::AttendState::Plan(const AttendParams& p) {
   groups.clear();
   units.clear();
+  split.clear();
   parts = max_rows = max_heads = 0;
   const auto is_prompt = [](const Segment& s) {
     const int64_t together = s.keys.kind == KeySet::Kind::kIndex
@@ -283,7 +284,7 @@ std::span<AttendTile> CpuOps::AttendState::Begin(const AttendParams& p,
 
 void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernels, const Unit& unit,
                               Thread& thread) {
-  Group& group = groups[static_cast<size_t>(unit.group)];
+  const Group& group = groups[static_cast<size_t>(unit.group)];
   const Segment& s = *group.segment;
   const std::span<AttendTile> tiles = Begin(p, kernels, group, thread);
   const int64_t block = group.prompt ? kPromptBlock : kDecodeBlock;
@@ -292,6 +293,11 @@ void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernel
   const auto fill = [&](int64_t from, int64_t limit, KeyBlock& b) {
     FillBlock(group.keys, s.kv, from, std::clamp<int64_t>(limit - from, 0, block), b);
   };
+  const int64_t dim = p.q.dim(2);
+  const int64_t items = group.rows * static_cast<int64_t>(tiles.size()) * tiles[0].heads;
+  const int64_t first_part = group.part + unit.chunk * items;
+  if (group.chunks > 1 && !group.prompt)
+    FetchToWrite(part_o.as<float>() + first_part * dim, items * dim);
   KeyBlock* now = &thread.blocks[0];
   KeyBlock* next = &thread.blocks[1];
   fill(begin, end, *now);
@@ -302,9 +308,7 @@ void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernel
       kernels.update(t, *now, next->count ? next : nullptr, thread.scratch);
   }
 
-  const int64_t dim = p.q.dim(2);
   const int64_t first_row = s.rows.first + group.row;
-  const int64_t items = group.rows * static_cast<int64_t>(tiles.size()) * tiles[0].heads;
   for (const AttendTile& t : tiles) {
     for (int i = 0; i < t.rows; ++i) {
       const int64_t row = i / t.heads;
@@ -315,13 +319,11 @@ void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernel
       } else {
         const int64_t item =
             row * (items / group.rows) + head - static_cast<int64_t>(group.kv_head) * t.heads;
-        const int64_t part = group.part + unit.chunk * items + item;
+        const int64_t part = first_part + item;
         part_lse.as<float>()[part] = kernels.finish(t, i, part_o.as<float>() + part * dim);
       }
     }
   }
-  if (group.chunks > 1 && std::atomic_ref(group.left).fetch_sub(1, std::memory_order_acq_rel) == 1)
-    Merge(p, group);
 }
 
 void CpuOps::AttendState::Merge(const AttendParams& p, const Group& group) {
@@ -366,6 +368,9 @@ void CpuOps::DoAttend(const AttendParams& p) {
     const bool exact =
         state.groups[static_cast<size_t>(unit.group)].segment->kv.layout.dtype == DType::kF32;
     state.Run(p, exact ? plain : fast, unit, state.threads[static_cast<size_t>(rank)]);
+  });
+  threads_.For(static_cast<int64_t>(state.split.size()), [&](int64_t i, int) {
+    state.Merge(p, state.groups[static_cast<size_t>(state.split[static_cast<size_t>(i)])]);
   });
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/fetch.h"
 #include "kernels/cpu/mass_kernels.h"
 #include "kernels/cpu/mass_state.h"
 
@@ -35,16 +36,6 @@ int64_t Groups(const MassParams& p, const MassParams::Segment& s) {
   return p.scope == MassScope::kAll     ? 1
          : p.scope == MassScope::kGroup ? s.kv.layout.kv_heads
                                         : p.q.dim(1);
-}
-
-// Asks for what is about to be written. The masses of the last layer were read by the thread that
-// chose from them, and every line takes its time to come back from a far core.
-void FetchToWrite(float* to, int64_t n) {
-#if defined(__x86_64__)
-  for (int64_t i = 0; i < n; i += 16) asm volatile("prefetchw %0" : : "m"(to[i]));
-#else
-  for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(to + i, 1);
-#endif
 }
 
 int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -430,6 +421,7 @@ class LowBitRows {
     const KvView& kv = r.segment->kv;
     const int64_t ratio = heads_ / kv.layout.kv_heads;
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
+    // Where PoolChunk will write, which the thread that chose from the last layer's has read.
     const int64_t groups = Groups(p_, *r.segment);
     for (int64_t g = 0; g < groups; ++g)
       FetchToWrite(r.segment->mass + (r.row * groups + g) * r.segment->mass_stride + key, n);
