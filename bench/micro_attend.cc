@@ -1,8 +1,7 @@
-// Speed of decode attention alone, by role: `micro_attend [threads] [keys]
-// [shape]`. Each role's operations
-// run over many layers in turn, whose cache exceeds the processor's ("cold"), and over one layer
-// ("hot", what the arithmetic takes). Figures are medians per layer; GB/s is what the cold reads
-// come to.
+// Speed of decode attention alone, by role: `micro_attend [threads] [keys] [shape]`. Each role's
+// operations run over many layers in turn, whose cache exceeds the processor's ("cold"), and over
+// one layer ("hot", what the arithmetic takes). Figures are medians per layer; GB/s is what the
+// cold reads come to.
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -17,8 +17,8 @@ namespace {
 // scheduler tick.
 constexpr int kSpins = 4000;
 
-// Numbers of jobs wrap, so no share may keep a very old one. Every so many jobs all are renewed.
-constexpr uint32_t kRefresh = 1 << 20;
+// Numbers of jobs wrap, so no share may keep a very old one: after so many all are renewed.
+constexpr uint32_t kRefresh = 1 << 10;
 
 // Spins before a thread helps another with its share: some microseconds. What it would take over
 // lies in the other one's caches; a short job ends sooner if everyone does his own, and the next
@@ -100,7 +100,7 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
   int64_t left = count - DrainShare(epoch, job, 0, 0);
   const auto theirs = [&] { return done_.indices.load(std::memory_order_acquire) - done_before; };
   for (int spins = 0, waited = 0; theirs() < left; Relax(spins))
-    if (++waited == kPatience) left -= DrainOthers(epoch, job, 0);
+    if (waited < kPatience && ++waited == kPatience) left -= DrainOthers(epoch, job, 0);
   busy_.store(false, std::memory_order_release);
 }
 
@@ -160,10 +160,10 @@ void ThreadPool::Work(int rank) {
       Job job;
       if (!Read(epoch, job)) continue;
       Count(DrainShare(epoch, job, rank, rank));
-      for (int waited = 0;
-           waited < kPatience && signal_.epoch.load(std::memory_order_relaxed) == epoch; ++waited)
-        Pause();
-      Count(DrainOthers(epoch, job, rank));
+      int waited = 0;
+      while (waited < kPatience && signal_.epoch.load(std::memory_order_relaxed) == epoch)
+        ++waited, Pause();
+      if (waited == kPatience) Count(DrainOthers(epoch, job, rank));
       continue;
     }
     if (sleep_.hot.load(std::memory_order_relaxed) > 0 || spins < kSpins / 4) {

@@ -22,8 +22,9 @@ class ThreadPool {
 
   // Calls body(index, rank) once for every index in [0, count), rank in [0, threads()). Returns
   // when all are done. Each thread goes through its own contiguous share of the indices in order,
-  // so that what neighbouring units read stays with one thread, and then helps the others, one
-  // index at a time. Not re-entrant: a nested call runs on the calling thread alone.
+  // so that what neighbouring units read stays with one thread; then it waits some microseconds for
+  // the others and helps them, one index at a time. Not re-entrant: a nested call runs on the
+  // calling thread alone.
   template <typename F>
   void For(int64_t count, F&& body) {
     Dispatch(
@@ -92,9 +93,9 @@ class ThreadPool {
   Signal signal_;
   Sleep sleep_;
   Done done_;
-  std::unique_ptr<Share[]> shares_;  // [threads()]
+  std::unique_ptr<Share[]> shares_;   // [threads()]
+  std::vector<std::thread> workers_;  // with shares_ on a line that nobody writes
   alignas(64) std::atomic<bool> busy_{false};
-  std::vector<std::thread> workers_;
 };
 
 }  // namespace baton

@@ -1,6 +1,6 @@
-// The KV cache: one arena of pages per layer, one page table per sequence. A page id means the same
-// page number in the arena of every layer, so all layers of a sequence share one table (a single
-// kv_group).
+// The KV cache: one arena per layer (its pages, then their low-bit copies), one page table per
+// sequence. A page id means the same page number in the arena of every layer, so all layers of a
+// sequence share one table (a single kv_group).
 #pragma once
 
 #include <cstdint>

@@ -45,7 +45,7 @@ struct KvLayout {
   int64_t scales_bytes() const { return dtype == DType::kI8 ? kSlots * 2 * kv_heads * 4 : 0; }
   int64_t page_bytes() const { return (scales_offset() + scales_bytes() + 63) / 64 * 64; }
   int64_t low_bit_blocks_per_head() const { return kSlots / 16 * (head_dim / 32); }
-  // Of a page: a multiple of 64, since a head has at least four blocks of 288.
+  // Of a page: a multiple of 64, since a head has a multiple of four blocks of 288.
   int64_t low_bit_bytes() const {
     return low_bit ? kv_heads * low_bit_blocks_per_head() * int64_t{sizeof(LowBitBlock)} : 0;
   }

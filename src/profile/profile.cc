@@ -220,10 +220,11 @@ Status ProfileOptions::Check() const {
     return Error::InvalidArgument("budgets must be ascending numbers of tokens");
   }
   for (int64_t b : budgets) {
-    if (b < 1 || b < sink + recent || b % block != 0) {
+    const int64_t least = std::max<int64_t>(1, sink + recent);
+    if (b < least || b % block != 0) {
       return Error::InvalidArgument(
-          "budget {} must be a multiple of the block {} and at least sink + recent = {}", b, block,
-          sink + recent);
+          "budget {} must be a multiple of the block {} and at least {} (sink + recent)", b, block,
+          least);
     }
   }
   for (int64_t w : windows) {

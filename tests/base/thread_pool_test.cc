@@ -110,7 +110,7 @@ TEST(ThreadPool, JobsAreOrdered) {
 TEST(ThreadPool, BodiesMayBeTemporariesOfChangingKinds) {
   ThreadPool pool(4);
   int64_t total = 0;
-  for (int round = 0; round < 1000; ++round) {
+  for (int round = 0; round < 3000; ++round) {  // shares are renewed several times meanwhile
     std::atomic<int64_t> sum{0};
     const auto own = std::make_unique<int64_t>(round);
     if (round % 2) {

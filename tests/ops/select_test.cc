@@ -107,6 +107,52 @@ TEST_P(SelectTest, EqualsSortingForAllKindsOfMass) {
   }
 }
 
+// Long enough for the team to share a set, slice by slice; more threads than slices have no part.
+TEST_P(SelectTest, LongSetsEqualSortingForAnyTeam) {
+  ThreadPool three(3);
+  const auto of_three = test::MakeBackend(GetParam(), three);
+  for (int64_t n : {32768, 32769, 65537}) {
+    for (int levels : {0, 1, 3}) {
+      const Set plain{.mass = Masses(static_cast<uint32_t>(n), n, levels), .k = 1000};
+      Set forced = plain, all = plain, only_forced = plain, blocks = plain;
+      forced.sink = 4096, forced.recent = 3000, forced.k = 8000;  // more than a slice each
+      all.k = n;
+      only_forced.sink = 600, only_forced.recent = 400;
+      blocks.block = 2;
+      for (const Set& s : {plain, forced, all, only_forced, blocks}) {
+        const std::string what =
+            fmt::format("n {} levels {} k {} sink {} block {}", n, levels, s.k, s.sink, s.block);
+        Check(s, what);
+        const auto got = SelectOne(*of_three, s);
+        ASSERT_TRUE(got.ok()) << what;
+        EXPECT_EQ(*got, BruteForce(s)) << what;
+      }
+    }
+  }
+}
+
+TEST_P(SelectTest, AMisleadingSampleDoesNotShow) {
+  for (int64_t n : {8192, 65536}) {
+    Set s{.mass = std::vector<float>(static_cast<size_t>(n), 0.25f), .k = 1000};
+    for (int64_t i = 0; i < n; i += n / 512) s.mass[static_cast<size_t>(i)] = 8;
+    Check(s, fmt::format("n {}", n));
+  }
+}
+
+TEST_P(SelectTest, ANaNAnywhereIsAnError) {
+  constexpr int64_t kLong = 40000;
+  for (int64_t at : {int64_t{0}, int64_t{5}, kLong / 2, kLong - 100, kLong - 1}) {
+    for (int64_t k : {8, 1000}) {  // 8: nothing is left to choose
+      Set s{.mass = Masses(3, kLong, 0), .k = k, .sink = 2, .recent = 6};
+      s.mass[static_cast<size_t>(at)] = NAN;
+      const auto got = SelectOne(*ops_, s);
+      ASSERT_FALSE(got.ok()) << at;
+      EXPECT_NE(got.error().message().find(fmt::format("position {} ", at)), std::string::npos)
+          << got.error().message();
+    }
+  }
+}
+
 TEST_P(SelectTest, NoSetOfThatSizeHoldsMoreMass) {
   for (uint32_t seed = 1; seed <= 20; ++seed) {
     test::Rng rng(seed);

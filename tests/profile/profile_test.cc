@@ -168,6 +168,16 @@ TEST(Profile, BrokenFilesAreErrors) {
   expect_error_of("/splits/0/probes", 1e10);
 }
 
+TEST(Profile, OptionsAtTheirLimitsAreGood) {
+  ProfileOptions o;
+  o.context = 512;
+  o.probes = 2;
+  o.sink = 4, o.recent = 60;
+  o.budgets = {64};
+  o.windows = {5};
+  EXPECT_TRUE(o.Check().ok()) << o.Check().error().ToString();
+}
+
 TEST(Profile, BadOptionsAreErrors) {
   const auto expect_error = [](const auto& change) {
     ProfileOptions o = Options();
@@ -180,6 +190,7 @@ TEST(Profile, BadOptionsAreErrors) {
   expect_error([](auto& o) { o.budgets = {64, 32}; });
   expect_error([](auto& o) { o.budgets = {4}; });
   expect_error([](auto& o) { o.windows = {2}; });
+  expect_error([](auto& o) { o.budgets = {0}, o.sink = o.recent = 0; });
   expect_error([](auto& o) { o.block = 0; });
   expect_error([](auto& o) { o.sink = -1; });
   expect_error([](auto& o) { o.scope = Scope::kHeadMap; });

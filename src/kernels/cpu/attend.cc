@@ -3,8 +3,8 @@
 //
 // A group is a set of rows whose results are computed together: one token with all its heads
 // (decode), or a tile of tokens with one KV head (prompt). Its keys are cut into chunks of fixed
-// size, one unit of work each, so that one long sequence fills all threads; the last unit of a
-// group to finish merges the chunks in their order. Nothing depends on who that is.
+// size, one unit of work each, so that one long sequence fills all threads; when all units are
+// done, the chunks of each group are merged in their order.
 #include <algorithm>
 #include <vector>
 

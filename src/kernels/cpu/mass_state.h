@@ -34,12 +34,12 @@ struct SelectScratch {
   struct alignas(64) Count {
     int64_t keys = 0;
   };
-  std::vector<float> unit_mass;  // block mode: [units]
-  std::vector<int32_t> keys,
-      positions;               // [slices][units of a slice and a little]: what may be taken
-  std::vector<Count> counts;   // [slices] of them
-  std::vector<int32_t> list;   // keys that may be the threshold
-  std::vector<int32_t> units;  // the answer
+  std::vector<float> unit_mass;    // block mode: [units]
+  std::vector<int32_t> keys;       // [slices][units of a slice and a few]: what may be taken
+  std::vector<int32_t> positions;  // of the keys
+  std::vector<Count> counts;       // [slices] of them
+  std::vector<int32_t> list;       // keys that may be the threshold
+  std::vector<int32_t> units;      // the answer
 };
 
 struct CpuOps::MassState {

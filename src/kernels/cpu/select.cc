@@ -1,6 +1,7 @@
-// Several sets: each by one thread. Fewer sets than threads: each by the whole team, slice by
-// slice, where a slice's masses are those that the same thread has just written (mass.cc hands out
-// its chunks in the same order). The answer is exact, so neither way shows in it.
+// Sets in parallel, each by one thread; but few and long ones one after another, each by the whole
+// team, slice by slice. A slice's masses are then those that the same thread has just written,
+// since mass.cc hands out its chunks in the same order. The answer is exact, so neither way shows
+// in it.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -28,70 +29,101 @@ const float* UnitMass(const float* mass, int64_t visible, int64_t block, SelectS
 
 constexpr int64_t kManyUnits = 4096;        // where a sample pays
 constexpr int64_t kUnitsForTeam = 1 << 15;  // where a team does
-constexpr int64_t kSample = 512;
 constexpr int64_t kSlices = 16, kLeastSlice = 512;
 
-// The positions of `take` of units [0, n), in scratch.units: those below forced_low and from
-// forced_high on first (in ascending order when they are more than `take`), then the heaviest, the
-// lower position on equal mass. Returns how many there are, min(take, n), or -1 if a mass is NaN.
-// team: null, or who does it.
-int64_t SelectUnits(const float* mass, int64_t n, int64_t take, int64_t forced_low,
-                    int64_t forced_high, SelectScratch& scratch, ThreadPool* team) {
-  take = std::min(take, n);
-  forced_high = std::max(forced_low, forced_high);
-  const int64_t low = std::min(take, forced_low);
-  const int64_t high = std::min(take - low, n - forced_high);
-  const int64_t need = take - low - high, middle = forced_high - forced_low;
-  const auto is_nan = [](float m) { return std::isnan(m); };
-  if (std::any_of(mass, mass + forced_low, is_nan) ||
-      std::any_of(mass + forced_high, mass + n, is_nan))
-    return -1;
+// `take` of n units: those below forced_low and from forced_high on first (in ascending order when
+// they are more than `take`), then the heaviest, the lower position on equal mass.
+struct Choice {
+  const float* mass = nullptr;  // [n]
+  int64_t n = 0, take = 0, forced_low = 0, forced_high = 0;
+};
 
-  if (n < kUnitsForTeam) team = nullptr;
-  const int64_t slice =
-      team ? std::max(kLeastSlice, (n / kSlices + kLeastSlice - 1) / kLeastSlice * kLeastSlice)
-           : std::max<int64_t>(1, n);
-  const int64_t slices = (n + slice - 1) / slice, room = slice + kKeysAtOnce;
-  // Calls body(slice, first unit, end) for the units in between the forced ones.
-  const auto each = [&](auto&& body) {
-    const auto one = [&](int64_t i, int = 0) {
-      body(i, std::max(i * slice, forced_low), std::min((i + 1) * slice, forced_high));
-    };
+class Chooser {
+ public:
+  // team: null, or who does it.
+  Chooser(const Choice& c, SelectScratch& scratch, ThreadPool* team)
+      : mass_(c.mass),
+        n_(c.n),
+        low_(std::min(c.take, c.forced_low)),
+        forced_low_(c.forced_low),
+        forced_high_(std::max(c.forced_low, c.forced_high)),
+        scratch_(scratch),
+        team_(team) {
+    const int64_t take = std::min(c.take, n_);
+    high_ = std::min(take - low_, n_ - forced_high_);
+    need_ = take - low_ - high_;
+    slice_ = n_;
     if (team) {
-      team->For(slices, one);
-    } else {
-      for (int64_t i = 0; i < slices; ++i) one(i);
+      slice_ = std::max(kLeastSlice, (n_ / kSlices + kLeastSlice - 1) / kLeastSlice * kLeastSlice);
     }
-  };
-
-  int32_t bound = need == 0 ? kNoKey : kEveryKey;
-  if (need > 0 && need < middle && middle >= kManyUnits) {
-    float sample[kSample];
-    const auto at = [&](int64_t i) { return forced_low + i * middle / kSample; };
-    each([&](int64_t, int64_t first, int64_t end) {
-      for (int64_t i = ((first - forced_low) * kSample + middle - 1) / middle;
-           i < kSample && at(i) < end; ++i)
-        sample[i] = mass[at(i)];
-    });
-    bound = portable::LikelyBound(sample, kSample, need, middle);
+    slices_ = n_ == 0 ? 0 : (n_ + slice_ - 1) / slice_;
   }
 
-  scratch.keys.resize(static_cast<size_t>(slices * room));
-  scratch.positions.resize(scratch.keys.size());
-  scratch.counts.resize(static_cast<size_t>(slices));
-  int32_t* keys = scratch.keys.data();
-  int32_t* positions = scratch.positions.data();
-  int64_t found = 0;
-  for (;; bound = kEveryKey) {
-    each([&](int64_t i, int64_t first, int64_t end) {
-      scratch.counts[static_cast<size_t>(i)].keys =
-          end <= first ? 0
-                       : portable::KeysAbove(mass + first, end - first, first, bound,
-                                             keys + i * room, positions + i * room);
+  // Writes the positions, ascending, to scratch.units and returns how many there are, min(take, n),
+  // or -1 if a mass is NaN.
+  int64_t Run() {
+    const auto is_nan = [](float m) { return std::isnan(m); };
+    if (std::any_of(mass_, mass_ + forced_low_, is_nan) ||
+        std::any_of(mass_ + forced_high_, mass_ + n_, is_nan))
+      return -1;
+    int64_t found = Collect(need_ == 0 ? kNoKey : Bound());
+    if (found >= 0 && found < need_) found = Collect(kEveryKey);  // the sample has misled
+    if (found < 0) return -1;
+    scratch_.units.resize(static_cast<size_t>(low_ + need_ + high_ + kKeysAtOnce));
+    int32_t* out = scratch_.units.data();
+    int64_t count = 0;
+    for (; count < low_; ++count) out[count] = static_cast<int32_t>(count);
+    count += portable::TakeLargest({scratch_.keys.data(), scratch_.positions.data(), found}, need_,
+                                   out + count, scratch_.list);
+    for (int64_t i = 0; i < high_; ++i) out[count++] = static_cast<int32_t>(forced_high_ + i);
+    return count;
+  }
+
+ private:
+  // Calls body(slice, first unit, end) for the units between the forced ones.
+  template <typename F>
+  void ForEachSlice(F&& body) {
+    const auto one = [&](int64_t i, int = 0) {
+      const int64_t first = std::max(i * slice_, forced_low_);
+      const int64_t end = std::min((i + 1) * slice_, forced_high_);
+      body(i, first, std::max(first, end));
+    };
+    if (team_) {
+      team_->For(slices_, one);
+    } else {
+      for (int64_t i = 0; i < slices_; ++i) one(i);
+    }
+  }
+
+  // Of the keys that are worth looking at.
+  int32_t Bound() {
+    const int64_t middle = forced_high_ - forced_low_;
+    if (need_ >= middle || middle < kManyUnits) return kEveryKey;
+    float sample[kSample];
+    const auto at = [&](int64_t i) { return forced_low_ + i * middle / kSample; };
+    ForEachSlice([&](int64_t, int64_t first, int64_t end) {
+      for (int64_t i = ((first - forced_low_) * kSample + middle - 1) / middle;
+           i < kSample && at(i) < end; ++i)
+        sample[i] = mass_[at(i)];
     });
-    found = 0;
-    for (int64_t i = 0; i < slices; ++i) {
-      const int64_t count = scratch.counts[static_cast<size_t>(i)].keys;
+    return portable::LikelyBound(sample, need_, middle);
+  }
+
+  // Brings together the keys at or above the bound; how many, or -1 if a mass is NaN.
+  int64_t Collect(int32_t bound) {
+    const int64_t room = slice_ + kKeysAtOnce;
+    const auto size = static_cast<size_t>(slices_ * room);
+    if (scratch_.keys.size() < size) scratch_.keys.resize(size), scratch_.positions.resize(size);
+    scratch_.counts.resize(static_cast<size_t>(slices_));
+    int32_t* keys = scratch_.keys.data();
+    int32_t* positions = scratch_.positions.data();
+    ForEachSlice([&](int64_t i, int64_t first, int64_t end) {
+      scratch_.counts[static_cast<size_t>(i)].keys = portable::KeysAbove(
+          {mass_ + first, end - first, first}, bound, keys + i * room, positions + i * room);
+    });
+    int64_t found = 0;
+    for (int64_t i = 0; i < slices_; ++i) {
+      const int64_t count = scratch_.counts[static_cast<size_t>(i)].keys;
       if (count < 0) return -1;
       if (found != i * room) {
         std::copy_n(keys + i * room, count, keys + found);
@@ -99,17 +131,16 @@ int64_t SelectUnits(const float* mass, int64_t n, int64_t take, int64_t forced_l
       }
       found += count;
     }
-    if (found >= std::min(need, middle)) break;  // but for a misleading sample
+    return found;
   }
 
-  scratch.units.resize(static_cast<size_t>(take + kKeysAtOnce));
-  int32_t* out = scratch.units.data();
-  int64_t count = 0;
-  for (; count < low; ++count) out[count] = static_cast<int32_t>(count);
-  count += portable::TakeLargest(keys, positions, found, need, out + count, scratch.list);
-  for (int64_t i = 0; i < high; ++i) out[count++] = static_cast<int32_t>(forced_high + i);
-  return count;
-}
+  const float* mass_;
+  const int64_t n_, low_, forced_low_, forced_high_;
+  SelectScratch& scratch_;
+  ThreadPool* team_;
+  int64_t high_ = 0, need_ = 0;  // forced ones from forced_high on; those chosen by mass
+  int64_t slice_ = 0, slices_ = 0;
+};
 
 // False if a mass is NaN.
 bool SelectSet(const SelectParams& p, const SelectParams::Segment& s, int64_t set, int64_t group,
@@ -121,8 +152,12 @@ bool SelectSet(const SelectParams& p, const SelectParams::Segment& s, int64_t se
   const int64_t forced_low = std::min(units, (std::min(p.sink, visible) + p.block - 1) / p.block);
   const int64_t forced_high = recent == 0 ? units : (visible - recent) / p.block;
   const float* mass = s.mass + (set * p.groups + group) * s.mass_stride;
-  const int64_t count = SelectUnits(UnitMass(mass, visible, p.block, scratch), units, take,
-                                    forced_low, forced_high, scratch, team);
+  const Choice choice{.mass = UnitMass(mass, visible, p.block, scratch),
+                      .n = units,
+                      .take = take,
+                      .forced_low = forced_low,
+                      .forced_high = forced_high};
+  const int64_t count = Chooser(choice, scratch, team).Run();
   if (count < 0) return false;
   int32_t* list = s.out->list(set, group);
   if (p.block == 1) {
@@ -174,7 +209,10 @@ Status CpuOps::DoSelect(const SelectParams& p) {
     for (int64_t seen = bad.load(); i < seen && !bad.compare_exchange_weak(seen, i);) {
     }
   };
-  if (count < threads_.threads()) {
+  const bool long_ones = std::any_of(tasks.begin(), tasks.end(), [&](const Task& t) {
+    return t.segment->visible[static_cast<size_t>(t.set)] / p.block >= kUnitsForTeam;
+  });
+  if (long_ones && count < threads_.threads()) {
     for (int64_t i = 0; i < count; ++i) select(i, 0, &threads_);
   } else {
     threads_.For(count, [&](int64_t i, int rank) { select(i, rank, nullptr); });

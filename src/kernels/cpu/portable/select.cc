@@ -74,27 +74,35 @@ struct Bounds {
 };
 
 Bounds BoundsOf(const int32_t* keys, int64_t n) {
-  const auto [smallest, largest] = std::minmax_element(keys, keys + n);
-  return {*smallest, *largest};
-}
-
-int32_t Bound(const float* sample, int64_t size, int64_t need, int64_t n) {
   const DI d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const int64_t rank = need * size / n + 1;  // rounded up
-  int64_t slack = 1;                         // four standard deviations of a count, and one
-  while (slack * slack < 16 * std::min(rank, size - rank)) slack++;
-  if (rank + slack >= size) return kEveryKey;
-  constexpr int64_t kMost = 512;
-  int32_t keys[kMost];
-  size = std::min(size, kMost) / lanes * lanes;
-  for (int64_t i = 0; i < size; i += lanes)
+  auto smallest = hn::Set(d, kNoKey), largest = hn::Set(d, kEveryKey);
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const auto x = hn::LoadU(d, keys + i);
+    smallest = hn::Min(smallest, x);
+    largest = hn::Max(largest, x);
+  }
+  Bounds b{hn::GetLane(hn::MinOfLanes(d, smallest)), hn::GetLane(hn::MaxOfLanes(d, largest))};
+  for (; i < n; ++i) b = {std::min(b.smallest, keys[i]), std::max(b.largest, keys[i])};
+  return b;
+}
+
+int32_t Bound(const float* sample, int64_t need, int64_t n) {
+  const DI d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t rank = need * kSample / n + 1;  // rounded up
+  int64_t slack = 1;                            // four standard deviations of a count, and one
+  while (slack * slack < 16 * std::min(rank, kSample - rank)) slack++;
+  if (rank + slack >= kSample) return kEveryKey;
+  int32_t keys[kSample];
+  for (int64_t i = 0; i < kSample; i += lanes)
     hn::StoreU(ToKeys(hn::LoadU(DF(), sample + i)), d, keys + i);
-  const Bounds bounds = BoundsOf(keys, size);
+  const Bounds bounds = BoundsOf(keys, kSample);
   int64_t low = bounds.smallest, high = bounds.largest;
   while (low < high) {
     const int64_t middle = low + (high - low + 1) / 2;
-    if (CountAtLeast(keys, size, static_cast<int32_t>(middle)) >= rank + slack) {
+    if (CountAtLeast(keys, kSample, static_cast<int32_t>(middle)) >= rank + slack) {
       low = middle;
     } else {
       high = middle - 1;
@@ -103,14 +111,15 @@ int32_t Bound(const float* sample, int64_t size, int64_t need, int64_t n) {
   return static_cast<int32_t>(low);
 }
 
-int64_t Above(const float* mass, int64_t n, int64_t first, int32_t bound, int32_t* keys,
-              int32_t* positions) {
+int64_t Above(const Masses& m, int32_t bound, int32_t* keys, int32_t* positions) {
+  const float* mass = m.mass;
+  const int64_t n = m.n;
   const DI d;
   const DF df;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto least = hn::Set(d, bound);
   auto nan = hn::Lt(hn::Zero(df), hn::Zero(df));
-  auto position = hn::Iota(d, static_cast<int32_t>(first));
+  auto position = hn::Iota(d, static_cast<int32_t>(m.first));
   int64_t count = 0;
   const auto add = [&](hn::Vec<DF> x, hn::Mask<DI> valid) HWY_ATTR {
     nan = hn::Or(nan, hn::IsNaN(x));
@@ -145,9 +154,10 @@ Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need,
   int64_t at_least_low = n, above_high = 0;
   const int32_t* list = keys;             // the keys in [low, high] are among these
   int64_t list_size = n, list_above = 0;  // keys above `high` that are not in the list
-  const auto above_lowest = [&] { return CountAtLeast(keys, n, bounds.smallest + 1); };
-  // Often most keys are the smallest: masses of nothing.
-  if (low < high && above_lowest() < need) high = low, above_high = above_lowest();
+  if (low < high) {                       // often most keys are the smallest: masses of nothing
+    const int64_t larger = CountAtLeast(keys, n, bounds.smallest + 1);
+    if (larger < need) high = low, above_high = larger;
+  }
   while (low < high && at_least_low > need) {
     const int64_t middle = low + (high - low + 1) / 2;
     const int64_t c = list_above + CountAtLeast(list, list_size, static_cast<int32_t>(middle));
@@ -172,8 +182,8 @@ Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need,
   return {static_cast<int32_t>(low), need - above_high};
 }
 
-int64_t Take(const int32_t* keys, const int32_t* positions, int64_t n, int64_t need, int32_t* out,
-             std::vector<int32_t>& scratch) {
+int64_t Take(const Candidates& c, int64_t need, int32_t* out, std::vector<int32_t>& scratch) {
+  const auto [keys, positions, n] = c;
   if (need >= n) {
     std::copy_n(positions, n, out);
     return n;
@@ -220,16 +230,15 @@ HWY_EXPORT(Bound);
 HWY_EXPORT(Above);
 HWY_EXPORT(Take);
 }  // namespace
-int32_t LikelyBound(const float* sample, int64_t size, int64_t need, int64_t n) {
-  return HWY_DYNAMIC_DISPATCH(Bound)(sample, size, need, n);
+int32_t LikelyBound(const float* sample, int64_t need, int64_t n) {
+  return HWY_DYNAMIC_DISPATCH(Bound)(sample, need, n);
 }
-int64_t KeysAbove(const float* mass, int64_t n, int64_t first, int32_t bound, int32_t* keys,
-                  int32_t* positions) {
-  return HWY_DYNAMIC_DISPATCH(Above)(mass, n, first, bound, keys, positions);
+int64_t KeysAbove(const Masses& m, int32_t bound, int32_t* keys, int32_t* positions) {
+  return HWY_DYNAMIC_DISPATCH(Above)(m, bound, keys, positions);
 }
-int64_t TakeLargest(const int32_t* keys, const int32_t* positions, int64_t n, int64_t need,
-                    int32_t* out, std::vector<int32_t>& scratch) {
-  return HWY_DYNAMIC_DISPATCH(Take)(keys, positions, n, need, out, scratch);
+int64_t TakeLargest(const Candidates& c, int64_t need, int32_t* out,
+                    std::vector<int32_t>& scratch) {
+  return HWY_DYNAMIC_DISPATCH(Take)(c, need, out, scratch);
 }
 }  // namespace baton::cpu::portable
 #endif  // HWY_ONCE
