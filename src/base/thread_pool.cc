@@ -96,51 +96,50 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
   signal_.count.store(count, std::memory_order_release);
   signal_.epoch.store(epoch, std::memory_order_seq_cst);
   if (sleep_.sleepers.load(std::memory_order_seq_cst) > 0) FutexWakeAll(signal_.epoch);
-  const Job job{body, ctx, count};
-  int64_t left = count - DrainShare(epoch, job, 0, 0);
+  const Job job{epoch, body, ctx, count};
+  int64_t left = count - DrainShare(job, 0, 0);
   const auto theirs = [&] { return done_.indices.load(std::memory_order_acquire) - done_before; };
   for (int spins = 0, waited = 0; theirs() < left; Relax(spins))
-    if (waited < kPatience && ++waited == kPatience) left -= DrainOthers(epoch, job, 0);
+    if (waited < kPatience && ++waited == kPatience) left -= DrainOthers(job, 0);
   busy_.store(false, std::memory_order_release);
 }
 
-// The job of that number, or false if it is over. All its indices are then taken.
-bool ThreadPool::Read(uint32_t epoch, Job& job) const {
+// The job of number job.epoch, or false if it is over. All its indices are then taken.
+bool ThreadPool::Read(Job& job) const {
   job.body = signal_.body.load(std::memory_order_acquire);
   job.ctx = signal_.ctx.load(std::memory_order_acquire);
   job.count = signal_.count.load(std::memory_order_acquire);
-  return signal_.epoch.load(std::memory_order_relaxed) == epoch;
+  return signal_.epoch.load(std::memory_order_relaxed) == job.epoch;
 }
 
 // The next index of a thread's share, or -1 if it is used up or the job is over.
-int64_t ThreadPool::Take(uint32_t epoch, int64_t count, int owner) {
+int64_t ThreadPool::Take(const Job& job, int owner) {
   std::atomic<uint64_t>& taken = shares_[static_cast<size_t>(owner)].taken;
-  const int64_t begin = ShareBegin(count, owner), size = ShareBegin(count, owner + 1) - begin;
+  const int64_t begin = ShareBegin(job.count, owner);
+  const int64_t size = ShareBegin(job.count, owner + 1) - begin;
   uint64_t word = taken.load(std::memory_order_acquire);
   for (;;) {
     const auto of = static_cast<uint32_t>(word >> 32);
     // A later job's? Numbers wrap, so by difference.
-    if (of != epoch && static_cast<int32_t>(of - epoch) > 0) return -1;
-    const int64_t index = of == epoch ? static_cast<int64_t>(word & 0xffffffffu) : 0;
+    if (static_cast<int32_t>(of - job.epoch) > 0) return -1;
+    const int64_t index = of == job.epoch ? static_cast<int64_t>(word & 0xffffffffu) : 0;
     if (index >= size) return -1;
-    const uint64_t next = (uint64_t{epoch} << 32) | static_cast<uint64_t>(index + 1);
+    const uint64_t next = (uint64_t{job.epoch} << 32) | static_cast<uint64_t>(index + 1);
     if (taken.compare_exchange_weak(word, next, std::memory_order_acq_rel)) return begin + index;
   }
 }
 
 // Both return how many indices they did. An index taken is ours, so the job cannot end before it is
 // counted: body and ctx are valid.
-int64_t ThreadPool::DrainShare(uint32_t epoch, const Job& job, int owner, int rank) {
+int64_t ThreadPool::DrainShare(const Job& job, int owner, int rank) {
   int64_t finished = 0;
-  for (int64_t index; (index = Take(epoch, job.count, owner)) >= 0; ++finished)
-    job.body(job.ctx, index, rank);
+  for (int64_t index; (index = Take(job, owner)) >= 0; ++finished) job.body(job.ctx, index, rank);
   return finished;
 }
 
-int64_t ThreadPool::DrainOthers(uint32_t epoch, const Job& job, int rank) {
+int64_t ThreadPool::DrainOthers(const Job& job, int rank) {
   int64_t finished = 0;
-  for (int i = 1; i < threads(); ++i)
-    finished += DrainShare(epoch, job, (rank + i) % threads(), rank);
+  for (int i = 1; i < threads(); ++i) finished += DrainShare(job, (rank + i) % threads(), rank);
   return finished;
 }
 
@@ -157,13 +156,13 @@ void ThreadPool::Work(int rank) {
       seen = epoch;
       spins = 0;
       if (sleep_.stop.load(std::memory_order_relaxed)) return;
-      Job job;
-      if (!Read(epoch, job)) continue;
-      Count(DrainShare(epoch, job, rank, rank));
+      Job job{.epoch = epoch};
+      if (!Read(job)) continue;
+      Count(DrainShare(job, rank, rank));
       int waited = 0;
       while (waited < kPatience && signal_.epoch.load(std::memory_order_relaxed) == epoch)
         ++waited, Pause();
-      if (waited == kPatience) Count(DrainOthers(epoch, job, rank));
+      if (waited == kPatience) Count(DrainOthers(job, rank));
       continue;
     }
     if (sleep_.hot.load(std::memory_order_relaxed) > 0 || spins < kSpins / 4) {

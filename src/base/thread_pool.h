@@ -54,17 +54,18 @@ class ThreadPool {
  private:
   using Body = void (*)(void*, int64_t, int);
   struct Job {
-    Body body;
-    void* ctx;
-    int64_t count;
+    uint32_t epoch = 0;
+    Body body = nullptr;
+    void* ctx = nullptr;
+    int64_t count = 0;
   };
   void Dispatch(int64_t count, Body body, void* ctx);
   void Work(int rank);
   void Count(int64_t finished);
-  bool Read(uint32_t epoch, Job& job) const;
-  int64_t Take(uint32_t epoch, int64_t count, int owner);
-  int64_t DrainShare(uint32_t epoch, const Job& job, int owner, int rank);
-  int64_t DrainOthers(uint32_t epoch, const Job& job, int rank);
+  bool Read(Job& job) const;
+  int64_t Take(const Job& job, int owner);
+  int64_t DrainShare(const Job& job, int owner, int rank);
+  int64_t DrainOthers(const Job& job, int rank);
 
   // A line that one thread writes and another reads travels between the cores, and far cores make
   // that the largest part of a short job. So a job is one line, which idle workers watch: its

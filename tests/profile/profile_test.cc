@@ -160,6 +160,7 @@ TEST(Profile, BrokenFilesAreErrors) {
   }
   for (const char* pointer : {"/text/0/0", "/price_text/0", "/overlap/0"})
     for (const auto& value : {json(1e300), json(), json("1")}) expect_error_of(pointer, value);
+  expect_error_of("/version", 2);
   expect_error_of("/options/sink", INT64_MAX);
   expect_error_of("/options/seed", -1);
   expect_error_of("/options/budgets", json::array());

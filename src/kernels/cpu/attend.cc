@@ -335,10 +335,8 @@ void CpuOps::AttendState::Merge(const AttendParams& p, const Group& group) {
   // Other threads have written many of the parts, and lines come from their caches slowly one by
   // one: all of an item are asked for while the one before is merged.
   const auto fetch = [&](int64_t item) {
-    for (int64_t c = 0; c < group.chunks && item < items; ++c) {
-      const float* part = part_o.as<float>() + (group.part + c * items + item) * dim;
-      for (int64_t i = 0; i < dim; i += 16) __builtin_prefetch(part + i);
-    }
+    for (int64_t c = 0; c < group.chunks && item < items; ++c)
+      FetchToRead(part_o.as<float>() + (group.part + c * items + item) * dim, dim);
   };
   fetch(0);
   for (int64_t item = 0; item < items; ++item) {

@@ -31,8 +31,9 @@ constexpr int64_t kManyUnits = 4096;        // where a sample pays
 constexpr int64_t kUnitsForTeam = 1 << 15;  // where a team does
 constexpr int64_t kSlices = 16, kLeastSlice = 512;
 
-// `take` of n units: those below forced_low and from forced_high on first (in ascending order when
-// they are more than `take`), then the heaviest, the lower position on equal mass.
+// `take` of n units, at most all: those below forced_low and from forced_high on first (in
+// ascending order when they are more than `take`), then the heaviest, the lower position on equal
+// mass.
 struct Choice {
   const float* mass = nullptr;  // [n]
   int64_t n = 0, take = 0, forced_low = 0, forced_high = 0;
@@ -49,9 +50,8 @@ class Chooser {
         forced_high_(std::max(c.forced_low, c.forced_high)),
         scratch_(scratch),
         team_(team) {
-    const int64_t take = std::min(c.take, n_);
-    high_ = std::min(take - low_, n_ - forced_high_);
-    need_ = take - low_ - high_;
+    high_ = std::min(c.take - low_, n_ - forced_high_);
+    need_ = c.take - low_ - high_;
     slice_ = n_;
     if (team) {
       slice_ = std::max(kLeastSlice, (n_ / kSlices + kLeastSlice - 1) / kLeastSlice * kLeastSlice);
@@ -59,8 +59,8 @@ class Chooser {
     slices_ = n_ == 0 ? 0 : (n_ + slice_ - 1) / slice_;
   }
 
-  // Writes the positions, ascending, to scratch.units and returns how many there are, min(take, n),
-  // or -1 if a mass is NaN.
+  // Writes the positions, ascending, to scratch.units and returns how many there are, c.take, or -1
+  // if a mass is NaN.
   int64_t Run() {
     const auto is_nan = [](float m) { return std::isnan(m); };
     if (std::any_of(mass_, mass_ + forced_low_, is_nan) ||
@@ -106,7 +106,7 @@ class Chooser {
            i < kSample && at(i) < end; ++i)
         sample[i] = mass_[at(i)];
     });
-    return portable::LikelyBound(sample, need_, middle);
+    return portable::LikelyBound(sample, need_, middle, scratch_.list);
   }
 
   // Brings together the keys at or above the bound; how many, or -1 if a mass is NaN.

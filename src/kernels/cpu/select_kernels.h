@@ -32,7 +32,7 @@ namespace portable {
 
 // A bound that very likely as many as `need` of n keys are at or above, from kSample of their
 // masses taken at even steps; kEveryKey where the sample shows none.
-int32_t LikelyBound(const float* sample, int64_t need, int64_t n);
+int32_t LikelyBound(const float* sample, int64_t need, int64_t n, std::vector<int32_t>& scratch);
 
 // Writes the keys at or above `bound` and their positions, ascending, and returns how many there
 // are; -1 if a mass is NaN.

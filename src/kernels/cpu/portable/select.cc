@@ -88,29 +88,6 @@ Bounds BoundsOf(const int32_t* keys, int64_t n) {
   return b;
 }
 
-int32_t Bound(const float* sample, int64_t need, int64_t n) {
-  const DI d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const int64_t rank = need * kSample / n + 1;  // rounded up
-  int64_t slack = 1;                            // four standard deviations of a count, and one
-  while (slack * slack < 16 * std::min(rank, kSample - rank)) slack++;
-  if (rank + slack >= kSample) return kEveryKey;
-  int32_t keys[kSample];
-  for (int64_t i = 0; i < kSample; i += lanes)
-    hn::StoreU(ToKeys(hn::LoadU(DF(), sample + i)), d, keys + i);
-  const Bounds bounds = BoundsOf(keys, kSample);
-  int64_t low = bounds.smallest, high = bounds.largest;
-  while (low < high) {
-    const int64_t middle = low + (high - low + 1) / 2;
-    if (CountAtLeast(keys, kSample, static_cast<int32_t>(middle)) >= rank + slack) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return static_cast<int32_t>(low);
-}
-
 int64_t Above(const Masses& m, int32_t bound, int32_t* keys, int32_t* positions) {
   const float* mass = m.mass;
   const int64_t n = m.n;
@@ -182,6 +159,20 @@ Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need,
   return {static_cast<int32_t>(low), need - above_high};
 }
 
+int32_t Bound(const float* sample, int64_t need, int64_t n, std::vector<int32_t>& scratch) {
+  const DI d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t rank = need * kSample / n + 1;  // rounded up
+  int64_t slack = 1;                            // four standard deviations of a count, and one
+  while (slack * slack < 16 * std::min(rank, kSample - rank)) slack++;
+  if (rank + slack >= kSample) return kEveryKey;
+  int32_t keys[kSample];
+  for (int64_t i = 0; i < kSample; i += lanes)
+    hn::StoreU(ToKeys(hn::LoadU(DF(), sample + i)), d, keys + i);
+  const Threshold t = FindThreshold(keys, kSample, rank + slack, scratch);
+  return t.equal > 0 ? t.above : t.above + 1;
+}
+
 int64_t Take(const Candidates& c, int64_t need, int32_t* out, std::vector<int32_t>& scratch) {
   const auto [keys, positions, n] = c;
   if (need >= n) {
@@ -230,8 +221,8 @@ HWY_EXPORT(Bound);
 HWY_EXPORT(Above);
 HWY_EXPORT(Take);
 }  // namespace
-int32_t LikelyBound(const float* sample, int64_t need, int64_t n) {
-  return HWY_DYNAMIC_DISPATCH(Bound)(sample, need, n);
+int32_t LikelyBound(const float* sample, int64_t need, int64_t n, std::vector<int32_t>& scratch) {
+  return HWY_DYNAMIC_DISPATCH(Bound)(sample, need, n, scratch);
 }
 int64_t KeysAbove(const Masses& m, int32_t bound, int32_t* keys, int32_t* positions) {
   return HWY_DYNAMIC_DISPATCH(Above)(m, bound, keys, positions);
