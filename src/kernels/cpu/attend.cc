@@ -22,10 +22,10 @@ constexpr int64_t kPromptRows =
 constexpr int kDecodeBlock =
     32;  // keys; small, so that a unit's first block waits for memory but shortly
 constexpr int kPromptBlock = kMaxBlockKeys;
-// Ranges of keys are cut into about 16 chunks: few to begin and merge, and as many as most machines
-// have threads; a larger team would want more.
-constexpr int64_t kRangeChunks = 16, kLeastRangeChunk = 256, kMostRangeChunk = 4096;
-constexpr int64_t kListChunk = 128;  // lists are short: k = 512 should still feed four threads
+// The keys of a token, range or list, are cut into about 16 chunks: few to begin and merge, and as
+// many as most machines have threads; a larger team would want more. Every chunk is a part that has
+// to come from the thread that wrote it, so short lists feed few threads: k = 512 two.
+constexpr int64_t kRowChunks = 16, kLeastRowChunk = 256, kMostRowChunk = 4096;
 constexpr int64_t kPromptChunk = 4096;
 constexpr int64_t kTileRows =
     96;  // stacked rows of a prompt tile; packing the keys costs 4 % of the products then
@@ -55,9 +55,9 @@ struct Unit {
   int64_t chunk = 0;
 };
 
-int64_t RangeChunk(int64_t keys) {
-  const int64_t even = (keys / kRangeChunks + kKeyStep - 1) / kKeyStep * kKeyStep;
-  return std::clamp(even, kLeastRangeChunk, kMostRangeChunk);
+int64_t RowChunk(int64_t keys) {
+  const int64_t even = (keys / kRowChunks + kKeyStep - 1) / kKeyStep * kKeyStep;
+  return std::clamp(even, kLeastRowChunk, kMostRowChunk);
 }
 
 // Keys of rows [row, row + rows) of a segment: every key that one of them sees.
@@ -198,7 +198,7 @@ void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s) {
                    .kv_head = h,
                    .kv_heads = kv_heads,
                    .keys = keys,
-                   .chunk = keys.list ? kListChunk : RangeChunk(keys.count)});
+                   .chunk = RowChunk(keys.count)});
     }
   }
 }
