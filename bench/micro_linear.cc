@@ -69,9 +69,8 @@ void Run(Ops& ops, const Case& c) {
 
 int main(int argc, char** argv) {
   ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : 0);
-  std::vector<CpuIsa> sets = {CpuIsa::kPortable};
-  if (DetectCpuIsa() == CpuIsa::kAvx512) sets.insert(sets.begin(), CpuIsa::kAvx512);
-  for (const CpuIsa isa : sets) {
+  for (const CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPortable}) {
+    if (isa > DetectCpuIsa()) continue;
     auto ops = MakeCpuOps(pool, isa);
     if (!ops.ok()) return 1;
     for (const DType t : {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0, DType::kQ6_K, DType::kBF16}) {

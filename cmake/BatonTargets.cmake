@@ -26,8 +26,8 @@ function(baton_program name folder)
   endif()
 endfunction()
 
-# The CPU backend. Files below kernels/cpu/avx512 are compiled for that instruction set alone and are entered only after a
-# run-time check; everything else runs on any x86-64-v2 machine, Highway choosing its targets at run time.
+# The CPU backend. Files below kernels/cpu/avx2 and avx512 are compiled for that instruction set alone and are entered only
+# after a run-time check; everything else runs on any x86-64-v2 machine, Highway choosing its targets at run time.
 function(baton_kernels_cpu)
   if(NOT BATON_SIMD)
     add_library(baton_kernels INTERFACE)
@@ -41,6 +41,8 @@ function(baton_kernels_cpu)
   file(GLOB avx512 CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/avx512/*.cc)
   set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS
     "-march=x86-64-v4;-mavx512bf16;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-ffp-contract=off;-mprefer-vector-width=512;-Wno-uninitialized;-Wno-maybe-uninitialized")
+  file(GLOB avx2 CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/avx2/*.cc)
+  set_source_files_properties(${avx2} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v3;-ffp-contract=off")
   get_target_property(type baton_kernels TYPE)
   if(NOT type STREQUAL INTERFACE_LIBRARY)
     target_compile_definitions(baton_kernels PUBLIC BATON_WITH_CPU=1)

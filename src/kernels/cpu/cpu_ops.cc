@@ -15,15 +15,19 @@ CpuIsa DetectCpuIsa() {
                       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("bmi2") &&
                       __builtin_cpu_supports("fma");
   if (avx512) return CpuIsa::kAvx512;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+  if (avx2) return CpuIsa::kAvx2;
 #endif
   return CpuIsa::kPortable;
 }
 
 Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool& threads, CpuIsa isa) {
-  if (isa == CpuIsa::kAvx512 && DetectCpuIsa() != CpuIsa::kAvx512) {
-    return Error::Unsupported(
-               "the AVX-512 kernels need F, BW, VL, DQ, VBMI, VNNI and BF16, which this machine "
-               "lacks")
+  if (isa > DetectCpuIsa()) {
+    return Error::Unsupported("the {} kernels need {}, which this machine lacks",
+                              isa == CpuIsa::kAvx512 ? "AVX-512" : "AVX2",
+                              isa == CpuIsa::kAvx512 ? "F, BW, VL, DQ, VBMI, VNNI and BF16"
+                                                     : "AVX2, FMA and F16C")
         .Hint("use the portable kernels");
   }
   std::unique_ptr<Ops> ops = std::make_unique<cpu::CpuOps>(threads, isa);
@@ -37,7 +41,9 @@ CpuOps::CpuOps(ThreadPool& threads, CpuIsa isa) : Ops(threads), isa_(isa) {}
 CpuOps::~CpuOps() = default;
 
 std::string CpuOps::name() const {
-  return isa_ == CpuIsa::kAvx512 ? "cpu (avx512)" : "cpu (portable)";
+  return isa_ == CpuIsa::kAvx512 ? "cpu (avx512)"
+         : isa_ == CpuIsa::kAvx2 ? "cpu (avx2)"
+                                 : "cpu (portable)";
 }
 
 }  // namespace cpu

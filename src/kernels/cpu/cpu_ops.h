@@ -1,6 +1,6 @@
 // The CPU backend. This class splits work over threads and keeps scratch memory; the arithmetic is
-// in two sets of kernels: portable/ (Highway, any x86-64) and avx512/ (AVX-512 with VNNI and BF16,
-// intrinsics). The choice is made once, here.
+// in three sets of kernels: portable/ (Highway, any x86-64, single precision), avx2/ and avx512/
+// (with VNNI and BF16), which use intrinsics. The choice is made once, here.
 #pragma once
 
 #include <memory>
@@ -11,9 +11,10 @@
 
 namespace baton {
 
-enum class CpuIsa { kPortable, kAvx512 };
+enum class CpuIsa { kPortable, kAvx2, kAvx512 };  // each machine runs all up to its best
 
-// The best the machine runs: kAvx512 needs F, BW, VL, DQ, VBMI, VNNI and BF16.
+// The best the machine runs: kAvx2 needs FMA and F16C beside it, kAvx512 F, BW, VL, DQ, VBMI, VNNI
+// and BF16.
 CpuIsa DetectCpuIsa();
 
 // Fails when `isa` is not supported by this machine.

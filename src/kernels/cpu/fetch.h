@@ -1,7 +1,8 @@
-// Memory that other cores used last. A line that a far core holds takes a quarter of a microsecond,
-// and a thread that meets such lines one by one waits for each.
+// Lines asked for before they are needed: those that other cores used last, of which each takes a
+// quarter of a microsecond from a far core, and weights, which come from memory.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace baton::cpu {
@@ -20,6 +21,22 @@ inline void FetchToWrite(float* to, int64_t n) {
     __builtin_prefetch(to + i, 1);
 #endif
   }
+}
+
+// Decode streams the weights once. The hardware prefetcher stops at every 4 KiB, so lines are asked
+// for ahead: those of the next rows, which mostly follow in memory, or of long rows some way ahead.
+// They go to the second-level cache, which can wait for more lines at once than the first: 20 GB/s
+// against 12 on one thread of a Zen 4. Distances of 2 to 8 KiB lose up to half of that.
+//
+// How far ahead of `rows`, which take `bytes`, if `next` is read after them; 0: not at all.
+inline int64_t PrefetchDistance(const std::byte* rows, int64_t bytes, const std::byte* next) {
+  constexpr int64_t kFarthest = 65536;
+  if (bytes >= kFarthest) return kFarthest;
+  return next ? next - rows : 0;
+}
+
+inline void PrefetchWeights(const std::byte* p, int bytes) {
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
 }  // namespace baton::cpu

@@ -74,7 +74,9 @@ struct CpuOps::LinearState {
   std::vector<Unit> units;
 
   LinearState(CpuIsa isa, int threads)
-      : kernels(isa == CpuIsa::kAvx512 ? avx512::GetLinearKernels() : portable::GetLinearKernels()),
+      : kernels(isa == CpuIsa::kAvx512 ? avx512::GetLinearKernels()
+                : isa == CpuIsa::kAvx2 ? avx2::GetLinearKernels()
+                                       : portable::GetLinearKernels()),
         own(static_cast<size_t>(threads)),
         ready(static_cast<size_t>(threads)),
         acc(static_cast<size_t>(threads)) {

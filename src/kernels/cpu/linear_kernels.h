@@ -1,4 +1,4 @@
-// Entry points of the matrix kernels. Both instruction sets implement the same four functions.
+// Entry points of the matrix kernels. Every instruction set implements the same four functions.
 //
 // Rows of x (tokens) come in tiles of 6, prepared once per call: normalised and converted to what
 // the kernel multiplies with. Unused tokens of the last tile are neither written nor read. A
@@ -31,14 +31,14 @@ struct alignas(64) QuantBlock {
   int32_t unused[2];
 };
 
-// The same in 16 bits, for decode: x = d (256 hi + lo). Two byte dot products and a shift between
-// them cost decode little, which waits for the weights; with 8 bits the rounding of x alone sets
-// two runs of the same plan 0.004 nats apart (docs/numerics.md).
+// The same in 16 bits, for decode, which waits for the weights, so that products twice as wide cost
+// it little; with 8 bits the rounding of x alone sets two runs of the same plan 0.004 nats apart
+// (docs/numerics.md). avx512 has q as 32 high bytes and 32 low ones, 256 high + low, both signed;
+// avx2 as 16-bit integers with the columns of every four in the order 0, 2, 1, 3.
 struct alignas(64) FineBlock {
-  int8_t hi[32];
-  int8_t lo[32];
+  int8_t q[64];
   float d;
-  float d_sum;  // all sums are of 256 hi + lo
+  float d_sum;  // all sums are of the whole integers
   int32_t start4;
   int32_t start8;
   int32_t start6[2];
@@ -57,7 +57,7 @@ struct PrepareArgs {
   QuantBlock* quant = nullptr;  // [blocks, 6], or null: not wanted
   FineBlock* fine = nullptr;    // likewise
   std::byte* plain =
-      nullptr;  // avx512: bf16 [blocks * 16, 6, 2]; portable: f32 [blocks * 32, 6]; or null
+      nullptr;  // avx512: bf16 [blocks * 16, 6, 2]; others: f32 [blocks * 32, 6]; or null
 };
 
 struct PanelArgs {
@@ -96,6 +96,9 @@ struct LinearKernels {
 };
 
 namespace avx512 {
+LinearKernels GetLinearKernels();
+}
+namespace avx2 {
 LinearKernels GetLinearKernels();
 }
 namespace portable {

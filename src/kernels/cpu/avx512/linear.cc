@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/avx512/linear_parts.h"
+#include "kernels/cpu/fetch.h"
 
 namespace baton::cpu::avx512 {
 namespace {
@@ -26,30 +27,13 @@ enum class Part { kWhole, kHigh, kLow };
 
 template <Part P, typename Block>
 inline __m512i BroadcastQuants(const Block& x, int v) {
-  const int8_t* q;
-  if constexpr (P == Part::kWhole) q = x.q;
-  if constexpr (P == Part::kHigh) q = x.hi;
-  if constexpr (P == Part::kLow) q = x.lo;
+  const int8_t* q = x.q + (P == Part::kLow ? 32 : 0);
   return _mm512_set1_epi32(reinterpret_cast<const int32_t*>(q)[v]);
-}
-
-// Decode streams the weights once. The hardware prefetcher stops at every 4 KiB, so lines are asked
-// for ahead: those of the next groups, which mostly follow in memory, or of long rows some way
-// ahead. They go to the second-level cache, which can wait for more lines at once than the first:
-// 20 GB/s against 12 on one thread of a Zen 4. Distances of 2 to 8 KiB lose up to half of that.
-inline int64_t PrefetchDistance(const std::byte* groups, int64_t bytes, const std::byte* next) {
-  constexpr int64_t kFarthest = 65536;
-  if (bytes >= kFarthest) return kFarthest;
-  return next ? next - groups : 0;
 }
 
 template <int G>
 inline void PrefetchAhead(const std::byte* p, int64_t group_bytes, int64_t distance, int bytes) {
-  for (int g = 0; g < G; ++g) {
-    for (int i = 0; i < bytes; i += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(p + g * group_bytes + distance + i), _MM_HINT_T1);
-    }
-  }
+  for (int g = 0; g < G; ++g) PrefetchWeights(p + g * group_bytes + distance, bytes);
 }
 
 template <Part P, int V0, int V1, int G, int NT, typename Block>

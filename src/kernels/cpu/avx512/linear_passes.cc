@@ -94,8 +94,8 @@ void Quantise(__m512 a, __m512 b, FineBlock& out) {
   const __m512i half = _mm512_set1_epi32(128);
   const __m512i hi0 = _mm512_srai_epi32(_mm512_add_epi32(s.lo, half), 8);
   const __m512i hi1 = _mm512_srai_epi32(_mm512_add_epi32(s.hi, half), 8);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(out.hi), ToBytes(hi0, hi1));
-  _mm256_store_si256(reinterpret_cast<__m256i*>(out.lo),
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out.q), ToBytes(hi0, hi1));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out.q + 32),
                      ToBytes(_mm512_sub_epi32(s.lo, _mm512_slli_epi32(hi0, 8)),
                              _mm512_sub_epi32(s.hi, _mm512_slli_epi32(hi1, 8))));
   SetSums(_mm512_reduce_add_epi32(s.lo), _mm512_reduce_add_epi32(s.hi), s.d, out);

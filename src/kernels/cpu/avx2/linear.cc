@@ -1,0 +1,439 @@
+// Products of packed weights with prepared x where there is AVX2 and no byte dot product of four.
+// Two instructions stand in for it:
+//
+//   8-bit x   pairs of unsigned by signed bytes, summed in 16 bits (vpmaddubsw). With 4-bit weights
+//             the eight pairs of a block fit 16 bits, so that one widening serves them all; larger
+//             quants are widened sooner, and those of 8 bits change sides: |w| times x with w's sign.
+//   16-bit x  pairs of 16 bits, summed in 32 (vpmaddwd). Even and odd bytes of the weights are masked
+//             apart, and so x lies: columns 0, 2, 1, 3 of every four.
+//
+// Weights in bf16 and the passes after a product are the portable kernels'.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/cpu/fetch.h"
+#include "kernels/cpu/linear_kernels.h"
+
+namespace baton::cpu::avx2 {
+namespace {
+
+constexpr int kHalves = 2;  // of a group's 16 rows: registers of 8
+
+inline __m256i Load(const std::byte* p) {
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline __m256 LoadHalves(const std::byte* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// Dword i of a token's q.
+template <typename Block>
+inline __m256i Broadcast(const Block& x, int i) {
+  int32_t four;
+  std::memcpy(&four, x.q + 4 * i, 4);
+  return _mm256_set1_epi32(four);
+}
+
+// acc + x, here and now: g++ puts off chains of additions until their sum is wanted, and runs out of
+// the 16 registers for what is to be added.
+template <bool k16>
+inline void AddTo(__m256i& acc, __m256i x) {
+  acc = k16 ? _mm256_add_epi16(acc, x) : _mm256_add_epi32(acc, x);
+  asm("" : "+x"(acc));
+}
+
+constexpr int LargestQuant(PackLayout l) {
+  switch (l) {
+    case PackLayout::kSym4:
+    case PackLayout::kMin4:
+      return 15;
+    case PackLayout::kMin8:
+      return 31;  // Q5_1, Q5_K
+    case PackLayout::kSym8x2:
+      return 63;  // Q6_K
+    default:
+      return 255;
+  }
+}
+// How many products of two pairs of bytes fit 16 bits.
+constexpr int PairsIn16(PackLayout l) { return 32767 / (2 * 127 * LargestQuant(l)); }
+
+// acc[h][t]: sums of a block of 4-bit weights with 8-bit x.
+template <int NT, typename Start>
+inline void Sum4(const std::byte* q, const QuantBlock* x, Start start, __m256i (&acc)[kHalves][NT]) {
+  static_assert(PairsIn16(PackLayout::kMin4) >= kBlockColumns / 4);
+  const __m256i nibble = _mm256_set1_epi8(15);
+  for (int h = 0; h < kHalves; ++h) {
+    for (int t = 0; t < NT; ++t) acc[h][t] = _mm256_setzero_si256();
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < 8; ++v) {
+    __m256i w[kHalves];
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+      w[h] = Load(q + v % 4 * 64 + h * 32);
+      if (v >= 4) w[h] = _mm256_srli_epi16(w[h], 4);
+      w[h] = _mm256_and_si256(w[h], nibble);
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < NT; ++t) {
+      const __m256i b = Broadcast(x[t], v);
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h)
+        AddTo<true>(acc[h][t], _mm256_maddubs_epi16(w[h], b));
+    }
+  }
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 6
+  for (int t = 0; t < NT; ++t) {
+    const __m256i first = _mm256_set1_epi32(start(x[t]));
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h)
+      acc[h][t] = _mm256_add_epi32(first, _mm256_madd_epi16(acc[h][t], ones));
+  }
+}
+
+// Of columns [4 V0, 4 V1) of a block of 8-bit weights.
+template <PackLayout L, int V0, int V1, int NT, typename Start>
+inline void Sum8(const std::byte* q, const QuantBlock* x, Start start, __m256i (&acc)[kHalves][NT]) {
+  constexpr bool kSigned = L == PackLayout::kSym8;
+  constexpr int kStep = kSigned ? 1 : std::min(PairsIn16(L), 2);
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int t = 0; t < NT; ++t) {
+    for (int h = 0; h < kHalves; ++h) acc[h][t] = _mm256_set1_epi32(kSigned ? 0 : start(x[t]));
+  }
+#pragma GCC unroll 8
+  for (int v = V0; v < V1; v += kStep) {
+    __m256i w[kStep][kHalves], magnitude[kHalves];
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+#pragma GCC unroll 2
+      for (int i = 0; i < kStep; ++i) w[i][h] = Load(q + (v + i) * 64 + h * 32);
+      if constexpr (kSigned) {
+        w[0][h] = _mm256_xor_si256(w[0][h], _mm256_set1_epi8(-128));
+        magnitude[h] = _mm256_abs_epi8(w[0][h]);
+      }
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < NT; ++t) {
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+        __m256i sum;
+        if constexpr (kSigned) {
+          sum = _mm256_maddubs_epi16(magnitude[h], _mm256_sign_epi8(Broadcast(x[t], v), w[0][h]));
+        } else {
+          sum = _mm256_maddubs_epi16(w[0][h], Broadcast(x[t], v));
+          if constexpr (kStep == 2)
+            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[1][h], Broadcast(x[t], v + 1)));
+        }
+        AddTo<false>(acc[h][t], _mm256_madd_epi16(sum, ones));
+      }
+    }
+  }
+}
+
+// With 16-bit x, of columns [4 V0, 4 V1) of a block of any quants.
+template <PackLayout L, int V0, int V1, int NT, typename Start>
+inline void SumFine(const std::byte* q, const FineBlock* x, Start start, __m256i (&acc)[kHalves][NT]) {
+  constexpr bool k4 = QuantBytesPerBlock(L) == 256;
+  const __m256i mask = _mm256_set1_epi16(k4 ? 15 : 255);
+  for (int t = 0; t < NT; ++t) {
+    for (int h = 0; h < kHalves; ++h) acc[h][t] = _mm256_set1_epi32(start(x[t]));
+  }
+#pragma GCC unroll 8
+  for (int v = V0; v < V1; ++v) {
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {
+      const int shift = 8 * odd + (k4 && v >= 4 ? 4 : 0);
+      __m256i w[kHalves];
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+        w[h] = Load(q + (k4 ? v % 4 : v) * 64 + h * 32);
+        if (shift > 0) w[h] = _mm256_srli_epi16(w[h], shift);
+        if (shift < (k4 ? 12 : 8)) w[h] = _mm256_and_si256(w[h], mask);
+      }
+#pragma GCC unroll 6
+      for (int t = 0; t < NT; ++t) {
+        const __m256i b = Broadcast(x[t], 2 * v + odd);
+#pragma GCC unroll 2
+        for (int h = 0; h < kHalves; ++h)
+          AddTo<false>(acc[h][t], _mm256_madd_epi16(w[h], b));
+      }
+    }
+  }
+}
+
+template <PackLayout L, int V0, int V1, int NT, typename Block, typename Start>
+inline void Sum(const std::byte* q, const Block* x, Start start, __m256i (&acc)[kHalves][NT]) {
+  if constexpr (std::is_same_v<Block, FineBlock>) {
+    SumFine<L, V0, V1>(q, x, start, acc);
+  } else if constexpr (QuantBytesPerBlock(L) == 256) {
+    Sum4(q, x, start, acc);
+  } else {
+    Sum8<L, V0, V1>(q, x, start, acc);
+  }
+}
+
+template <int NT, typename Block>
+inline void AddScaled(const std::byte* d, const Block* x, const __m256i (&acc)[kHalves][NT],
+                      __m256 (&total)[kHalves][NT]) {
+#pragma GCC unroll 2
+  for (int h = 0; h < kHalves; ++h) {
+    const __m256 scale = LoadHalves(d + h * 16);
+#pragma GCC unroll 6
+    for (int t = 0; t < NT; ++t) {
+      const __m256 s = _mm256_mul_ps(scale, _mm256_set1_ps(x[t].d));
+      total[h][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[h][t]), s, total[h][t]);
+    }
+  }
+}
+
+// A group of rows times NT tokens. ahead: see PrefetchDistance; 0 = no prefetch.
+template <PackLayout L, int NT, typename Block>
+[[gnu::noinline]] void Tile(const std::byte* w, int64_t blocks, const Block* x, int64_t ahead, float* out) {
+  constexpr bool kMin = L == PackLayout::kMin4 || L == PackLayout::kMin8;
+  constexpr int kQuantBytes = QuantBytesPerBlock(L);
+  constexpr int kScales = L == PackLayout::kSym8x2 ? 64 : 32;
+  const std::byte* d = w + blocks * kQuantBytes;
+  const std::byte* m = d + blocks * kScales;
+  __m256 total[kHalves][NT];
+  for (int h = 0; h < kHalves; ++h) {
+    for (int t = 0; t < NT; ++t) total[h][t] = _mm256_setzero_ps();
+  }
+  for (int64_t b = 0; b < blocks; ++b, x += kTileTokens) {
+    const std::byte* q = w + b * kQuantBytes;
+    if (ahead != 0) {
+      PrefetchWeights(q + ahead, kQuantBytes);
+      PrefetchWeights(d + b * ScaleBytesPerBlock(L) + ahead, ScaleBytesPerBlock(L));
+    }
+    __m256i acc[kHalves][NT];
+    if constexpr (L == PackLayout::kSym8x2) {
+      Sum<L, 0, 4>(q, x, [](const Block& v) { return v.start6[0]; }, acc);
+      AddScaled(d + b * 64, x, acc, total);
+      Sum<L, 4, 8>(q, x, [](const Block& v) { return v.start6[1]; }, acc);
+      AddScaled(d + b * 64 + 32, x, acc, total);
+    } else {
+      Sum<L, 0, 8>(
+          q, x,
+          [](const Block& v) {
+            return L == PackLayout::kSym4 ? v.start4 : L == PackLayout::kSym8 ? v.start8 : 0;
+          },
+          acc);
+      AddScaled(d + b * 32, x, acc, total);
+    }
+    if constexpr (kMin) {
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+        const __m256 min = LoadHalves(m + b * 32 + h * 16);
+#pragma GCC unroll 6
+        for (int t = 0; t < NT; ++t)
+          total[h][t] = _mm256_fmadd_ps(min, _mm256_set1_ps(x[t].d_sum), total[h][t]);
+      }
+    }
+  }
+  for (int t = 0; t < NT; ++t) {
+    for (int h = 0; h < kHalves; ++h) _mm256_store_ps(out + t * kPanelRows + h * 8, total[h][t]);
+  }
+}
+
+// A group's weights stay in the first-level cache for all tokens; only the first tile prefetches.
+template <PackLayout L, typename Block>
+void Group(const PanelArgs& p, int g) {
+  const PackedMatrix& m = *p.w;
+  const std::byte* w = m.group(p.group + g);
+  int64_t ahead =
+      PrefetchDistance(w, m.group_bytes, g + 1 < p.groups ? w + m.group_bytes : p.next);
+  // 16 registers hold the sums of 6 tokens with one weight at a time, or of 3 with two.
+  constexpr int kMost = QuantBytesPerBlock(L) == 256 || std::is_same_v<Block, FineBlock> ? 6 : 3;
+  for (int64_t t = 0; t < p.tokens; t += kMost, ahead = 0) {
+    const auto* x =
+        reinterpret_cast<const Block*>(p.x + t / kTileTokens * p.tile_bytes) + t % kTileTokens;
+    float* out = p.out + t * kPanelRows + g * kGroupRows;
+    const auto tile = [&]<int NT>() { Tile<L, NT>(w, m.blocks, x, ahead, out); };
+    switch (std::min<int64_t>(kMost, p.tokens - t)) {
+      case 1:
+        tile.template operator()<1>();
+        break;
+      case 2:
+        tile.template operator()<2>();
+        break;
+      case 3:
+        tile.template operator()<3>();
+        break;
+      case 4:
+        tile.template operator()<4>();
+        break;
+      case 5:
+        tile.template operator()<5>();
+        break;
+      default:
+        tile.template operator()<6>();
+    }
+  }
+}
+
+template <PackLayout L>
+void Panel(const PanelArgs& p) {
+  for (int g = 0; g < p.groups; ++g) {
+    if (p.fine) {
+      Group<L, FineBlock>(p, g);
+    } else {
+      Group<L, QuantBlock>(p, g);
+    }
+  }
+}
+
+void Multiply(const PanelArgs& p) {
+  switch (p.w->layout) {
+    case PackLayout::kSym4:
+      return Panel<PackLayout::kSym4>(p);
+    case PackLayout::kMin4:
+      return Panel<PackLayout::kMin4>(p);
+    case PackLayout::kSym8:
+      return Panel<PackLayout::kSym8>(p);
+    case PackLayout::kMin8:
+      return Panel<PackLayout::kMin8>(p);
+    case PackLayout::kSym8x2:
+      return Panel<PackLayout::kSym8x2>(p);
+    case PackLayout::kBf16:
+      return portable::GetLinearKernels().multiply(p);
+  }
+}
+
+// ---- x
+
+// Up to 8 floats, zeros behind the n-th.
+inline __m256 LoadUpTo(const float* p, int64_t n) {
+  if (n >= 8) return _mm256_loadu_ps(p);
+  if (n <= 0) return _mm256_setzero_ps();
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane));
+}
+
+inline float SumOf(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline int32_t SumOf(__m256i v) {
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+// 1 / rms(x), summed in 32 chains whatever the call looks like.
+float InverseRms(const float* x, int64_t n, float eps) {
+  __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                    _mm256_setzero_ps()};
+  for (int64_t i = 0; i < n; i += 32) {
+    for (int j = 0; j < 4; ++j) {
+      const __m256 v = LoadUpTo(x + i + 8 * j, n - i - 8 * j);
+      sums[j] = _mm256_fmadd_ps(v, v, sums[j]);
+    }
+  }
+  const __m256 sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+  return 1.0f / std::sqrt(SumOf(sum) / static_cast<float>(n) + eps);
+}
+
+struct Scaled {
+  __m256i q[4];  // 32 integers in [-steps, steps]
+  float d;
+};
+
+// x = d q with |q| <= steps; NaN in d if a value is not finite.
+inline Scaled ScaleToIntegers(const __m256 (&x)[4], float steps) {
+  // Smaller blocks count as zero, or steps / amax would overflow.
+  constexpr float kSmallest = 0x1p-110f;
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256 top = _mm256_setzero_ps(), nothing = _mm256_setzero_ps();
+  for (const __m256 v : x) {
+    top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v));
+    nothing = _mm256_add_ps(nothing, _mm256_sub_ps(v, v));  // NaN from NaN and infinity
+  }
+  const bool finite = _mm256_movemask_ps(_mm256_cmp_ps(nothing, nothing, _CMP_UNORD_Q)) == 0;
+  __m128 top4 = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+  top4 = _mm_max_ps(top4, _mm_movehl_ps(top4, top4));
+  const float amax = _mm_cvtss_f32(_mm_max_ss(top4, _mm_movehdup_ps(top4)));
+  const bool zero = !finite || amax < kSmallest;
+  Scaled s{.d = !finite ? std::nanf("") : zero ? 0.0f : amax * (1.0f / steps)};
+  const __m256 inverse = _mm256_set1_ps(zero ? 0.0f : steps / amax);
+  for (int j = 0; j < 4; ++j) {
+    s.q[j] = finite ? _mm256_cvtps_epi32(_mm256_mul_ps(x[j], inverse)) : _mm256_setzero_si256();
+  }
+  return s;
+}
+
+// Starts of the integer sums.
+template <typename Block>
+inline void SetSums(const Scaled& s, Block& out) {
+  const int32_t s0 = SumOf(_mm256_add_epi32(s.q[0], s.q[1]));
+  const int32_t s1 = SumOf(_mm256_add_epi32(s.q[2], s.q[3]));
+  out.d = s.d;
+  out.d_sum = s.d * static_cast<float>(s0 + s1);
+  out.start4 = -8 * (s0 + s1);
+  out.start8 = -128 * (s0 + s1);
+  out.start6[0] = -32 * s0;
+  out.start6[1] = -32 * s1;
+}
+
+void Quantise(const __m256 (&x)[4], QuantBlock& out) {
+  const Scaled s = ScaleToIntegers(x, 127.0f);
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(s.q[0], s.q[1]),
+                                           _mm256_packs_epi32(s.q[2], s.q[3]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packs work on halves
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out.q),
+                     _mm256_permutevar8x32_epi32(bytes, order));
+  SetSums(s, out);
+}
+
+void Quantise(const __m256 (&x)[4], FineBlock& out) {
+  const Scaled s = ScaleToIntegers(x, 32512.0f);
+  for (int j = 0; j < 2; ++j) {
+    // Each 64 bits: four columns; the middle two change places.
+    __m256i pairs = _mm256_permute4x64_epi64(_mm256_packs_epi32(s.q[2 * j], s.q[2 * j + 1]), 0xd8);
+    pairs = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(pairs, 0xd8), 0xd8);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out.q) + j, pairs);
+  }
+  SetSums(s, out);
+}
+
+void Prepare(const PrepareArgs& p) {
+  if (p.plain != nullptr) {
+    PrepareArgs plain = p;
+    plain.quant = nullptr, plain.fine = nullptr;
+    portable::GetLinearKernels().prepare(plain);
+  }
+  if (p.quant == nullptr && p.fine == nullptr) return;
+  for (int t = 0; t < p.count; ++t) {
+    const float* x = p.x + t * p.x_stride;
+    const __m256 inverse = _mm256_set1_ps(p.norm_weight ? InverseRms(x, p.cols, p.norm_eps) : 1.0f);
+    for (int64_t b = 0; b < p.blocks; ++b) {
+      __m256 v[4];
+      for (int j = 0; j < 4; ++j) {
+        const int64_t c = b * 32 + 8 * j;
+        v[j] = LoadUpTo(x + c, p.cols - c);
+        if (p.norm_weight) {
+          v[j] = _mm256_mul_ps(_mm256_mul_ps(v[j], inverse),
+                               LoadUpTo(p.norm_weight + c, p.cols - c));
+        }
+      }
+      if (p.quant) Quantise(v, p.quant[b * kTileTokens + t]);
+      if (p.fine) Quantise(v, p.fine[b * kTileTokens + t]);
+    }
+  }
+}
+
+}  // namespace
+
+LinearKernels GetLinearKernels() {
+  LinearKernels kernels = portable::GetLinearKernels();
+  kernels.quantises_x = true;
+  kernels.prepare = Prepare;
+  kernels.multiply = Multiply;
+  return kernels;
+}
+
+}  // namespace baton::cpu::avx2
