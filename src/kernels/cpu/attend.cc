@@ -357,9 +357,10 @@ void CpuOps::DoAttend(const AttendParams& p) {
   AttendState& state = *attend_;
   state.Plan(p);
   state.Reserve(threads_.threads(), p.q.dim(2));
-  const AttendKernels fast =
-      isa_ == CpuIsa::kAvx512 ? avx512::GetAttendKernels() : portable::GetAttendKernels();
   const AttendKernels plain = portable::GetAttendKernels();
+  const AttendKernels fast = isa_ == CpuIsa::kAvx512 ? avx512::GetAttendKernels()
+                             : isa_ == CpuIsa::kAvx2 ? avx2::GetAttendKernels()
+                                                     : plain;
   threads_.For(static_cast<int64_t>(state.units.size()), [&](int64_t i, int rank) {
     const Unit& unit = state.units[static_cast<size_t>(i)];
     // Single precision caches are for checking, where bf16 products would defeat their purpose.

@@ -1,4 +1,4 @@
-// Entry points of the attention kernels. Both instruction sets implement the same three functions,
+// Entry points of the attention kernels. Every instruction set implements the same three functions,
 // an online softmax over blocks of keys for a stack of query rows that share a KV head: begin once,
 // update per block of keys, finish per row.
 //
@@ -78,6 +78,9 @@ struct AttendKernels {
 };
 
 namespace avx512 {
+AttendKernels GetAttendKernels();  // bf16 and int8 caches
+}
+namespace avx2 {
 AttendKernels GetAttendKernels();  // bf16 and int8 caches
 }
 namespace portable {

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "kernels/cpu/avx2/vec_math.h"
 #include "kernels/cpu/fetch.h"
 #include "kernels/cpu/linear_kernels.h"
 
@@ -307,21 +308,7 @@ void Multiply(const PanelArgs& p) {
 
 // Up to 8 floats, zeros behind the n-th.
 inline __m256 LoadUpTo(const float* p, int64_t n) {
-  if (n >= 8) return _mm256_loadu_ps(p);
-  if (n <= 0) return _mm256_setzero_ps();
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane));
-}
-
-inline float SumOf(__m256 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-inline int32_t SumOf(__m256i v) {
-  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  return n >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, FirstLanes(n));
 }
 
 // 1 / rms(x), summed in 32 chains whatever the call looks like.
@@ -354,9 +341,7 @@ inline Scaled ScaleToIntegers(const __m256 (&x)[4], float steps) {
     nothing = _mm256_add_ps(nothing, _mm256_sub_ps(v, v));  // NaN from NaN and infinity
   }
   const bool finite = _mm256_movemask_ps(_mm256_cmp_ps(nothing, nothing, _CMP_UNORD_Q)) == 0;
-  __m128 top4 = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-  top4 = _mm_max_ps(top4, _mm_movehl_ps(top4, top4));
-  const float amax = _mm_cvtss_f32(_mm_max_ss(top4, _mm_movehdup_ps(top4)));
+  const float amax = MaxOf(top);
   const bool zero = !finite || amax < kSmallest;
   Scaled s{.d = !finite ? std::nanf("") : zero ? 0.0f : amax * (1.0f / steps)};
   const __m256 inverse = _mm256_set1_ps(zero ? 0.0f : steps / amax);

@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #include <math.h>
 
-#include "kernels/cpu/attend_kernels.h"
+#include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/avx512/vec_math.h"
 
 // GCC 12 takes the undefined pass-through operands of its own intrinsics for mistakes.
@@ -32,12 +32,6 @@ constexpr int kStepProducts = 8;                  // pairs between two steps of 
 constexpr int kWeightStride = kMaxBlockKeys / 2;  // dwords from one row's weights to the next
 
 __m512bh AsBf16(__m512i x) { return (__m512bh)x; }
-
-// Rows are split into groups of equal size, up to kRowStep; the last may be smaller.
-int GroupRows(int rows) {
-  const int groups = (rows + kRowStep - 1) / kRowStep;
-  return (rows + groups - 1) / groups;
-}
 
 // ---- packing
 
@@ -85,60 +79,6 @@ __mmask32 ChannelMask(int64_t head_dim, int64_t channel) {
     r[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
   }
 }
-
-// Prefetches rows of the next block a few lines at a time, in memory order and spread over all of
-// the arithmetic. A core has few buffers for lines on their way: a burst fills them and holds up
-// the loads behind it, so that memory and arithmetic take turns (Zen 4, one thread: 5.5 GB/s
-// without prefetch, 11 with bursts while packing, 15 spread). Second-level cache only; prefetching
-// into the first is little better than none, the block does not fit. A further stage, into the
-// third-level cache, costs more instructions than it saves waiting.
-class Ahead {
- public:
-  // `steps` is how often Step will be called.
-  Ahead(const AttendTile& t, const KeyBlock* next, int64_t key_offset, int64_t value_offset,
-        int64_t steps) {
-    if (!next) return;
-    const bool whole = t.shares > 0;
-    row_ = next->rows + (whole ? next->count * t.share / t.shares : 0);
-    end_ = next->rows + (whole ? next->count * (t.share + 1) / t.shares : next->count);
-    if (row_ == end_) return;
-    begin_[0] = whole ? 0 : key_offset;
-    begin_[1] = value_offset;
-    bytes_ = whole ? t.layout.row_bytes() : t.layout.head_bytes();
-    ranges_ = whole ? 1 : 2;
-    const int64_t lines = (end_ - row_) * ranges_ * ((bytes_ + 63) / 64);
-    lines_ = static_cast<int>((lines + steps - 1) / steps);
-    at_ = *row_ + begin_[0];
-    stop_ = at_ + bytes_;
-  }
-  void Step() {
-    for (int i = 0; i < lines_; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
-      at_ += 64;
-      if (at_ >= stop_ && !NextRange()) return;
-    }
-  }
-
- private:
-  bool NextRange() {
-    if (++range_ == ranges_) {
-      range_ = 0;
-      if (++row_ == end_) {
-        lines_ = 0;
-        return false;
-      }
-    }
-    at_ = *row_ + begin_[range_];
-    stop_ = at_ + bytes_;
-    return true;
-  }
-  const std::byte* const* row_ = nullptr;
-  const std::byte* const* end_ = nullptr;
-  const std::byte* at_ = nullptr;
-  const std::byte* stop_ = nullptr;
-  int64_t begin_[2] = {}, bytes_ = 0;
-  int range_ = 0, ranges_ = 0, lines_ = 0;
-};
 
 template <bool kInt8>
 void PackKeys(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t head_dim,
@@ -490,18 +430,6 @@ void Softmax(const float* scores, int rows, int keys, const BlockScales& scales,
   _mm512_mask_storeu_ps(sum, mask, sums);
 }
 
-// Keys of the block that a row at `query` may see, rounded up to whole steps.
-int VisibleKeys(const KeyBlock& block, int64_t query) {
-  int n = block.count;
-  while (n > 0 && block.positions[n - 1] > query) --n;
-  return (n + kKeyStep - 1) / kKeyStep * kKeyStep;
-}
-
-bool NeedsMask(const AttendTile& t, const KeyBlock& block, int keys, int64_t first, int64_t last) {
-  return block.positions[keys - 1] > first ||
-         (block.positions[keys - 1] >= t.sink && block.positions[0] <= last - t.recent);
-}
-
 // How often Update calls Ahead::Step. Few rows take a step per 8 keys and 16 channels, then per two
 // keys and 64 channels. Otherwise packing takes one per 16 keys, then per 8 keys, 32 channels each,
 // and both products one per kStepProducts pairs, for each group of rows.
@@ -509,7 +437,7 @@ int64_t Steps(const AttendTile& t, const KeyBlock& block) {
   const int64_t dim = t.layout.head_dim, padded = PaddedHead(dim);
   const int64_t blocks = (block.count + kKeyStep - 1) / kKeyStep;
   if (t.rows <= kFewRows) return blocks * (dim / 16 * 4 + (padded + 32) / 64 * 16);
-  const int64_t groups = (t.rows + GroupRows(t.rows) - 1) / GroupRows(t.rows);
+  const int64_t groups = (t.rows + GroupRows(t.rows, kRowStep) - 1) / GroupRows(t.rows, kRowStep);
   return blocks * (padded / 32) * (2 + 4 + groups * 2 * 16 / kStepProducts);
 }
 
@@ -523,7 +451,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   auto* packed_keys = reinterpret_cast<uint32_t*>(scratch.keys);
   auto* packed_values = reinterpret_cast<uint32_t*>(scratch.values);
   const bool few = t.rows <= kFewRows;
-  const int step = GroupRows(t.rows);
+  const int step = GroupRows(t.rows, kRowStep);
   Ahead ahead(t, next, key_offset, value_offset, Steps(t, block));
   if (!few) {
     PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys);
@@ -596,7 +524,7 @@ void UpdateAny(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
 void PackRow(const AttendTile& t, int i, const float* row) {
   const int64_t dim = t.layout.head_dim;
   const int64_t padded = PaddedHead(dim);
-  const int step = GroupRows(t.rows);
+  const int step = GroupRows(t.rows, kRowStep);
   const int64_t group = i / step * step;
   const int64_t rows = t.rows - group < step ? t.rows - group : step;
   uint32_t* to = reinterpret_cast<uint32_t*>(t.queries) + group * padded / 2 + (i - group);

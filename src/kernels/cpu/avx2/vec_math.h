@@ -1,0 +1,51 @@
+// Registers of 8 floats for the AVX2 kernels. Include from files below avx2/ only.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace baton::cpu::avx2 {
+
+// All bits of the first n lanes.
+inline __m256i FirstLanes(int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const int count = n <= 0 ? 0 : n >= 8 ? 8 : static_cast<int>(n);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+}
+
+inline float SumOf(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline int32_t SumOf(__m256i v) {
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+inline float MaxOf(__m256 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+// 2^x for x <= 0, relative error below 2e-7; exactly 1 at 0, exactly 0 from -127 on down (also at
+// -inf), NaN for NaN. The polynomial is that of avx512/vec_math.h.
+inline __m256 Exp2NotPositive(__m256 x) {
+  // max returns its second operand when either is NaN, so NaN survives.
+  x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x);
+  const __m256 n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 f = _mm256_sub_ps(x, n);
+  __m256 y = _mm256_set1_ps(0x1.5bba14p-10f);
+  y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(0x1.3cea88p-7f));
+  y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(0x1.c6b752p-5f));
+  y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(0x1.ebf9bcp-3f));
+  y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(0x1.62e42ap-1f));
+  y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(1.0f));
+  const __m256i power =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
+}
+
+}  // namespace baton::cpu::avx2
