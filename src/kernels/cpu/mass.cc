@@ -327,8 +327,14 @@ void FromScores(const MassParams& p, const MassKernels& kernels, ThreadPool& thr
 // Scan layers' decode: every row is its own set.
 class LowBitRows {
  public:
-  LowBitRows(const MassParams& p, ThreadPool& threads, MassScratch& scratch)
-      : p_(p), threads_(threads), scratch_(scratch), heads_(p.q.dim(1)), dim_(p.q.dim(2)) {}
+  LowBitRows(const MassParams& p, const LowBitKernels& kernels, ThreadPool& threads,
+             MassScratch& scratch)
+      : p_(p),
+        kernels_(kernels),
+        threads_(threads),
+        scratch_(scratch),
+        heads_(p.q.dim(1)),
+        dim_(p.q.dim(2)) {}
 
   void Run(std::span<const MassParams::Segment> segments) {
     std::vector<Row> rows;
@@ -409,11 +415,11 @@ class LowBitRows {
     const KvView& kv = r.segment->kv;
     const int64_t ratio = heads_ / kv.layout.kv_heads;
     for (int64_t h = 0; h < heads_; ++h) {
-      avx512::LowBitQuery::Pack(p_.q.row(r.segment->rows.first + r.row, h), dim_,
-                                p_.scale * kLog2E * avx512::kWeightUnit, QueryOf(r, h));
+      kernels_.pack(p_.q.row(r.segment->rows.first + r.row, h), dim_,
+                                p_.scale * kLog2E * kWeightUnit, QueryOf(r, h));
     }
     for (int g = 0; g < kv.layout.kv_heads; ++g) {
-      avx512::LowBitStarts(kv, r.keys, g, QueryOf(r, g * ratio), ratio, Starts(r) + g * ratio);
+      kernels_.starts(kv, r.keys, g, QueryOf(r, g * ratio), ratio, Starts(r) + g * ratio);
     }
   }
 
@@ -425,7 +431,7 @@ class LowBitRows {
     const int64_t groups = Groups(p_, *r.segment);
     for (int64_t g = 0; g < groups; ++g)
       FetchToWrite(r.segment->mass + (r.row * groups + g) * r.segment->mass_stride + key, n);
-    avx512::LowBitWeights(kv, key, n, QueryOf(r, 0), Starts(r), ratio, Weights(r, chunk, 0),
+    kernels_.weights(kv, key, n, QueryOf(r, 0), Starts(r), ratio, Weights(r, chunk, 0),
                           kWeightStride, Sums(r, chunk));
   }
 
@@ -434,7 +440,7 @@ class LowBitRows {
     for (int64_t h = 0; h < heads_; ++h) {
       float sum = 0;
       for (int64_t c = 0; c < r.chunks; ++c) sum += Sums(r, c)[h];
-      Factors(r)[h] = avx512::LowBitQuery::Finite(QueryOf(r, h), dim_) ? 1 / sum : NAN;
+      Factors(r)[h] = LowBitQuery::Finite(QueryOf(r, h), dim_) ? 1 / sum : NAN;
     }
   }
 
@@ -444,7 +450,7 @@ class LowBitRows {
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
     for (int64_t g = 0; g < groups; ++g) {
       float* mass = s.mass + (r.row * groups + g) * s.mass_stride;
-      avx512::PoolWeights(Weights(r, chunk, g * per_group), kWeightStride,
+      kernels_.pool(Weights(r, chunk, g * per_group), kWeightStride,
                           Factors(r) + g * per_group, per_group, n, p_.pool == Pool::kMax,
                           mass + key);
       if (chunk + 1 == r.chunks) {
@@ -454,13 +460,14 @@ class LowBitRows {
   }
 
   const MassParams& p_;
+  const LowBitKernels& kernels_;
   ThreadPool& threads_;
   MassScratch& scratch_;
   const int64_t heads_, dim_;
   // What is kept of a chunk is by head, so that threads that work on different chunks share no
   // line.
   const int64_t chunk_heads_ = Ceil(heads_, 16) * 16;
-  const int64_t query_bytes_ = avx512::LowBitQuery::Bytes(dim_);
+  const int64_t query_bytes_ = LowBitQuery::Bytes(dim_);
 };
 
 }  // namespace
@@ -469,11 +476,11 @@ void CpuOps::DoMass(const MassParams& p) {
   if (!mass_) mass_ = std::make_shared<MassState>();
   MassScratch& scratch = mass_->mass;
   scratch.ranks.resize(static_cast<size_t>(threads_.threads()));
-  const bool avx512 = isa_ == CpuIsa::kAvx512;
-  if (p.source == MassParams::Source::kScores) {
-    FromScores(p, avx512 ? avx512::GetMassKernels() : portable::GetMassKernels(), threads_);
-    return;
-  }
+  const MassKernels& plain = portable::GetMassKernels();
+  const MassKernels& fast = isa_ == CpuIsa::kAvx512 ? avx512::GetMassKernels()
+                            : isa_ == CpuIsa::kAvx2 ? avx2::GetMassKernels()
+                                                    : plain;
+  if (p.source == MassParams::Source::kScores) return FromScores(p, fast, threads_);
   // Segments of one call share a layer, hence a layout; but a set with one row and one with many
   // take different ways.
   for (size_t begin = 0, end; begin < p.segments.size(); begin = end) {
@@ -484,13 +491,14 @@ void CpuOps::DoMass(const MassParams& p) {
     }
     const auto segments = p.segments.subspan(begin, end - begin);
     const bool low_bit = p.source == MassParams::Source::kLowBit;
-    if (avx512 && low_bit && single) {
-      LowBitRows(p, threads_, scratch).Run(segments);
+    if (isa_ != CpuIsa::kPortable && low_bit && single) {
+      const LowBitKernels& rows =
+          isa_ == CpuIsa::kAvx512 ? avx512::GetLowBitKernels() : avx2::GetLowBitKernels();
+      LowBitRows(p, rows, threads_, scratch).Run(segments);
       continue;
     }
-    const bool fast = avx512 && (low_bit || segments[0].kv.layout.dtype == DType::kBF16);
-    Tiles(p, fast ? avx512::GetMassKernels() : portable::GetMassKernels(), threads_, scratch)
-        .Run(segments);
+    const bool knows = low_bit || segments[0].kv.layout.dtype == DType::kBF16;
+    Tiles(p, knows ? fast : plain, threads_, scratch).Run(segments);
   }
 }
 

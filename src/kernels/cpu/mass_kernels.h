@@ -6,7 +6,10 @@
 // call.
 #pragma once
 
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "kv/page.h"
 
@@ -35,8 +38,8 @@ struct MassKernels {
   // bytes at most. Slots past the sequence's end are packed as found; nobody may see them.
   void (*pack_keys)(const KvView& kv, int64_t position, int head, MassForm form, void* out);
   // out[n] = out[n] + p or max(out[n], p), p = 2^(scale q.k[n] - lse), for the n that the query
-  // sees. AVX-512 ranks by low-bit copies with the chord below in place of 2^x, at most 1; 1 for a
-  // score that is not a number.
+  // sees. AVX2 and AVX-512 rank by low-bit copies with the chord below in place of 2^x, at most 1;
+  // 1 for a score that is not a number.
   void (*accumulate)(const void* keys, int64_t dim, MassForm form, float scale,
                      const MassQuery* queries, int64_t count, bool max);
   // Adds the visible scores to each query's running stats.
@@ -47,25 +50,23 @@ struct MassKernels {
                       int64_t n, bool max, bool add, float* out);
 };
 
-namespace portable {
-const MassKernels& GetMassKernels();  // every cache type
-}
-
-namespace avx512 {
-
-const MassKernels& GetMassKernels();  // bf16 caches and low-bit copies
-
-// The decode scan: one row against the whole low-bit copy.
+// The decode scan of machines with byte dot products or their like: one row against the whole low-bit
+// copy.
 
 // q rounded to int8 with one scale per 32 channels. Also what pack_query makes for
-// MassForm::kLowBit.
+// MassForm::kLowBit: int8 [dim], then per 32 channels the scale (f32) and -8 * sum(q) (int32).
 struct LowBitQuery {
   static constexpr int64_t Bytes(int64_t dim) { return dim + dim / 32 * 8; }
-  // out: int8 [dim], then per 32 channels the scale (f32, times score_scale) and -8 * sum(q)
-  // (int32).
-  static void Pack(const float* q, int64_t dim, float score_scale, std::byte* out);
-  // False if an element of the query was NaN or infinite: Pack leaves a scale that is not a number.
-  static bool Finite(const std::byte* packed, int64_t dim);
+  // False if an element of the query was NaN or infinite: packing leaves a scale that is not a
+  // number.
+  static bool Finite(const std::byte* packed, int64_t dim) {
+    for (int64_t b = 0; b < dim / 32; ++b) {
+      float scale;
+      std::memcpy(&scale, packed + dim + 8 * b, 4);
+      if (std::isnan(scale)) return false;
+    }
+    return true;
+  }
 };
 
 // A key's weight is the chord of the exponential between powers of two, 2^floor(x) (1 + x -
@@ -75,18 +76,33 @@ struct LowBitQuery {
 // heaviest.
 constexpr float kWeightUnit = 128;
 
-// start[r]: what makes the largest score among the sequence's first min(n, 32) keys a weight
-// between 1/2 and 1. Weights up to 2^100 and down to 2^-126 keep their precision.
-void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* queries, int64_t count,
-                  float* start);
-// out[h * stride + i] = weight of query head h (`ratio` of them to a KV head) and key position + i,
-// for i < n rounded up to whole pages (position is the start of one; 0 beyond n), the two halves of
-// every 32 keys interleaved by fours; sums[h] = their sum. Queries lie Bytes(dim) apart.
-void LowBitWeights(const KvView& kv, int64_t position, int64_t n, const std::byte* queries,
-                   const float* start, int64_t ratio, uint16_t* out, int64_t stride, float* sums);
-// out[n] = sum or max over heads of weights[h * stride + n] * factor[h].
-void PoolWeights(const uint16_t* weights, int64_t stride, const float* factor, int64_t heads,
-                 int64_t n, bool max, float* out);
+struct LowBitKernels {
+  // out: a LowBitQuery, its scales times score_scale.
+  void (*pack)(const float* q, int64_t dim, float score_scale, std::byte* out);
+  // start[r]: what makes the largest score among the sequence's first min(n, 32) keys a weight
+  // between 1/2 and 1. Weights up to 2^100 and down to 2^-126 keep their precision.
+  void (*starts)(const KvView& kv, int64_t n, int head, const std::byte* queries, int64_t count,
+                 float* start);
+  // out[h * stride + i] = weight of query head h (`ratio` of them to a KV head) and key position +
+  // i, for i < n rounded up to whole pages (position is the start of one; 0 beyond n), in the order
+  // that `pool` expects of every 32; sums[h] = their sum. Queries lie Bytes(dim) apart.
+  void (*weights)(const KvView& kv, int64_t position, int64_t n, const std::byte* queries,
+                  const float* start, int64_t ratio, uint16_t* out, int64_t stride, float* sums);
+  // out[n] = sum or max over heads of weights[h * stride + n] * factor[h].
+  void (*pool)(const uint16_t* weights, int64_t stride, const float* factor, int64_t heads,
+               int64_t n, bool max, float* out);
+};
 
+namespace portable {
+const MassKernels& GetMassKernels();  // every cache type
+}
+namespace avx2 {
+const MassKernels& GetMassKernels();  // bf16 caches and low-bit copies
+const LowBitKernels& GetLowBitKernels();
+}  // namespace avx2
+namespace avx512 {
+const MassKernels& GetMassKernels();  // bf16 caches and low-bit copies
+const LowBitKernels& GetLowBitKernels();
 }  // namespace avx512
+
 }  // namespace baton::cpu

@@ -38,14 +38,6 @@ inline __m256i Broadcast(const Block& x, int i) {
   return _mm256_set1_epi32(four);
 }
 
-// acc + x, here and now: g++ puts off chains of additions until their sum is wanted, and runs out of
-// the 16 registers for what is to be added.
-template <bool k16>
-inline void AddTo(__m256i& acc, __m256i x) {
-  acc = k16 ? _mm256_add_epi16(acc, x) : _mm256_add_epi32(acc, x);
-  asm("" : "+x"(acc));
-}
-
 constexpr int LargestQuant(PackLayout l) {
   switch (l) {
     case PackLayout::kSym4:
@@ -325,32 +317,6 @@ float InverseRms(const float* x, int64_t n, float eps) {
   return 1.0f / std::sqrt(SumOf(sum) / static_cast<float>(n) + eps);
 }
 
-struct Scaled {
-  __m256i q[4];  // 32 integers in [-steps, steps]
-  float d;
-};
-
-// x = d q with |q| <= steps; NaN in d if a value is not finite.
-inline Scaled ScaleToIntegers(const __m256 (&x)[4], float steps) {
-  // Smaller blocks count as zero, or steps / amax would overflow.
-  constexpr float kSmallest = 0x1p-110f;
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  __m256 top = _mm256_setzero_ps(), nothing = _mm256_setzero_ps();
-  for (const __m256 v : x) {
-    top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v));
-    nothing = _mm256_add_ps(nothing, _mm256_sub_ps(v, v));  // NaN from NaN and infinity
-  }
-  const bool finite = _mm256_movemask_ps(_mm256_cmp_ps(nothing, nothing, _CMP_UNORD_Q)) == 0;
-  const float amax = MaxOf(top);
-  const bool zero = !finite || amax < kSmallest;
-  Scaled s{.d = !finite ? std::nanf("") : zero ? 0.0f : amax * (1.0f / steps)};
-  const __m256 inverse = _mm256_set1_ps(zero ? 0.0f : steps / amax);
-  for (int j = 0; j < 4; ++j) {
-    s.q[j] = finite ? _mm256_cvtps_epi32(_mm256_mul_ps(x[j], inverse)) : _mm256_setzero_si256();
-  }
-  return s;
-}
-
 // Starts of the integer sums.
 template <typename Block>
 inline void SetSums(const Scaled& s, Block& out) {
@@ -366,11 +332,7 @@ inline void SetSums(const Scaled& s, Block& out) {
 
 void Quantise(const __m256 (&x)[4], QuantBlock& out) {
   const Scaled s = ScaleToIntegers(x, 127.0f);
-  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(s.q[0], s.q[1]),
-                                           _mm256_packs_epi32(s.q[2], s.q[3]));
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packs work on halves
-  _mm256_store_si256(reinterpret_cast<__m256i*>(out.q),
-                     _mm256_permutevar8x32_epi32(bytes, order));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out.q), ToBytes(s.q));
   SetSums(s, out);
 }
 

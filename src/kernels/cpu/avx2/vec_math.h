@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstdint>
 
 namespace baton::cpu::avx2 {
@@ -12,6 +13,27 @@ inline __m256i FirstLanes(int64_t n) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const int count = n <= 0 ? 0 : n >= 8 ? 8 : static_cast<int>(n);
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+}
+
+// acc + x, here and now: g++ puts off chains of additions until their sum is wanted, and runs out of
+// the 16 registers for what is to be added.
+template <bool k16>
+inline void AddTo(__m256i& acc, __m256i x) {
+  acc = k16 ? _mm256_add_epi16(acc, x) : _mm256_add_epi32(acc, x);
+  asm("" : "+x"(acc));
+}
+
+// 32 integers as bytes, saturated.
+inline __m256i ToBytes(const __m256i (&x)[4]) {
+  const __m256i bytes =
+      _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
+  // Packing works on halves of registers.
+  return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+// The larger one; NaN if either is.
+inline __m256 MaxOrNan(__m256 a, __m256 b) {
+  return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
 }
 
 inline float SumOf(__m256 v) {
@@ -28,6 +50,32 @@ inline float MaxOf(__m256 v) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
   return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+struct Scaled {
+  __m256i q[4];  // 32 integers in [-steps, steps]
+  float d;
+};
+
+// x = d q with |q| <= steps; NaN in d if a value is not finite.
+inline Scaled ScaleToIntegers(const __m256 (&x)[4], float steps) {
+  // Smaller blocks count as zero, or steps / amax would overflow.
+  constexpr float kSmallest = 0x1p-110f;
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256 top = _mm256_setzero_ps(), nothing = _mm256_setzero_ps();
+  for (const __m256 v : x) {
+    top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v));
+    nothing = _mm256_add_ps(nothing, _mm256_sub_ps(v, v));  // NaN from NaN and infinity
+  }
+  const bool finite = _mm256_movemask_ps(_mm256_cmp_ps(nothing, nothing, _CMP_UNORD_Q)) == 0;
+  const float amax = MaxOf(top);
+  const bool zero = !finite || amax < kSmallest;
+  Scaled s{.d = !finite ? std::nanf("") : zero ? 0.0f : amax * (1.0f / steps)};
+  const __m256 inverse = _mm256_set1_ps(zero ? 0.0f : steps / amax);
+  for (int j = 0; j < 4; ++j) {
+    s.q[j] = finite ? _mm256_cvtps_epi32(_mm256_mul_ps(x[j], inverse)) : _mm256_setzero_si256();
+  }
+  return s;
 }
 
 // 2^x for x <= 0, relative error below 2e-7; exactly 1 at 0, exactly 0 from -127 on down (also at
@@ -47,5 +95,8 @@ inline __m256 Exp2NotPositive(__m256 x) {
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
 }
+
+// The same for any x up to 127, as 2^127 above.
+inline __m256 Exp2(__m256 x) { return Exp2NotPositive(_mm256_min_ps(_mm256_set1_ps(127.0f), x)); }
 
 }  // namespace baton::cpu::avx2

@@ -33,9 +33,11 @@ inline __mmask16 FirstLanes(int64_t n) {
   return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, 16)) - 1);
 }
 
+void PackLowBitQuery(const float* q, int64_t dim, float score_scale, std::byte* out);
+
 void PackQuery(const float* q, int64_t dim, MassForm form, void* out) {
   if (form == MassForm::kLowBit) {
-    return LowBitQuery::Pack(q, dim, 1.0f, static_cast<std::byte*>(out));
+    return PackLowBitQuery(q, dim, 1.0f, static_cast<std::byte*>(out));
   }
   auto* to = static_cast<uint16_t*>(out);
   for (int64_t d = 0; d < dim; d += 16) {
@@ -457,9 +459,7 @@ void ByFours(int64_t count, F&& body) {
   if (count - r == 1) body.template operator()<1>(r);
 }
 
-}  // namespace
-
-void LowBitQuery::Pack(const float* q, int64_t dim, float score_scale, std::byte* out) {
+void PackLowBitQuery(const float* q, int64_t dim, float score_scale, std::byte* out) {
   constexpr int kNotFinite = 0x99;  // quiet NaN, +inf, -inf, signalling NaN
   for (int64_t b = 0; b < dim / 32; ++b) {
     const __m512 lo = _mm512_loadu_ps(q + 32 * b), hi = _mm512_loadu_ps(q + 32 * b + 16);
@@ -481,15 +481,6 @@ void LowBitQuery::Pack(const float* q, int64_t dim, float score_scale, std::byte
     std::memcpy(out + dim + 8 * b, &scale, 4);
     std::memcpy(out + dim + 8 * b + 4, &offset, 4);
   }
-}
-
-bool LowBitQuery::Finite(const std::byte* packed, int64_t dim) {
-  for (int64_t b = 0; b < dim / 32; ++b) {
-    float scale;
-    std::memcpy(&scale, packed + dim + 8 * b, 4);
-    if (std::isnan(scale)) return false;
-  }
-  return true;
 }
 
 void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* queries, int64_t count,
@@ -556,12 +547,22 @@ void PoolWeights(const uint16_t* weights, int64_t stride, const float* factor, i
   }
 }
 
+}  // namespace
+
 const MassKernels& GetMassKernels() {
   static constexpr MassKernels kKernels = {.pack_query = PackQuery,
                                            .pack_keys = PackKeys,
                                            .accumulate = Accumulate,
                                            .log_sum = LogSum,
                                            .pool_scores = PoolScores};
+  return kKernels;
+}
+
+const LowBitKernels& GetLowBitKernels() {
+  static constexpr LowBitKernels kKernels = {.pack = PackLowBitQuery,
+                                             .starts = LowBitStarts,
+                                             .weights = LowBitWeights,
+                                             .pool = PoolWeights};
   return kKernels;
 }
 
