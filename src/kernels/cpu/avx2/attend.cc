@@ -168,14 +168,17 @@ void Scores(const float* q, const float* keys, int64_t dim, const float* factor,
   __m256 a[kRows][2];
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm256_setzero_ps();
-  for (int64_t d = 0; d < dim; ++d) {
-    if (d % kStepChannels == 0) ahead.Step();
-    const __m256 k0 = _mm256_load_ps(keys + d * 16), k1 = _mm256_load_ps(keys + d * 16 + 8);
+  for (int64_t c = 0; c < dim; c += kStepChannels) {
+    ahead.Step();
+#pragma GCC unroll 4
+    for (int j = 0; j < kStepChannels; ++j, keys += 16, q += kRows) {
+      const __m256 k0 = _mm256_load_ps(keys), k1 = _mm256_load_ps(keys + 8);
 #pragma GCC unroll 6
-    for (int i = 0; i < kRows; ++i) {
-      const __m256 x = _mm256_broadcast_ss(q + d * kRows + i);
-      a[i][0] = _mm256_fmadd_ps(k0, x, a[i][0]);
-      a[i][1] = _mm256_fmadd_ps(k1, x, a[i][1]);
+      for (int i = 0; i < kRows; ++i) {
+        const __m256 x = _mm256_broadcast_ss(q + i);
+        a[i][0] = _mm256_fmadd_ps(k0, x, a[i][0]);
+        a[i][1] = _mm256_fmadd_ps(k1, x, a[i][1]);
+      }
     }
   }
 #pragma GCC unroll 6
@@ -198,14 +201,18 @@ void Accumulate(const float* weights, const float* values, int keys, const float
       a[i][0] = _mm256_mul_ps(_mm256_load_ps(acc + i * padded + c), f);
       a[i][1] = _mm256_mul_ps(_mm256_load_ps(acc + i * padded + c + 8), f);
     }
-    for (int k = 0; k < keys; ++k) {
-      if (k % kStepKeys == 0) ahead.Step();
-      const __m256 v0 = _mm256_load_ps(v + k * 16), v1 = _mm256_load_ps(v + k * 16 + 8);
+    const float* weight = weights;
+    for (int k = 0; k < keys; k += kStepKeys) {
+      ahead.Step();
+#pragma GCC unroll 4
+      for (int j = 0; j < kStepKeys; ++j, v += 16, ++weight) {
+        const __m256 v0 = _mm256_load_ps(v), v1 = _mm256_load_ps(v + 8);
 #pragma GCC unroll 6
-      for (int i = 0; i < kRows; ++i) {
-        const __m256 w = _mm256_broadcast_ss(weights + i * kMaxBlockKeys + k);
-        a[i][0] = _mm256_fmadd_ps(v0, w, a[i][0]);
-        a[i][1] = _mm256_fmadd_ps(v1, w, a[i][1]);
+        for (int i = 0; i < kRows; ++i) {
+          const __m256 w = _mm256_broadcast_ss(weight + i * kMaxBlockKeys);
+          a[i][0] = _mm256_fmadd_ps(v0, w, a[i][0]);
+          a[i][1] = _mm256_fmadd_ps(v1, w, a[i][1]);
+        }
       }
     }
 #pragma GCC unroll 6
