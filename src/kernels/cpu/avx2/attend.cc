@@ -1,17 +1,26 @@
-// Attention for bf16 and int8 caches with AVX2, in single precision: values of a cache become floats
-// in registers, one instruction for eight of bf16.
+// Attention for bf16 and int8 caches with AVX2.
 //
 //   few rows    decode with up to kFewRows query heads to a KV head: keys and values go from the cache
-//               into the products; what a key's lanes hold is added up by a tree over four keys
-//   many rows   keys are packed, [keys/16][D][16], and so are values, [D/16][keys][16]; a product
-//               holds 6 rows x 16 sums in 12 registers and broadcasts the rows' values from memory
+//               into products in single precision, one instruction for eight floats of bf16; what a
+//               key's lanes hold is added up by a tree over four keys
+//   many rows   in 16-bit integers, whose pairwise products (vpmaddwd) are twice as many a cycle as
+//               those of floats. Keys, values and queries get a scale each, of their largest
+//               magnitude, softmax weights one of the largest in a row's block; sums are exact. Keys
+//               lie as [keys/16][D/2][16] pairs of channels, values as [D/16][keys/2][16] pairs of
+//               keys; a product holds 6 rows x 16 sums in 12 registers and broadcasts the rows' pairs
+//               from memory
 //
 // 16 channels of bf16 come as two registers, the even ones and the odd ones: half of each dword is a
-// float already. Queries and sums lie in the same order, and only the output is put right. Those of
-// int8 come in order; the scale of K goes on the scores, that of V on the weights. Softmax runs in
-// powers of two: scores are scaled by log2(e) once.
+// float already. Queries of few rows and all sums lie in that order, and only the output is put
+// right. Those of int8 come in order; the scale of K goes on the scores, that of V on the weights.
+// Softmax runs in powers of two: scores are scaled by log2(e) once.
 #include <immintrin.h>
-#include <math.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
 
 #include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/avx2/vec_math.h"
@@ -24,8 +33,19 @@ constexpr float kLn2 = 0.693147181f;
 constexpr int kFewRows = 8;    // of a tile
 constexpr int kFewAtOnce = 4;  // of a product
 constexpr int kManyAtOnce = 6;
-constexpr int kStepKeys = 16, kStepChannels = 16;  // of packed products, between steps of prefetch
+constexpr int kStepPairs = 8;  // of packed products, between steps of prefetch
 static_assert(kManyAtOnce <= kRowStep && kFewAtOnce <= kRowStep);
+
+// Integers of many rows, up to these in magnitude. A product of two times 256 channels (with fewer,
+// queries may be larger) or 128 keys fits 32 bits.
+constexpr float kCacheTop = 1023;
+constexpr float kWeightTop = 16383;
+static_assert(int64_t{1023} * 16383 * kMaxBlockKeys <= std::numeric_limits<int32_t>::max());
+constexpr int kWeightStride = kMaxBlockKeys / 2;  // dwords from one row's weights to the next
+float QueryTop(int64_t dim) {
+  const auto most = std::numeric_limits<int32_t>::max() / (static_cast<int64_t>(kCacheTop) * dim);
+  return static_cast<float>(std::min<int64_t>(most, 32767));
+}
 
 bool IsFew(const AttendTile& t) { return t.rows <= kFewRows; }
 int RowsAtOnce(const AttendTile& t) {
@@ -99,133 +119,203 @@ void StoreInOrder(__m256 first, __m256 second, float* out) {
 
 // ---- packing
 
-// r[i] float j becomes r[j] float i.
-[[gnu::always_inline]] inline void Transpose8(__m256 (&r)[8]) {
-  __m256 t[8];
+// r[i] dword j becomes r[j] dword i.
+[[gnu::always_inline]] inline void Transpose8(__m256i (&r)[8]) {
+  __m256i t[8];
 #pragma GCC unroll 2
   for (int i = 0; i < 8; i += 4) {
-    const __m256 a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    const __m256 c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]),
-                 d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
-    t[i] = _mm256_shuffle_ps(a, c, 0x44);
-    t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
-    t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
-    t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+    const __m256i a = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    const __m256i b = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    const __m256i c = _mm256_unpacklo_epi32(r[i + 2], r[i + 3]);
+    const __m256i d = _mm256_unpackhi_epi32(r[i + 2], r[i + 3]);
+    t[i] = _mm256_unpacklo_epi64(a, c);
+    t[i + 1] = _mm256_unpackhi_epi64(a, c);
+    t[i + 2] = _mm256_unpacklo_epi64(b, d);
+    t[i + 3] = _mm256_unpackhi_epi64(b, d);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    r[i] = _mm256_permute2f128_ps(t[i], t[4 + i], 0x20);
-    r[4 + i] = _mm256_permute2f128_ps(t[i], t[4 + i], 0x31);
+    r[i] = _mm256_permute2x128_si256(t[i], t[4 + i], 0x20);
+    r[4 + i] = _mm256_permute2x128_si256(t[i], t[4 + i], 0x31);
   }
 }
 
 int PaddedKeys(const KeyBlock& block) { return (block.count + kKeyStep - 1) / kKeyStep * kKeyStep; }
 
+// Of bf16 values, what their largest magnitude makes of one step of kCacheTop; NaN if one is not
+// finite.
+float ScaleOf(const std::byte* row, int64_t dim) {
+  __m256i top = _mm256_setzero_si256();
+  for (int64_t c = 0; c < dim; c += 16) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * c));
+    top = _mm256_max_epu16(top, _mm256_and_si256(x, _mm256_set1_epi16(0x7fff)));
+  }
+  // The smallest of the complements.
+  const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+  const __m128i least = _mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1)));
+  const uint32_t bits = ~static_cast<uint32_t>(_mm_cvtsi128_si32(least)) << 16;
+  return bits >= 0x7f800000 ? std::nanf("") : std::bit_cast<float>(bits) * (1 / kCacheTop);
+}
+float Inverse(float scale) { return scale > 0x1p-120f ? 1 / scale : 0; }  // 0 for NaN
+
+// 16 channels of bf16 as integers: the even ones, and the odd ones in upper halves.
+struct Integers {
+  __m256i even, odd;
+};
+[[gnu::always_inline]] inline Integers Quantise(const std::byte* p, __m256 inverse) {
+  const Sixteen x = Load16<false>(p);
+  const __m256i odd = _mm256_cvtps_epi32(_mm256_mul_ps(x.part[1], inverse));
+  return {_mm256_cvtps_epi32(_mm256_mul_ps(x.part[0], inverse)), _mm256_slli_epi32(odd, 16)};
+}
+inline __m256i Widen(const std::byte* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// Lower halves of a, upper ones of b.
+inline __m256i Join(__m256i a, __m256i b) { return _mm256_blend_epi16(a, b, 0xaa); }
+
+// scale[k]: bf16 only.
 template <bool kInt8>
-void PackKeys(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t dim, float* out) {
+void PackKeys(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t dim, uint32_t* out,
+              float* scale) {
   for (int k = 0; k < PaddedKeys(block); k += 8) {
-    float* to = out + k / 16 * dim * 16 + k % 16;
+    uint32_t* to = out + k / 16 * dim * 8 + k % 16;
+    const std::byte* const* rows = block.rows + k;
+    float inverse[8];
+    if constexpr (!kInt8) {
+      for (int i = 0; i < 8; ++i) {
+        scale[k + i] = ScaleOf(rows[i] + offset, dim);
+        inverse[i] = Inverse(scale[k + i]);
+      }
+    }
     for (int64_t c = 0; c < dim; c += 16) {
-      __m256 r[2][8];
+      const int64_t at = offset + c / 16 * kBytesOf16<kInt8>;
+      __m256i r[8];
 #pragma GCC unroll 8
       for (int i = 0; i < 8; ++i) {
-        const Sixteen x = Load16<kInt8>(block.rows[k + i] + offset + c / 16 * kBytesOf16<kInt8>);
-        r[0][i] = x.part[0];
-        r[1][i] = x.part[1];
+        if constexpr (kInt8) {
+          r[i] = Widen(rows[i] + at);
+        } else {
+          const Integers x = Quantise(rows[i] + at, _mm256_broadcast_ss(inverse + i));
+          r[i] = Join(x.even, x.odd);
+        }
       }
       ahead.Step();
-#pragma GCC unroll 2
-      for (int part = 0; part < 2; ++part) {
-        Transpose8(r[part]);
+      Transpose8(r);
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i)
-          _mm256_store_ps(to + (c + 8 * part + i) * 16, r[part][i]);
-      }
+      for (int i = 0; i < 8; ++i)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to + (c / 2 + i) * 16), r[i]);
     }
   }
 }
 
 template <bool kInt8>
-void PackValues(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t dim, float* out) {
-  for (int k = 0; k < PaddedKeys(block); ++k) {
+void PackValues(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t dim, uint32_t* out,
+                float* scale) {
+  for (int k = 0; k < PaddedKeys(block); k += 2) {
     ahead.Step();
-    const std::byte* from = block.rows[k] + offset;
-    for (int64_t c = 0; c < dim; c += 16, from += kBytesOf16<kInt8>) {
-      const Sixteen x = Load16<kInt8>(from);
-      float* to = out + (c / 16 * kMaxBlockKeys + k) * 16;
-      _mm256_store_ps(to, x.part[0]);
-      _mm256_store_ps(to + 8, x.part[1]);
+    const std::byte* a = block.rows[k] + offset;
+    const std::byte* b = block.rows[k + 1] + offset;
+    __m256 inverse[2];
+    if constexpr (!kInt8) {
+      scale[k] = ScaleOf(a, dim), scale[k + 1] = ScaleOf(b, dim);
+      for (int i = 0; i < 2; ++i) inverse[i] = _mm256_set1_ps(Inverse(scale[k + i]));
+    }
+    for (int64_t c = 0; c < dim; c += 16, a += kBytesOf16<kInt8>, b += kBytesOf16<kInt8>) {
+      auto* to = reinterpret_cast<__m256i*>(out + (c / 16 * (kMaxBlockKeys / 2) + k / 2) * 16);
+      if constexpr (kInt8) {
+        const __m256i x = Widen(a), y = Widen(b);
+        const __m256i lo = _mm256_unpacklo_epi16(x, y), hi = _mm256_unpackhi_epi16(x, y);
+        _mm256_store_si256(to, _mm256_permute2x128_si256(lo, hi, 0x20));
+        _mm256_store_si256(to + 1, _mm256_permute2x128_si256(lo, hi, 0x31));
+      } else {
+        const Integers x = Quantise(a, inverse[0]), y = Quantise(b, inverse[1]);
+        _mm256_store_si256(to, Join(x.even, _mm256_slli_epi32(y.even, 16)));
+        _mm256_store_si256(to + 1, Join(_mm256_srli_epi32(x.odd, 16), y.odd));
+      }
     }
   }
 }
 
 // ---- products of packed keys and values
 
-// s[i][16] = q rows . 16 keys, times factor. q: [D][kRows].
+inline __m256i Broadcast(const uint32_t* pair) {
+  return _mm256_set1_epi32(static_cast<int32_t>(*pair));
+}
+
+// s[i][16] = q rows . 16 keys, times both factors. q: [D/2][kRows].
 template <int kRows>
-void Scores(const float* q, const float* keys, int64_t dim, const float* factor, float* s,
-            Ahead& ahead) {
-  __m256 a[kRows][2];
+void Scores(const uint32_t* q, const uint32_t* keys, int64_t pairs, const float* row_factor,
+            const float* key_factor, float* s, Ahead& ahead) {
+  __m256i a[kRows][2];
 #pragma GCC unroll 6
-  for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm256_setzero_ps();
-  for (int64_t c = 0; c < dim; c += kStepChannels) {
+  for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm256_setzero_si256();
+  for (int64_t d = 0; d < pairs; d += kStepPairs) {
     ahead.Step();
-#pragma GCC unroll 4
-    for (int j = 0; j < kStepChannels; ++j, keys += 16, q += kRows) {
-      const __m256 k0 = _mm256_load_ps(keys), k1 = _mm256_load_ps(keys + 8);
+#pragma GCC unroll 2
+    for (int j = 0; j < kStepPairs; ++j, keys += 16, q += kRows) {
+      const __m256i k0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(keys));
+      const __m256i k1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(keys + 8));
 #pragma GCC unroll 6
       for (int i = 0; i < kRows; ++i) {
-        const __m256 x = _mm256_broadcast_ss(q + i);
-        a[i][0] = _mm256_fmadd_ps(k0, x, a[i][0]);
-        a[i][1] = _mm256_fmadd_ps(k1, x, a[i][1]);
+        const __m256i x = Broadcast(q + i);
+        AddTo<false>(a[i][0], _mm256_madd_epi16(k0, x));
+        AddTo<false>(a[i][1], _mm256_madd_epi16(k1, x));
       }
     }
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
-    _mm256_store_ps(s + i * kMaxBlockKeys, _mm256_mul_ps(a[i][0], _mm256_load_ps(factor)));
-    _mm256_store_ps(s + i * kMaxBlockKeys + 8, _mm256_mul_ps(a[i][1], _mm256_load_ps(factor + 8)));
+    const __m256 f = _mm256_broadcast_ss(row_factor + i);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m256 both = _mm256_mul_ps(f, _mm256_load_ps(key_factor + 8 * h));
+      _mm256_store_ps(s + i * kMaxBlockKeys + 8 * h,
+                      _mm256_mul_ps(_mm256_cvtepi32_ps(a[i][h]), both));
+    }
   }
 }
 
-// acc rows = acc * decay + weights . values, 16 channels at a time.
+// acc rows = acc * decay + factor * (weights . values), 16 channels at a time.
 template <int kRows>
-void Accumulate(const float* weights, const float* values, int keys, const float* decay,
-                int64_t dim, int64_t padded, float* acc, Ahead& ahead) {
+void Accumulate(const uint32_t* weights, const uint32_t* values, int pairs, const float* factor,
+                const float* decay, int64_t dim, int64_t padded, float* acc, Ahead& ahead) {
   for (int64_t c = 0; c < dim; c += 16) {
-    const float* v = values + c * kMaxBlockKeys;
-    __m256 a[kRows][2];
+    const uint32_t* v = values + c * (kMaxBlockKeys / 2);
+    const uint32_t* weight = weights;
+    __m256i a[kRows][2];
 #pragma GCC unroll 6
-    for (int i = 0; i < kRows; ++i) {
-      const __m256 f = _mm256_broadcast_ss(decay + i);
-      a[i][0] = _mm256_mul_ps(_mm256_load_ps(acc + i * padded + c), f);
-      a[i][1] = _mm256_mul_ps(_mm256_load_ps(acc + i * padded + c + 8), f);
-    }
-    const float* weight = weights;
-    for (int k = 0; k < keys; k += kStepKeys) {
+    for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm256_setzero_si256();
+    for (int k = 0; k < pairs; k += kStepPairs) {
       ahead.Step();
-#pragma GCC unroll 4
-      for (int j = 0; j < kStepKeys; ++j, v += 16, ++weight) {
-        const __m256 v0 = _mm256_load_ps(v), v1 = _mm256_load_ps(v + 8);
+#pragma GCC unroll 2
+      for (int j = 0; j < kStepPairs; ++j, v += 16, ++weight) {
+        const __m256i v0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(v));
+        const __m256i v1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(v + 8));
 #pragma GCC unroll 6
         for (int i = 0; i < kRows; ++i) {
-          const __m256 w = _mm256_broadcast_ss(weight + i * kMaxBlockKeys);
-          a[i][0] = _mm256_fmadd_ps(v0, w, a[i][0]);
-          a[i][1] = _mm256_fmadd_ps(v1, w, a[i][1]);
+          const __m256i w = Broadcast(weight + i * kWeightStride);
+          AddTo<false>(a[i][0], _mm256_madd_epi16(v0, w));
+          AddTo<false>(a[i][1], _mm256_madd_epi16(v1, w));
         }
       }
     }
 #pragma GCC unroll 6
     for (int i = 0; i < kRows; ++i) {
-      _mm256_store_ps(acc + i * padded + c, a[i][0]);
-      _mm256_store_ps(acc + i * padded + c + 8, a[i][1]);
+      const __m256 f = _mm256_broadcast_ss(factor + i), fade = _mm256_broadcast_ss(decay + i);
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        float* to = acc + i * padded + c + 8 * h;
+        _mm256_store_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(a[i][h]), f,
+                                            _mm256_mul_ps(_mm256_load_ps(to), fade)));
+      }
     }
   }
 }
 
-using ScoresFn = void (*)(const float*, const float*, int64_t, const float*, float*, Ahead&);
-using AccumulateFn = void (*)(const float*, const float*, int, const float*, int64_t, int64_t,
-                              float*, Ahead&);
+using ScoresFn = void (*)(const uint32_t*, const uint32_t*, int64_t, const float*, const float*,
+                          float*, Ahead&);
+using AccumulateFn = void (*)(const uint32_t*, const uint32_t*, int, const float*, const float*,
+                              int64_t, int64_t, float*, Ahead&);
 constexpr ScoresFn kScores[kManyAtOnce + 1] = {nullptr,   Scores<1>, Scores<2>, Scores<3>,
                                                Scores<4>, Scores<5>, Scores<6>};
 constexpr AccumulateFn kAccumulate[kManyAtOnce + 1] = {
@@ -372,12 +462,20 @@ void StoreRawScores(const KeyBlock& block, int keys, const float* s, float* out)
   for (; k < n; ++k) out[k] = s[k] * kLn2;
 }
 
-// Turns the scores of up to 8 rows into weights, updates their maxima and sums, and says what their
-// accumulators decay by. value_scales: of int8 caches, by key, or null.
-void Softmax(float* scores, int rows, int keys, const float* value_scales, float* max, float* sum,
-             float* decay) {
+// What a group of up to 8 rows carries from its scores to its sums.
+struct alignas(32) RowFactors {
+  float decay[8];  // what the sums so far count
+  float block[8];  // what the weights of this block count
+};
+
+// Turns the scores of up to 8 rows into weights and updates their maxima and sums. Few rows: floats in
+// place, relative to the largest score so far, times value_factors if there are any. Many: integers,
+// relative to the block's largest, by value_factors, which are up to kWeightTop.
+template <bool kFew>
+void Softmax(float* scores, int rows, int keys, const float* value_factors, float* max, float* sum,
+             uint32_t* weights, RowFactors& factors) {
   static_assert(kManyAtOnce <= 8 && kFewAtOnce <= 8);
-  alignas(32) float block[8];
+  alignas(32) float base[8];
   const __m256 none = _mm256_set1_ps(-INFINITY);
   for (int i = 0; i < rows; ++i) {
     const float* s = scores + i * kMaxBlockKeys;
@@ -386,36 +484,51 @@ void Softmax(float* scores, int rows, int keys, const float* value_scales, float
       m[0] = _mm256_max_ps(m[0], _mm256_load_ps(s + k));
       m[1] = _mm256_max_ps(m[1], _mm256_load_ps(s + k + 8));
     }
-    block[i] = MaxOf(_mm256_max_ps(m[0], m[1]));
+    base[i] = MaxOf(_mm256_max_ps(m[0], m[1]));
   }
   const __m256i mask = FirstLanes(rows);
-  const __m256 before = _mm256_blendv_ps(none, _mm256_maskload_ps(max, mask), _mm256_castsi256_ps(mask));
-  const __m256 after = _mm256_blendv_ps(none, _mm256_max_ps(_mm256_load_ps(block), before),
-                                        _mm256_castsi256_ps(mask));
+  const auto known = [&](__m256 x) { return _mm256_blendv_ps(none, x, _mm256_castsi256_ps(mask)); };
   // Nothing seen yet: any finite maximum gives every weight 0.
-  const __m256 base = _mm256_andnot_ps(_mm256_cmp_ps(after, none, _CMP_EQ_OQ), after);
-  const __m256 fade = Exp2NotPositive(_mm256_sub_ps(before, base));
+  const auto finite = [&](__m256 x) {
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, none, _CMP_EQ_OQ), x);
+  };
+  const __m256 here = known(_mm256_load_ps(base));
+  const __m256 before = known(_mm256_maskload_ps(max, mask));
+  const __m256 after = _mm256_max_ps(here, before);
+  const __m256 top = finite(after);
+  const __m256 decay = Exp2NotPositive(_mm256_sub_ps(before, top));
+  const __m256 share = kFew ? _mm256_set1_ps(1) : Exp2NotPositive(_mm256_sub_ps(here, top));
   _mm256_maskstore_ps(max, mask, after);
-  _mm256_maskstore_ps(decay, mask, fade);
-  _mm256_store_ps(block, base);
+  _mm256_store_ps(factors.decay, decay);
+  _mm256_store_ps(factors.block, share);
+  _mm256_store_ps(base, kFew ? top : finite(here));
   alignas(32) float added[8] = {};
   for (int i = 0; i < rows; ++i) {
     float* s = scores + i * kMaxBlockKeys;
-    const __m256 row_base = _mm256_broadcast_ss(block + i);
+    const __m256 row_base = _mm256_broadcast_ss(base + i);
     __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int k = 0; k < keys; k += 16) {
+      __m256 p[2];
 #pragma GCC unroll 2
       for (int j = 0; j < 2; ++j) {
-        __m256 p = Exp2NotPositive(_mm256_sub_ps(_mm256_load_ps(s + k + 8 * j), row_base));
-        total[j] = _mm256_add_ps(total[j], p);
-        if (value_scales) p = _mm256_mul_ps(p, _mm256_load_ps(value_scales + k + 8 * j));
-        _mm256_store_ps(s + k + 8 * j, p);
+        p[j] = Exp2NotPositive(_mm256_sub_ps(_mm256_load_ps(s + k + 8 * j), row_base));
+        total[j] = _mm256_add_ps(total[j], p[j]);
+        if (!kFew || value_factors != nullptr)
+          p[j] = _mm256_mul_ps(p[j], _mm256_load_ps(value_factors + k + 8 * j));
+      }
+      if constexpr (kFew) {
+        _mm256_store_ps(s + k, p[0]);
+        _mm256_store_ps(s + k + 8, p[1]);
+      } else {
+        const __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(p[0]), _mm256_cvtps_epi32(p[1]));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(weights + i * kWeightStride + k / 2),
+                           _mm256_permute4x64_epi64(w, 0xd8));
       }
     }
     added[i] = SumOf(_mm256_add_ps(total[0], total[1]));
   }
-  const __m256 sums =
-      _mm256_fmadd_ps(_mm256_maskload_ps(sum, mask), fade, _mm256_load_ps(added));
+  const __m256 sums = _mm256_fmadd_ps(_mm256_maskload_ps(sum, mask), decay,
+                                      _mm256_mul_ps(_mm256_load_ps(added), share));
   _mm256_maskstore_ps(sum, mask, sums);
 }
 
@@ -429,9 +542,17 @@ int64_t Steps(const AttendTile& t, const KeyBlock& block) {
     const int64_t passes = step < 4 ? (chunks + 1) / 2 : chunks;
     return groups * (keys / 4 * chunks + keys / 2 * passes);
   }
-  return keys / 8 * chunks + keys +
-         groups * (keys / 16 * (t.layout.head_dim / kStepChannels) + chunks * (keys / kStepKeys));
+  const int64_t pairs = t.layout.head_dim / 2;
+  return keys / 8 * chunks + keys / 2 +
+         groups * (keys / 16 * (pairs / kStepPairs) + chunks * (keys / 2 / kStepPairs));
 }
+
+// Of the keys of a block: what their scores are multiplied by, and their weights. Few rows: the int8
+// cache's scales. Many: values' as shares of the largest, times kWeightTop; `value_top` is one step.
+struct alignas(32) BlockFactors {
+  float key[kMaxBlockKeys], value[kMaxBlockKeys];
+  float value_top = 0;
+};
 
 template <bool kInt8>
 void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
@@ -440,22 +561,35 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   const int64_t padded = PaddedHead(dim);
   const int64_t key_offset = t.kv_head * t.layout.head_bytes();
   const int64_t value_offset = key_offset + t.layout.value_offset();
-  auto* packed_keys = reinterpret_cast<float*>(scratch.keys);
-  auto* packed_values = reinterpret_cast<float*>(scratch.values);
+  auto* packed_keys = reinterpret_cast<uint32_t*>(scratch.keys);
+  auto* packed_values = reinterpret_cast<uint32_t*>(scratch.values);
   const bool few = IsFew(t);
-  const int step = RowsAtOnce(t);
+  const int step = RowsAtOnce(t), all_keys = PaddedKeys(block);
   Ahead ahead(t, next, key_offset, value_offset, Steps(t, block));
-  if (!few) {
-    PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys);
-    PackValues<kInt8>(block, ahead, value_offset, dim, packed_values);
-  }
-
   const float scale = t.scale * kLog2E;
-  alignas(32) float key_factors[kMaxBlockKeys], value_scales[kMaxBlockKeys];
-  for (int k = 0; k < PaddedKeys(block); ++k) {
-    key_factors[k] = kInt8 ? scale * block.scales[k][t.kv_head] : scale;
-    if constexpr (kInt8) value_scales[k] = block.scales[k][t.layout.kv_heads + t.kv_head];
+  BlockFactors factors;
+  if (kInt8) {
+    for (int k = 0; k < all_keys; ++k) {
+      factors.key[k] = block.scales[k][t.kv_head];
+      factors.value[k] = block.scales[k][t.layout.kv_heads + t.kv_head];
+    }
+  } else if (few) {
+    std::fill_n(factors.key, all_keys, 1.0f);
   }
+  if (!few) {
+    PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys, factors.key);
+    PackValues<kInt8>(block, ahead, value_offset, dim, packed_values, factors.value);
+    float top = 0;
+    for (int k = 0; k < all_keys; ++k) {
+      // Who sees a value that is not a number has no score.
+      if (std::isnan(factors.value[k])) factors.key[k] = factors.value[k], factors.value[k] = 0;
+      top = std::max(top, factors.value[k]);
+    }
+    const float inverse = Inverse(top) * kWeightTop;
+    for (int k = 0; k < all_keys; ++k) factors.value[k] *= inverse;
+    factors.value_top = top / kWeightTop;
+  }
+  for (int k = 0; k < all_keys; ++k) factors.key[k] *= scale;
 
   for (int row = 0; row < t.rows; row += step) {
     const int rows = t.rows - row < step ? t.rows - row : step;
@@ -463,15 +597,18 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     const int64_t last = t.position + (row + rows - 1) / t.heads;
     const int keys = VisibleKeys(block, last);
     if (keys == 0) continue;
-    const float* q = reinterpret_cast<const float*>(t.queries) + row * padded;
+    const std::byte* q = t.queries + row * padded * 4;
     if (few) {
       for (int k = 0; k < keys; k += kKeyStep) {
-        kScoreFew<kInt8>[rows](block.rows + k, key_offset, q, dim, key_factors + k,
-                               scratch.scores + k, ahead);
+        kScoreFew<kInt8>[rows](block.rows + k, key_offset, reinterpret_cast<const float*>(q), dim,
+                               factors.key + k, scratch.scores + k, ahead);
       }
     } else {
+      const auto* pairs = reinterpret_cast<const uint32_t*>(q);
+      const auto* row_factor = reinterpret_cast<const float*>(pairs + rows * dim / 2);
       for (int k = 0; k < keys; k += 16) {
-        kScores[rows](q, packed_keys + k * dim, dim, key_factors + k, scratch.scores + k, ahead);
+        kScores[rows](pairs, packed_keys + k * dim / 2, dim / 2, row_factor, factors.key + k,
+                      scratch.scores + k, ahead);
       }
     }
     const bool mask = NeedsMask(t, block, keys, first, last);
@@ -485,15 +622,19 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
       }
       if (mask) MaskScores(t, block, keys, t.position + token, s);
     }
-    alignas(32) float decay[8];
-    Softmax(scratch.scores, rows, keys, kInt8 ? value_scales : nullptr, t.max + row, t.sum + row,
-            decay);
+    RowFactors now;
     float* acc = t.acc + row * padded;
     if (few) {
-      kAccumulateFew<kInt8>[rows](block, value_offset, scratch.scores, keys, decay, dim, padded,
+      Softmax<true>(scratch.scores, rows, keys, kInt8 ? factors.value : nullptr, t.max + row,
+                    t.sum + row, nullptr, now);
+      kAccumulateFew<kInt8>[rows](block, value_offset, scratch.scores, keys, now.decay, dim, padded,
                                   acc, ahead);
     } else {
-      kAccumulate[rows](scratch.scores, packed_values, keys, decay, dim, padded, acc, ahead);
+      Softmax<false>(scratch.scores, rows, keys, factors.value, t.max + row, t.sum + row,
+                     scratch.weights, now);
+      for (float& f : now.block) f *= factors.value_top;
+      kAccumulate[rows](scratch.weights, packed_values, keys / 2, now.block, now.decay, dim, padded,
+                        acc, ahead);
     }
   }
 }
@@ -507,24 +648,48 @@ void UpdateAny(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   }
 }
 
+// As ScoreFew reads a group of rows: [D/16][rows][16].
 template <bool kInt8>
+void PackFew(const float* row, int64_t dim, int rows, float* to) {
+  for (int64_t c = 0; c < dim; c += 16) {
+    const Sixteen x = Order<kInt8>(row + c);
+    _mm256_store_ps(to + c * rows, x.part[0]);
+    _mm256_store_ps(to + c * rows + 8, x.part[1]);
+  }
+}
+
+// As Scores does: [D/2][rows] pairs, followed by [rows] scales; i is this row's index.
+void PackMany(const float* row, int64_t dim, int rows, int i, uint32_t* to) {
+  float top = 0;
+  for (int64_t c = 0; c < dim; ++c) {
+    const float x = std::fabs(row[c]);
+    if (!(x <= top)) top = x;  // NaN wins, and stays
+    if (std::isnan(top)) break;
+  }
+  const float scale =
+      top <= std::numeric_limits<float>::max() ? top / QueryTop(dim) : std::nanf("");
+  const float inverse = Inverse(scale);
+  for (int64_t d = 0; d < dim / 2; ++d) {
+    const auto whole = [&](float x) {
+      return inverse == 0 ? 0u : static_cast<uint32_t>(static_cast<int32_t>(std::nearbyintf(x * inverse)));
+    };
+    to[d * rows + i] = (whole(row[2 * d]) & 0xffff) | whole(row[2 * d + 1]) << 16;
+  }
+  std::memcpy(to + rows * dim / 2 + i, &scale, 4);
+}
+
 void PackRow(const AttendTile& t, int i, const float* row) {
   const int64_t dim = t.layout.head_dim;
   const int step = RowsAtOnce(t);
   const int group = i / step * step;
   const int rows = t.rows - group < step ? t.rows - group : step;
-  float* to = reinterpret_cast<float*>(t.queries) + group * PaddedHead(dim);
-  for (int64_t c = 0; c < dim; c += 16) {
-    const Sixteen x = Order<kInt8>(row + c);
-    if (IsFew(t)) {
-      _mm256_store_ps(to + c * rows + (i - group) * 16, x.part[0]);
-      _mm256_store_ps(to + c * rows + (i - group) * 16 + 8, x.part[1]);
-    } else {
-      alignas(32) float values[16];
-      _mm256_store_ps(values, x.part[0]);
-      _mm256_store_ps(values + 8, x.part[1]);
-      for (int d = 0; d < 16; ++d) to[(c + d) * rows + (i - group)] = values[d];
-    }
+  std::byte* to = t.queries + group * PaddedHead(dim) * 4;
+  if (!IsFew(t)) {
+    PackMany(row, dim, rows, i - group, reinterpret_cast<uint32_t*>(to));
+  } else if (t.layout.dtype == DType::kI8) {
+    PackFew<true>(row, dim, rows, reinterpret_cast<float*>(to) + (i - group) * 16);
+  } else {
+    PackFew<false>(row, dim, rows, reinterpret_cast<float*>(to) + (i - group) * 16);
   }
 }
 
@@ -533,11 +698,7 @@ void Begin(const AttendTile& t, const float* q, int64_t token_stride) {
   const int64_t padded = PaddedHead(dim);
   for (int i = 0; i < t.rows; ++i) {
     const float* row = q + i / t.heads * token_stride + i % t.heads * dim;
-    if (t.layout.dtype == DType::kI8) {
-      PackRow<true>(t, i, row);
-    } else {
-      PackRow<false>(t, i, row);
-    }
+    PackRow(t, i, row);
     float* acc = t.acc + i * padded;
     for (int64_t c = 0; c < padded; c += 8) _mm256_store_ps(acc + c, _mm256_setzero_ps());
     t.max[i] = -INFINITY;
@@ -558,7 +719,7 @@ float Finish(const AttendTile& t, int row, float* o) {
       StoreInOrder<false>(first, second, o + c);
     }
   }
-  return sum == 0 ? -INFINITY : (t.max[row] + log2f(sum)) * kLn2;
+  return sum == 0 ? -INFINITY : (t.max[row] + std::log2(sum)) * kLn2;
 }
 
 }  // namespace

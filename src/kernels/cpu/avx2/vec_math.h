@@ -15,12 +15,15 @@ inline __m256i FirstLanes(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
 }
 
-// acc + x, here and now: g++ puts off chains of additions until their sum is wanted, and runs out of
-// the 16 registers for what is to be added.
+// acc += x, here and now and in place: g++ puts off chains of additions until their sum is wanted, and
+// runs out of the 16 registers for what is to be added.
 template <bool k16>
 inline void AddTo(__m256i& acc, __m256i x) {
-  acc = k16 ? _mm256_add_epi16(acc, x) : _mm256_add_epi32(acc, x);
-  asm("" : "+x"(acc));
+  if constexpr (k16) {
+    asm("vpaddw %1, %0, %0" : "+x"(acc) : "x"(x));
+  } else {
+    asm("vpaddd %1, %0, %0" : "+x"(acc) : "x"(x));
+  }
 }
 
 // 32 integers as bytes, saturated.
