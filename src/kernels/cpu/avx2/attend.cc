@@ -83,6 +83,13 @@ constexpr int64_t kBytesOf16 = kInt8 ? 16 : 32;
 template <bool kInt8>
 [[gnu::always_inline]] inline __m256 Load8Now(const std::byte* p, int part) {
   asm volatile("" : "+r"(p));
+  if (!kInt8 && part == 1) {
+    alignas(32) static constexpr uint32_t kOdd[8] = {0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000,
+                                                     0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000};
+    __m256 x = _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+    asm volatile("vandps %1, %0, %0" : "+x"(x) : "m"(*reinterpret_cast<const __m256*>(kOdd)));
+    return x;
+  }
   __m256 x = Load8<kInt8>(p, part);
   asm volatile("" : "+x"(x));
   return x;
@@ -349,7 +356,10 @@ void ScoreFew(const std::byte* const* rows, int64_t offset, const float* q, int6
       for (int part = 0; part < 2; ++part) {
         __m256 y[kRows];
 #pragma GCC unroll 4
-        for (int i = 0; i < kRows; ++i) y[i] = _mm256_load_ps(q + (c * kRows + i) * 16 + 8 * part);
+        for (int i = 0; i < kRows; ++i) {
+          y[i] = _mm256_load_ps(q + (c * kRows + i) * 16 + 8 * part);
+          asm volatile("" : "+x"(y[i]));
+        }
 #pragma GCC unroll 4
         for (int j = 0; j < kKeys; ++j) {
           const __m256 x = Load8Now<kInt8>(rows[k + j] + at, part);
