@@ -8,6 +8,23 @@
 
 #include "kernels/cpu/select_kernels.h"
 
+#ifndef BATON_SELECT_TABLE
+#define BATON_SELECT_TABLE
+#include <array>
+namespace baton::cpu::portable {
+// Byte i of entry m: the lane of the i-th bit that is set in m.
+inline constexpr std::array<uint64_t, 256> kSetLanes = [] {
+  std::array<uint64_t, 256> lanes{};
+  for (unsigned m = 0; m < 256; ++m) {
+    for (unsigned lane = 0, i = 0; lane < 8; ++lane) {
+      if (m >> lane & 1) lanes[m] |= uint64_t{lane} << 8 * i++;
+    }
+  }
+  return lanes;
+}();
+}  // namespace baton::cpu::portable
+#endif
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/portable/select.cc"
 #include "hwy/foreach_target.h"
@@ -26,6 +43,18 @@ HWY_INLINE Keys ToKeys(hn::Vec<DF> mass) {
   const DI di;
   const auto bits = hn::BitCast(di, hn::Add(mass, hn::Zero(DF())));
   return hn::Xor(bits, hn::And(hn::ShiftRight<31>(bits), hn::Set(di, 0x7fffffff)));
+}
+
+// The lanes in `in`, side by side.
+HWY_INLINE Keys Compress(Keys x, hn::Mask<DI> in) {
+#if HWY_TARGET == HWY_AVX2
+  // For 32-bit lanes, Highway 1.0 and g++ copy a table of 1 KiB to the stack each time.
+  const int bits = _mm256_movemask_ps(_mm256_castsi256_ps(hn::VecFromMask(DI(), in).raw));
+  const auto lanes = _mm_cvtsi64_si128(static_cast<int64_t>(kSetLanes[static_cast<size_t>(bits)]));
+  return Keys{_mm256_permutevar8x32_epi32(x.raw, _mm256_cvtepu8_epi32(lanes))};
+#else
+  return hn::Compress(x, in);
+#endif
 }
 
 // How many of keys[0, n) are at least `bound`.
@@ -58,7 +87,7 @@ HWY_INLINE int64_t Between(const int32_t* keys, int64_t n, int32_t low, int32_t 
     above = hn::Sub(above, hn::VecFromMask(d, over));
     const auto in = hn::Not(hn::Or(hn::Lt(x, hn::Set(d, low)), over));
     // Not CompressStore: the instruction's memory form takes over a hundred cycles on Zen 4.
-    hn::StoreU(hn::Compress(x, in), d, out + count);
+    hn::StoreU(Compress(x, in), d, out + count);
     count += static_cast<int64_t>(hn::CountTrue(d, in));
   }
   *larger = hn::GetLane(hn::SumOfLanes(d, above));
@@ -102,8 +131,8 @@ int64_t Above(const Masses& m, int32_t bound, int32_t* keys, int32_t* positions)
     nan = hn::Or(nan, hn::IsNaN(x));
     const auto k = ToKeys(x);
     const auto in = hn::AndNot(hn::Lt(k, least), valid);
-    hn::StoreU(hn::Compress(k, in), d, keys + count);
-    hn::StoreU(hn::Compress(position, in), d, positions + count);
+    hn::StoreU(Compress(k, in), d, keys + count);
+    hn::StoreU(Compress(position, in), d, positions + count);
     count += static_cast<int64_t>(hn::CountTrue(d, in));
     position = hn::Add(position, hn::Set(d, static_cast<int32_t>(lanes)));
   };
@@ -203,7 +232,7 @@ int64_t Take(const Candidates& c, int64_t need, int32_t* out, std::vector<int32_
       taken = hn::Or(taken, equals);
       t.equal -= more;
     }
-    hn::StoreU(hn::Compress(hn::LoadU(d, positions + i), taken), d, out + count);
+    hn::StoreU(Compress(hn::LoadU(d, positions + i), taken), d, out + count);
     count += static_cast<int64_t>(hn::CountTrue(d, taken));
   }
   for (; i < n; ++i) scalar(i);
