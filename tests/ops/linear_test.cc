@@ -79,8 +79,8 @@ std::vector<float> RunGlu(Ops& ops, const Weights& gate, const Weights& up,
 bool IsFloat(DType t) { return Info(t).block_elements == 1; }
 bool IsK(DType t) { return Info(t).block_elements == 256; }
 
-// avx512 rounds x to 8 bits (or bf16), avx2 with quantised weights, all round F32 and F16 weights to bf16 and the scales of K
-// types to f16.
+// avx512 rounds x to 8 bits (or bf16), avx2 with quantised weights, all round F32 and F16 weights
+// to bf16 and the scales of K types to f16.
 Tolerance ToleranceOf(const std::string& backend, DType t) {
   // The cosine is the sharp test; single values have long tails, because random blocks differ much
   // in size.

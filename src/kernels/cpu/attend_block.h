@@ -18,7 +18,8 @@ inline int VisibleKeys(const KeyBlock& block, int64_t query) {
   return (n + kKeyStep - 1) / kKeyStep * kKeyStep;
 }
 
-inline bool NeedsMask(const AttendTile& t, const KeyBlock& block, int keys, int64_t first, int64_t last) {
+inline bool NeedsMask(const AttendTile& t, const KeyBlock& block, int keys, int64_t first,
+                      int64_t last) {
   return block.positions[keys - 1] > first ||
          (block.positions[keys - 1] >= t.sink && block.positions[0] <= last - t.recent);
 }

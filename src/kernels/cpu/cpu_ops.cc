@@ -24,10 +24,10 @@ CpuIsa DetectCpuIsa() {
 
 Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool& threads, CpuIsa isa) {
   if (isa > DetectCpuIsa()) {
-    return Error::Unsupported("the {} kernels need {}, which this machine lacks",
-                              isa == CpuIsa::kAvx512 ? "AVX-512" : "AVX2",
-                              isa == CpuIsa::kAvx512 ? "F, BW, VL, DQ, VBMI, VNNI and BF16"
-                                                     : "AVX2, FMA and F16C")
+    return Error::Unsupported(
+               "the {} kernels need {}, which this machine lacks",
+               isa == CpuIsa::kAvx512 ? "AVX-512" : "AVX2",
+               isa == CpuIsa::kAvx512 ? "F, BW, VL, DQ, VBMI, VNNI and BF16" : "AVX2, FMA and F16C")
         .Hint("use the portable kernels");
   }
   std::unique_ptr<Ops> ops = std::make_unique<cpu::CpuOps>(threads, isa);

@@ -416,7 +416,7 @@ class LowBitRows {
     const int64_t ratio = heads_ / kv.layout.kv_heads;
     for (int64_t h = 0; h < heads_; ++h) {
       kernels_.pack(p_.q.row(r.segment->rows.first + r.row, h), dim_,
-                                p_.scale * kLog2E * kWeightUnit, QueryOf(r, h));
+                    p_.scale * kLog2E * kWeightUnit, QueryOf(r, h));
     }
     for (int g = 0; g < kv.layout.kv_heads; ++g) {
       kernels_.starts(kv, r.keys, g, QueryOf(r, g * ratio), ratio, Starts(r) + g * ratio);
@@ -432,7 +432,7 @@ class LowBitRows {
     for (int64_t g = 0; g < groups; ++g)
       FetchToWrite(r.segment->mass + (r.row * groups + g) * r.segment->mass_stride + key, n);
     kernels_.weights(kv, key, n, QueryOf(r, 0), Starts(r), ratio, Weights(r, chunk, 0),
-                          kWeightStride, Sums(r, chunk));
+                     kWeightStride, Sums(r, chunk));
   }
 
   // What turns weights into shares. A query that is not a number has to reach them.
@@ -450,9 +450,8 @@ class LowBitRows {
     const int64_t key = chunk * kChunk, n = std::min(kChunk, r.keys - key);
     for (int64_t g = 0; g < groups; ++g) {
       float* mass = s.mass + (r.row * groups + g) * s.mass_stride;
-      kernels_.pool(Weights(r, chunk, g * per_group), kWeightStride,
-                          Factors(r) + g * per_group, per_group, n, p_.pool == Pool::kMax,
-                          mass + key);
+      kernels_.pool(Weights(r, chunk, g * per_group), kWeightStride, Factors(r) + g * per_group,
+                    per_group, n, p_.pool == Pool::kMax, mass + key);
       if (chunk + 1 == r.chunks) {
         std::fill(mass + r.keys, mass + s.rows.position + s.rows.count, 0.0f);
       }

@@ -50,8 +50,8 @@ struct MassKernels {
                       int64_t n, bool max, bool add, float* out);
 };
 
-// The decode scan of machines with byte dot products or their like: one row against the whole low-bit
-// copy.
+// The decode scan of machines with byte dot products or their like: one row against the whole
+// low-bit copy.
 
 // q rounded to int8 with one scale per 32 channels. Also what pack_query makes for
 // MassForm::kLowBit: int8 [dim], then per 32 channels the scale (f32) and -8 * sum(q) (int32).

@@ -1,17 +1,18 @@
 // Attention for bf16 and int8 caches with AVX2.
 //
-//   few rows    decode with up to kFewRows query heads to a KV head: keys and values go from the cache
+//   few rows    decode with up to kFewRows query heads to a KV head: keys and values go from the
+//   cache
 //               into products in single precision, one instruction for eight floats of bf16; what a
 //               key's lanes hold is added up by a tree over four keys
 //   many rows   in 16-bit integers, whose pairwise products (vpmaddwd) are twice as many a cycle as
 //               those of floats. Keys, values and queries get a scale each, of their largest
-//               magnitude, softmax weights one of the largest in a row's block; sums are exact. Keys
-//               lie as [keys/16][D/2][16] pairs of channels, values as [D/16][keys/2][16] pairs of
-//               keys; a product holds 6 rows x 16 sums in 12 registers and broadcasts the rows' pairs
-//               from memory
+//               magnitude, softmax weights one of the largest in a row's block; sums are exact.
+//               Keys lie as [keys/16][D/2][16] pairs of channels, values as [D/16][keys/2][16]
+//               pairs of keys; a product holds 6 rows x 16 sums in 12 registers and broadcasts the
+//               rows' pairs from memory
 //
-// 16 channels of bf16 come as two registers, the even ones and the odd ones: half of each dword is a
-// float already. Queries of few rows and all sums lie in that order, and only the output is put
+// 16 channels of bf16 come as two registers, the even ones and the odd ones: half of each dword is
+// a float already. Queries of few rows and all sums lie in that order, and only the output is put
 // right. Those of int8 come in order; the scale of K goes on the scores, that of V on the weights.
 // Softmax runs in powers of two: scores are scaled by log2(e) once.
 #include <immintrin.h>
@@ -36,16 +37,15 @@ constexpr int kManyAtOnce = 6;
 constexpr int kStepPairs = 8;  // of packed products, between steps of prefetch
 static_assert(kManyAtOnce <= kRowStep && kFewAtOnce <= kRowStep);
 
-// Integers of many rows, up to these in magnitude. A product of two times 256 channels (with fewer,
-// queries may be larger) or 128 keys fits 32 bits.
-constexpr float kCacheTop = 1023;
-constexpr float kWeightTop = 16383;
-static_assert(int64_t{1023} * 16383 * kMaxBlockKeys <= std::numeric_limits<int32_t>::max());
-constexpr int kWeightStride = kMaxBlockKeys / 2;  // dwords from one row's weights to the next
-float QueryTop(int64_t dim) {
-  const auto most = std::numeric_limits<int32_t>::max() / (static_cast<int64_t>(kCacheTop) * dim);
-  return static_cast<float>(std::min<int64_t>(most, 32767));
+// Integers of many rows, up to these in magnitude: queries and keys alike, so that their product
+// over all channels fits 32 bits; values and weights, so that it does over all keys of a block.
+float KeyTop(int64_t dim) {
+  return std::floor(std::sqrt(static_cast<float>(std::numeric_limits<int32_t>::max() / dim)));
 }
+constexpr int kValueTop = 2047, kWeightTop = 8191;
+static_assert(int64_t{kValueTop} * kWeightTop * kMaxBlockKeys <=
+              std::numeric_limits<int32_t>::max());
+constexpr int kWeightStride = kMaxBlockKeys / 2;  // dwords from one row's weights to the next
 
 bool IsFew(const AttendTile& t) { return t.rows <= kFewRows; }
 int RowsAtOnce(const AttendTile& t) {
@@ -68,7 +68,7 @@ template <bool kInt8>
   } else {
     const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm256_castsi256_ps(part == 0 ? _mm256_slli_epi32(x, 16)
-                                          : _mm256_and_si256(x, _mm256_set1_epi32(-65536)));
+                                         : _mm256_and_si256(x, _mm256_set1_epi32(-65536)));
   }
 }
 template <bool kInt8>
@@ -78,14 +78,15 @@ template <bool kInt8>
 template <bool kInt8>
 constexpr int64_t kBytesOf16 = kInt8 ? 16 : 32;
 
-// Load8 here and now, and for one part only: g++ loads everything first that it can and keeps it, but
-// the 12 sums of a product leave four registers.
+// Load8 here and now, and for one part only: g++ loads everything first that it can and keeps it,
+// but the 12 sums of a product leave four registers.
 template <bool kInt8>
 [[gnu::always_inline]] inline __m256 Load8Now(const std::byte* p, int part) {
   asm volatile("" : "+r"(p));
   if (!kInt8 && part == 1) {
-    alignas(32) static constexpr uint32_t kOdd[8] = {0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000,
-                                                     0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000};
+    alignas(32) static constexpr uint32_t kOdd[8] = {0xffff0000, 0xffff0000, 0xffff0000,
+                                                     0xffff0000, 0xffff0000, 0xffff0000,
+                                                     0xffff0000, 0xffff0000};
     __m256 x = _mm256_loadu_ps(reinterpret_cast<const float*>(p));
     asm volatile("vandps %1, %0, %0" : "+x"(x) : "m"(*reinterpret_cast<const __m256*>(kOdd)));
     return x;
@@ -149,19 +150,19 @@ void StoreInOrder(__m256 first, __m256 second, float* out) {
 
 int PaddedKeys(const KeyBlock& block) { return (block.count + kKeyStep - 1) / kKeyStep * kKeyStep; }
 
-// Of bf16 values, what their largest magnitude makes of one step of kCacheTop; NaN if one is not
-// finite.
-float ScaleOf(const std::byte* row, int64_t dim) {
-  __m256i top = _mm256_setzero_si256();
+// Of bf16 values, one of `top` steps to their largest magnitude; NaN if one is not finite.
+float ScaleOf(const std::byte* row, int64_t dim, float top) {
+  __m256i largest = _mm256_setzero_si256();
   for (int64_t c = 0; c < dim; c += 16) {
     const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * c));
-    top = _mm256_max_epu16(top, _mm256_and_si256(x, _mm256_set1_epi16(0x7fff)));
+    largest = _mm256_max_epu16(largest, _mm256_and_si256(x, _mm256_set1_epi16(0x7fff)));
   }
   // The smallest of the complements.
-  const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+  const __m128i eight =
+      _mm_max_epu16(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
   const __m128i least = _mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1)));
   const uint32_t bits = ~static_cast<uint32_t>(_mm_cvtsi128_si32(least)) << 16;
-  return bits >= 0x7f800000 ? std::nanf("") : std::bit_cast<float>(bits) * (1 / kCacheTop);
+  return bits >= 0x7f800000 ? std::nanf("") : std::bit_cast<float>(bits) / top;
 }
 float Inverse(float scale) { return scale > 0x1p-120f ? 1 / scale : 0; }  // 0 for NaN
 
@@ -190,7 +191,7 @@ void PackKeys(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t dim, 
     float inverse[8];
     if constexpr (!kInt8) {
       for (int i = 0; i < 8; ++i) {
-        scale[k + i] = ScaleOf(rows[i] + offset, dim);
+        scale[k + i] = ScaleOf(rows[i] + offset, dim, KeyTop(dim));
         inverse[i] = Inverse(scale[k + i]);
       }
     }
@@ -224,7 +225,7 @@ void PackValues(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t dim
     const std::byte* b = block.rows[k + 1] + offset;
     __m256 inverse[2];
     if constexpr (!kInt8) {
-      scale[k] = ScaleOf(a, dim), scale[k + 1] = ScaleOf(b, dim);
+      scale[k] = ScaleOf(a, dim, kValueTop), scale[k + 1] = ScaleOf(b, dim, kValueTop);
       for (int i = 0; i < 2; ++i) inverse[i] = _mm256_set1_ps(Inverse(scale[k + i]));
     }
     for (int64_t c = 0; c < dim; c += 16, a += kBytesOf16<kInt8>, b += kBytesOf16<kInt8>) {
@@ -325,9 +326,9 @@ using AccumulateFn = void (*)(const uint32_t*, const uint32_t*, int, const float
                               int64_t, int64_t, float*, Ahead&);
 constexpr ScoresFn kScores[kManyAtOnce + 1] = {nullptr,   Scores<1>, Scores<2>, Scores<3>,
                                                Scores<4>, Scores<5>, Scores<6>};
-constexpr AccumulateFn kAccumulate[kManyAtOnce + 1] = {
-    nullptr,       Accumulate<1>, Accumulate<2>, Accumulate<3>,
-    Accumulate<4>, Accumulate<5>, Accumulate<6>};
+constexpr AccumulateFn kAccumulate[kManyAtOnce + 1] = {nullptr,       Accumulate<1>, Accumulate<2>,
+                                                       Accumulate<3>, Accumulate<4>, Accumulate<5>,
+                                                       Accumulate<6>};
 
 // ---- few rows
 
@@ -456,9 +457,11 @@ void MaskScores(const AttendTile& t, const KeyBlock& block, int keys, int64_t qu
   const __m256i sink = _mm256_set1_epi32(static_cast<int>(t.sink > query ? query + 1 : t.sink));
   for (int k = 0; k < keys; k += 8) {
     const __m256i p = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.positions + k));
-    const __m256i inside = _mm256_or_si256(_mm256_cmpgt_epi32(p, window), _mm256_cmpgt_epi32(sink, p));
+    const __m256i inside =
+        _mm256_or_si256(_mm256_cmpgt_epi32(p, window), _mm256_cmpgt_epi32(sink, p));
     const __m256i seen = _mm256_andnot_si256(_mm256_cmpgt_epi32(p, last), inside);
-    _mm256_store_ps(s + k, _mm256_blendv_ps(none, _mm256_load_ps(s + k), _mm256_castsi256_ps(seen)));
+    _mm256_store_ps(s + k,
+                    _mm256_blendv_ps(none, _mm256_load_ps(s + k), _mm256_castsi256_ps(seen)));
   }
 }
 
@@ -467,8 +470,7 @@ void StoreRawScores(const KeyBlock& block, int keys, const float* s, float* out)
   out += block.positions[0];  // positions are consecutive where scores are wanted
   const int n = keys < block.count ? keys : block.count;
   int k = 0;
-  for (; k + 8 <= n; k += 8)
-    _mm256_storeu_ps(out + k, _mm256_mul_ps(_mm256_load_ps(s + k), ln2));
+  for (; k + 8 <= n; k += 8) _mm256_storeu_ps(out + k, _mm256_mul_ps(_mm256_load_ps(s + k), ln2));
   for (; k < n; ++k) out[k] = s[k] * kLn2;
 }
 
@@ -478,9 +480,9 @@ struct alignas(32) RowFactors {
   float block[8];  // what the weights of this block count
 };
 
-// Turns the scores of up to 8 rows into weights and updates their maxima and sums. Few rows: floats in
-// place, relative to the largest score so far, times value_factors if there are any. Many: integers,
-// relative to the block's largest, by value_factors, which are up to kWeightTop.
+// Turns the scores of up to 8 rows into weights and updates their maxima and sums. Few rows: floats
+// in place, relative to the largest score so far, times value_factors if there are any. Many:
+// integers, relative to the block's largest, by value_factors, which are up to kWeightTop.
 template <bool kFew>
 void Softmax(float* scores, int rows, int keys, const float* value_factors, float* max, float* sum,
              uint32_t* weights, RowFactors& factors) {
@@ -557,8 +559,9 @@ int64_t Steps(const AttendTile& t, const KeyBlock& block) {
          groups * (keys / 16 * (pairs / kStepPairs) + chunks * (keys / 2 / kStepPairs));
 }
 
-// Of the keys of a block: what their scores are multiplied by, and their weights. Few rows: the int8
-// cache's scales. Many: values' as shares of the largest, times kWeightTop; `value_top` is one step.
+// Of the keys of a block: what their scores are multiplied by, and their weights. Few rows: the
+// int8 cache's scales. Many: values' as shares of the largest, times kWeightTop; `value_top` is one
+// step.
 struct alignas(32) BlockFactors {
   float key[kMaxBlockKeys], value[kMaxBlockKeys];
   float value_top = 0;
@@ -671,17 +674,16 @@ void PackFew(const float* row, int64_t dim, int rows, float* to) {
 // As Scores does: [D/2][rows] pairs, followed by [rows] scales; i is this row's index.
 void PackMany(const float* row, int64_t dim, int rows, int i, uint32_t* to) {
   float top = 0;
-  for (int64_t c = 0; c < dim; ++c) {
-    const float x = std::fabs(row[c]);
-    if (!(x <= top)) top = x;  // NaN wins, and stays
-    if (std::isnan(top)) break;
+  for (int64_t c = 0; c < dim && !std::isnan(top); ++c) {
+    if (!(std::fabs(row[c]) <= top)) top = std::fabs(row[c]);  // NaN wins
   }
-  const float scale =
-      top <= std::numeric_limits<float>::max() ? top / QueryTop(dim) : std::nanf("");
+  const float scale = top <= std::numeric_limits<float>::max() ? top / KeyTop(dim) : std::nanf("");
   const float inverse = Inverse(scale);
   for (int64_t d = 0; d < dim / 2; ++d) {
     const auto whole = [&](float x) {
-      return inverse == 0 ? 0u : static_cast<uint32_t>(static_cast<int32_t>(std::nearbyintf(x * inverse)));
+      return inverse == 0
+                 ? 0u
+                 : static_cast<uint32_t>(static_cast<int32_t>(std::nearbyintf(x * inverse)));
     };
     to[d * rows + i] = (whole(row[2 * d]) & 0xffff) | whole(row[2 * d + 1]) << 16;
   }

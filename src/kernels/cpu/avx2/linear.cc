@@ -3,8 +3,10 @@
 //
 //   8-bit x   pairs of unsigned by signed bytes, summed in 16 bits (vpmaddubsw). With 4-bit weights
 //             the eight pairs of a block fit 16 bits, so that one widening serves them all; larger
-//             quants are widened sooner, and those of 8 bits change sides: |w| times x with w's sign.
-//   16-bit x  pairs of 16 bits, summed in 32 (vpmaddwd). Even and odd bytes of the weights are masked
+//             quants are widened sooner, and those of 8 bits change sides: |w| times x with w's
+//             sign.
+//   16-bit x  pairs of 16 bits, summed in 32 (vpmaddwd). Even and odd bytes of the weights are
+//   masked
 //             apart, and so x lies: columns 0, 2, 1, 3 of every four.
 //
 // Weights in bf16 and the passes after a product are the portable kernels'.
@@ -56,7 +58,8 @@ constexpr int PairsIn16(PackLayout l) { return 32767 / (2 * 127 * LargestQuant(l
 
 // acc[h][t]: sums of a block of 4-bit weights with 8-bit x.
 template <int NT, typename Start>
-inline void Sum4(const std::byte* q, const QuantBlock* x, Start start, __m256i (&acc)[kHalves][NT]) {
+inline void Sum4(const std::byte* q, const QuantBlock* x, Start start,
+                 __m256i (&acc)[kHalves][NT]) {
   static_assert(PairsIn16(PackLayout::kMin4) >= kBlockColumns / 4);
   const __m256i nibble = _mm256_set1_epi8(15);
   for (int h = 0; h < kHalves; ++h) {
@@ -75,8 +78,7 @@ inline void Sum4(const std::byte* q, const QuantBlock* x, Start start, __m256i (
     for (int t = 0; t < NT; ++t) {
       const __m256i b = Broadcast(x[t], v);
 #pragma GCC unroll 2
-      for (int h = 0; h < kHalves; ++h)
-        AddTo<true>(acc[h][t], _mm256_maddubs_epi16(w[h], b));
+      for (int h = 0; h < kHalves; ++h) AddTo<true>(acc[h][t], _mm256_maddubs_epi16(w[h], b));
     }
   }
   const __m256i ones = _mm256_set1_epi16(1);
@@ -91,7 +93,8 @@ inline void Sum4(const std::byte* q, const QuantBlock* x, Start start, __m256i (
 
 // Of columns [4 V0, 4 V1) of a block of 8-bit weights.
 template <PackLayout L, int V0, int V1, int NT, typename Start>
-inline void Sum8(const std::byte* q, const QuantBlock* x, Start start, __m256i (&acc)[kHalves][NT]) {
+inline void Sum8(const std::byte* q, const QuantBlock* x, Start start,
+                 __m256i (&acc)[kHalves][NT]) {
   constexpr bool kSigned = L == PackLayout::kSym8;
   constexpr int kStep = kSigned ? 1 : std::min(PairsIn16(L), 2);
   const __m256i ones = _mm256_set1_epi16(1);
@@ -130,7 +133,8 @@ inline void Sum8(const std::byte* q, const QuantBlock* x, Start start, __m256i (
 
 // With 16-bit x, of columns [4 V0, 4 V1) of a block of any quants.
 template <PackLayout L, int V0, int V1, int NT, typename Start>
-inline void SumFine(const std::byte* q, const FineBlock* x, Start start, __m256i (&acc)[kHalves][NT]) {
+inline void SumFine(const std::byte* q, const FineBlock* x, Start start,
+                    __m256i (&acc)[kHalves][NT]) {
   constexpr bool k4 = QuantBytesPerBlock(L) == 256;
   const __m256i mask = _mm256_set1_epi16(k4 ? 15 : 255);
   for (int t = 0; t < NT; ++t) {
@@ -152,8 +156,7 @@ inline void SumFine(const std::byte* q, const FineBlock* x, Start start, __m256i
       for (int t = 0; t < NT; ++t) {
         const __m256i b = Broadcast(x[t], 2 * v + odd);
 #pragma GCC unroll 2
-        for (int h = 0; h < kHalves; ++h)
-          AddTo<false>(acc[h][t], _mm256_madd_epi16(w[h], b));
+        for (int h = 0; h < kHalves; ++h) AddTo<false>(acc[h][t], _mm256_madd_epi16(w[h], b));
       }
     }
   }
@@ -186,7 +189,8 @@ inline void AddScaled(const std::byte* d, const Block* x, const __m256i (&acc)[k
 
 // A group of rows times NT tokens. ahead: see PrefetchDistance; 0 = no prefetch.
 template <PackLayout L, int NT, typename Block>
-[[gnu::noinline]] void Tile(const std::byte* w, int64_t blocks, const Block* x, int64_t ahead, float* out) {
+[[gnu::noinline]] void Tile(const std::byte* w, int64_t blocks, const Block* x, int64_t ahead,
+                            float* out) {
   constexpr bool kMin = L == PackLayout::kMin4 || L == PackLayout::kMin8;
   constexpr int kQuantBytes = QuantBytesPerBlock(L);
   constexpr int kScales = L == PackLayout::kSym8x2 ? 64 : 32;
@@ -204,9 +208,11 @@ template <PackLayout L, int NT, typename Block>
     }
     __m256i acc[kHalves][NT];
     if constexpr (L == PackLayout::kSym8x2) {
-      Sum<L, 0, 4>(q, x, [](const Block& v) { return v.start6[0]; }, acc);
+      Sum<L, 0, 4>(
+          q, x, [](const Block& v) { return v.start6[0]; }, acc);
       AddScaled(d + b * 64, x, acc, total);
-      Sum<L, 4, 8>(q, x, [](const Block& v) { return v.start6[1]; }, acc);
+      Sum<L, 4, 8>(
+          q, x, [](const Block& v) { return v.start6[1]; }, acc);
       AddScaled(d + b * 64 + 32, x, acc, total);
     } else {
       Sum<L, 0, 8>(
@@ -237,8 +243,7 @@ template <PackLayout L, typename Block>
 void Group(const PanelArgs& p, int g) {
   const PackedMatrix& m = *p.w;
   const std::byte* w = m.group(p.group + g);
-  int64_t ahead =
-      PrefetchDistance(w, m.group_bytes, g + 1 < p.groups ? w + m.group_bytes : p.next);
+  int64_t ahead = PrefetchDistance(w, m.group_bytes, g + 1 < p.groups ? w + m.group_bytes : p.next);
   // 16 registers hold the sums of 6 tokens with one weight at a time, or of 3 with two.
   constexpr int kMost = QuantBytesPerBlock(L) == 256 || std::is_same_v<Block, FineBlock> ? 6 : 3;
   for (int64_t t = 0; t < p.tokens; t += kMost, ahead = 0) {
@@ -313,7 +318,8 @@ float InverseRms(const float* x, int64_t n, float eps) {
       sums[j] = _mm256_fmadd_ps(v, v, sums[j]);
     }
   }
-  const __m256 sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+  const __m256 sum =
+      _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
   return 1.0f / std::sqrt(SumOf(sum) / static_cast<float>(n) + eps);
 }
 
@@ -363,8 +369,8 @@ void Prepare(const PrepareArgs& p) {
         const int64_t c = b * 32 + 8 * j;
         v[j] = LoadUpTo(x + c, p.cols - c);
         if (p.norm_weight) {
-          v[j] = _mm256_mul_ps(_mm256_mul_ps(v[j], inverse),
-                               LoadUpTo(p.norm_weight + c, p.cols - c));
+          v[j] =
+              _mm256_mul_ps(_mm256_mul_ps(v[j], inverse), LoadUpTo(p.norm_weight + c, p.cols - c));
         }
       }
       if (p.quant) Quantise(v, p.quant[b * kTileTokens + t]);

@@ -1,8 +1,8 @@
 // Mass kernels for AVX2.
 //
-// Tiles: K of a page becomes floats, transposed to [D][64 keys], or, of the low-bit copy, bytes; then
-// up to six queries meet 16 keys at a time, 12 sums in registers. Sums of bytes fit 16 bits over 32
-// channels: nibbles by vpmaddubsw with q as int8, as in linear.cc.
+// Tiles: K of a page becomes floats, transposed to [D][64 keys], or, of the low-bit copy, bytes;
+// then up to six queries meet 16 keys at a time, 12 sums in registers. Sums of bytes fit 16 bits
+// over 32 channels: nibbles by vpmaddubsw with q as int8, as in linear.cc.
 //
 // Decode scan: the same from the nibbles as they lie, for the query heads of a KV head.
 #include <immintrin.h>
@@ -112,7 +112,8 @@ void PackLowBitKeys(const KvView& kv, int64_t position, int head, ByteBlock* out
 }
 
 // LowBitKernels::pack. noipa: g++ 12 takes it for a function without effects and drops calls.
-[[gnu::noipa]] void PackLowBitQuery(const float* q, int64_t dim, float score_scale, std::byte* out) {
+[[gnu::noipa]] void PackLowBitQuery(const float* q, int64_t dim, float score_scale,
+                                    std::byte* out) {
   for (int64_t b = 0; b < dim / 32; ++b) {
     __m256 x[4];
     for (int j = 0; j < 4; ++j) x[j] = _mm256_loadu_ps(q + 32 * b + 8 * j);
@@ -120,8 +121,8 @@ void PackLowBitKeys(const KvView& kv, int64_t position, int head, ByteBlock* out
     // does.
     const Scaled s = ScaleToIntegers(x, 127.0f);
     const float scale = score_scale * s.d;
-    const int32_t offset = -8 * (SumOf(_mm256_add_epi32(s.q[0], s.q[1])) +
-                                 SumOf(_mm256_add_epi32(s.q[2], s.q[3])));
+    const int32_t offset =
+        -8 * (SumOf(_mm256_add_epi32(s.q[0], s.q[1])) + SumOf(_mm256_add_epi32(s.q[2], s.q[3])));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32 * b), ToBytes(s.q));
     std::memcpy(out + dim + 8 * b, &scale, 4);
     std::memcpy(out + dim + 8 * b + 4, &offset, 4);
@@ -203,8 +204,8 @@ void ByteDots(const ByteBlock* keys, int64_t dim, const MassQuery* queries, Dots
         const std::byte* tail = q[m] + dim + 8 * b;
         const __m256 q_scale = _mm256_castsi256_ps(Broadcast(tail));
         for (int h = 0; h < 2; ++h) {
-          const __m256i whole = _mm256_add_epi32(
-              _mm256_madd_epi16(acc[m][h], _mm256_set1_epi16(1)), Broadcast(tail + 4));
+          const __m256i whole = _mm256_add_epi32(_mm256_madd_epi16(acc[m][h], _mm256_set1_epi16(1)),
+                                                 Broadcast(tail + 4));
           const __m256 both = _mm256_mul_ps(_mm256_load_ps(keys->scale + 8 * h), q_scale);
           sums[m][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), both, sums[m][h]);
         }
@@ -336,8 +337,8 @@ template <int R>
       const __m256 q_scale = _mm256_castsi256_ps(Broadcast(tail));
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
-        const __m256i whole = _mm256_add_epi32(
-            _mm256_madd_epi16(acc[r][h], _mm256_set1_epi16(1)), Broadcast(tail + 4));
+        const __m256i whole = _mm256_add_epi32(_mm256_madd_epi16(acc[r][h], _mm256_set1_epi16(1)),
+                                               Broadcast(tail + 4));
         scores[r][h] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(whole), k_scale[h]),
                                        q_scale, scores[r][h]);
       }
@@ -386,8 +387,8 @@ float SumOfWeights(const uint16_t* weights, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
     const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + i));
     total[0] = _mm256_add_ps(total[0], _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)));
-    total[1] = _mm256_add_ps(
-        total[1], _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(-65536))));
+    total[1] = _mm256_add_ps(total[1],
+                             _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(-65536))));
   }
   return SumOf(_mm256_add_ps(total[0], total[1]));
 }
