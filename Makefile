@@ -1,5 +1,5 @@
 # What a person types; the work is in scripts/ and CMakePresets.json.
-.PHONY: build demo test quality check format asan tsan minimal fuzz docs clean help
+.PHONY: build demo test quality check format asan tsan minimal emulate fuzz docs clean help
 .DEFAULT_GOAL := build
 
 FUZZ_SECONDS ?= 60
@@ -49,6 +49,10 @@ tsan:  ## Threading and engine tests under ThreadSanitizer
 minimal:  ## The reference backend alone: builds without Highway
 	@scripts/setup
 	@scripts/test minimal --without-models
+
+emulate:  ## Tests of the AVX-512 kernels on a machine without AVX-512
+	@scripts/setup develop
+	@scripts/test emulate --without-models --only '^ops/(attend|linear|mass)_test$$'
 
 fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 	@scripts/setup develop

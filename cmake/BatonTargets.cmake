@@ -37,10 +37,17 @@ function(baton_kernels_cpu)
   find_package(PkgConfig REQUIRED)
   pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
   baton_library(kernels LINKS baton_ops PkgConfig::HWY)
-  # g++ 12 warns of uninitialised values inside its own AVX-512 headers.
   file(GLOB avx512 CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/avx512/*.cc)
-  set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS
-    "-march=x86-64-v4;-mavx512bf16;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-ffp-contract=off;-mprefer-vector-width=512;-Wno-uninitialized;-Wno-maybe-uninitialized")
+  if(BATON_EMULATE_AVX512)
+    set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS
+      "-march=x86-64-v3;-ffp-contract=off;-I${CMAKE_SOURCE_DIR}/tests/emulation;-w")
+    set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernels/cpu/cpu_ops.cc PROPERTIES
+      COMPILE_DEFINITIONS BATON_EMULATE_AVX512=1)
+  else()
+    # g++ 12 warns of uninitialised values inside its own AVX-512 headers.
+    set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS
+      "-march=x86-64-v4;-mavx512bf16;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-ffp-contract=off;-mprefer-vector-width=512;-Wno-uninitialized;-Wno-maybe-uninitialized")
+  endif()
   file(GLOB avx2 CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/avx2/*.cc)
   set_source_files_properties(${avx2} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v3;-ffp-contract=off")
   get_target_property(type baton_kernels TYPE)

@@ -88,7 +88,8 @@ void EngineFlags::Add(CLI::App* command, Context context) {
           std::map<std::string, Backend>{{"ref", Backend::kReference}, {"cpu", Backend::kCpu}},
           CLI::ignore_case))
       ->group(group);
-  command->add_flag("--portable", options.portable, "No AVX-512, whatever the machine offers")
+  command
+      ->add_flag("--portable", options.portable, "No AVX2 and AVX-512, whatever the machine offers")
       ->group(group);
   command->add_option("--kv", options.kv, "Type of the KV cache: f32, bf16 (the default) or int8")
       ->transform(CLI::CheckedTransformer(

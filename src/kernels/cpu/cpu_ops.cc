@@ -4,6 +4,9 @@ namespace baton {
 
 CpuIsa DetectCpuIsa() {
 #if defined(__x86_64__)
+#if defined(BATON_EMULATE_AVX512)
+  return CpuIsa::kAvx512;
+#endif
   // The compiler's run-time check also reads XCR0: an instruction set counts only if the system
   // saves its registers.
   __builtin_cpu_init();

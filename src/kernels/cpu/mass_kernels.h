@@ -83,11 +83,14 @@ struct LowBitKernels {
   // between 1/2 and 1. Weights up to 2^100 and down to 2^-126 keep their precision.
   void (*starts)(const KvView& kv, int64_t n, int head, const std::byte* queries, int64_t count,
                  float* start);
-  // out[h * stride + i] = weight of query head h (`ratio` of them to a KV head) and key position +
-  // i, for i < n rounded up to whole pages (position is the start of one; 0 beyond n), in the order
-  // that `pool` expects of every 32; sums[h] = their sum. Queries lie Bytes(dim) apart.
-  void (*weights)(const KvView& kv, int64_t position, int64_t n, const std::byte* queries,
-                  const float* start, int64_t ratio, uint16_t* out, int64_t stride, float* sums);
+  // out[r * stride + i] = weight of query r and key i of the page whose copy of one head `blocks`
+  // is, in the order that `pool` expects of every 32; 0 from the key `visible` on. Queries lie
+  // Bytes(dim) apart. next, another page's copy, or null, is asked for meanwhile.
+  void (*page)(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
+               const std::byte* queries, const float* start, int64_t count, int64_t visible,
+               uint16_t* out, int64_t stride);
+  // Of the weights of n keys, which zeros follow up to the page's end.
+  float (*sum)(const uint16_t* weights, int64_t n);
   // out[n] = sum or max over heads of weights[h * stride + n] * factor[h].
   void (*pool)(const uint16_t* weights, int64_t stride, const float* factor, int64_t heads,
                int64_t n, bool max, float* out);

@@ -352,18 +352,11 @@ inline __m256i WeightBits(__m256 score, __m256i seen) {
   return _mm256_and_si256(_mm256_cvtps_epi32(_mm256_min_ps(score, heaviest)), seen);
 }
 
-// How far ahead of its use the copy is asked for, in bytes.
-constexpr int64_t kReadAhead = 8192;
-// Of a page's copy.
-constexpr int64_t HeadBytes(int64_t dim) {
-  return kMassBlock / 16 * (dim / 32) * static_cast<int64_t>(sizeof(LowBitBlock));
-}
-
 // R queries against a page of one head. Another page's blocks are asked for meanwhile.
 template <int R>
-void LowBitPage(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
-                const std::byte* queries, const float* start, int64_t visible, uint16_t* out,
-                int64_t stride) {
+void LowBitWeights(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
+                   const std::byte* queries, const float* start, int64_t visible, uint16_t* out,
+                   int64_t stride) {
   const int64_t per_group = dim / 32;
   for (int64_t slot = 0; slot < kMassBlock; slot += kKeys, blocks += per_group) {
     if (next != nullptr) {
@@ -420,28 +413,13 @@ void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* querie
   });
 }
 
-void LowBitWeights(const KvView& kv, int64_t position, int64_t n, const std::byte* queries,
-                   const float* start, int64_t ratio, uint16_t* out, int64_t stride, float* sums) {
-  const int64_t dim = kv.layout.head_dim, bytes = LowBitQuery::Bytes(dim);
-  const int kv_heads = kv.layout.kv_heads;
-  // Page by page: the copies of all heads, and of consecutive pages, lie side by side.
-  const int64_t ahead = (kReadAhead + HeadBytes(dim) - 1) / HeadBytes(dim);
-  for (int64_t i = 0; i < n; i += kMassBlock) {
-    for (int g = 0; g < kv_heads; ++g) {
-      const int64_t page = position + i + (g + ahead) / kv_heads * kMassBlock;
-      const LowBitBlock* next = page < kv.length
-                                    ? kv.low_bit(page, static_cast<int>((g + ahead) % kv_heads), 0)
-                                    : nullptr;
-      InGroups<4>(ratio, [&]<int R>(int64_t r) {
-        const int64_t h = g * ratio + r;
-        LowBitPage<R>(kv.low_bit(position + i, g, 0), r == 0 ? next : nullptr, dim,
-                      queries + h * bytes, start + h, n - i, out + h * stride + i, stride);
-      });
-    }
-  }
-  for (int64_t h = 0; h < kv_heads * ratio; ++h) {
-    sums[h] = SumOfWeights(out + h * stride, (n + kKeys - 1) / kKeys * kKeys);
-  }
+void LowBitPage(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
+                const std::byte* queries, const float* start, int64_t count, int64_t visible,
+                uint16_t* out, int64_t stride) {
+  InGroups<4>(count, [&]<int R>(int64_t r) {
+    LowBitWeights<R>(blocks, r == 0 ? next : nullptr, dim, queries + r * LowBitQuery::Bytes(dim),
+                     start + r, visible, out + r * stride, stride);
+  });
 }
 
 void PoolWeights(const uint16_t* weights, int64_t stride, const float* factor, int64_t heads,
@@ -486,7 +464,8 @@ const MassKernels& GetMassKernels() {
 const LowBitKernels& GetLowBitKernels() {
   static constexpr LowBitKernels kKernels = {.pack = PackLowBitQuery,
                                              .starts = LowBitStarts,
-                                             .weights = LowBitWeights,
+                                             .page = LowBitPage,
+                                             .sum = SumOfWeights,
                                              .pool = PoolWeights};
   return kKernels;
 }
