@@ -1,6 +1,6 @@
-// AVX-512 for machines without it: stands before the compiler's <immintrin.h> when the AVX-512 kernels
-// are built with BATON_EMULATE_AVX512, so that their tests run anywhere (`make emulate`). SIMDe has most
-// instructions, in plain C; those that it lacks follow. Slow, and for tests alone.
+// AVX-512 for machines without it: stands before the compiler's <immintrin.h> when the AVX-512
+// kernels are built with BATON_EMULATE_AVX512, so that their tests run anywhere (`make emulate`).
+// SIMDe has most instructions, in plain C; those that it lacks follow. Slow, and for tests alone.
 #pragma once
 
 #include_next <immintrin.h>
@@ -109,12 +109,11 @@ inline constexpr auto kMax = [](auto a, auto b) { return a > b ? a : b; };
 
 #define BATON_ZERO simde_mm512_setzero_ps()
 #undef _mm512_shuffle_f32x4
-#define _mm512_shuffle_f32x4(a, b, imm)                                   \
-  simde_mm512_castsi512_ps(simde_mm512_shuffle_i32x4(                     \
-      simde_mm512_castps_si512(a), simde_mm512_castps_si512(b), imm))
+#define _mm512_shuffle_f32x4(a, b, imm) \
+  simde_mm512_castsi512_ps(             \
+      simde_mm512_shuffle_i32x4(simde_mm512_castps_si512(a), simde_mm512_castps_si512(b), imm))
 #define _mm256_mask_storeu_epi16(p, m, x) baton::emulation::Store<uint16_t>(p, m, x)
-#define _mm256_maskz_loadu_epi8(m, p) \
-  baton::emulation::Load<uint8_t>(_mm256_setzero_si256(), m, p)
+#define _mm256_maskz_loadu_epi8(m, p) baton::emulation::Load<uint8_t>(_mm256_setzero_si256(), m, p)
 #define _mm512_cvtepi32_epi8(x) \
   baton::emulation::Map<uint8_t, __m128i, int32_t>(x, [](int32_t v) { return uint8_t(v); })
 #define _mm512_cvtepi32_ps(x) \
@@ -131,7 +130,8 @@ inline constexpr auto kMax = [](auto a, auto b) { return a > b ? a : b; };
 #define _mm512_cvtps_epi32(x) baton::emulation::Round(0xffff, x)
 #define _mm512_maskz_cvtps_epi32(m, x) baton::emulation::Round(m, x)
 #define _mm512_extractf32x8_ps(x, i) std::bit_cast<std::array<__m256, 2>>(x)[i]
-#define _mm512_fpclass_ps_mask(x, classes) baton::emulation::NotFinite(x)  // the only ones asked for
+#define _mm512_fpclass_ps_mask(x, classes) \
+  baton::emulation::NotFinite(x)  // the only ones asked for
 #define _mm512_i32scatter_epi32(p, index, x, scale) baton::emulation::Scatter(p, index, x, scale)
 #define _mm512_mask_load_ps(other, m, p) baton::emulation::Load<float>(other, m, p)
 #define _mm512_mask_loadu_ps(other, m, p) baton::emulation::Load<float>(other, m, p)

@@ -1,15 +1,14 @@
 // Attention for bf16 and int8 caches with AVX2.
 //
-//   few rows    decode with up to kFewRows query heads to a KV head: keys and values go from the
-//   cache
-//               into products in single precision, one instruction for eight floats of bf16; what a
-//               key's lanes hold is added up by a tree over four keys
-//   many rows   in 16-bit integers, whose pairwise products (vpmaddwd) are twice as many a cycle as
-//               those of floats. Keys, values and queries get a scale each, of their largest
-//               magnitude, softmax weights one of the largest in a row's block; sums are exact.
-//               Keys lie as [keys/16][D/2][16] pairs of channels, values as [D/16][keys/2][16]
-//               pairs of keys; a product holds 6 rows x 16 sums in 12 registers and broadcasts the
-//               rows' pairs from memory
+//   few rows   decode with up to kFewRows query heads to a KV head: keys and values go from the
+//              cache into products in single precision, one instruction for eight floats of bf16;
+//              what a key's lanes hold is added up by a tree over four keys
+//   many rows  in 16-bit integers, whose pairwise products (vpmaddwd) are twice as many a cycle as
+//              those of floats. Keys, values and queries get a scale each, of their largest
+//              magnitude, softmax weights one of the largest in a row's block; sums are exact.
+//              Keys lie as [keys/16][D/2][16] pairs of channels, values as [D/16][keys/2][16]
+//              pairs of keys; a product holds 6 rows x 16 sums in 12 registers and broadcasts the
+//              rows' pairs from memory
 //
 // 16 channels of bf16 come as two registers, the even ones and the odd ones: half of each dword is
 // a float already. Queries of few rows and all sums lie in that order, and only the output is put

@@ -3,11 +3,10 @@
 //
 //   8-bit x   pairs of unsigned by signed bytes, summed in 16 bits (vpmaddubsw). With 4-bit weights
 //             the eight pairs of a block fit 16 bits, so that one widening serves them all; larger
-//             quants are widened sooner, and those of 8 bits change sides: |w| times x with w's
-//             sign.
+//             quants are widened sooner, and those of 8 bits change sides: |w| times x with the
+//             sign of w.
 //   16-bit x  pairs of 16 bits, summed in 32 (vpmaddwd). Even and odd bytes of the weights are
-//   masked
-//             apart, and so x lies: columns 0, 2, 1, 3 of every four.
+//             masked apart, and so x lies: columns 0, 2, 1, 3 of every four.
 //
 // Weights in bf16 and the passes after a product are the portable kernels'.
 #include <immintrin.h>
