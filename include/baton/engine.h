@@ -27,7 +27,7 @@ enum class KvType { kF32, kBF16, kInt8 };
 
 struct EngineOptions {
   Backend backend = Backend::kCpu;
-  bool portable = false;  // CPU backend without AVX2 and AVX-512, whatever the machine offers
+  bool portable = false;  // CPU kernels in single precision that any x86-64 runs
   int threads = 0;        // 0: one per processor
   KvType kv = KvType::kBF16;
   int64_t context = 0;         // longest sequence; 0: the model's own

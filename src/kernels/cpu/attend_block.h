@@ -4,6 +4,8 @@
 #include "kernels/cpu/attend_kernels.h"
 
 namespace baton::cpu {
+// A copy for every file: one compiled for AVX-512 must not serve machines without it.
+namespace {
 
 // Rows are split into groups of equal size, up to `most`; the last may be smaller.
 inline int GroupRows(int rows, int most) {
@@ -78,4 +80,5 @@ class Ahead {
   int range_ = 0, ranges_ = 0, lines_ = 0;
 };
 
+}  // namespace
 }  // namespace baton::cpu

@@ -19,7 +19,8 @@ CpuIsa DetectCpuIsa() {
                       __builtin_cpu_supports("fma");
   if (avx512) return CpuIsa::kAvx512;
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt");
   if (avx2) return CpuIsa::kAvx2;
 #endif
   return CpuIsa::kPortable;
@@ -27,10 +28,10 @@ CpuIsa DetectCpuIsa() {
 
 Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool& threads, CpuIsa isa) {
   if (isa > DetectCpuIsa()) {
-    return Error::Unsupported(
-               "the {} kernels need {}, which this machine lacks",
-               isa == CpuIsa::kAvx512 ? "AVX-512" : "AVX2",
-               isa == CpuIsa::kAvx512 ? "F, BW, VL, DQ, VBMI, VNNI and BF16" : "AVX2, FMA and F16C")
+    return Error::Unsupported("the {} kernels need {}, which this machine lacks",
+                              isa == CpuIsa::kAvx512 ? "AVX-512" : "AVX2",
+                              isa == CpuIsa::kAvx512 ? "F, BW, VL, DQ, VBMI, VNNI and BF16"
+                                                     : "AVX2, FMA, F16C, BMI2 and LZCNT")
         .Hint("use the portable kernels");
   }
   std::unique_ptr<Ops> ops = std::make_unique<cpu::CpuOps>(threads, isa);

@@ -13,8 +13,8 @@ namespace baton {
 
 enum class CpuIsa { kPortable, kAvx2, kAvx512 };  // each machine runs all up to its best
 
-// The best the machine runs: kAvx2 needs FMA and F16C beside it, kAvx512 F, BW, VL, DQ, VBMI, VNNI
-// and BF16.
+// The best the machine runs: kAvx2 needs FMA, F16C, BMI2 and LZCNT beside it, kAvx512 F, BW, VL,
+// DQ, VBMI, VNNI and BF16.
 CpuIsa DetectCpuIsa();
 
 // Fails when `isa` is not supported by this machine.

@@ -8,12 +8,12 @@
 namespace baton::cpu {
 
 // Asks for the lines of from[0, n) before they are read.
-inline void FetchToRead(const float* from, int64_t n) {
+[[gnu::always_inline]] inline void FetchToRead(const float* from, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(from + i);
 }
 
 // Asks for the lines of to[0, n) before they are written.
-inline void FetchToWrite(float* to, int64_t n) {
+[[gnu::always_inline]] inline void FetchToWrite(float* to, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
 #if defined(__x86_64__)
     asm volatile("prefetchw %0" : : "m"(to[i]));  // a hint: no operation where it is not known
@@ -29,13 +29,14 @@ inline void FetchToWrite(float* to, int64_t n) {
 // against 12 on one thread of a Zen 4. Distances of 2 to 8 KiB lose up to half of that.
 //
 // How far ahead of `rows`, which take `bytes`, if `next` is read after them; 0: not at all.
-inline int64_t PrefetchDistance(const std::byte* rows, int64_t bytes, const std::byte* next) {
+[[gnu::always_inline]] inline int64_t PrefetchDistance(const std::byte* rows, int64_t bytes,
+                                                       const std::byte* next) {
   constexpr int64_t kFarthest = 65536;
   if (bytes >= kFarthest) return kFarthest;
   return next ? next - rows : 0;
 }
 
-inline void PrefetchWeights(const std::byte* p, int bytes) {
+[[gnu::always_inline]] inline void PrefetchWeights(const std::byte* p, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 

@@ -1,5 +1,5 @@
 // Weight matrices as the CPU kernels want them. 16 consecutive rows form a group; a group's columns
-// come in blocks of 32. Rows are padded to 16 and columns to 32, with zeros. All kernels, of both
+// come in blocks of 32. Rows are padded to 16 and columns to 32, with zeros. All kernels, of all
 // instruction sets, read these layouts.
 //
 //   quantised group   quants [blocks], scales d [blocks][16] f16 (kSym8x2: [blocks][2][16]), then

@@ -1,6 +1,6 @@
 // The k heaviest units of a set, exactly, in steps that a team can share: a bound from a sample,
 // the keys at or above it with their positions, the heaviest of those. One implementation
-// (portable/, Highway) serves both instruction sets: Highway picks its own AVX-512 target where
+// (portable/, Highway) serves all instruction sets: Highway picks its own AVX-512 target where
 // there is one, and nothing here needs more than compares, counts and compress.
 //
 // A key is a mass as an integer of the same order, -0.0 as +0.0.

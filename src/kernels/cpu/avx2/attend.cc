@@ -5,7 +5,7 @@
 //              what a key's lanes hold is added up by a tree over four keys
 //   many rows  in 16-bit integers, whose pairwise products (vpmaddwd) are twice as many a cycle as
 //              those of floats. Keys, values and queries get a scale each, of their largest
-//              magnitude, softmax weights one of the largest in a row's block; sums are exact.
+//              magnitude, a row's weights in a block likewise; sums are exact.
 //              Keys lie as [keys/16][D/2][16] pairs of channels, values as [D/16][keys/2][16]
 //              pairs of keys; a product holds 6 rows x 16 sums in 12 registers and broadcasts the
 //              rows' pairs from memory
@@ -39,7 +39,8 @@ static_assert(kManyAtOnce <= kRowStep && kFewAtOnce <= kRowStep);
 // Integers of many rows, up to these in magnitude: queries and keys alike, so that their product
 // over all channels fits 32 bits; values and weights, so that it does over all keys of a block.
 float KeyTop(int64_t dim) {
-  return std::floor(std::sqrt(static_cast<float>(std::numeric_limits<int32_t>::max() / dim)));
+  const auto each = static_cast<double>(std::numeric_limits<int32_t>::max() / dim);
+  return static_cast<float>(std::floor(std::sqrt(each)));
 }
 constexpr int kValueTop = 2047, kWeightTop = 8191;
 static_assert(int64_t{kValueTop} * kWeightTop * kMaxBlockKeys <=
@@ -125,27 +126,6 @@ void StoreInOrder(__m256 first, __m256 second, float* out) {
 }
 
 // ---- packing
-
-// r[i] dword j becomes r[j] dword i.
-[[gnu::always_inline]] inline void Transpose8(__m256i (&r)[8]) {
-  __m256i t[8];
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    const __m256i a = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-    const __m256i b = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-    const __m256i c = _mm256_unpacklo_epi32(r[i + 2], r[i + 3]);
-    const __m256i d = _mm256_unpackhi_epi32(r[i + 2], r[i + 3]);
-    t[i] = _mm256_unpacklo_epi64(a, c);
-    t[i + 1] = _mm256_unpackhi_epi64(a, c);
-    t[i + 2] = _mm256_unpacklo_epi64(b, d);
-    t[i + 3] = _mm256_unpackhi_epi64(b, d);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm256_permute2x128_si256(t[i], t[4 + i], 0x20);
-    r[4 + i] = _mm256_permute2x128_si256(t[i], t[4 + i], 0x31);
-  }
-}
 
 int PaddedKeys(const KeyBlock& block) { return (block.count + kKeyStep - 1) / kKeyStep * kKeyStep; }
 
@@ -368,15 +348,15 @@ void ScoreFew(const std::byte* const* rows, int64_t offset, const float* q, int6
         }
       }
     }
-    const __m128 f = _mm_loadu_ps(factor + k);
     if constexpr (kKeys == 4) {
+      const __m128 f = _mm_load_ps(factor + k);
 #pragma GCC unroll 3
       for (int i = 0; i < kRows; ++i) {
         _mm_store_ps(s + i * kMaxBlockKeys + k,
                      _mm_mul_ps(AddLanes(a[i][0], a[i][1], a[i][2], a[i][3]), f));
       }
     } else {
-      const __m128 f2 = _mm_movelh_ps(f, f);
+      const __m128 f2 = _mm_castpd_ps(_mm_load1_pd(reinterpret_cast<const double*>(factor + k)));
 #pragma GCC unroll 2
       for (int i = 0; i < kRows; i += 2) {
         const __m128 two = _mm_mul_ps(AddLanes(a[i][0], a[i][1], a[i + 1][0], a[i + 1][1]), f2);
@@ -476,12 +456,12 @@ void StoreRawScores(const KeyBlock& block, int keys, const float* s, float* out)
 // What a group of up to 8 rows carries from its scores to its sums.
 struct alignas(32) RowFactors {
   float decay[8];  // what the sums so far count
-  float block[8];  // what the weights of this block count
+  float block[8];  // what one step of this block's weights counts; many rows only
 };
 
 // Turns the scores of up to 8 rows into weights and updates their maxima and sums. Few rows: floats
 // in place, relative to the largest score so far, times value_factors if there are any. Many:
-// integers, relative to the block's largest, by value_factors, which are up to kWeightTop.
+// integers, of which the largest of a row is kWeightTop, after their values' scales value_factors.
 template <bool kFew>
 void Softmax(float* scores, int rows, int keys, const float* value_factors, float* max, float* sum,
              uint32_t* weights, RowFactors& factors) {
@@ -517,21 +497,27 @@ void Softmax(float* scores, int rows, int keys, const float* value_factors, floa
   for (int i = 0; i < rows; ++i) {
     float* s = scores + i * kMaxBlockKeys;
     const __m256 row_base = _mm256_broadcast_ss(base + i);
-    __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, most = _mm256_setzero_ps();
     for (int k = 0; k < keys; k += 16) {
-      __m256 p[2];
 #pragma GCC unroll 2
       for (int j = 0; j < 2; ++j) {
-        p[j] = Exp2NotPositive(_mm256_sub_ps(_mm256_load_ps(s + k + 8 * j), row_base));
-        total[j] = _mm256_add_ps(total[j], p[j]);
+        float* at = s + k + 8 * j;
+        __m256 p = Exp2NotPositive(_mm256_sub_ps(_mm256_load_ps(at), row_base));
+        total[j] = _mm256_add_ps(total[j], p);
         if (!kFew || value_factors != nullptr)
-          p[j] = _mm256_mul_ps(p[j], _mm256_load_ps(value_factors + k + 8 * j));
+          p = _mm256_mul_ps(p, _mm256_load_ps(value_factors + k + 8 * j));
+        if constexpr (!kFew) most = _mm256_max_ps(p, most);
+        _mm256_store_ps(at, p);
       }
-      if constexpr (kFew) {
-        _mm256_store_ps(s + k, p[0]);
-        _mm256_store_ps(s + k + 8, p[1]);
-      } else {
-        const __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(p[0]), _mm256_cvtps_epi32(p[1]));
+    }
+    if constexpr (!kFew) {
+      const float top = MaxOf(most);
+      const __m256 inverse = _mm256_set1_ps(top > 0x1p-100f ? kWeightTop / top : 0);
+      factors.block[i] *= top / kWeightTop;
+      for (int k = 0; k < keys; k += 16) {
+        const __m256i w = _mm256_packs_epi32(
+            _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(s + k), inverse)),
+            _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(s + k + 8), inverse)));
         _mm256_store_si256(reinterpret_cast<__m256i*>(weights + i * kWeightStride + k / 2),
                            _mm256_permute4x64_epi64(w, 0xd8));
       }
@@ -558,12 +544,10 @@ int64_t Steps(const AttendTile& t, const KeyBlock& block) {
          groups * (keys / 16 * (pairs / kStepPairs) + chunks * (keys / 2 / kStepPairs));
 }
 
-// Of the keys of a block: what their scores are multiplied by, and their weights. Few rows: the
-// int8 cache's scales. Many: values' as shares of the largest, times kWeightTop; `value_top` is one
-// step.
+// Of the keys of a block: what their scores are multiplied by, and their values (few rows: of int8
+// caches only).
 struct alignas(32) BlockFactors {
   float key[kMaxBlockKeys], value[kMaxBlockKeys];
-  float value_top = 0;
 };
 
 template <bool kInt8>
@@ -591,15 +575,10 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   if (!few) {
     PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys, factors.key);
     PackValues<kInt8>(block, ahead, value_offset, dim, packed_values, factors.value);
-    float top = 0;
     for (int k = 0; k < all_keys; ++k) {
-      // Who sees a value that is not a number has no score.
-      if (std::isnan(factors.value[k])) factors.key[k] = factors.value[k], factors.value[k] = 0;
-      top = std::max(top, factors.value[k]);
+      // Who sees a value that is not finite has no score.
+      if (!std::isfinite(factors.value[k])) factors.key[k] = std::nanf(""), factors.value[k] = 0;
     }
-    const float inverse = Inverse(top) * kWeightTop;
-    for (int k = 0; k < all_keys; ++k) factors.value[k] *= inverse;
-    factors.value_top = top / kWeightTop;
   }
   for (int k = 0; k < all_keys; ++k) factors.key[k] *= scale;
 
@@ -644,7 +623,6 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     } else {
       Softmax<false>(scratch.scores, rows, keys, factors.value, t.max + row, t.sum + row,
                      scratch.weights, now);
-      for (float& f : now.block) f *= factors.value_top;
       kAccumulate[rows](scratch.weights, packed_values, keys / 2, now.block, now.decay, dim, padded,
                         acc, ahead);
     }

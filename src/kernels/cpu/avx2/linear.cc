@@ -245,31 +245,12 @@ void Group(const PanelArgs& p, int g) {
   int64_t ahead = PrefetchDistance(w, m.group_bytes, g + 1 < p.groups ? w + m.group_bytes : p.next);
   // 16 registers hold the sums of 6 tokens with one weight at a time, or of 3 with two.
   constexpr int kMost = QuantBytesPerBlock(L) == 256 || std::is_same_v<Block, FineBlock> ? 6 : 3;
-  for (int64_t t = 0; t < p.tokens; t += kMost, ahead = 0) {
+  InGroups<kMost>(p.tokens, [&]<int NT>(int64_t t) {
     const auto* x =
         reinterpret_cast<const Block*>(p.x + t / kTileTokens * p.tile_bytes) + t % kTileTokens;
-    float* out = p.out + t * kPanelRows + g * kGroupRows;
-    const auto tile = [&]<int NT>() { Tile<L, NT>(w, m.blocks, x, ahead, out); };
-    switch (std::min<int64_t>(kMost, p.tokens - t)) {
-      case 1:
-        tile.template operator()<1>();
-        break;
-      case 2:
-        tile.template operator()<2>();
-        break;
-      case 3:
-        tile.template operator()<3>();
-        break;
-      case 4:
-        tile.template operator()<4>();
-        break;
-      case 5:
-        tile.template operator()<5>();
-        break;
-      default:
-        tile.template operator()<6>();
-    }
-  }
+    Tile<L, NT>(w, m.blocks, x, ahead, p.out + t * kPanelRows + g * kGroupRows);
+    ahead = 0;
+  });
 }
 
 template <PackLayout L>

@@ -31,41 +31,7 @@ inline __m256 LoadHalves(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-// Calls body.operator()<R>(first) for kMost, ..., kMost and the rest of `count`.
-template <int kMost, typename F>
-void InGroups(int64_t count, F&& body) {
-  int64_t first = 0;
-  for (; first + kMost <= count; first += kMost) body.template operator()<kMost>(first);
-  if constexpr (kMost > 1) {
-    if (first < count) {
-      InGroups<kMost - 1>(count - first,
-                          [&]<int R>(int64_t r) { body.template operator()<R>(first + r); });
-    }
-  }
-}
-
 // ---- packing
-
-// 8 slots from `slot` on of 8 dwords (16 channels) of a head: row d holds dword d of the slots.
-inline void Transpose8(const std::byte* k, int64_t stride, __m256i (&r)[8]) {
-  for (int i = 0; i < 8; ++i)
-    r[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(k + i * stride));
-  __m256i t[8];
-  for (int i = 0; i < 8; i += 4) {
-    const __m256i a = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-    const __m256i b = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-    const __m256i c = _mm256_unpacklo_epi32(r[i + 2], r[i + 3]);
-    const __m256i d = _mm256_unpackhi_epi32(r[i + 2], r[i + 3]);
-    t[i] = _mm256_unpacklo_epi64(a, c);
-    t[i + 1] = _mm256_unpackhi_epi64(a, c);
-    t[i + 2] = _mm256_unpacklo_epi64(b, d);
-    t[i + 3] = _mm256_unpackhi_epi64(b, d);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm256_permute2x128_si256(t[i], t[4 + i], 0x20);
-    r[4 + i] = _mm256_permute2x128_si256(t[i], t[4 + i], 0x31);
-  }
-}
 
 // bf16 to [D][64] floats.
 void PackExactKeys(const KvView& kv, int64_t position, int head, float* out) {
@@ -74,7 +40,10 @@ void PackExactKeys(const KvView& kv, int64_t position, int head, float* out) {
   for (int64_t slot = 0; slot < kMassBlock; slot += 8) {
     for (int64_t c = 0; c < dim; c += 16) {
       __m256i r[8];
-      Transpose8(k + slot * stride + c * 2, stride, r);
+      const std::byte* from = k + slot * stride + c * 2;
+      for (int i = 0; i < 8; ++i, from += stride)
+        r[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      Transpose8(r);  // r[i]: channels c + 2 i and c + 2 i + 1 of the slots
       for (int i = 0; i < 8; ++i) {
         const auto store = [&](int64_t channel, __m256i bits) {
           _mm256_store_ps(out + channel * kMassBlock + slot, _mm256_castsi256_ps(bits));

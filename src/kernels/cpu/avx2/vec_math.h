@@ -8,6 +8,19 @@
 
 namespace baton::cpu::avx2 {
 
+// Calls body.operator()<R>(first) for kMost, ..., kMost and the rest of `count`.
+template <int kMost, typename F>
+void InGroups(int64_t count, F&& body) {
+  int64_t first = 0;
+  for (; first + kMost <= count; first += kMost) body.template operator()<kMost>(first);
+  if constexpr (kMost > 1) {
+    if (first < count) {
+      InGroups<kMost - 1>(count - first,
+                          [&]<int R>(int64_t r) { body.template operator()<R>(first + r); });
+    }
+  }
+}
+
 // All bits of the first n lanes.
 inline __m256i FirstLanes(int64_t n) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -32,6 +45,27 @@ inline __m256i ToBytes(const __m256i (&x)[4]) {
       _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
   // Packing works on halves of registers.
   return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+// r[i] dword j becomes r[j] dword i.
+[[gnu::always_inline]] inline void Transpose8(__m256i (&r)[8]) {
+  __m256i t[8];
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    const __m256i a = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    const __m256i b = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    const __m256i c = _mm256_unpacklo_epi32(r[i + 2], r[i + 3]);
+    const __m256i d = _mm256_unpackhi_epi32(r[i + 2], r[i + 3]);
+    t[i] = _mm256_unpacklo_epi64(a, c);
+    t[i + 1] = _mm256_unpackhi_epi64(a, c);
+    t[i + 2] = _mm256_unpacklo_epi64(b, d);
+    t[i + 3] = _mm256_unpackhi_epi64(b, d);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_permute2x128_si256(t[i], t[4 + i], 0x20);
+    r[4 + i] = _mm256_permute2x128_si256(t[i], t[4 + i], 0x31);
+  }
 }
 
 // The larger one; NaN if either is.
