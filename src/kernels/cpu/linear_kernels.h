@@ -46,6 +46,18 @@ struct alignas(64) FineBlock {
 };
 static_assert(sizeof(QuantBlock) == 64 && sizeof(FineBlock) == 128);
 
+// Sets all but q, from the sums of q over each half of the block. Inlined always: a copy compiled
+// for one instruction set must not serve another.
+template <typename Block>
+[[gnu::always_inline]] inline void SetSums(int32_t s0, int32_t s1, float d, Block& out) {
+  out.d = d;
+  out.d_sum = d * static_cast<float>(s0 + s1);
+  out.start4 = -8 * (s0 + s1);
+  out.start8 = -128 * (s0 + s1);
+  out.start6[0] = -32 * s0;
+  out.start6[1] = -32 * s1;
+}
+
 struct PrepareArgs {
   const float* x = nullptr;  // [count, cols]
   int64_t x_stride = 0;

@@ -164,13 +164,14 @@ inline __m256i Join(__m256i a, __m256i b) { return _mm256_blend_epi16(a, b, 0xaa
 template <bool kInt8>
 void PackKeys(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t dim, uint32_t* out,
               float* scale) {
+  const float top = KeyTop(dim);
   for (int k = 0; k < PaddedKeys(block); k += 8) {
     uint32_t* to = out + k / 16 * dim * 8 + k % 16;
     const std::byte* const* rows = block.rows + k;
     float inverse[8];
     if constexpr (!kInt8) {
       for (int i = 0; i < 8; ++i) {
-        scale[k + i] = ScaleOf(rows[i] + offset, dim, KeyTop(dim));
+        scale[k + i] = ScaleOf(rows[i] + offset, dim, top);
         inverse[i] = Inverse(scale[k + i]);
       }
     }
@@ -229,27 +230,36 @@ inline __m256i Broadcast(const uint32_t* pair) {
   return _mm256_set1_epi32(static_cast<int32_t>(*pair));
 }
 
+// Sums of kRows rows times 16 columns over pairs: of `columns`, [pairs][16], and of the rows, whose
+// pairs lie pair_step apart and a row from the next row_step.
+template <int kRows>
+[[gnu::always_inline]] inline void PairSums(const uint32_t* columns, const uint32_t* rows,
+                                            int64_t pair_step, int64_t row_step, int64_t pairs,
+                                            Ahead& ahead, __m256i (&a)[kRows][2]) {
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm256_setzero_si256();
+  for (int64_t p = 0; p < pairs; p += kStepPairs) {
+    ahead.Step();
+#pragma GCC unroll 2
+    for (int j = 0; j < kStepPairs; ++j, columns += 16, rows += pair_step) {
+      const __m256i c0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(columns));
+      const __m256i c1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(columns + 8));
+#pragma GCC unroll 6
+      for (int i = 0; i < kRows; ++i) {
+        const __m256i x = Broadcast(rows + i * row_step);
+        AddTo<false>(a[i][0], _mm256_madd_epi16(c0, x));
+        AddTo<false>(a[i][1], _mm256_madd_epi16(c1, x));
+      }
+    }
+  }
+}
+
 // s[i][16] = q rows . 16 keys, times both factors. q: [D/2][kRows].
 template <int kRows>
 void Scores(const uint32_t* q, const uint32_t* keys, int64_t pairs, const float* row_factor,
             const float* key_factor, float* s, Ahead& ahead) {
   __m256i a[kRows][2];
-#pragma GCC unroll 6
-  for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm256_setzero_si256();
-  for (int64_t d = 0; d < pairs; d += kStepPairs) {
-    ahead.Step();
-#pragma GCC unroll 2
-    for (int j = 0; j < kStepPairs; ++j, keys += 16, q += kRows) {
-      const __m256i k0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(keys));
-      const __m256i k1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(keys + 8));
-#pragma GCC unroll 6
-      for (int i = 0; i < kRows; ++i) {
-        const __m256i x = Broadcast(q + i);
-        AddTo<false>(a[i][0], _mm256_madd_epi16(k0, x));
-        AddTo<false>(a[i][1], _mm256_madd_epi16(k1, x));
-      }
-    }
-  }
+  PairSums<kRows>(keys, q, kRows, 1, pairs, ahead, a);
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
     const __m256 f = _mm256_broadcast_ss(row_factor + i);
@@ -267,25 +277,8 @@ template <int kRows>
 void Accumulate(const uint32_t* weights, const uint32_t* values, int pairs, const float* factor,
                 const float* decay, int64_t dim, int64_t padded, float* acc, Ahead& ahead) {
   for (int64_t c = 0; c < dim; c += 16) {
-    const uint32_t* v = values + c * (kMaxBlockKeys / 2);
-    const uint32_t* weight = weights;
     __m256i a[kRows][2];
-#pragma GCC unroll 6
-    for (int i = 0; i < kRows; ++i) a[i][0] = a[i][1] = _mm256_setzero_si256();
-    for (int k = 0; k < pairs; k += kStepPairs) {
-      ahead.Step();
-#pragma GCC unroll 2
-      for (int j = 0; j < kStepPairs; ++j, v += 16, ++weight) {
-        const __m256i v0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(v));
-        const __m256i v1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(v + 8));
-#pragma GCC unroll 6
-        for (int i = 0; i < kRows; ++i) {
-          const __m256i w = Broadcast(weight + i * kWeightStride);
-          AddTo<false>(a[i][0], _mm256_madd_epi16(v0, w));
-          AddTo<false>(a[i][1], _mm256_madd_epi16(v1, w));
-        }
-      }
-    }
+    PairSums<kRows>(values + c * (kMaxBlockKeys / 2), weights, 1, kWeightStride, pairs, ahead, a);
 #pragma GCC unroll 6
     for (int i = 0; i < kRows; ++i) {
       const __m256 f = _mm256_broadcast_ss(factor + i), fade = _mm256_broadcast_ss(decay + i);

@@ -303,17 +303,10 @@ float InverseRms(const float* x, int64_t n, float eps) {
   return 1.0f / std::sqrt(SumOf(sum) / static_cast<float>(n) + eps);
 }
 
-// Starts of the integer sums.
 template <typename Block>
 inline void SetSums(const Scaled& s, Block& out) {
-  const int32_t s0 = SumOf(_mm256_add_epi32(s.q[0], s.q[1]));
-  const int32_t s1 = SumOf(_mm256_add_epi32(s.q[2], s.q[3]));
-  out.d = s.d;
-  out.d_sum = s.d * static_cast<float>(s0 + s1);
-  out.start4 = -8 * (s0 + s1);
-  out.start8 = -128 * (s0 + s1);
-  out.start6[0] = -32 * s0;
-  out.start6[1] = -32 * s1;
+  cpu::SetSums(SumOf(_mm256_add_epi32(s.q[0], s.q[1])), SumOf(_mm256_add_epi32(s.q[2], s.q[3])),
+               s.d, out);
 }
 
 void Quantise(const __m256 (&x)[4], QuantBlock& out) {

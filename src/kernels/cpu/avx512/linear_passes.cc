@@ -66,17 +66,6 @@ inline __m256i ToBytes(__m512i lo, __m512i hi) {
   return _mm256_set_m128i(_mm512_cvtepi32_epi8(hi), _mm512_cvtepi32_epi8(lo));
 }
 
-// Starts of the integer sums from the sums of q over each half of the block.
-template <typename Block>
-inline void SetSums(int32_t s0, int32_t s1, float d, Block& out) {
-  out.d = d;
-  out.d_sum = d * static_cast<float>(s0 + s1);
-  out.start4 = -8 * (s0 + s1);
-  out.start8 = -128 * (s0 + s1);
-  out.start6[0] = -32 * s0;
-  out.start6[1] = -32 * s1;
-}
-
 void Quantise(__m512 a, __m512 b, QuantBlock& out) {
   const Scaled s = ScaleToIntegers(a, b, 127.0f);
   const __m256i q = ToBytes(s.lo, s.hi);
