@@ -20,10 +20,25 @@ inline int VisibleKeys(const KeyBlock& block, int64_t query) {
   return (n + kKeyStep - 1) / kKeyStep * kKeyStep;
 }
 
-inline bool NeedsMask(const AttendTile& t, const KeyBlock& block, int keys, int64_t first,
-                      int64_t last) {
-  return block.positions[keys - 1] > first ||
-         (block.positions[keys - 1] >= t.sink && block.positions[0] <= last - t.recent);
+// Between scores and softmax, for the stack rows [row, row + rows): store(block, keys, scores, out)
+// where scores are wanted, mask(tile, block, keys, position, scores) where some row does not see
+// all keys.
+template <typename Store, typename Mask>
+void StoreAndMask(const AttendTile& t, const KeyBlock& block, int row, int rows, int keys,
+                  float* scores, Store&& store, Mask&& mask) {
+  const int64_t first = t.position + row / t.heads;
+  const int64_t last = t.position + (row + rows - 1) / t.heads;
+  const bool hidden = block.positions[keys - 1] > first || (block.positions[keys - 1] >= t.sink &&
+                                                            block.positions[0] <= last - t.recent);
+  for (int i = 0; i < rows && (hidden || t.scores); ++i) {
+    float* s = scores + i * kMaxBlockKeys;
+    const int token = (row + i) / t.heads;
+    if (t.scores) {
+      const int64_t head = (row + i) % t.heads;
+      store(block, keys, s, t.scores + token * t.scores_token_stride + head * t.scores_head_stride);
+    }
+    if (hidden) mask(t, block, keys, t.position + token, s);
+  }
 }
 
 // Prefetches rows of the next block a few lines at a time, in memory order and spread over all of

@@ -577,9 +577,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
 
   for (int row = 0; row < t.rows; row += step) {
     const int rows = t.rows - row < step ? t.rows - row : step;
-    const int64_t first = t.position + row / t.heads;
-    const int64_t last = t.position + (row + rows - 1) / t.heads;
-    const int keys = VisibleKeys(block, last);
+    const int keys = VisibleKeys(block, t.position + (row + rows - 1) / t.heads);
     if (keys == 0) continue;
     const std::byte* q = t.queries + row * padded * 4;
     if (few) {
@@ -595,17 +593,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
                       scratch.scores + k, ahead);
       }
     }
-    const bool mask = NeedsMask(t, block, keys, first, last);
-    for (int i = 0; i < rows && (mask || t.scores); ++i) {
-      float* s = scratch.scores + i * kMaxBlockKeys;
-      const int token = (row + i) / t.heads;
-      if (t.scores) {
-        const int64_t head = (row + i) % t.heads;
-        StoreRawScores(block, keys, s,
-                       t.scores + token * t.scores_token_stride + head * t.scores_head_stride);
-      }
-      if (mask) MaskScores(t, block, keys, t.position + token, s);
-    }
+    StoreAndMask(t, block, row, rows, keys, scratch.scores, StoreRawScores, MaskScores);
     RowFactors now;
     float* acc = t.acc + row * padded;
     if (few) {
