@@ -26,8 +26,8 @@ function(baton_program name folder)
   endif()
 endfunction()
 
-# The CPU backend. Files below kernels/cpu/avx2 and avx512 are compiled for that instruction set alone and are entered only
-# after a run-time check; everything else runs on any x86-64-v2 machine, Highway choosing its targets at run time.
+# The CPU backend. Files below kernels/cpu/avx2, avx512 and amx are compiled for that instruction set alone and are entered
+# only after a run-time check; everything else runs on any x86-64-v2 machine, Highway choosing its targets at run time.
 function(baton_kernels_cpu)
   if(NOT BATON_SIMD)
     add_library(baton_kernels INTERFACE)
@@ -37,6 +37,9 @@ function(baton_kernels_cpu)
   find_package(PkgConfig REQUIRED)
   pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
   baton_library(kernels LINKS baton_ops PkgConfig::HWY)
+  # g++ 12 warns of uninitialised values inside its own AVX-512 headers.
+  set(avx512_options -march=x86-64-v4 -mavx512bf16 -mavx512vnni -mavx512vbmi -mavx512vbmi2 -ffp-contract=off
+    -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized)
   file(GLOB avx512 CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/avx512/*.cc)
   if(BATON_EMULATE_AVX512)
     set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS
@@ -44,10 +47,10 @@ function(baton_kernels_cpu)
     set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernels/cpu/cpu_ops.cc PROPERTIES
       COMPILE_DEFINITIONS BATON_EMULATE_AVX512=1)
   else()
-    # g++ 12 warns of uninitialised values inside its own AVX-512 headers.
-    set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS
-      "-march=x86-64-v4;-mavx512bf16;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-ffp-contract=off;-mprefer-vector-width=512;-Wno-uninitialized;-Wno-maybe-uninitialized")
+    set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS "${avx512_options}")
   endif()
+  file(GLOB amx CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/amx/*.cc)
+  set_source_files_properties(${amx} PROPERTIES COMPILE_OPTIONS "${avx512_options};-mamx-tile;-mamx-bf16")
   file(GLOB avx2 CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/avx2/*.cc)
   set_source_files_properties(${avx2} PROPERTIES COMPILE_OPTIONS "-march=x86-64-v3;-ffp-contract=off")
   get_target_property(type baton_kernels TYPE)

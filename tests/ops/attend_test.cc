@@ -87,12 +87,12 @@ IndexSets RandomSets(Rng& rng, int64_t sets, int64_t groups, int64_t visible, in
   return x;
 }
 
-// Beyond the reference, avx512 rounds q and the weights to bf16, and avx2 everything in prompts to
-// integers.
+// Beyond the reference, avx512 and amx round q and the weights to bf16, and avx2 everything in
+// prompts to integers.
 Tolerance ToleranceOf(const std::string& backend, DType dtype) {
   if (backend == "avx2" && dtype != DType::kF32)
     return {.relative = 4e-3, .absolute = 8e-3, .cosine = 0.99999};
-  if (backend == "avx512" && dtype != DType::kF32)
+  if ((backend == "avx512" || backend == "amx") && dtype != DType::kF32)
     return {.relative = 0.02, .absolute = 0.05, .cosine = 0.9998};
   return {.relative = 2e-5, .absolute = 2e-5, .cosine = 0.999999};
 }

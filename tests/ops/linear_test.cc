@@ -79,12 +79,12 @@ std::vector<float> RunGlu(Ops& ops, const Weights& gate, const Weights& up,
 bool IsFloat(DType t) { return Info(t).block_elements == 1; }
 bool IsK(DType t) { return Info(t).block_elements == 256; }
 
-// avx512 rounds x to 8 bits (or bf16), avx2 with quantised weights, all round F32 and F16 weights
-// to bf16 and the scales of K types to f16.
+// avx512 rounds x to 8 bits (or bf16), amx both x and weights to bf16, avx2 x with quantised
+// weights, all round F32 and F16 weights to bf16 and the scales of K types to f16.
 Tolerance ToleranceOf(const std::string& backend, DType t) {
   // The cosine is the sharp test; single values have long tails, because random blocks differ much
   // in size.
-  if (backend == "avx512" || (backend == "avx2" && !IsFloat(t)))
+  if (backend == "avx512" || backend == "amx" || (backend == "avx2" && !IsFloat(t)))
     return {.absolute = 0.1, .cosine = 0.9999};
   if (t == DType::kF32 || t == DType::kF16) return {.absolute = 0.03, .cosine = 0.99999};
   if (IsK(t)) return {.absolute = 0.01, .cosine = 0.999999};
@@ -210,7 +210,9 @@ TEST_P(LinearTest, EveryWeightIsInItsPlace) {
   const Weights w(rng_, dtype(), 33, Cols(64));
   std::vector<float> x(static_cast<size_t>(w.cols * w.cols), 0.0f);
   for (int64_t c = 0; c < w.cols; ++c) x[static_cast<size_t>(c * w.cols + c)] = 127;
-  const Tolerance exact{.relative = dtype() == DType::kF32 || dtype() == DType::kF16 ? 0.004 : 2e-6,
+  const bool to_bf16 =
+      dtype() == DType::kF32 || dtype() == DType::kF16 || (backend() == "amx" && !IsFloat(dtype()));
+  const Tolerance exact{.relative = to_bf16 ? 0.004 : 2e-6,
                         .absolute = IsK(dtype()) ? 5e-3 : 1e-5,
                         .cosine = 0.99999};
   ExpectClose(RunLinear(*ops_, w, x), RunLinear(*ref_, w, x), exact);

@@ -24,7 +24,7 @@ namespace baton::test {
 // Names for INSTANTIATE_TEST_SUITE_P; also valid parts of test names.
 inline std::vector<std::string> BackendNames() {
 #ifdef BATON_WITH_CPU
-  return {"ref", "portable", "avx2", "avx512"};
+  return {"ref", "portable", "avx2", "avx512", "amx"};
 #else
   return {"ref"};
 #endif
@@ -36,9 +36,10 @@ inline constexpr const char* kNoBackend = "this machine lacks the instructions";
 inline std::unique_ptr<Ops> MakeBackend(const std::string& name, ThreadPool& threads) {
   if (name == "ref") return MakeReferenceOps(threads);
 #ifdef BATON_WITH_CPU
-  const CpuIsa isa = name == "avx512" ? CpuIsa::kAvx512
-                     : name == "avx2" ? CpuIsa::kAvx2
-                                      : CpuIsa::kPortable;
+  const CpuIsa isa = name == "amx"      ? CpuIsa::kAmx
+                     : name == "avx512" ? CpuIsa::kAvx512
+                     : name == "avx2"   ? CpuIsa::kAvx2
+                                        : CpuIsa::kPortable;
   if (isa > DetectCpuIsa()) return nullptr;
   auto ops = MakeCpuOps(threads, isa);
   if (ops.ok()) return std::move(ops).value();

@@ -27,8 +27,6 @@ constexpr int kPromptBlock = kMaxBlockKeys;
 // to come from the thread that wrote it, so short lists feed few threads: k = 512 two.
 constexpr int64_t kRowChunks = 16, kLeastRowChunk = 256, kMostRowChunk = 4096;
 constexpr int64_t kPromptChunk = 4096;
-constexpr int64_t kTileRows =
-    96;  // stacked rows of a prompt tile; packing the keys costs 4 % of the products then
 
 using Segment = AttendParams::Segment;
 
@@ -135,14 +133,14 @@ struct CpuOps::AttendState {
   Buffer part_o;    // [parts, D]
   Buffer part_lse;  // [parts]
 
-  void Plan(const AttendParams& p);
+  void Plan(const AttendParams& p, int64_t prompt_rows);
   void Reserve(int threads, int64_t head_dim);
   void Run(const AttendParams& p, const AttendKernels& kernels, const Unit& unit, Thread& thread);
   void Merge(const AttendParams& p, const Group& group);
 
  private:
   void AddGroup(const AttendParams& p, Group group);
-  void PlanPrompt(const AttendParams& p, const Segment& s);
+  void PlanPrompt(const AttendParams& p, const Segment& s, int64_t prompt_rows);
   void PlanRows(const AttendParams& p, const Segment& s);
   std::span<AttendTile> Begin(const AttendParams& p, const AttendKernels& kernels,
                               const Group& group, Thread& thread);
@@ -163,9 +161,9 @@ void CpuOps::AttendState::AddGroup(const AttendParams& p, Group group) {
   groups.push_back(group);
 }
 
-void CpuOps::AttendState::PlanPrompt(const AttendParams& p, const Segment& s) {
+void CpuOps::AttendState::PlanPrompt(const AttendParams& p, const Segment& s, int64_t prompt_rows) {
   const int kv_heads = s.kv.layout.kv_heads;
-  const int64_t tile = std::max<int64_t>(1, kTileRows / (p.q.dim(1) / kv_heads));
+  const int64_t tile = std::max<int64_t>(1, prompt_rows / (p.q.dim(1) / kv_heads));
   for (int64_t row = 0; row < s.rows.count;) {
     int64_t end = std::min(s.rows.count, row + tile);
     if (s.keys.kind == KeySet::Kind::kIndex) {
@@ -203,7 +201,7 @@ void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s) {
   }
 }
 
-void CpuOps::AttendState::Plan(const AttendParams& p) {
+void CpuOps::AttendState::Plan(const AttendParams& p, int64_t prompt_rows) {
   groups.clear();
   units.clear();
   split.clear();
@@ -216,7 +214,7 @@ void CpuOps::AttendState::Plan(const AttendParams& p) {
   };
   // The large units first: what is left to help with at the end is small.
   for (const Segment& s : p.segments) {
-    if (is_prompt(s)) PlanPrompt(p, s);
+    if (is_prompt(s)) PlanPrompt(p, s, prompt_rows);
   }
   std::reverse(units.begin(), units.end());
   for (const Segment& s : p.segments) {
@@ -227,8 +225,8 @@ void CpuOps::AttendState::Plan(const AttendParams& p) {
 void CpuOps::AttendState::Reserve(int thread_count, int64_t head_dim) {
   const int64_t padded = PaddedHead(head_dim);
   const int64_t block = Aligned(kMaxBlockKeys * padded * 4);
-  const int64_t scores = Aligned(kRowStep * kMaxBlockKeys * 4);
-  const int64_t rows = max_rows * (padded * 8 + 8) + max_heads * 4 * 64;
+  const int64_t scores = Aligned(kMaxRowStep * kMaxBlockKeys * 4);
+  const int64_t rows = (max_rows + max_heads * kMaxRowStep) * (padded * 8 + 8) + max_heads * 4 * 64;
   threads.resize(static_cast<size_t>(thread_count));
   for (Thread& t : threads) {
     const int64_t bytes = 2 * block + 2 * scores + rows;
@@ -355,18 +353,23 @@ void CpuOps::DoAttend(const AttendParams& p) {
   if (p.segments.empty()) return;
   if (!attend_) attend_ = std::make_shared<AttendState>();
   AttendState& state = *attend_;
-  state.Plan(p);
-  state.Reserve(threads_.threads(), p.q.dim(2));
   const AttendKernels plain = portable::GetAttendKernels();
-  const AttendKernels fast = isa_ == CpuIsa::kAvx512 ? avx512::GetAttendKernels()
-                             : isa_ == CpuIsa::kAvx2 ? avx2::GetAttendKernels()
-                                                     : plain;
+  const AttendKernels decode = isa_ >= CpuIsa::kAvx512 ? avx512::GetAttendKernels()
+                               : isa_ == CpuIsa::kAvx2 ? avx2::GetAttendKernels()
+                                                       : plain;
+  const AttendKernels prompt = isa_ == CpuIsa::kAmx ? amx::GetPromptAttendKernels() : decode;
+  state.Plan(p, prompt.prompt_rows);
+  state.Reserve(threads_.threads(), p.q.dim(2));
   threads_.For(static_cast<int64_t>(state.units.size()), [&](int64_t i, int rank) {
     const Unit& unit = state.units[static_cast<size_t>(i)];
     // Single precision caches are for checking, where bf16 products would defeat their purpose.
-    const bool exact =
-        state.groups[static_cast<size_t>(unit.group)].segment->kv.layout.dtype == DType::kF32;
-    state.Run(p, exact ? plain : fast, unit, state.threads[static_cast<size_t>(rank)]);
+    const Group& group = state.groups[static_cast<size_t>(unit.group)];
+    const bool exact = group.segment->kv.layout.dtype == DType::kF32;
+    state.Run(p,
+              exact          ? plain
+              : group.prompt ? prompt
+                             : decode,
+              unit, state.threads[static_cast<size_t>(rank)]);
   });
   threads_.For(static_cast<int64_t>(state.split.size()), [&](int64_t i, int) {
     state.Merge(p, state.groups[static_cast<size_t>(state.split[static_cast<size_t>(i)])]);

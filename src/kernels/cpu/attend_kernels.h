@@ -19,7 +19,8 @@ namespace baton::cpu {
 
 inline constexpr int kMaxBlockKeys = 128;
 inline constexpr int kKeyStep = 32;  // blocks are padded to a multiple of this
-inline constexpr int kRowStep = 12;  // stack rows that a register-blocked product handles at once
+// Stack rows that a product handles at once: in registers, and at most (in tiles).
+inline constexpr int kRowStep = 12, kMaxRowStep = 16;
 
 inline constexpr int64_t PaddedHead(int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
 
@@ -54,8 +55,12 @@ struct AttendTile {
   float* max = nullptr;          // [rows]
   float* sum = nullptr;          // [rows]
 
+  // Whole steps: what lies behind the last row of a tile is multiplied, and nothing else.
+  static int64_t RoundedRows(int64_t rows) {
+    return (rows + kMaxRowStep - 1) / kMaxRowStep * kMaxRowStep;
+  }
   static int64_t QueryBytes(int64_t rows, int64_t head_dim) {
-    return rows * PaddedHead(head_dim) * 4;
+    return RoundedRows(rows) * PaddedHead(head_dim) * 4;
   }
 };
 
@@ -63,11 +68,12 @@ struct AttendTile {
 struct AttendScratch {
   std::byte* keys = nullptr;    // [kMaxBlockKeys, PaddedHead(D)] f32 or smaller
   std::byte* values = nullptr;  // same size
-  float* scores = nullptr;      // [kRowStep, kMaxBlockKeys]
-  uint32_t* weights = nullptr;  // [kRowStep, kMaxBlockKeys / 2]
+  float* scores = nullptr;      // [kMaxRowStep, kMaxBlockKeys]
+  uint32_t* weights = nullptr;  // [kMaxRowStep, kMaxBlockKeys / 2]
 };
 
 struct AttendKernels {
+  int64_t prompt_rows = 96;  // stack rows of a prompt tile; packing the keys costs 4 % then
   // q: stack row i is q + i / R * token_stride + i % R * D.
   void (*begin)(const AttendTile& tile, const float* q, int64_t token_stride);
   // Adds the keys of `block`; `next`, or null, is prefetched meanwhile.
@@ -77,6 +83,9 @@ struct AttendKernels {
   float (*finish)(const AttendTile& tile, int row, float* o);
 };
 
+namespace amx {
+AttendKernels GetPromptAttendKernels();  // bf16 and int8 caches; for prompt tiles
+}
 namespace avx512 {
 AttendKernels GetAttendKernels();  // bf16 and int8 caches
 }

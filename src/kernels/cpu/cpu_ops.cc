@@ -1,6 +1,32 @@
 #include "kernels/cpu/cpu_ops.h"
 
+#include <fmt/format.h>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace baton {
+namespace {
+
+// Linux makes room for the tile registers (8 KiB a thread) of a process that asks for it.
+bool MayUseTiles() {
+#if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+constexpr const char* kNames[] = {"portable", "avx2", "avx512", "amx"};
+constexpr const char* kNeeds[] = {"x86-64", "AVX2, FMA, F16C, BMI2 and LZCNT",
+                                  "AVX-512 with F, BW, VL, DQ, VBMI, VNNI and BF16",
+                                  "AMX with TILE and BF16"};
+
+}  // namespace
 
 CpuIsa DetectCpuIsa() {
 #if defined(__x86_64__)
@@ -17,7 +43,7 @@ CpuIsa DetectCpuIsa() {
                       __builtin_cpu_supports("avx512vnni") &&
                       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("bmi2") &&
                       __builtin_cpu_supports("fma");
-  if (avx512) return CpuIsa::kAvx512;
+  if (avx512) return MayUseTiles() ? CpuIsa::kAmx : CpuIsa::kAvx512;
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
                     __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt");
@@ -29,9 +55,7 @@ CpuIsa DetectCpuIsa() {
 Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool& threads, CpuIsa isa) {
   if (isa > DetectCpuIsa()) {
     return Error::Unsupported("the {} kernels need {}, which this machine lacks",
-                              isa == CpuIsa::kAvx512 ? "AVX-512" : "AVX2",
-                              isa == CpuIsa::kAvx512 ? "F, BW, VL, DQ, VBMI, VNNI and BF16"
-                                                     : "AVX2, FMA, F16C, BMI2 and LZCNT")
+                              kNames[static_cast<int>(isa)], kNeeds[static_cast<int>(isa)])
         .Hint("use the portable kernels");
   }
   std::unique_ptr<Ops> ops = std::make_unique<cpu::CpuOps>(threads, isa);
@@ -44,11 +68,7 @@ CpuOps::CpuOps(ThreadPool& threads, CpuIsa isa) : Ops(threads), isa_(isa) {}
 
 CpuOps::~CpuOps() = default;
 
-std::string CpuOps::name() const {
-  return isa_ == CpuIsa::kAvx512 ? "cpu (avx512)"
-         : isa_ == CpuIsa::kAvx2 ? "cpu (avx2)"
-                                 : "cpu (portable)";
-}
+std::string CpuOps::name() const { return fmt::format("cpu ({})", kNames[static_cast<int>(isa_)]); }
 
 }  // namespace cpu
 }  // namespace baton

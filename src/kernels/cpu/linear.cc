@@ -11,10 +11,6 @@
 namespace baton::cpu {
 namespace {
 
-// Prepared x of this many tokens stays in the second-level cache (up to 3 KB a token at 1,536
-// columns) while the weights of a unit pass through the first.
-constexpr int64_t kTokenBlock = 192;
-static_assert(kTokenBlock % kTileTokens == 0);
 // Up to here every thread prepares x for itself: cheaper than a barrier.
 constexpr int64_t kRedundantTokens = 2;
 
@@ -43,6 +39,7 @@ struct Prepared {
 };
 
 struct Job {
+  const LinearKernels* kernels = nullptr;
   View<const float> x;
   const float* norm_weight = nullptr;
   float norm_eps = 0;
@@ -50,18 +47,23 @@ struct Job {
   bool want_quant = false, want_plain = false;
 
   int64_t tokens() const { return x.dim(0); }
-  int64_t tiles() const { return (tokens() + kTileTokens - 1) / kTileTokens; }
+  int64_t tiles() const { return (tokens() + kernels->tile_tokens - 1) / kernels->tile_tokens; }
   int64_t blocks() const { return (x.dim(1) + kBlockColumns - 1) / kBlockColumns; }
   int64_t quant_tile_bytes() const {
-    return blocks() * kTileTokens *
+    return blocks() * kernels->tile_tokens *
            static_cast<int64_t>(fine ? sizeof(FineBlock) : sizeof(QuantBlock));
   }
+  int64_t plain_tile_bytes() const { return blocks() * kernels->plain_tile_bytes_per_block; }
+  bool UsesQuant(const PackedMatrix& m) const {
+    return kernels->quantises_x && m.layout != PackLayout::kBf16;
+  }
+  void Want(const PackedMatrix& m) { (UsesQuant(m) ? want_quant : want_plain) = true; }
 };
 
 }  // namespace
 
 struct CpuOps::LinearState {
-  LinearKernels kernels;
+  LinearKernels decode, prompt;
   Prepared shared;            // x of a call with many tokens
   std::vector<Prepared> own;  // per thread
   // Per thread: `own` holds this call's x. On lines of their own, since every thread writes its
@@ -70,47 +72,46 @@ struct CpuOps::LinearState {
     bool set = false;
   };
   std::vector<Flag> ready;
-  std::vector<Buffer> acc;  // per thread: two of [kTokenBlock, kPanelRows]
+  std::vector<Buffer> acc;      // per thread: two of [token_block, kPanelRows]
+  std::vector<Buffer> scratch;  // per thread
   std::vector<Unit> units;
 
   LinearState(CpuIsa isa, int threads)
-      : kernels(isa == CpuIsa::kAvx512 ? avx512::GetLinearKernels()
-                : isa == CpuIsa::kAvx2 ? avx2::GetLinearKernels()
-                                       : portable::GetLinearKernels()),
+      : decode(isa >= CpuIsa::kAvx512 ? avx512::GetLinearKernels()
+               : isa == CpuIsa::kAvx2 ? avx2::GetLinearKernels()
+                                      : portable::GetLinearKernels()),
+        prompt(isa == CpuIsa::kAmx ? amx::GetPromptLinearKernels() : decode),
         own(static_cast<size_t>(threads)),
         ready(static_cast<size_t>(threads)),
-        acc(static_cast<size_t>(threads)) {
-    for (Buffer& b : acc) b = Buffer::AllocateOrDie(2 * kTokenBlock * kPanelRows * 4);
+        acc(static_cast<size_t>(threads)),
+        scratch(static_cast<size_t>(threads)) {
+    const int64_t tokens = std::max(decode.token_block, prompt.token_block);
+    for (Buffer& b : acc) b = Buffer::AllocateOrDie(2 * tokens * kPanelRows * 4);
+    if (prompt.scratch_bytes > 0) {
+      for (Buffer& b : scratch) b = Buffer::AllocateOrDie(prompt.scratch_bytes);
+    }
   }
-
-  int64_t PlainTileBytes(const Job& j) const {
-    return j.blocks() * kernels.plain_tile_bytes_per_block;
-  }
-  bool UsesQuant(const PackedMatrix& m) const {
-    return kernels.quantises_x && m.layout != PackLayout::kBf16;
-  }
-  void Want(Job& j, const PackedMatrix& m) const {
-    (UsesQuant(m) ? j.want_quant : j.want_plain) = true;
-  }
+  float* Acc(int rank) const { return acc[static_cast<size_t>(rank)].as<float>(); }
 
   void ReserveTiles(Prepared& p, const Job& j) const {
     if (j.want_quant) Reserve(p.quant, j.tiles() * j.quant_tile_bytes());
-    if (j.want_plain) Reserve(p.plain, j.tiles() * PlainTileBytes(j));
+    if (j.want_plain) Reserve(p.plain, j.tiles() * j.plain_tile_bytes());
   }
 
   void PrepareTile(Prepared& p, const Job& j, int64_t tile) const {
-    const int64_t first = tile * kTileTokens;
+    const int64_t most = j.kernels->tile_tokens, first = tile * most;
     std::byte* quant = j.want_quant ? p.quant.data() + tile * j.quant_tile_bytes() : nullptr;
-    kernels.prepare({.x = j.x.row(first),
-                     .x_stride = j.x.stride(0),
-                     .count = static_cast<int>(std::min<int64_t>(kTileTokens, j.tokens() - first)),
-                     .cols = j.x.dim(1),
-                     .blocks = j.blocks(),
-                     .norm_weight = j.norm_weight,
-                     .norm_eps = j.norm_eps,
-                     .quant = j.fine ? nullptr : reinterpret_cast<QuantBlock*>(quant),
-                     .fine = j.fine ? reinterpret_cast<FineBlock*>(quant) : nullptr,
-                     .plain = j.want_plain ? p.plain.data() + tile * PlainTileBytes(j) : nullptr});
+    j.kernels->prepare(
+        {.x = j.x.row(first),
+         .x_stride = j.x.stride(0),
+         .count = static_cast<int>(std::min(most, j.tokens() - first)),
+         .cols = j.x.dim(1),
+         .blocks = j.blocks(),
+         .norm_weight = j.norm_weight,
+         .norm_eps = j.norm_eps,
+         .quant = j.fine ? nullptr : reinterpret_cast<QuantBlock*>(quant),
+         .fine = j.fine ? reinterpret_cast<FineBlock*>(quant) : nullptr,
+         .plain = j.want_plain ? p.plain.data() + tile * j.plain_tile_bytes() : nullptr});
   }
 
   // Prepares x for all threads, or marks it as to be prepared by each.
@@ -170,18 +171,20 @@ struct CpuOps::LinearState {
   }
 
   void Multiply(const PackedMatrix& w, const Job& j, const Prepared& p, const Unit& u,
-                const std::byte* next, float* out) const {
-    const bool quant = UsesQuant(w);
-    const int64_t tile_bytes = quant ? j.quant_tile_bytes() : PlainTileBytes(j);
-    kernels.multiply({.w = &w,
-                      .group = u.group,
-                      .groups = u.groups,
-                      .next = next,
-                      .x = (quant ? p.quant : p.plain).data() + u.token / kTileTokens * tile_bytes,
-                      .fine = quant && j.fine,
-                      .tile_bytes = tile_bytes,
-                      .tokens = u.tokens,
-                      .out = out});
+                const std::byte* next, int rank, float* out) const {
+    const bool quant = j.UsesQuant(w);
+    const int64_t tile_bytes = quant ? j.quant_tile_bytes() : j.plain_tile_bytes();
+    const int64_t tile = u.token / j.kernels->tile_tokens;
+    j.kernels->multiply({.w = &w,
+                         .group = u.group,
+                         .groups = u.groups,
+                         .next = next,
+                         .x = (quant ? p.quant : p.plain).data() + tile * tile_bytes,
+                         .fine = quant && j.fine,
+                         .tile_bytes = tile_bytes,
+                         .tokens = u.tokens,
+                         .out = out,
+                         .scratch = scratch[static_cast<size_t>(rank)].data()});
   }
 };
 
@@ -194,18 +197,23 @@ Result<std::unique_ptr<Matrix>> CpuOps::Pack(const RawMatrix& raw) {
 void CpuOps::DoLinear(const LinearParams& p) {
   if (!linear_) linear_ = std::make_shared<LinearState>(isa_, threads_.threads());
   LinearState& s = *linear_;
-  Job job{.x = p.x, .norm_weight = p.norm_weight, .norm_eps = p.norm_eps, .fine = p.fine};
+  Job job{.kernels = p.fine ? &s.decode : &s.prompt,
+          .x = p.x,
+          .norm_weight = p.norm_weight,
+          .norm_eps = p.norm_eps,
+          .fine = p.fine};
   for (const auto& o : p.outs) {
     const PackedMatrix& w = Packed(o.w);
     BATON_CHECK_EQ(w.cols, p.x.dim(1));
-    s.Want(job, w);
+    job.Want(w);
   }
   if (job.tokens() == 0 || p.outs.empty()) return;
   s.Begin(job, threads_);
 
   s.units.clear();
-  for (int64_t t = 0; t < job.tokens(); t += kTokenBlock) {
-    const int64_t tokens = std::min(kTokenBlock, job.tokens() - t);
+  const int64_t block = job.kernels->token_block;
+  for (int64_t t = 0; t < job.tokens(); t += block) {
+    const int64_t tokens = std::min(block, job.tokens() - t);
     for (size_t i = 0; i < p.outs.size(); ++i) {
       s.AddUnits(Packed(p.outs[i].w), static_cast<int>(i), t, tokens);
     }
@@ -213,10 +221,10 @@ void CpuOps::DoLinear(const LinearParams& p) {
   threads_.For(static_cast<int64_t>(s.units.size()), [&](int64_t index, int rank) {
     const Unit& u = s.units[static_cast<size_t>(index)];
     const LinearParams::Out& o = p.outs[static_cast<size_t>(u.out)];
-    float* acc = s.acc[static_cast<size_t>(rank)].as<float>();
-    s.Multiply(*u.w, job, s.Of(job, rank), u, s.After(index, rank, threads_, p.then), acc);
+    float* acc = s.Acc(rank);
+    s.Multiply(*u.w, job, s.Of(job, rank), u, s.After(index, rank, threads_, p.then), rank, acc);
     const int64_t first = u.group * kGroupRows;
-    s.kernels.finish_linear(
+    job.kernels->finish_linear(
         {.acc = acc,
          .tokens = u.tokens,
          .rows = static_cast<int>(std::min<int64_t>(u.groups * kGroupRows, u.w->rows - first)),
@@ -235,25 +243,30 @@ void CpuOps::DoGlu(const GluParams& p) {
   BATON_CHECK_EQ(gate.cols, p.x.dim(1));
   BATON_CHECK_EQ(up.cols, p.x.dim(1));
   BATON_CHECK_EQ(gate.rows, up.rows);
-  Job job{.x = p.x, .norm_weight = p.norm_weight, .norm_eps = p.norm_eps, .fine = p.fine};
-  s.Want(job, gate);
-  s.Want(job, up);
+  Job job{.kernels = p.fine ? &s.decode : &s.prompt,
+          .x = p.x,
+          .norm_weight = p.norm_weight,
+          .norm_eps = p.norm_eps,
+          .fine = p.fine};
+  job.Want(gate);
+  job.Want(up);
   if (job.tokens() == 0) return;
   s.Begin(job, threads_);
 
   s.units.clear();
-  for (int64_t t = 0; t < job.tokens(); t += kTokenBlock) {
-    s.AddUnits(gate, 0, t, std::min(kTokenBlock, job.tokens() - t));
+  const int64_t block = job.kernels->token_block;
+  for (int64_t t = 0; t < job.tokens(); t += block) {
+    s.AddUnits(gate, 0, t, std::min(block, job.tokens() - t));
   }
   threads_.For(static_cast<int64_t>(s.units.size()), [&](int64_t index, int rank) {
     const Unit& u = s.units[static_cast<size_t>(index)];
     const Prepared& x = s.Of(job, rank);
-    float* acc = s.acc[static_cast<size_t>(rank)].as<float>();
-    float* acc_up = acc + kTokenBlock * kPanelRows;
-    s.Multiply(gate, job, x, u, up.group(u.group), acc);
-    s.Multiply(up, job, x, u, s.After(index, rank, threads_, p.then), acc_up);
+    float* acc = s.Acc(rank);
+    float* acc_up = acc + block * kPanelRows;
+    s.Multiply(gate, job, x, u, up.group(u.group), rank, acc);
+    s.Multiply(up, job, x, u, s.After(index, rank, threads_, p.then), rank, acc_up);
     const int64_t first = u.group * kGroupRows;
-    s.kernels.finish_glu(
+    job.kernels->finish_glu(
         {.acc = acc,
          .up = acc_up,
          .tokens = u.tokens,

@@ -1,10 +1,10 @@
 // Entry points of the matrix kernels. Every instruction set implements the same four functions.
 //
-// Rows of x (tokens) come in tiles of 6, prepared once per call: normalised and converted to what
-// the kernel multiplies with. Unused tokens of the last tile are neither written nor read. A
-// product of a panel (up to 64 rows of W) with a range of tokens goes to a small scratch matrix,
-// from which a finishing pass writes y. A (row, token) result is the same sequence of operations
-// whatever tile, panel or call it is part of.
+// Rows of x (tokens) come in tiles, of 6 but for amx, prepared once per call: normalised and
+// converted to what the kernel multiplies with. Unused tokens of the last tile are not read, but
+// amx multiplies and writes them like the others. A product of a panel (up to 64 rows of W) with a
+// range of tokens goes to a small scratch matrix, from which a finishing pass writes y. A (row,
+// token) result is the same sequence of operations whatever tile, panel or call it is part of.
 #pragma once
 
 #include <cstddef>
@@ -61,15 +61,16 @@ template <typename Block>
 struct PrepareArgs {
   const float* x = nullptr;  // [count, cols]
   int64_t x_stride = 0;
-  int count = 0;  // 1 to 6
+  int count = 0;  // 1 to tile_tokens
   int64_t cols = 0;
   int64_t blocks = 0;                  // cols padded to 32, divided by 32
   const float* norm_weight = nullptr;  // [cols] or null
   float norm_eps = 0;
   QuantBlock* quant = nullptr;  // [blocks, 6], or null: not wanted
   FineBlock* fine = nullptr;    // likewise
-  std::byte* plain =
-      nullptr;  // avx512: bf16 [blocks * 16, 6, 2]; others: f32 [blocks * 32, 6]; or null
+  // amx: bf16 [16, blocks * 32]; avx512: bf16 [blocks * 16, 6, 2]; others: f32 [blocks * 32, 6]; or
+  // null.
+  std::byte* plain = nullptr;
 };
 
 struct PanelArgs {
@@ -83,7 +84,8 @@ struct PanelArgs {
   bool fine = false;             // x holds FineBlocks; quantised layouts only
   int64_t tile_bytes = 0;
   int64_t tokens = 0;
-  float* out = nullptr;  // [tokens, 64], 64-byte aligned
+  float* out = nullptr;          // [tokens rounded up to a tile, 64], 64-byte aligned
+  std::byte* scratch = nullptr;  // scratch_bytes, 64-byte aligned
 };
 
 struct FinishArgs {
@@ -99,14 +101,22 @@ struct FinishArgs {
 };
 
 struct LinearKernels {
-  bool quantises_x;  // the quantised layouts read QuantBlock, else `plain`
+  bool quantises_x;  // the quantised layouts read QuantBlock or FineBlock, else `plain`
+  int tile_tokens = kTileTokens;
+  // Of so many tokens prepared x stays in the second-level cache (up to 3 KB a token at 1,536
+  // columns) while the weights of a unit pass through the first. A multiple of tile_tokens.
+  int64_t token_block = 192;
   int64_t plain_tile_bytes_per_block;
+  int64_t scratch_bytes = 0;  // of a thread
   void (*prepare)(const PrepareArgs&);
   void (*multiply)(const PanelArgs&);
   void (*finish_linear)(const FinishArgs&);
   void (*finish_glu)(const FinishArgs&);
 };
 
+namespace amx {
+LinearKernels GetPromptLinearKernels();  // not for FineBlocks
+}
 namespace avx512 {
 LinearKernels GetLinearKernels();
 }

@@ -498,7 +498,7 @@ void CpuOps::DoMass(const MassParams& p) {
   MassScratch& scratch = mass_->mass;
   scratch.ranks.resize(static_cast<size_t>(threads_.threads()));
   const MassKernels& plain = portable::GetMassKernels();
-  const MassKernels& fast = isa_ == CpuIsa::kAvx512 ? avx512::GetMassKernels()
+  const MassKernels& fast = isa_ >= CpuIsa::kAvx512 ? avx512::GetMassKernels()
                             : isa_ == CpuIsa::kAvx2 ? avx2::GetMassKernels()
                                                     : plain;
   if (p.source == MassParams::Source::kScores) return FromScores(p, fast, threads_);
@@ -514,7 +514,7 @@ void CpuOps::DoMass(const MassParams& p) {
     const bool low_bit = p.source == MassParams::Source::kLowBit;
     if (isa_ != CpuIsa::kPortable && low_bit && single) {
       const LowBitKernels& rows =
-          isa_ == CpuIsa::kAvx512 ? avx512::GetLowBitKernels() : avx2::GetLowBitKernels();
+          isa_ >= CpuIsa::kAvx512 ? avx512::GetLowBitKernels() : avx2::GetLowBitKernels();
       LowBitRows(p, rows, threads_, scratch).Run(segments);
       continue;
     }

@@ -1,132 +1,16 @@
 // Attention for bf16 and int8 caches with vdpbf16ps, which multiplies pairs: score products pair
-// channels, value products pair keys.
-//
-//   keys    per 32 keys [D/2][32] dwords: dword (d, k) holds channels 2d and 2d+1 of key k, by
-//   16x16 dword transposes values  per 32 channels [keys/2][32] dwords: dword (j, c) holds a
-//   channel of keys 2j and 2j+1, by interleaving two rows weights [row][keys/2] dwords: a row's
-//   bf16 softmax weights as they come
+// channels, value products pair keys (attend_parts.h says how they lie).
 //
 // Decode has few rows to share packed keys, and does without packing (ScoreFew, AccumulateFew).
 //
 // A product holds up to 12 stack rows x 32 accumulators in 24 registers and broadcasts the rows'
-// pairs from memory. Softmax runs in powers of two: scores are scaled by log2(e) once.
-//
-// int8 values are exact in bf16, so int8 caches differ in packing only; the scale of K goes on the
-// scores, that of V on the weights.
-#include <immintrin.h>
-#include <math.h>
-
-#include "kernels/cpu/attend_block.h"
-#include "kernels/cpu/avx512/vec_math.h"
-
-// GCC 12 takes the undefined pass-through operands of its own intrinsics for mistakes.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+// pairs from memory.
+#include "kernels/cpu/avx512/attend_parts.h"
 
 namespace baton::cpu::avx512 {
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
-constexpr int kStepProducts = 8;                  // pairs between two steps of the prefetch
-constexpr int kWeightStride = kMaxBlockKeys / 2;  // dwords from one row's weights to the next
-
-__m512bh AsBf16(__m512i x) { return (__m512bh)x; }
-
-// ---- packing
-
-// 32 channels of one head of a cache row as bf16; channels that `mask` excludes are 0.
-template <bool kInt8>
-__m512i Load32(const std::byte* p, __mmask32 mask) {
-  if constexpr (kInt8) {
-    const __m256i q = _mm256_maskz_loadu_epi8(mask, p);
-    const __m512 lo = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(q)));
-    const __m512 hi = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(q, 1)));
-    return (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
-  } else {
-    return _mm512_maskz_loadu_epi16(mask, p);
-  }
-}
-
-__mmask32 ChannelMask(int64_t head_dim, int64_t channel) {
-  return head_dim - channel >= 32 ? 0xffffffffu : 0x0000ffffu;  // D is a multiple of 16
-}
-
-// r[i] dword j becomes r[j] dword i. Inlined and unrolled, so that the 16 rows stay in registers.
-[[gnu::always_inline]] inline void Transpose16(__m512i (&r)[16]) {
-  __m512i t[16];
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    const __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    const __m512i b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    const __m512i c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]);
-    const __m512i d = _mm512_unpackhi_epi32(r[i + 2], r[i + 3]);
-    t[i] = _mm512_unpacklo_epi64(a, c);
-    t[i + 1] = _mm512_unpackhi_epi64(a, c);
-    t[i + 2] = _mm512_unpacklo_epi64(b, d);
-    t[i + 3] = _mm512_unpackhi_epi64(b, d);
-  }
-  // t[4q + c], 128-bit lane l: dwords 4l + c of rows 4q to 4q + 3.
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512i a = _mm512_shuffle_i32x4(t[c], t[4 + c], 0x44);
-    const __m512i b = _mm512_shuffle_i32x4(t[c], t[4 + c], 0xee);
-    const __m512i d = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0x44);
-    const __m512i e = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0xee);
-    r[c] = _mm512_shuffle_i32x4(a, d, 0x88);
-    r[4 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
-    r[8 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
-    r[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
-  }
-}
-
-template <bool kInt8>
-void PackKeys(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t head_dim,
-              uint32_t* out) {
-  constexpr int64_t kBytes = kInt8 ? 32 : 64;  // of 32 channels
-  const int64_t padded = PaddedHead(head_dim);
-  for (int k = 0; k < block.count; k += 16) {
-    // 16 keys are one half of the 32 that share a stretch of `out`. An unused half of the last one
-    // is left as it is: its scores are masked.
-    uint32_t* to = out + k / 32 * (padded / 2) * 32 + k % 32;
-    const std::byte* const* rows = block.rows + k;
-    for (int64_t c = 0; c < padded; c += 32, to += 16 * 32) {
-      const __mmask32 mask = ChannelMask(head_dim, c);
-      const int64_t at = offset + c / 32 * kBytes;
-      __m512i r[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) r[i] = Load32<kInt8>(rows[i] + at, mask);
-      ahead.Step();
-      Transpose16(r);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * 32, r[i]);
-    }
-  }
-}
-
-template <bool kInt8>
-void PackValues(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t head_dim,
-                uint32_t* out) {
-  constexpr int64_t kBytes = kInt8 ? 32 : 64;
-  constexpr int kPairs = 4;  // at once
-  // Whole steps: a hidden key's weight is 0, but 0 times what was left in the scratch may be NaN.
-  const int count = (block.count + kKeyStep - 1) / kKeyStep * kKeyStep;
-  for (int64_t c = 0; c < head_dim; c += 32) {
-    const __mmask32 mask = ChannelMask(head_dim, c);
-    const int64_t at = offset + c / 32 * kBytes;
-    uint32_t* to = out + c / 32 * (kMaxBlockKeys / 2) * 32;
-    for (int k = 0; k < count; k += 2 * kPairs, to += kPairs * 32) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kPairs; ++j) {
-        const __m512i a = Load32<kInt8>(block.rows[k + 2 * j] + at, mask);
-        const __m512i b = Load32<kInt8>(block.rows[k + 2 * j + 1] + at, mask);
-        _mm512_store_si512(to + j * 32, _mm512_unpacklo_epi16(a, b));
-        _mm512_store_si512(to + j * 32 + 16, _mm512_unpackhi_epi16(a, b));
-      }
-      ahead.Step();
-    }
-  }
-}
+constexpr int kStepProducts = 8;  // pairs between two steps of the prefetch
 
 // ---- products
 
@@ -342,94 +226,6 @@ constexpr AccumulateFewFn kAccumulateFew[kFewRows + 1] = {
     nullptr, AccumulateFew<1, kInt8>, AccumulateFew<2, kInt8>, AccumulateFew<3, kInt8>,
     AccumulateFew<4, kInt8>};
 
-// ---- softmax
-
-// Scales of 16 keys' K or V from `key` on.
-__m512 KeyScales(const KeyBlock& block, int key, int index) {
-  alignas(64) float s[16];
-  for (int i = 0; i < 16; ++i) s[i] = block.scales[key + i][index];
-  return _mm512_load_ps(s);
-}
-
-struct BlockScales {
-  __m512 key[kMaxBlockKeys / 16];  // factor of the raw products, softmax base 2
-  __m512 value[kMaxBlockKeys / 16];
-};
-
-// Excludes the keys that a row at position `query` does not see.
-void MaskScores(const AttendTile& t, const KeyBlock& block, int keys, int64_t query, float* s) {
-  const __m512 none = _mm512_set1_ps(-INFINITY);
-  const __m512i last = _mm512_set1_epi32(static_cast<int>(query));
-  const int64_t old =
-      query - t.recent;  // t.recent may be as large as int64 goes; this stays negative then
-  const __m512i window = _mm512_set1_epi32(static_cast<int>(old < -1 ? -1 : old));
-  const __m512i sink = _mm512_set1_epi32(static_cast<int>(t.sink > query ? query + 1 : t.sink));
-  for (int k = 0; k < keys; k += 16) {
-    const __m512i p = _mm512_loadu_si512(block.positions + k);
-    const __mmask16 outside = _mm512_cmple_epi32_mask(p, window) & _mm512_cmpge_epi32_mask(p, sink);
-    const __mmask16 hidden = outside | _mm512_cmpgt_epi32_mask(p, last);
-    _mm512_store_ps(s + k, _mm512_mask_mov_ps(_mm512_load_ps(s + k), hidden, none));
-  }
-}
-
-void StoreRawScores(const KeyBlock& block, int keys, const float* s, float* out) {
-  const __m512 ln2 = _mm512_set1_ps(kLn2);
-  out += block.positions[0];  // positions are consecutive where scores are wanted
-  for (int k = 0; k < keys && k < block.count; k += 16) {
-    const int n = block.count - k;
-    const __mmask16 mask = n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1);
-    _mm512_mask_storeu_ps(out + k, mask, _mm512_mul_ps(_mm512_load_ps(s + k), ln2));
-  }
-}
-
-// Turns the scores of up to kRowStep rows into weights, updates their maxima and sums, and says
-// what their accumulators decay by.
-template <bool kInt8>
-void Softmax(const float* scores, int rows, int keys, const BlockScales& scales, float* max,
-             float* sum, uint32_t* weights, float* decay) {
-  alignas(64) float block[16];
-  for (int i = 0; i < rows; ++i) {
-    const float* s = scores + i * kMaxBlockKeys;
-    __m512 m = _mm512_max_ps(_mm512_load_ps(s), _mm512_load_ps(s + 16));
-    for (int k = 32; k < keys; k += 32) {
-      m = _mm512_max_ps(m, _mm512_max_ps(_mm512_load_ps(s + k), _mm512_load_ps(s + k + 16)));
-    }
-    block[i] = _mm512_reduce_max_ps(m);
-  }
-  const __mmask16 mask = static_cast<__mmask16>((1u << rows) - 1);
-  const __m512 none = _mm512_set1_ps(-INFINITY);
-  const __m512 before = _mm512_mask_loadu_ps(none, mask, max);
-  const __m512 after = _mm512_max_ps(_mm512_mask_load_ps(none, mask, block), before);
-  // Nothing seen yet: any finite maximum gives every weight 0.
-  const __m512 base =
-      _mm512_mask_mov_ps(after, _mm512_cmpeq_ps_mask(after, none), _mm512_setzero_ps());
-  const __m512 fade = Exp2NotPositive(_mm512_sub_ps(before, base));
-  _mm512_mask_storeu_ps(max, mask, after);
-  _mm512_mask_storeu_ps(decay, mask, fade);
-  _mm512_store_ps(block, base);
-  alignas(64) float added[16];
-  for (int i = 0; i < rows; ++i) {
-    const float* s = scores + i * kMaxBlockKeys;
-    const __m512 row_base = _mm512_set1_ps(block[i]);
-    __m512 total0 = _mm512_setzero_ps(), total1 = _mm512_setzero_ps();
-    for (int k = 0; k < keys; k += 32) {
-      __m512 p0 = Exp2NotPositive(_mm512_sub_ps(_mm512_load_ps(s + k), row_base));
-      __m512 p1 = Exp2NotPositive(_mm512_sub_ps(_mm512_load_ps(s + k + 16), row_base));
-      total0 = _mm512_add_ps(total0, p0);
-      total1 = _mm512_add_ps(total1, p1);
-      if constexpr (kInt8) {
-        p0 = _mm512_mul_ps(p0, scales.value[k / 16]);
-        p1 = _mm512_mul_ps(p1, scales.value[k / 16 + 1]);
-      }
-      _mm512_store_si512(weights + i * kWeightStride + k / 2, (__m512i)_mm512_cvtne2ps_pbh(p1, p0));
-    }
-    added[i] = _mm512_reduce_add_ps(_mm512_add_ps(total0, total1));
-  }
-  const __m512 sums =
-      _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, sum), fade, _mm512_maskz_load_ps(mask, added));
-  _mm512_mask_storeu_ps(sum, mask, sums);
-}
-
 // How often Update calls Ahead::Step. Few rows take a step per 8 keys and 16 channels, then per two
 // keys and 64 channels. Otherwise packing takes one per 16 keys, then per 8 keys, 32 channels each,
 // and both products one per kStepProducts pairs, for each group of rows.
@@ -485,10 +281,13 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
                       scales.key[k / 16 + 1], scratch.scores + k, ahead);
       }
     }
-    StoreAndMask(t, block, row, rows, keys, scratch.scores, StoreRawScores, MaskScores);
+    const auto store = [](const KeyBlock& b, int n, const float* s, float* out) {
+      StoreRawScores(b, n, s, kLn2, out);
+    };
+    StoreAndMask(t, block, row, rows, keys, scratch.scores, store, MaskScores);
     float decay[kRowStep];
-    Softmax<kInt8>(scratch.scores, rows, keys, scales, t.max + row, t.sum + row, scratch.weights,
-                   decay);
+    Softmax<kInt8>(scratch.scores, 1.0f, rows, keys, scales, t.max + row, t.sum + row,
+                   scratch.weights, decay);
     if (few) {
       kAccumulateFew<kInt8>[rows](block, value_offset, dim, scratch.weights, keys / 2, decay, t.acc,
                                   ahead);
@@ -550,27 +349,6 @@ void Begin(const AttendTile& t, const float* q, int64_t token_stride) {
     t.max[i] = -INFINITY;
     t.sum[i] = 0;
   }
-}
-
-float Finish(const AttendTile& t, int row, float* o) {
-  const int64_t dim = t.layout.head_dim;
-  const int64_t padded = PaddedHead(dim);
-  const float* acc = t.acc + row * padded;
-  const float sum = t.sum[row];
-  const __m512 factor = _mm512_set1_ps(sum == 0 ? 0.0f : 1.0f / sum);
-  // Interleaving left the low four channels of each group of eight in the first register, the high
-  // four in the second.
-  const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
-  const __m512i second = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
-  for (int64_t c = 0; c < padded; c += 32) {
-    const __m512d lo = _mm512_castps_pd(_mm512_mul_ps(_mm512_load_ps(acc + c), factor));
-    const __m512d hi = _mm512_castps_pd(_mm512_mul_ps(_mm512_load_ps(acc + c + 16), factor));
-    const __mmask16 upper = ChannelMask(dim, c) >> 16;
-    _mm512_storeu_ps(o + c, _mm512_castpd_ps(_mm512_permutex2var_pd(lo, first, hi)));
-    _mm512_mask_storeu_ps(o + c + 16, upper,
-                          _mm512_castpd_ps(_mm512_permutex2var_pd(lo, second, hi)));
-  }
-  return sum == 0 ? -INFINITY : (t.max[row] + log2f(sum)) * kLn2;
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 namespace baton::cpu::avx512 {
 
 void PrepareLinear(const PrepareArgs& p);
+// `plain` alone, as rows of bf16.
+void PrepareRows(const PrepareArgs& p);
 void FinishLinear(const FinishArgs& p);
 void FinishGlu(const FinishArgs& p);
 

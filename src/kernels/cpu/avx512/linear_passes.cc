@@ -145,6 +145,19 @@ void PrepareLinear(const PrepareArgs& p) {
   }
 }
 
+void PrepareRows(const PrepareArgs& p) {
+  for (int t = 0; t < p.count; ++t) {
+    const float* x = p.x + t * p.x_stride;
+    const __m512 inverse = _mm512_set1_ps(p.norm_weight ? InverseRms(x, p.cols, p.norm_eps) : 1.0f);
+    std::byte* out = p.plain + t * p.blocks * 64;
+    for (int64_t b = 0; b < p.blocks; ++b) {
+      const __m512 lo = LoadNormed(p, x, b * 32, inverse);
+      const __m512 hi = LoadNormed(p, x, b * 32 + 16, inverse);
+      _mm512_store_si512(out + b * 64, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(hi, lo)));
+    }
+  }
+}
+
 void FinishLinear(const FinishArgs& p) {
   for (int64_t t = 0; t < p.tokens; ++t) {
     for (int r = 0; r < p.rows; r += 16) {
