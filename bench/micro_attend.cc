@@ -1,4 +1,5 @@
-// Speed of decode attention alone, by role: `micro_attend [threads] [keys] [shape]`. Each role's
+// Speed of attention alone, decode by role and a dense prompt: `micro_attend [threads] [keys]
+// [shape] [row]`, where row is part of the name of the rows wanted. Each role's
 // operations run over many layers in turn, whose cache exceeds the processor's ("cold"), and over
 // one layer ("hot", what the arithmetic takes). Figures are medians per layer; GB/s is what the
 // cold reads come to.
@@ -10,6 +11,7 @@
 #include <functional>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -29,8 +31,8 @@ struct Shape {
 
 class Bench {
  public:
-  Bench(ThreadPool& pool, Ops& ops, const Shape& shape, DType kv, int64_t keys)
-      : pool_(pool), ops_(ops), shape_(shape), kv_(kv), keys_(keys) {
+  Bench(ThreadPool& pool, Ops& ops, const Shape& shape, DType kv, int64_t keys, std::string only)
+      : pool_(pool), ops_(ops), shape_(shape), kv_(kv), keys_(keys), only_(std::move(only)) {
     const KvLayout layout{
         .dtype = kv, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim, .low_bit = true};
     auto store = KvStore::Create(std::vector<KvLayout>(static_cast<size_t>(shape.layers), layout),
@@ -41,10 +43,10 @@ class Bench {
     if (!FillSynthetic(*store_, sequence_, keys, 1, &pool).ok()) std::exit(1);
     std::mt19937 rng(1);
     std::normal_distribution<float> normal;
-    q_.resize(static_cast<size_t>(shape.heads * shape.head_dim));
+    q_.resize(static_cast<size_t>(kPrompt * shape.heads * shape.head_dim));
     for (float& x : q_) x = normal(rng);
     o_.resize(q_.size());
-    lse_.resize(static_cast<size_t>(shape.heads));
+    lse_.resize(static_cast<size_t>(kPrompt * shape.heads));
     mass_.resize(static_cast<size_t>(keys + 64));
     scores_.resize(static_cast<size_t>(shape.heads * (keys + 64)));
   }
@@ -60,6 +62,18 @@ class Bench {
                  .segments = {&segment, 1},
                  .o = View<float>(o_.data(), {1, shape_.heads, shape_.head_dim}),
                  .lse = View<float>(lse_.data(), {1, shape_.heads})});
+  }
+
+  void AttendPrompt(int layer) {
+    const AttendParams::Segment segment{
+        .rows = {.first = 0, .count = kPrompt, .position = keys_ - kPrompt},
+        .kv = sequence_.View(layer)};
+    const int heads = shape_.heads;
+    ops_.Attend({.q = View<const float>(q_.data(), {kPrompt, heads, shape_.head_dim}),
+                 .scale = scale(),
+                 .segments = {&segment, 1},
+                 .o = View<float>(o_.data(), {kPrompt, heads, shape_.head_dim}),
+                 .lse = View<float>(lse_.data(), {kPrompt, heads})});
   }
 
   void Mass(int layer, MassParams::Source source) {
@@ -91,29 +105,43 @@ class Bench {
 
   KeySet Chosen() const { return {.kind = KeySet::Kind::kIndex, .index = &sets_}; }
 
-  // Microseconds of body(layer): median over rounds through `layers` layers.
-  double Time(int layers, const std::function<void(int)>& body) {
+  // Microseconds of body(layer): median over rounds of `calls` calls that go through `layers`
+  // layers.
+  double Time(int layers, int calls, const std::function<void(int)>& body) {
     ThreadPool::Hot hot(pool_);
     std::vector<double> us;
     for (int round = 0; round < 15; ++round) {
       const auto start = std::chrono::steady_clock::now();
-      for (int i = 0; i < shape_.layers; ++i) body(i % layers);
+      for (int i = 0; i < calls; ++i) body(i % layers);
       us.push_back(
           std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
               .count() /
-          shape_.layers);
+          calls);
     }
     std::nth_element(us.begin(), us.begin() + 7, us.end());
     return us[7];
   }
 
+  bool Wanted(std::string_view what) const { return what.find(only_) != what.npos; }
+
   void Row(const char* what, double bytes, const std::function<void(int)>& body) {
-    const double hot = Time(1, body), cold = Time(shape_.layers, body);
+    if (!Wanted(what)) return;
+    const double hot = Time(1, shape_.layers, body);
+    const double cold = Time(shape_.layers, shape_.layers, body);
     fmt::print("{:10} {:5} {:28} {:8.1f} us hot  {:8.1f} us cold  {:6.1f} GB/s\n", shape_.name,
                Info(kv_).name, what, hot, cold, bytes / cold * 1e-3);
   }
 
   void Run() {
+    const char* const kWhole = "prompt of 512, full";
+    if (Wanted(kWhole)) {
+      const double us = Time(1, 2, [&](int l) { AttendPrompt(l); });
+      const double pairs = static_cast<double>(kPrompt) *
+                           (static_cast<double>(keys_) - static_cast<double>(kPrompt) / 2);
+      fmt::print("{:10} {:5} {:28} {:8.1f} us  {:6.1f} GFLOP/s\n", shape_.name, Info(kv_).name,
+                 kWhole, us,
+                 4e-3 * pairs * static_cast<double>(shape_.heads * shape_.head_dim) / us);
+    }
     const double token = static_cast<double>(store_->layout(0).row_bytes());
     const double copy =
         static_cast<double>(shape_.kv_heads * (shape_.head_dim / 2 + shape_.head_dim / 32 * 2));
@@ -145,6 +173,7 @@ class Bench {
   }
 
  private:
+  static constexpr int64_t kPrompt = 512;
   Rows rows() const { return {.first = 0, .count = 1, .position = keys_ - 1}; }
   View<const float> q() const {
     return View<const float>(q_.data(), {1, shape_.heads, shape_.head_dim});
@@ -156,6 +185,7 @@ class Bench {
   Shape shape_;
   DType kv_;
   int64_t keys_;
+  std::string only_;
   std::unique_ptr<KvStore> store_;
   KvSequence sequence_;
   std::vector<float> q_, o_, lse_, mass_, scores_;
@@ -166,14 +196,14 @@ class Bench {
 
 int main(int argc, char** argv) {
   ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : 0);
-  const int64_t keys = argc > 2 ? std::atoll(argv[2]) : 7168;
-  const std::string only = argc > 3 ? argv[3] : "";
+  const int64_t keys = std::max<int64_t>(1024, argc > 2 ? std::atoll(argv[2]) : 7168);
+  const std::string only = argc > 3 ? argv[3] : "", row = argc > 4 ? argv[4] : "";
   auto ops = MakeCpuOps(pool, DetectCpuIsa());
   if (!ops.ok()) return 1;
   for (const Shape& shape : {Shape{"smollm2", 9, 3, 64, 30}, Shape{"llama-8b", 32, 8, 128, 8}}) {
     if (!only.empty() && only != shape.name) continue;
     for (const DType kv : {DType::kBF16, DType::kI8}) {
-      Bench(pool, **ops, shape, kv, keys).Run();
+      Bench(pool, **ops, shape, kv, keys, row).Run();
     }
   }
 }

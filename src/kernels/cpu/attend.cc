@@ -21,7 +21,6 @@ constexpr int64_t kPromptRows =
     8;  // fewer rows of a segment, or of an index set, are taken one by one
 constexpr int kDecodeBlock =
     32;  // keys; small, so that a unit's first block waits for memory but shortly
-constexpr int kPromptBlock = kMaxBlockKeys;
 // The keys of a token, range or list, are cut into about 16 chunks: few to begin and merge, and as
 // many as most machines have threads; a larger team would want more. Every chunk is a part that has
 // to come from the thread that wrote it, so short lists feed few threads: k = 512 two.
@@ -285,7 +284,7 @@ void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernel
   const Group& group = groups[static_cast<size_t>(unit.group)];
   const Segment& s = *group.segment;
   const std::span<AttendTile> tiles = Begin(p, kernels, group, thread);
-  const int64_t block = group.prompt ? kPromptBlock : kDecodeBlock;
+  const int64_t block = group.prompt ? kernels.prompt_block : kDecodeBlock;
   const int64_t begin = unit.chunk * group.chunk;
   const int64_t end = std::min(group.keys.count, begin + group.chunk);
   const auto fill = [&](int64_t from, int64_t limit, KeyBlock& b) {

@@ -5,7 +5,8 @@
 // Decode and prompt share the entry points; tiles of few rows may be computed in another way
 // inside. A decode tile is the R query heads of one token over blocks of 32 keys, one tile per KV
 // head advancing together, so that every K and V row is read once and in memory order. A prompt
-// tile stacks several tokens times R heads over blocks of 128 keys, which pays for packing K and V
+// tile stacks several tokens times R heads over blocks of 64 or 128 keys, which
+// pays for packing K and V
 // into the order the dot products want.
 #pragma once
 
@@ -73,7 +74,8 @@ struct AttendScratch {
 };
 
 struct AttendKernels {
-  int64_t prompt_rows = 96;  // stack rows of a prompt tile; packing the keys costs 4 % then
+  // Of a prompt tile: stack rows (packing the keys costs 4 % then) and keys at a time.
+  int64_t prompt_rows = 96, prompt_block = kMaxBlockKeys;
   // q: stack row i is q + i / R * token_stride + i % R * D.
   void (*begin)(const AttendTile& tile, const float* q, int64_t token_stride);
   // Adds the keys of `block`; `next`, or null, is prefetched meanwhile.

@@ -51,8 +51,8 @@ void AddSums(const float* sums, const float* decay, int rows, int64_t padded, fl
 #pragma GCC unroll 4
     for (int j = 0; j < kTiles; ++j) {
       float* to = acc + i * padded + j * 16;
-      _mm512_store_ps(to,
-                      _mm512_fmadd_ps(_mm512_load_ps(to), f, _mm512_load_ps(sums + i * 64 + j * 16)));
+      _mm512_store_ps(
+          to, _mm512_fmadd_ps(_mm512_load_ps(to), f, _mm512_load_ps(sums + i * 64 + j * 16)));
     }
   }
 }
@@ -85,8 +85,9 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     if (visible == 0) continue;
     const std::byte* q = t.queries + row * padded * 2;
     for (int k = 0; k < visible; k += 64) {
-      (visible - k > 32 ? ScoreTiles<4> : ScoreTiles<2>)(
-          q, padded, keys + k / 32 * (padded / 2) * 32, scratch.scores + k);
+      (visible - k > 32 ? ScoreTiles<4> : ScoreTiles<2>)(q, padded,
+                                                         keys + k / 32 * (padded / 2) * 32,
+                                                         scratch.scores + k);
     }
     if constexpr (kInt8) {
       for (int i = 0; i < rows; ++i) {
@@ -101,8 +102,8 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     };
     StoreAndMask(t, block, row, rows, visible, scratch.scores, store, MaskScores);
     float decay[kTileRows];
-    Softmax<kInt8>(scratch.scores, t.scale * kLog2E, rows, visible, scales, t.max + row,
-                   t.sum + row, scratch.weights, decay);
+    Softmax<kInt8, Exp2ForBf16>(scratch.scores, t.scale * kLog2E, rows, visible, scales,
+                                t.max + row, t.sum + row, scratch.weights, decay);
     for (int64_t c = 0; c < padded; c += 64) {
       const uint32_t* v = values + c / 32 * (kMaxBlockKeys / 2) * 32;
       float* acc = t.acc + row * padded + c;
@@ -144,7 +145,11 @@ void Begin(const AttendTile& t, const float* q, int64_t token_stride) {
 }  // namespace
 
 AttendKernels GetPromptAttendKernels() {
-  return {.prompt_rows = 240, .begin = Begin, .update = UpdateAny, .finish = Finish};
+  return {.prompt_rows = 240,
+          .prompt_block = 64,
+          .begin = Begin,
+          .update = UpdateAny,
+          .finish = Finish};
 }
 
 }  // namespace baton::cpu::amx

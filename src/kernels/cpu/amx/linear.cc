@@ -23,9 +23,9 @@ inline __m512 LoadHalves(const std::byte* p) {
 
 // The pairs (a, b) of 16 rows, rounded to bf16.
 inline __m512i Pairs(__m512 a, __m512 b) {
-  const __m512i interleave = _mm512_set_epi16(
-      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
-      3, 18, 2, 17, 1, 16, 0);
+  const __m512i interleave =
+      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(b, a));
 }
 
@@ -34,8 +34,8 @@ inline __m512i Pairs(__m512 a, __m512 b) {
 template <int kBits, int kShift>
 inline __m512 Expand(__m512i raw, __m512 scale, __m512 offset) {
   constexpr int kUp = 23 - kBits - kShift;
-  const __m512i moved =
-      kUp > 0 ? _mm512_slli_epi32(raw, std::max(kUp, 0)) : _mm512_srli_epi32(raw, std::max(-kUp, 0));
+  const __m512i moved = kUp > 0 ? _mm512_slli_epi32(raw, std::max(kUp, 0))
+                                : _mm512_srli_epi32(raw, std::max(-kUp, 0));
   const __m512i mantissa = _mm512_set1_epi32(((1 << kBits) - 1) << (23 - kBits));
   const __m512i one = _mm512_set1_epi32(0x3f800000);
   // (moved & mantissa) | one
@@ -68,8 +68,8 @@ void ExpandGroup(const std::byte* group, int64_t blocks, int64_t begin, int64_t 
     __m512 scale[2], offset[2];
     for (int i = 0; i < kScales / 32; ++i) {
       const __m512 d = LoadHalves(scales + b * kScales + i * 32);
-      const __m512 zero = kMin ? LoadHalves(mins + b * 32)
-                               : _mm512_mul_ps(d, _mm512_set1_ps(-kZero));
+      const __m512 zero =
+          kMin ? LoadHalves(mins + b * 32) : _mm512_mul_ps(d, _mm512_set1_ps(-kZero));
       scale[i] = _mm512_mul_ps(d, _mm512_set1_ps(1 << kBits));
       offset[i] = _mm512_sub_ps(zero, scale[i]);
     }
@@ -98,9 +98,7 @@ void Product(const std::byte* x, int64_t token_bytes, const std::byte* w, int64_
   const auto each = [](auto&& body) {
     ForTiles<T * G>([&]<int I>() { body.template operator()<I, I / G, I % G>(); });
   };
-  const auto sums = [&](int t, int g) {
-    return out + t * kTileRows * kPanelRows + g * kGroupRows;
-  };
+  const auto sums = [&](int t, int g) { return out + t * kTileRows * kPanelRows + g * kGroupRows; };
   each([&]<int I, int t, int g>() {
     if (first) {
       ZeroTile<I>();
@@ -109,9 +107,8 @@ void Product(const std::byte* x, int64_t token_bytes, const std::byte* w, int64_
     }
   });
   for (int64_t b = 0; b < blocks; ++b) {
-    ForTiles<T>([&]<int t>() {
-      LoadTile<4 + t>(x + b * 64 + t * kTileRows * token_bytes, token_bytes);
-    });
+    ForTiles<T>(
+        [&]<int t>() { LoadTile<4 + t>(x + b * 64 + t * kTileRows * token_bytes, token_bytes); });
     ForTiles<G>([&]<int g>() { LoadTile<6 + g>(w + b * kTileBytes + g * group_bytes, 64); });
     each([&]<int I, int t, int g>() { MultiplyTiles<I, 4 + t, 6 + g>(); });
   }

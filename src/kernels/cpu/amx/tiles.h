@@ -57,7 +57,8 @@ template <int N, typename F>
 [[gnu::always_inline]] inline void ForTiles(F&& body) {
   [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
     (body.template operator()<kIndex>(), ...);
-  }(std::make_integer_sequence<int, N>());
+  }
+  (std::make_integer_sequence<int, N>());
 }
 
 }  // namespace baton::cpu::amx

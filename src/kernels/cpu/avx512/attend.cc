@@ -286,8 +286,8 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     };
     StoreAndMask(t, block, row, rows, keys, scratch.scores, store, MaskScores);
     float decay[kRowStep];
-    Softmax<kInt8>(scratch.scores, 1.0f, rows, keys, scales, t.max + row, t.sum + row,
-                   scratch.weights, decay);
+    Softmax<kInt8, Exp2NotPositive>(scratch.scores, 1.0f, rows, keys, scales, t.max + row,
+                                    t.sum + row, scratch.weights, decay);
     if (few) {
       kAccumulateFew<kInt8>[rows](block, value_offset, dim, scratch.weights, keys / 2, decay, t.acc,
                                   ahead);

@@ -143,7 +143,8 @@ struct BlockScales {
 };
 
 // Excludes the keys that a row at position `query` does not see.
-inline void MaskScores(const AttendTile& t, const KeyBlock& block, int keys, int64_t query, float* s) {
+inline void MaskScores(const AttendTile& t, const KeyBlock& block, int keys, int64_t query,
+                       float* s) {
   const __m512 none = _mm512_set1_ps(-INFINITY);
   const __m512i last = _mm512_set1_epi32(static_cast<int>(query));
   const int64_t old =
@@ -170,25 +171,47 @@ inline void StoreRawScores(const KeyBlock& block, int keys, const float* s, floa
   }
 }
 
+// What `op` makes of the 16 lanes of v[i], in lane i.
+template <typename Op>
+[[gnu::always_inline]] inline __m512 AcrossLanes(__m512 (&v)[16], Op op) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    v[i] =
+        op(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(v[2 * i]), b = _mm512_castps_pd(v[2 * i + 1]);
+    v[i] =
+        op(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto join = [op](__m512 a, __m512 b) {
+    return op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return join(join(v[0], v[1]), join(v[2], v[3]));
+}
+
 // Turns the scores of up to 16 rows, in units of `factor`, into weights, updates their maxima and
-// sums, and says what their accumulators decay by.
-template <bool kInt8>
+// sums, and says what their accumulators decay by. kExp2: one of vec_math.h.
+template <bool kInt8, auto kExp2>
 void Softmax(const float* scores, float factor, int rows, int keys, const BlockScales& scales,
              float* max, float* sum, uint32_t* weights, float* decay) {
   const __m512 by = _mm512_set1_ps(factor);
-  alignas(64) float block[16];
+  __m512 lanes[16];
+  for (int i = rows; i < 16; ++i) lanes[i] = _mm512_setzero_ps();
   for (int i = 0; i < rows; ++i) {
     const float* s = scores + i * kMaxBlockKeys;
     __m512 m = _mm512_max_ps(_mm512_load_ps(s), _mm512_load_ps(s + 16));
     for (int k = 32; k < keys; k += 32) {
       m = _mm512_max_ps(m, _mm512_max_ps(_mm512_load_ps(s + k), _mm512_load_ps(s + k + 16)));
     }
-    block[i] = _mm512_reduce_max_ps(m);
+    lanes[i] = m;
   }
   const __mmask16 mask = static_cast<__mmask16>((1u << rows) - 1);
   const __m512 none = _mm512_set1_ps(-INFINITY);
   const __m512 before = _mm512_mask_loadu_ps(none, mask, max);
-  const __m512 highest = _mm512_mul_ps(_mm512_mask_load_ps(none, mask, block), by);
+  const __m512 highest =
+      _mm512_mul_ps(AcrossLanes(lanes, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); }), by);
   const __m512 after = _mm512_max_ps(highest, before);
   // Nothing seen yet: any finite maximum gives every weight 0.
   const __m512 base =
@@ -196,15 +219,15 @@ void Softmax(const float* scores, float factor, int rows, int keys, const BlockS
   const __m512 fade = Exp2NotPositive(_mm512_sub_ps(before, base));
   _mm512_mask_storeu_ps(max, mask, after);
   _mm512_mask_storeu_ps(decay, mask, fade);
-  _mm512_store_ps(block, base);
-  alignas(64) float added[16];
+  alignas(64) float bases[16];
+  _mm512_store_ps(bases, base);
   for (int i = 0; i < rows; ++i) {
     const float* s = scores + i * kMaxBlockKeys;
-    const __m512 row_base = _mm512_set1_ps(block[i]);
+    const __m512 row_base = _mm512_set1_ps(bases[i]);
     __m512 total0 = _mm512_setzero_ps(), total1 = _mm512_setzero_ps();
     for (int k = 0; k < keys; k += 32) {
-      __m512 p0 = Exp2NotPositive(_mm512_fmsub_ps(_mm512_load_ps(s + k), by, row_base));
-      __m512 p1 = Exp2NotPositive(_mm512_fmsub_ps(_mm512_load_ps(s + k + 16), by, row_base));
+      __m512 p0 = kExp2(_mm512_fmsub_ps(_mm512_load_ps(s + k), by, row_base));
+      __m512 p1 = kExp2(_mm512_fmsub_ps(_mm512_load_ps(s + k + 16), by, row_base));
       total0 = _mm512_add_ps(total0, p0);
       total1 = _mm512_add_ps(total1, p1);
       if constexpr (kInt8) {
@@ -213,10 +236,10 @@ void Softmax(const float* scores, float factor, int rows, int keys, const BlockS
       }
       _mm512_store_si512(weights + i * kWeightStride + k / 2, (__m512i)_mm512_cvtne2ps_pbh(p1, p0));
     }
-    added[i] = _mm512_reduce_add_ps(_mm512_add_ps(total0, total1));
+    lanes[i] = _mm512_add_ps(total0, total1);
   }
-  const __m512 sums =
-      _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, sum), fade, _mm512_maskz_load_ps(mask, added));
+  const __m512 added = AcrossLanes(lanes, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+  const __m512 sums = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, sum), fade, added);
   _mm512_mask_storeu_ps(sum, mask, sums);
 }
 
