@@ -89,9 +89,9 @@ void EngineFlags::Add(CLI::App* command, Context context) {
           CLI::ignore_case))
       ->group(group);
   command
-      ->add_flag(
-          "--portable", options.portable,
-          "Single-precision kernels that any x86-64 runs, instead of those for AVX2 or AVX-512")
+      ->add_flag("--portable", options.portable,
+                 "Single-precision kernels that any x86-64 runs, instead of those for AVX2, "
+                 "AVX-512 or AMX")
       ->group(group);
   command->add_option("--kv", options.kv, "Type of the KV cache: f32, bf16 (the default) or int8")
       ->transform(CLI::CheckedTransformer(

@@ -124,7 +124,7 @@ class Tiles {
                    MassScratch::Rank& r, F&& set_up) {
     const MassParams::Segment& s = *t.segment;
     const int64_t ratio = heads_ / s.kv.layout.kv_heads;
-    r.packed_queries.resize(static_cast<size_t>((last - first) * ratio * dim_ * 4));
+    r.packed_queries.resize(static_cast<size_t>(((last - first) * ratio + 15) * dim_ * 4));
     r.queries.resize(static_cast<size_t>((last - first) * ratio));
     size_t n = 0;
     for (int64_t i = first; i < last; ++i) {
@@ -498,9 +498,10 @@ void CpuOps::DoMass(const MassParams& p) {
   MassScratch& scratch = mass_->mass;
   scratch.ranks.resize(static_cast<size_t>(threads_.threads()));
   const MassKernels& plain = portable::GetMassKernels();
-  const MassKernels& fast = isa_ >= CpuIsa::kAvx512 ? avx512::GetMassKernels()
-                            : isa_ == CpuIsa::kAvx2 ? avx2::GetMassKernels()
-                                                    : plain;
+  const MassKernels& fast = isa_ == CpuIsa::kAmx      ? amx::GetMassKernels()
+                            : isa_ == CpuIsa::kAvx512 ? avx512::GetMassKernels()
+                            : isa_ == CpuIsa::kAvx2   ? avx2::GetMassKernels()
+                                                      : plain;
   if (p.source == MassParams::Source::kScores) return FromScores(p, fast, threads_);
   // Segments of one call share a layer, hence a layout; but a set with one row and one with many
   // take different ways.

@@ -19,11 +19,13 @@ constexpr int64_t kMassBlock = KvLayout::kSlots;
 constexpr float kLog2E = 1.44269504088896340736f;
 
 struct MassQuery {
-  const void* q = nullptr;  // written by pack_query
-  float lse = 0;            // log2 units
-  int32_t visible = 0;      // keys of the block that the query may see; <= 0: none, >= 64: all
-  float* out = nullptr;     // accumulate: [64]
-  float* stats = nullptr;   // log_sum: {largest score, sum of 2^(score - largest)}, log2 units
+  // Written by pack_query. Those of a call's queries lie 4 dim bytes apart, and after the last one
+  // another 15 may be read.
+  const void* q = nullptr;
+  float lse = 0;           // log2 units
+  int32_t visible = 0;     // keys of the block that the query may see; <= 0: none, >= 64: all
+  float* out = nullptr;    // accumulate: [64]
+  float* stats = nullptr;  // log_sum: {largest score, sum of 2^(score - largest)}, log2 units
 };
 
 // What is multiplied: the keys themselves, where they are bf16 with q to 8 bits of mantissa
@@ -103,6 +105,9 @@ namespace avx2 {
 const MassKernels& GetMassKernels();  // bf16 caches and low-bit copies
 const LowBitKernels& GetLowBitKernels();
 }  // namespace avx2
+namespace amx {
+const MassKernels& GetMassKernels();  // bf16 caches and low-bit copies
+}
 namespace avx512 {
 const MassKernels& GetMassKernels();  // bf16 caches and low-bit copies
 const LowBitKernels& GetLowBitKernels();

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/amx/expand.h"
 #include "kernels/cpu/amx/tiles.h"
 #include "kernels/cpu/avx512/linear_parts.h"
 
@@ -16,41 +17,6 @@ namespace baton::cpu::amx {
 namespace {
 
 constexpr int64_t kStretch = 32;  // blocks
-
-inline __m512 LoadHalves(const std::byte* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-
-// The pairs (a, b) of 16 rows, rounded to bf16.
-inline __m512i Pairs(__m512 a, __m512 b) {
-  const __m512i interleave =
-      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(b, a));
-}
-
-// w = scale * (1 + q / 2^kBits) + offset, where q is kBits wide from bit kShift of each dword: the
-// quant becomes the mantissa of a number between 1 and 2, which saves converting it.
-template <int kBits, int kShift>
-inline __m512 Expand(__m512i raw, __m512 scale, __m512 offset) {
-  constexpr int kUp = 23 - kBits - kShift;
-  const __m512i moved = kUp > 0 ? _mm512_slli_epi32(raw, std::max(kUp, 0))
-                                : _mm512_srli_epi32(raw, std::max(-kUp, 0));
-  const __m512i mantissa = _mm512_set1_epi32(((1 << kBits) - 1) << (23 - kBits));
-  const __m512i one = _mm512_set1_epi32(0x3f800000);
-  // (moved & mantissa) | one
-  const __m512i bits = _mm512_ternarylogic_epi32(moved, mantissa, one, 0xea);
-  return _mm512_fmadd_ps(_mm512_castsi512_ps(bits), scale, offset);
-}
-
-// Four columns of 16 rows: kBits wide, one each byte, from bit kShift of it.
-template <int kBits, int kShift>
-inline void ExpandFour(__m512i raw, __m512 scale, __m512 offset, std::byte* out) {
-  _mm512_store_si512(out, Pairs(Expand<kBits, kShift>(raw, scale, offset),
-                                Expand<kBits, kShift + 8>(raw, scale, offset)));
-  _mm512_store_si512(out + 64, Pairs(Expand<kBits, kShift + 16>(raw, scale, offset),
-                                     Expand<kBits, kShift + 24>(raw, scale, offset)));
-}
 
 // Blocks [begin, end) of a group as tiles.
 template <PackLayout L>
@@ -77,14 +43,14 @@ void ExpandGroup(const std::byte* group, int64_t blocks, int64_t begin, int64_t 
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
         const __m512i raw = _mm512_load_si512(q + v * 64);
-        ExpandFour<4, 0>(raw, scale[0], offset[0], out + v * 128);
-        ExpandFour<4, 4>(raw, scale[0], offset[0], out + (v + 4) * 128);
+        ExpandFour<4, 0>(raw, scale[0], offset[0], 64, out + v * 128);
+        ExpandFour<4, 4>(raw, scale[0], offset[0], 64, out + (v + 4) * 128);
       }
     } else {
 #pragma GCC unroll 8
       for (int v = 0; v < 8; ++v) {
         const int i = kScales == 64 ? v / 4 : 0;
-        ExpandFour<8, 0>(_mm512_load_si512(q + v * 64), scale[i], offset[i], out + v * 128);
+        ExpandFour<8, 0>(_mm512_load_si512(q + v * 64), scale[i], offset[i], 64, out + v * 128);
       }
     }
   }

@@ -17,21 +17,10 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/cpu/avx512/vec_math.h"
-#include "kernels/cpu/mass_kernels.h"
+#include "kernels/cpu/avx512/mass_parts.h"
 
 namespace baton::cpu::avx512 {
 namespace {
-
-// The larger one; NaN if either is.
-inline __m512 MaxOrNan(__m512 a, __m512 b) {
-  const __m512 m = _mm512_max_ps(a, b);
-  return _mm512_mask_mov_ps(m, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
-}
-
-inline __mmask16 FirstLanes(int64_t n) {
-  return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, 16)) - 1);
-}
 
 void PackLowBitQuery(const float* q, int64_t dim, float score_scale, std::byte* out);
 
@@ -217,40 +206,14 @@ template <int M, bool kBytes>
   }
 }
 
-constexpr float kChordUnit = 1 << 23;
-
-// The float with the bits x: the chord of 2^(x / kChordUnit - 127) between powers of two, from 0 to
-// 1; 1 for NaN.
-inline __m512 Chord(__m512 x) {
-  x = _mm512_min_ps(x, _mm512_set1_ps(127 * kChordUnit));
-  return _mm512_castsi512_ps(_mm512_cvtps_epi32(_mm512_max_ps(x, _mm512_setzero_ps())));
-}
-
 // kMasked: some query of the block does not see all 64 keys.
 template <int M, bool kBytes, bool kMax, bool kMasked>
 void AccumulateBlock(const void* keys, int64_t dim, MassForm form, float scale,
                      const MassQuery* queries) {
   __m512 sums[M][4];
   Dots<M, kBytes>(keys, dim, form, queries, sums);
-  const __m512 scales = _mm512_set1_ps(kBytes ? scale * kChordUnit : scale);
 #pragma GCC unroll 6
-  for (int m = 0; m < M; ++m) {
-    const MassQuery& q = queries[m];
-    const __m512 lse = _mm512_set1_ps(kBytes ? (q.lse - 127) * kChordUnit : q.lse);
-    if (kBytes && std::isnan(q.lse)) {
-      std::fill_n(q.out, std::min<int64_t>(q.visible, kMassBlock), q.lse);
-      continue;
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const __m512 x = _mm512_fmsub_ps(sums[m][j], scales, lse);
-      const __m512 p = kBytes ? Chord(x) : Exp2(x);
-      const __m512 old = _mm512_loadu_ps(q.out + 16 * j);
-      __m512 joined = kMax ? MaxOrNan(old, p) : _mm512_add_ps(old, p);
-      if (kMasked) joined = _mm512_mask_mov_ps(old, FirstLanes(q.visible - 16 * j), joined);
-      _mm512_storeu_ps(q.out + 16 * j, joined);
-    }
-  }
+  for (int m = 0; m < M; ++m) AddMass<kBytes, kMax, kMasked>(sums[m], scale, queries[m]);
 }
 
 template <int M, bool kBytes, bool kMax>
@@ -277,29 +240,8 @@ void LogSumBlock(const void* keys, int64_t dim, MassForm form, float scale,
   if (!seen) return;
   __m512 sums[M][4];
   Dots<M, kBytes>(keys, dim, form, queries, sums);
-  const __m512 scales = _mm512_set1_ps(scale);
-  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
 #pragma GCC unroll 6
-  for (int m = 0; m < M; ++m) {
-    const MassQuery& q = queries[m];
-    if (q.visible <= 0) continue;
-    __m512 t[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      t[j] = _mm512_mask_mul_ps(nothing, FirstLanes(q.visible - 16 * j), sums[m][j], scales);
-    }
-    const float largest =
-        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(t[0], t[1]), _mm512_max_ps(t[2], t[3])));
-    if (largest > q.stats[0]) {
-      q.stats[1] *= std::exp2(q.stats[0] - largest);
-      q.stats[0] = largest;
-    }
-    const __m512 offset = _mm512_set1_ps(q.stats[0]);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) t[j] = Exp2NotPositive(_mm512_sub_ps(t[j], offset));
-    q.stats[1] +=
-        _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(t[0], t[1]), _mm512_add_ps(t[2], t[3])));
-  }
+  for (int m = 0; m < M; ++m) AddLogSum(sums[m], scale, queries[m]);
 }
 
 template <bool kBytes, bool kMax>

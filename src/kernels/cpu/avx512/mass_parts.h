@@ -1,0 +1,83 @@
+// What the mass kernels of avx512/ and amx/ do with the dot products of a query and the 64 keys of a
+// page. Include from files below these folders only.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/cpu/avx512/vec_math.h"
+#include "kernels/cpu/mass_kernels.h"
+
+namespace baton::cpu::avx512 {
+// A copy for every file, as in attend_block.h.
+namespace {
+
+// The larger one; NaN if either is.
+inline __m512 MaxOrNan(__m512 a, __m512 b) {
+  const __m512 m = _mm512_max_ps(a, b);
+  return _mm512_mask_mov_ps(m, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+}
+
+inline __mmask16 FirstLanes(int64_t n) {
+  return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, 16)) - 1);
+}
+
+constexpr float kChordUnit = 1 << 23;
+
+// The float with the bits x: the chord of 2^(x / kChordUnit - 127) between powers of two, from 0 to
+// 1; 1 for NaN.
+inline __m512 Chord(__m512 x) {
+  x = _mm512_min_ps(x, _mm512_set1_ps(127 * kChordUnit));
+  return _mm512_castsi512_ps(_mm512_cvtps_epi32(_mm512_max_ps(x, _mm512_setzero_ps())));
+}
+
+// Adds to q.out. kChord: low-bit ranking. kMasked: q may not see all keys.
+template <bool kChord, bool kMax, bool kMasked>
+[[gnu::always_inline]] inline void AddMass(const __m512 (&sums)[4], float scale,
+                                           const MassQuery& q) {
+  if (kChord && std::isnan(q.lse)) {
+    std::fill_n(q.out, std::min<int64_t>(q.visible, kMassBlock), q.lse);
+    return;
+  }
+  const __m512 scales = _mm512_set1_ps(kChord ? scale * kChordUnit : scale);
+  const __m512 lse = _mm512_set1_ps(kChord ? (q.lse - 127) * kChordUnit : q.lse);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 x = _mm512_fmsub_ps(sums[j], scales, lse);
+    const __m512 p = kChord ? Chord(x) : Exp2(x);
+    const __m512 old = _mm512_loadu_ps(q.out + 16 * j);
+    __m512 joined = kMax ? MaxOrNan(old, p) : _mm512_add_ps(old, p);
+    if (kMasked) joined = _mm512_mask_mov_ps(old, FirstLanes(q.visible - 16 * j), joined);
+    _mm512_storeu_ps(q.out + 16 * j, joined);
+  }
+}
+
+// Adds the visible keys to q.stats.
+[[gnu::always_inline]] inline void AddLogSum(const __m512 (&sums)[4], float scale,
+                                             const MassQuery& q) {
+  if (q.visible <= 0) return;
+  const __m512 scales = _mm512_set1_ps(scale);
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 t[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    t[j] = _mm512_mask_mul_ps(nothing, FirstLanes(q.visible - 16 * j), sums[j], scales);
+  }
+  const float largest =
+      _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(t[0], t[1]), _mm512_max_ps(t[2], t[3])));
+  if (largest > q.stats[0]) {
+    q.stats[1] *= std::exp2(q.stats[0] - largest);
+    q.stats[0] = largest;
+  }
+  const __m512 offset = _mm512_set1_ps(q.stats[0]);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) t[j] = Exp2NotPositive(_mm512_sub_ps(t[j], offset));
+  q.stats[1] +=
+      _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(t[0], t[1]), _mm512_add_ps(t[2], t[3])));
+}
+
+}  // namespace
+}  // namespace baton::cpu::avx512
