@@ -3,6 +3,7 @@
 .DEFAULT_GOAL := build
 
 FUZZ_SECONDS ?= 60
+ONLY ?=
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
@@ -38,9 +39,9 @@ format:  ## Format every C++ file in place
 	@scripts/setup develop
 	@scripts/format
 
-asan:  ## Every test that needs no model under AddressSanitizer and UndefinedBehaviorSanitizer
+asan:  ## Every test that needs no model under AddressSanitizer and UndefinedBehaviorSanitizer; ONLY=REGEX: some
 	@scripts/setup
-	@scripts/test debug --without-models
+	@scripts/test debug --without-models --only '$(ONLY)'
 
 tsan:  ## Threading and engine tests under ThreadSanitizer
 	@scripts/setup

@@ -78,7 +78,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     }
   }
 
-  ConfigureTiles();
+  const TileScope tiles;
   for (int row = 0; row < t.rows; row += kTileRows) {
     const int rows = t.rows - row < kTileRows ? t.rows - row : kTileRows;
     const int visible = VisibleKeys(block, t.position + (row + rows - 1) / t.heads);

@@ -118,7 +118,7 @@ void Panel(const PanelArgs& p) {
 }
 
 void Multiply(const PanelArgs& p) {
-  ConfigureTiles();
+  const TileScope tiles;
   switch (p.w->layout) {
     case PackLayout::kSym4:
       return Panel<PackLayout::kSym4>(p);

@@ -45,7 +45,7 @@ void PackKeys(const KvView& kv, int64_t position, int head, MassForm form, void*
 // Calls use(sums of 64 keys, query) for each query that sees a key; queries lie 4 dim bytes apart.
 template <typename F>
 void ForEachQuery(const void* keys, int64_t dim, const MassQuery* queries, int64_t count, F&& use) {
-  ConfigureTiles();
+  const TileScope tiles;
   alignas(64) float sums[kTileRows][kMassBlock];
   for (int64_t first = 0; first < count; first += kTileRows) {
     const MassQuery* tile = queries + first;

@@ -18,18 +18,24 @@ namespace baton::cpu::amx {
 constexpr int kTileRows = 16;
 constexpr int64_t kTileBytes = 1024;
 
-// To be called by every kernel before its first tile: a thread may not have run one yet. Sets the
-// tiles to zero.
-inline void ConfigureTiles() {
-  struct alignas(64) Config {
-    uint8_t palette = 1, start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  };
-  static constexpr Config kConfig;
-  asm volatile("ldtilecfg %0" : : "m"(kConfig));
-}
+// Every kernel makes one before its first tile: the thread may not have used tiles yet. Tiles start
+// at zero. Released afterwards, they need not be saved when the thread is interrupted.
+class TileScope {
+ public:
+  TileScope() {
+    struct alignas(64) Config {
+      uint8_t palette = 1, start_row = 0;
+      uint8_t reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    };
+    static constexpr Config kConfig;
+    asm volatile("ldtilecfg %0" : : "m"(kConfig));
+  }
+  ~TileScope() { asm volatile("tilerelease"); }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+};
 
 template <int kTile>
 inline void LoadTile(const void* p, int64_t stride) {
