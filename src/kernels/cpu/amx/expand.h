@@ -45,7 +45,7 @@ inline void ExpandFour(__m512i raw, __m512 scale, __m512 offset, int64_t stride,
   _mm512_store_si512(out, Pairs(Expand<kBits, kShift>(raw, scale, offset),
                                 Expand<kBits, kShift + 8>(raw, scale, offset)));
   _mm512_store_si512(out + stride, Pairs(Expand<kBits, kShift + 16>(raw, scale, offset),
-                                     Expand<kBits, kShift + 24>(raw, scale, offset)));
+                                         Expand<kBits, kShift + 24>(raw, scale, offset)));
 }
 
 }  // namespace

@@ -1,16 +1,14 @@
 // Mass of prompt tiles on tile registers: 16 queries by the 64 keys of a page. Queries are bf16;
 // keys are too, exact or expanded from the 4-bit copy, as [D/2][64 keys] pairs. What becomes of a
 // dot product is in avx512/, as are the finer products of single rows and the odd head dimensions.
-#include "kernels/cpu/avx512/mass_parts.h"
-
 #include "kernels/cpu/amx/expand.h"
 #include "kernels/cpu/amx/tiles.h"
+#include "kernels/cpu/avx512/mass_parts.h"
 
 namespace baton::cpu::amx {
 namespace {
 
-using avx512::AddLogSum;
-using avx512::AddMass;
+using namespace avx512;
 
 constexpr int64_t kPairBytes = kMassBlock * 4;
 
@@ -42,16 +40,19 @@ void PackKeys(const KvView& kv, int64_t position, int head, MassForm form, void*
   }
 }
 
-// Calls use(sums of 64 keys, query) for each query that sees a key; queries lie 4 dim bytes apart.
+using Sums = float[kTileRows][kMassBlock];
+
+// Calls use(queries, n, sums) for 16 queries at a time, or what is left of them, of which some sees
+// a key; queries lie 4 dim bytes apart.
 template <typename F>
-void ForEachQuery(const void* keys, int64_t dim, const MassQuery* queries, int64_t count, F&& use) {
+void ForEachTile(const void* keys, int64_t dim, const MassQuery* queries, int64_t count, F&& use) {
   const TileScope tiles;
-  alignas(64) float sums[kTileRows][kMassBlock];
+  alignas(64) Sums sums;
   for (int64_t first = 0; first < count; first += kTileRows) {
     const MassQuery* tile = queries + first;
-    const int64_t n = std::min<int64_t>(kTileRows, count - first);
+    const int n = static_cast<int>(std::min<int64_t>(kTileRows, count - first));
     int32_t most = 0;
-    for (int64_t i = 0; i < n; ++i) most = std::max(most, tile[i].visible);
+    for (int i = 0; i < n; ++i) most = std::max(most, tile[i].visible);
     if (most <= 0) continue;
     ForTiles<4>([]<int j>() { ZeroTile<j>(); });
     for (int64_t c = 0; c < dim; c += 32) {
@@ -63,24 +64,23 @@ void ForEachQuery(const void* keys, int64_t dim, const MassQuery* queries, int64
       });
     }
     ForTiles<4>([&]<int j>() { StoreTile<j>(sums[0] + j * 16, sizeof(sums[0])); });
-    for (int64_t i = 0; i < n; ++i) {
-      if (tile[i].visible <= 0) continue;
-      const float* s = sums[i];
-      const __m512 x[4] = {_mm512_load_ps(s), _mm512_load_ps(s + 16), _mm512_load_ps(s + 32),
-                           _mm512_load_ps(s + 48)};
-      use(x, tile[i]);
-    }
+    use(tile, n, sums);
   }
 }
 
 template <bool kChord, bool kMax>
 void AccumulateTiles(const void* keys, int64_t dim, float scale, const MassQuery* queries,
                      int64_t count) {
-  ForEachQuery(keys, dim, queries, count, [&](const __m512(&sums)[4], const MassQuery& q) {
-    if (q.visible >= kMassBlock) {
-      AddMass<kChord, kMax, false>(sums, scale, q);
-    } else {
-      AddMass<kChord, kMax, true>(sums, scale, q);
+  ForEachTile(keys, dim, queries, count, [&](const MassQuery* tile, int n, const Sums& sums) {
+    for (int i = 0; i < n; ++i) {
+      const float* s = sums[i];
+      const __m512 x[4] = {_mm512_load_ps(s), _mm512_load_ps(s + 16), _mm512_load_ps(s + 32),
+                           _mm512_load_ps(s + 48)};
+      if (tile[i].visible >= kMassBlock) {
+        AddMass<kChord, kMax, false>(x, scale, tile[i]);
+      } else if (tile[i].visible > 0) {
+        AddMass<kChord, kMax, true>(x, scale, tile[i]);
+      }
     }
   });
 }
@@ -96,14 +96,56 @@ void Accumulate(const void* keys, int64_t dim, MassForm form, float scale, const
   all(keys, dim, scale, queries, count);
 }
 
+// Adds the visible keys to the stats of n queries, whose maxima and sums are found side by side.
+void AddLogSums(const MassQuery* queries, int n, float scale, Sums& sums) {
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  const __m512 scales = _mm512_set1_ps(scale);
+  alignas(64) float before[kTileRows], total[kTileRows], bases[kTileRows];
+  __m512 lanes[kTileRows];
+  for (int i = 0; i < kTileRows; ++i) {
+    lanes[i] = nothing;
+    before[i] = i < n ? queries[i].stats[0] : 0;
+    total[i] = i < n ? queries[i].stats[1] : 0;
+    for (int j = 0; i < n && j < kMassBlock; j += 16) {
+      const __m512 x = _mm512_mask_mul_ps(nothing, FirstLanes(queries[i].visible - j),
+                                          _mm512_load_ps(sums[i] + j), scales);
+      _mm512_store_ps(sums[i] + j, x);
+      lanes[i] = _mm512_max_ps(lanes[i], x);
+    }
+  }
+  const auto larger = [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); };
+  const __m512 old = _mm512_load_ps(before);
+  const __m512 now = _mm512_max_ps(AcrossLanes(lanes, larger), old);
+  // Nothing seen yet: any finite base gives 0.
+  const __m512 base =
+      _mm512_mask_mov_ps(now, _mm512_cmpeq_ps_mask(now, nothing), _mm512_setzero_ps());
+  _mm512_store_ps(bases, base);
+  for (int i = 0; i < n; ++i) {
+    const __m512 offset = _mm512_set1_ps(bases[i]);
+    const auto weights = [&](int j) {
+      return Exp2NotPositive(_mm512_sub_ps(_mm512_load_ps(sums[i] + j), offset));
+    };
+    lanes[i] = _mm512_add_ps(_mm512_add_ps(weights(0), weights(16)),
+                             _mm512_add_ps(weights(32), weights(48)));
+  }
+  for (int i = n; i < kTileRows; ++i) lanes[i] = _mm512_setzero_ps();
+  const __m512 added = AcrossLanes(lanes, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+  const __m512 fade = Exp2NotPositive(_mm512_sub_ps(old, base));
+  _mm512_store_ps(before, now);
+  _mm512_store_ps(total, _mm512_fmadd_ps(_mm512_load_ps(total), fade, added));
+  for (int i = 0; i < n; ++i) {
+    queries[i].stats[0] = before[i];
+    queries[i].stats[1] = total[i];
+  }
+}
+
 void LogSum(const void* keys, int64_t dim, MassForm form, float scale, const MassQuery* queries,
             int64_t count) {
   if (!OnTiles(dim, form)) {
     return avx512::GetMassKernels().log_sum(keys, dim, form, scale, queries, count);
   }
-  ForEachQuery(keys, dim, queries, count, [&](const __m512(&sums)[4], const MassQuery& q) {
-    AddLogSum(sums, scale, q);
-  });
+  ForEachTile(keys, dim, queries, count,
+              [&](const MassQuery* tile, int n, Sums& sums) { AddLogSums(tile, n, scale, sums); });
 }
 
 }  // namespace

@@ -232,6 +232,30 @@ void AccumulateQueries(const void* keys, int64_t dim, MassForm form, float scale
   }
 }
 
+// Adds the visible keys to q.stats.
+[[gnu::always_inline]] inline void AddLogSum(const __m512 (&sums)[4], float scale,
+                                             const MassQuery& q) {
+  if (q.visible <= 0) return;
+  const __m512 scales = _mm512_set1_ps(scale);
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 t[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    t[j] = _mm512_mask_mul_ps(nothing, FirstLanes(q.visible - 16 * j), sums[j], scales);
+  }
+  const float largest =
+      _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(t[0], t[1]), _mm512_max_ps(t[2], t[3])));
+  if (largest > q.stats[0]) {
+    q.stats[1] *= std::exp2(q.stats[0] - largest);
+    q.stats[0] = largest;
+  }
+  const __m512 offset = _mm512_set1_ps(q.stats[0]);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) t[j] = Exp2NotPositive(_mm512_sub_ps(t[j], offset));
+  q.stats[1] +=
+      _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(t[0], t[1]), _mm512_add_ps(t[2], t[3])));
+}
+
 template <int M, bool kBytes>
 void LogSumBlock(const void* keys, int64_t dim, MassForm form, float scale,
                  const MassQuery* queries) {

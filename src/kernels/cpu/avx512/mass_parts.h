@@ -1,5 +1,5 @@
-// What the mass kernels of avx512/ and amx/ do with the dot products of a query and the 64 keys of a
-// page. Include from files below these folders only.
+// What the mass kernels of avx512/ and amx/ do with the dot products of a query and the 64 keys of
+// a page. Include from files below these folders only.
 #pragma once
 
 #include <immintrin.h>
@@ -53,30 +53,6 @@ template <bool kChord, bool kMax, bool kMasked>
     if (kMasked) joined = _mm512_mask_mov_ps(old, FirstLanes(q.visible - 16 * j), joined);
     _mm512_storeu_ps(q.out + 16 * j, joined);
   }
-}
-
-// Adds the visible keys to q.stats.
-[[gnu::always_inline]] inline void AddLogSum(const __m512 (&sums)[4], float scale,
-                                             const MassQuery& q) {
-  if (q.visible <= 0) return;
-  const __m512 scales = _mm512_set1_ps(scale);
-  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 t[4];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    t[j] = _mm512_mask_mul_ps(nothing, FirstLanes(q.visible - 16 * j), sums[j], scales);
-  }
-  const float largest =
-      _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(t[0], t[1]), _mm512_max_ps(t[2], t[3])));
-  if (largest > q.stats[0]) {
-    q.stats[1] *= std::exp2(q.stats[0] - largest);
-    q.stats[0] = largest;
-  }
-  const __m512 offset = _mm512_set1_ps(q.stats[0]);
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) t[j] = Exp2NotPositive(_mm512_sub_ps(t[j], offset));
-  q.stats[1] +=
-      _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(t[0], t[1]), _mm512_add_ps(t[2], t[3])));
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Exponentials of 16 floats for the AVX-512 kernels. Include from files below avx512/ only.
+// Exponentials and reductions of 16 floats for the AVX-512 kernels. Include from files below
+// avx512/ only.
 #pragma once
 
 #include <immintrin.h>
@@ -55,6 +56,26 @@ inline __m512 Exp(__m512 x) {
   y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
   y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(y, n);
+}
+
+// What `op` makes of the 16 lanes of v[i], in lane i.
+template <typename Op>
+[[gnu::always_inline]] inline __m512 AcrossLanes(__m512 (&v)[16], Op op) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    v[i] =
+        op(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(v[2 * i]), b = _mm512_castps_pd(v[2 * i + 1]);
+    v[i] =
+        op(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto join = [op](__m512 a, __m512 b) {
+    return op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return join(join(v[0], v[1]), join(v[2], v[3]));
 }
 
 }  // namespace baton::cpu::avx512
