@@ -72,15 +72,22 @@ template <bool kChord, bool kMax>
 void AccumulateTiles(const void* keys, int64_t dim, float scale, const MassQuery* queries,
                      int64_t count) {
   ForEachTile(keys, dim, queries, count, [&](const MassQuery* tile, int n, const Sums& sums) {
-    for (int i = 0; i < n; ++i) {
-      const float* s = sums[i];
-      const __m512 x[4] = {_mm512_load_ps(s), _mm512_load_ps(s + 16), _mm512_load_ps(s + 32),
-                           _mm512_load_ps(s + 48)};
-      if (tile[i].visible >= kMassBlock) {
-        AddMass<kChord, kMax, false>(x, scale, tile[i]);
-      } else if (tile[i].visible > 0) {
-        AddMass<kChord, kMax, true>(x, scale, tile[i]);
+    for (int i = 0, end; i < n; i = end) {
+      // Queries of a set share their row of mass, which stays in registers meanwhile.
+      __m512 mass[4];
+      for (int j = 0; j < 4; ++j) mass[j] = _mm512_loadu_ps(tile[i].out + 16 * j);
+      for (end = i; end < n && tile[end].out == tile[i].out; ++end) {
+        const MassQuery& q = tile[end];
+        const float* s = sums[end];
+        const __m512 x[4] = {_mm512_load_ps(s), _mm512_load_ps(s + 16), _mm512_load_ps(s + 32),
+                             _mm512_load_ps(s + 48)};
+        if (q.visible >= kMassBlock) {
+          AddMass<kChord, kMax, false>(x, scale, q, mass);
+        } else if (q.visible > 0) {
+          AddMass<kChord, kMax, true>(x, scale, q, mass);
+        }
       }
+      for (int j = 0; j < 4; ++j) _mm512_storeu_ps(tile[i].out + 16 * j, mass[j]);
     }
   });
 }

@@ -213,7 +213,15 @@ void AccumulateBlock(const void* keys, int64_t dim, MassForm form, float scale,
   __m512 sums[M][4];
   Dots<M, kBytes>(keys, dim, form, queries, sums);
 #pragma GCC unroll 6
-  for (int m = 0; m < M; ++m) AddMass<kBytes, kMax, kMasked>(sums[m], scale, queries[m]);
+  for (int m = 0; m < M; ++m) {
+    float* out = queries[m].out;
+    __m512 mass[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) mass[j] = _mm512_loadu_ps(out + 16 * j);
+    AddMass<kBytes, kMax, kMasked>(sums[m], scale, queries[m], mass);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm512_storeu_ps(out + 16 * j, mass[j]);
+  }
 }
 
 template <int M, bool kBytes, bool kMax>

@@ -34,24 +34,21 @@ inline __m512 Chord(__m512 x) {
   return _mm512_castsi512_ps(_mm512_cvtps_epi32(_mm512_max_ps(x, _mm512_setzero_ps())));
 }
 
-// Adds to q.out. kChord: low-bit ranking. kMasked: q may not see all keys.
+// Adds to `mass`, which q.out holds or will hold. kChord: low-bit ranking. kMasked: q may not see
+// all keys.
 template <bool kChord, bool kMax, bool kMasked>
-[[gnu::always_inline]] inline void AddMass(const __m512 (&sums)[4], float scale,
-                                           const MassQuery& q) {
-  if (kChord && std::isnan(q.lse)) {
-    std::fill_n(q.out, std::min<int64_t>(q.visible, kMassBlock), q.lse);
-    return;
-  }
+[[gnu::always_inline]] inline void AddMass(const __m512 (&sums)[4], float scale, const MassQuery& q,
+                                           __m512 (&mass)[4]) {
   const __m512 scales = _mm512_set1_ps(kChord ? scale * kChordUnit : scale);
   const __m512 lse = _mm512_set1_ps(kChord ? (q.lse - 127) * kChordUnit : q.lse);
+  const bool unknown = kChord && std::isnan(q.lse);  // the chord would make it 1
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     const __m512 x = _mm512_fmsub_ps(sums[j], scales, lse);
-    const __m512 p = kChord ? Chord(x) : Exp2(x);
-    const __m512 old = _mm512_loadu_ps(q.out + 16 * j);
-    __m512 joined = kMax ? MaxOrNan(old, p) : _mm512_add_ps(old, p);
-    if (kMasked) joined = _mm512_mask_mov_ps(old, FirstLanes(q.visible - 16 * j), joined);
-    _mm512_storeu_ps(q.out + 16 * j, joined);
+    const __m512 p = unknown ? lse : kChord ? Chord(x) : Exp2(x);
+    const __m512 joined = kMax ? MaxOrNan(mass[j], p) : _mm512_add_ps(mass[j], p);
+    mass[j] =
+        kMasked ? _mm512_mask_mov_ps(mass[j], FirstLanes(q.visible - 16 * j), joined) : joined;
   }
 }
 
