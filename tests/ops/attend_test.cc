@@ -128,6 +128,13 @@ constexpr Shape kShapes[] = {{9, 3, 64},   {4, 1, 256}, {2, 2, 16}, {16, 1, 80},
                              {13, 1, 128}, {8, 1, 512}, {5, 5, 48}, {6, 3, 80}};
 constexpr DType kCacheTypes[] = {DType::kF32, DType::kBF16, DType::kI8};
 
+// Where every access is checked, the reference would take minutes for many rows of many keys.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
 TEST_P(AttendTest, AllKeysAtEveryEdge) {
   Rng rng(1);
   for (DType dtype : kCacheTypes) {
@@ -138,7 +145,7 @@ TEST_P(AttendTest, AllKeysAtEveryEdge) {
         if (!small && n != 1 && n != 65 && n != 300) continue;
         const Cache cache(rng, s, dtype, n);
         for (int64_t rows : {int64_t{1}, int64_t{3}, int64_t{8}, int64_t{33}, int64_t{70}}) {
-          if (rows > n) continue;
+          if (rows > n || (kSanitized && rows > 8 && n > 129)) continue;
           const std::vector<float> q = RandomNormal(rng, rows * s.heads * s.dim, 1.5f);
           const AttendParams::Segment segment{.rows = {.count = rows, .position = n - rows},
                                               .kv = cache.view()};
