@@ -83,7 +83,8 @@ struct BenchRow {
   double read_bandwidth = 0;  // bytes/s, measured just before on huge pages with all threads
   std::string logits_hash;
   bool aliased = false;     // layers shared synthetic KV
-  std::vector<OpTime> ops;  // of one decode step
+  std::vector<OpTime> ops;         // of one decode step
+  std::vector<OpTime> prompt_ops;  // of one prompt chunk; empty where none is timed
 };
 struct BenchResult {
   double read_bandwidth = 0;  // the best of the rows

@@ -43,7 +43,7 @@ void AddOptions(CLI::App* command, BenchFlags& o) {
   count("-r,--repeats", b.repeats, "Repetitions; medians are reported", 1);
   count("--batch", b.batch, "Sequences decoded together", 1);
   count("--whole", b.whole_prompt, "Also time a whole prompt of N tokens; 0: no", 0);
-  command->add_flag("--ops", o.ops, "Time of each operation in a decode step");
+  command->add_flag("--ops", o.ops, "Time of each operation in a prompt chunk and in a decode step");
   AddJsonFlag(command, o.json);
   o.engine.Add(command);
 }
@@ -62,13 +62,13 @@ Json ToJson(const BenchRow& row, bool ops) {
                  {"logits_hash", row.logits_hash},
                  {"aliased", row.aliased}};
   if (ops) object["ops"] = apps::ToJson(row.ops);
+  if (ops && !row.prompt_ops.empty()) object["prompt_ops"] = apps::ToJson(row.prompt_ops);
   return object;
 }
 
-std::string OpsTable(const BenchRow& row) {
+std::string OpsTable(const BenchRow& row, std::string_view what, std::vector<OpTime> ops) {
   double total = 0;
-  for (const OpTime& op : row.ops) total += op.seconds;
-  std::vector<OpTime> ops = row.ops;
+  for (const OpTime& op : ops) total += op.seconds;
   std::stable_sort(ops.begin(), ops.end(),
                    [](const OpTime& a, const OpTime& b) { return a.seconds > b.seconds; });
   Table table({"operation", "calls", "us", "share", "GB/s", "GFLOP/s"});
@@ -79,7 +79,7 @@ std::string OpsTable(const BenchRow& row) {
     table.Row({op.name, Count(op.calls), Number(op.seconds * 1e6),
                Percent(total > 0 ? op.seconds / total : 0), rate(op.bytes), rate(op.flops)});
   }
-  return fmt::format("\none decode step at depth {}, {}:\n{}", Count(row.depth), row.plan,
+  return fmt::format("\n{} at depth {}, {}:\n{}", what, Count(row.depth), row.plan,
                      table.ToString());
 }
 
@@ -141,8 +141,12 @@ std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& m
   };
   whole(r.whole_prompt_seconds_dense, "dense");
   whole(r.whole_prompt_seconds_plan, "plan");
-  if (o.ops)
-    for (const BenchRow& row : r.rows) out += OpsTable(row);
+  for (const BenchRow& row : r.rows) {
+    if (!o.ops) break;
+    const std::string prompt = fmt::format("a prompt of {} tokens", Count(o.options.prompt));
+    if (!row.prompt_ops.empty()) out += OpsTable(row, prompt, row.prompt_ops);
+    out += OpsTable(row, "one decode step", row.ops);
+  }
   return out;
 }
 

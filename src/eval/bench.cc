@@ -110,15 +110,16 @@ class Lane {
     return seconds;
   }
 
-  // A decode step from this depth with per-operation times.
+  // Per-operation times of a prompt chunk and of a decode step from this depth.
+  Result<std::vector<OpTime>> TracePrompt(std::span<const int32_t> tokens) {
+    return Trace([&]() -> Status {
+      BATON_TRY(TimePrompt(tokens));
+      return Status::Ok();
+    });
+  }
   Result<std::vector<OpTime>> TraceStep() {
     Rewind();
-    engine_->SetTracing(true);
-    const Status status = Step();
-    std::vector<OpTime> ops = engine_->OpTimes();
-    engine_->SetTracing(false);
-    if (!status.ok()) return status.error();
-    return ops;
+    return Trace([&] { return Step(); });
   }
 
   const ResolvedPlan* plan() const { return plan_; }
@@ -130,6 +131,16 @@ class Lane {
   int64_t vocab() const { return engine_->info().vocab; }
   void Rewind() {
     for (Session& s : sessions_) s.Truncate(depth_);
+  }
+
+  template <typename F>
+  Result<std::vector<OpTime>> Trace(F&& work) {
+    engine_->SetTracing(true);
+    const Status status = work();
+    std::vector<OpTime> ops = engine_->OpTimes();
+    engine_->SetTracing(false);
+    if (!status.ok()) return status.error();
+    return ops;
   }
 
   // One forward pass with a row of every sequence, as the scheduler builds it.
@@ -292,6 +303,9 @@ class Bench {
     }
     for (size_t i = 0; i < lanes.size(); ++i) {
       BenchRow row{.depth = depth, .read_bandwidth = read_bandwidth};
+      if (options_.prompt > 0) {
+        BATON_ASSIGN(row.prompt_ops, lanes[i].TracePrompt(prompt));
+      }
       BATON_TRY(AddRow(row, lanes[i], Median(prompt_seconds[i]), Median(decode_seconds[i])));
     }
     return Status::Ok();

@@ -50,6 +50,7 @@ TEST(Bench, RowsHaveFinitePositiveNumbers) {
     EXPECT_EQ(row.logits_hash.size(), 8u);
     EXPECT_FALSE(row.aliased);
     EXPECT_FALSE(row.ops.empty());
+    EXPECT_FALSE(row.prompt_ops.empty());
   }
   EXPECT_LT(r.rows[3].kv_bytes_per_token, r.rows[2].kv_bytes_per_token);
   EXPECT_NE(r.rows[3].logits_hash, r.rows[2].logits_hash);
@@ -64,6 +65,7 @@ TEST(Bench, CacheBytesFollowTheElementType) {
     auto engine = LoadSynthetic({.backend = Backend::kReference, .kv = kv});
     const BenchResult r = MustRun(*engine, options);
     EXPECT_EQ(r.rows[0].prompt_tokens_per_s, 0);
+    EXPECT_TRUE(r.rows[0].prompt_ops.empty());
     return r.rows[0].kv_bytes_per_token;
   };
   // 4 layers x 101 keys x K and V x 2 heads x 32 channels.
