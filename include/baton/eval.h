@@ -82,7 +82,7 @@ struct BenchRow {
   double decode_bytes_per_s = 0, share_of_read_bandwidth = 0;
   double read_bandwidth = 0;  // bytes/s, measured just before on huge pages with all threads
   std::string logits_hash;
-  bool aliased = false;     // layers shared synthetic KV
+  bool aliased = false;            // layers shared synthetic KV
   std::vector<OpTime> ops;         // of one decode step
   std::vector<OpTime> prompt_ops;  // of one prompt chunk; empty where none is timed
 };

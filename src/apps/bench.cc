@@ -43,7 +43,8 @@ void AddOptions(CLI::App* command, BenchFlags& o) {
   count("-r,--repeats", b.repeats, "Repetitions; medians are reported", 1);
   count("--batch", b.batch, "Sequences decoded together", 1);
   count("--whole", b.whole_prompt, "Also time a whole prompt of N tokens; 0: no", 0);
-  command->add_flag("--ops", o.ops, "Time of each operation in a prompt chunk and in a decode step");
+  command->add_flag("--ops", o.ops,
+                    "Time of each operation in a prompt chunk and in a decode step");
   AddJsonFlag(command, o.json);
   o.engine.Add(command);
 }

@@ -50,7 +50,7 @@ int64_t LowBitBytes(int64_t dim) {
 // One task's worth of work on the tile path.
 struct TileTask {
   const MassParams::Segment* segment;
-  int64_t first_set, end_set;  // sets whose rows share packed keys
+  int64_t first_row, end_row;  // whole sets, whose rows share packed keys
   int64_t key;                 // first key of the chunk
   int64_t chunk_stats;         // low-bit first pass: where the task's stats begin
 };
@@ -76,19 +76,15 @@ class Tiles {
   void Run(std::span<const MassParams::Segment> segments) {
     std::vector<TileTask> tasks;
     int64_t stats = 0;
+    scratch_.tile_queries.resize(static_cast<size_t>((p_.q.dim(0) * heads_ + 15) * dim_ * 4));
     for (const auto& s : segments) {
-      const int64_t sets = Ceil(s.rows.count, s.rows_per_set);
-      for (int64_t set = 0; set < sets; set += SetsPerTile(s)) {
-        const int64_t end = std::min(sets, set + SetsPerTile(s));
-        const int64_t rows = std::min(s.rows.count, end * s.rows_per_set) - set * s.rows_per_set;
+      threads_.For(s.rows.count, [&](int64_t row, int) { Pack(s, row); });
+      const int64_t step = SetsPerTile(s) * s.rows_per_set;
+      for (int64_t first = 0; first < s.rows.count; first += step) {
+        const int64_t end = std::min(s.rows.count, first + step);
         for (int64_t key = 0; key < s.rows.position + s.rows.count; key += kChunk) {
-          tasks.push_back({&s, set, end, key, stats});
-          stats += rows * heads_ * 2;
-        }
-      }
-      for (int64_t i = 0; !low_bit_ && i < s.rows.count; ++i) {
-        for (int64_t h = 0; h < heads_; ++h) {
-          Lse(s.rows.first + i, h) = p_.lse.row(s.rows.first + i)[h] * kLog2E;
+          tasks.push_back({&s, first, end, key, stats});
+          stats += (end - first) * heads_ * 2;
         }
       }
     }
@@ -106,35 +102,45 @@ class Tiles {
     return scratch_.lse[static_cast<size_t>(row * heads_ + head)];
   }
 
-  static int64_t EndRow(const TileTask& t) {
-    return std::min(t.segment->rows.count, t.end_set * t.segment->rows_per_set);
-  }
-  static int64_t FirstRow(const TileTask& t) { return t.first_set * t.segment->rows_per_set; }
-
   // 16 bits of q for single rows: profiles and the watch read absolute values, prompt tiles only
   // rank.
   MassForm Form(const MassParams::Segment& s) const {
     return low_bit_ ? MassForm::kLowBit : s.rows_per_set == 1 ? MassForm::kFine : MassForm::kCoarse;
   }
 
-  // Packs the query heads of a KV head for rows [first, last); set_up(row, head, query) adds where
-  // a result goes.
+  static int64_t Sets(const TileTask& t) {
+    return Ceil(t.end_row - t.first_row, t.segment->rows_per_set);
+  }
+
+  // Packed queries lie in the order of a segment's KV heads, rows and heads of a KV head.
+  std::byte* Packed(const MassParams::Segment& s, int64_t row, int64_t head) {
+    const int64_t ratio = heads_ / s.kv.layout.kv_heads;
+    const int64_t n = (head / ratio * s.rows.count + row) * ratio + head % ratio;
+    return scratch_.tile_queries.data() + (s.rows.first * heads_ + n) * dim_ * 4;
+  }
+
+  // A row's queries, and its log-sum-exp where that is given.
+  void Pack(const MassParams::Segment& s, int64_t row) {
+    for (int64_t h = 0; h < heads_; ++h) {
+      kernels_.pack_query(p_.q.row(s.rows.first + row, h), dim_, Form(s), Packed(s, row, h));
+      if (!low_bit_) Lse(s.rows.first + row, h) = p_.lse.row(s.rows.first + row)[h] * kLog2E;
+    }
+  }
+
+  // The queries of a KV head's rows [first, last); set_up(row, head, query) adds where a result
+  // goes.
   template <typename F>
-  void PackQueries(const TileTask& t, int64_t first, int64_t last, int64_t kv_head,
-                   MassScratch::Rank& r, F&& set_up) {
+  void SetQueries(const TileTask& t, int64_t first, int64_t last, int64_t kv_head,
+                  MassScratch::Rank& r, F&& set_up) {
     const MassParams::Segment& s = *t.segment;
     const int64_t ratio = heads_ / s.kv.layout.kv_heads;
-    r.packed_queries.resize(static_cast<size_t>(((last - first) * ratio + 15) * dim_ * 4));
     r.queries.resize(static_cast<size_t>((last - first) * ratio));
-    size_t n = 0;
-    for (int64_t i = first; i < last; ++i) {
-      for (int64_t h = kv_head * ratio; h < (kv_head + 1) * ratio; ++h, ++n) {
-        std::byte* packed = r.packed_queries.data() + n * static_cast<size_t>(dim_) * 4;
-        kernels_.pack_query(p_.q.row(s.rows.first + i, h), dim_, Form(s), packed);
-        MassQuery& query = r.queries[n];
-        query = {.q = packed, .lse = Lse(s.rows.first + i, h)};
-        query.visible = static_cast<int32_t>(std::min(s.rows.position + i + 1 - t.key, kChunk));
-        set_up(i, h, query);
+    auto query = r.queries.begin();
+    for (int64_t row = first; row < last; ++row) {
+      for (int64_t h = kv_head * ratio; h < (kv_head + 1) * ratio; ++h, ++query) {
+        *query = {.q = Packed(s, row, h), .lse = Lse(s.rows.first + row, h)};
+        query->visible = static_cast<int32_t>(std::min(s.rows.position + row + 1 - t.key, kChunk));
+        set_up(row, h, *query);
       }
     }
   }
@@ -164,16 +170,16 @@ class Tiles {
     }
     move(t.key - at);
   }
-  static int64_t EndKey(const TileTask& t, int64_t last_row) {
-    return std::min(t.key + kChunk, t.segment->rows.position + last_row);
+  static int64_t EndKey(const TileTask& t, int64_t last) {
+    return std::min(t.key + kChunk, t.segment->rows.position + last);
   }
 
   void Stats(const TileTask& t, int rank) {
     const MassParams::Segment& s = *t.segment;
     MassScratch::Rank& r = scratch_.ranks[static_cast<size_t>(rank)];
-    const int64_t latest = s.rows.position + FirstRow(t) - kLatest;
-    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows) {
-      const int64_t last = std::min(first + kTileRows, EndRow(t));
+    const int64_t latest = s.rows.position + t.first_row - kLatest;
+    for (int64_t first = t.first_row; first < t.end_row; first += kTileRows) {
+      const int64_t last = std::min(first + kTileRows, t.end_row);
       // Pages by what their sums count: one, or as much as makes up for the pages not looked at.
       const auto whole = [&](int64_t key) {
         return s.rows_per_set == 1 || key == 0 || key + kMassBlock > latest;
@@ -187,9 +193,9 @@ class Tiles {
         meant += !whole(key);
       }
       for (int64_t g = 0; g < s.kv.layout.kv_heads; ++g) {
-        PackQueries(t, first, last, g, r, [&](int64_t row, int64_t head, MassQuery& q) {
+        SetQueries(t, first, last, g, r, [&](int64_t row, int64_t head, MassQuery& q) {
           q.stats =
-              scratch_.stats.data() + t.chunk_stats + ((row - FirstRow(t)) * heads_ + head) * 2;
+              scratch_.stats.data() + t.chunk_stats + ((row - t.first_row) * heads_ + head) * 2;
           q.stats[0] = -std::numeric_limits<float>::infinity();
           q.stats[1] = 0;
         });
@@ -212,11 +218,11 @@ class Tiles {
   void MergeStats(const std::vector<TileTask>& tasks) {
     for (size_t begin = 0, end; begin < tasks.size(); begin = end) {
       for (end = begin + 1; end < tasks.size() && tasks[end].segment == tasks[begin].segment &&
-                            tasks[end].first_set == tasks[begin].first_set;) {
+                            tasks[end].first_row == tasks[begin].first_row;) {
         ++end;
       }
       const MassParams::Segment& s = *tasks[begin].segment;
-      const int64_t first = FirstRow(tasks[begin]), last = EndRow(tasks[begin]);
+      const int64_t first = tasks[begin].first_row, last = tasks[begin].end_row;
       threads_.For(last - first, [&](int64_t i, int) {
         for (int64_t h = 0; h < heads_; ++h) {
           float largest = -std::numeric_limits<float>::infinity();
@@ -243,22 +249,22 @@ class Tiles {
     const MassParams::Segment& s = *t.segment;
     MassScratch::Rank& r = scratch_.ranks[static_cast<size_t>(rank)];
     const int64_t groups = Groups(p_, s), kv_heads = s.kv.layout.kv_heads;
-    const int64_t units = (t.end_set - t.first_set) * groups;
+    const int64_t units = Sets(t) * groups;
     const bool max = p_.pool == Pool::kMax && groups < heads_;
     // A maximum over heads has to be complete before rows are added.
     const bool by_row = max && s.rows_per_set > 1;
     r.columns.assign(static_cast<size_t>(units * kChunk), 0.0f);
-    for (int64_t first = FirstRow(t); first < EndRow(t); first += kTileRows) {
-      const int64_t last = std::min(first + kTileRows, EndRow(t));
+    for (int64_t first = t.first_row; first < t.end_row; first += kTileRows) {
+      const int64_t last = std::min(first + kTileRows, t.end_row);
       const auto column = [&](int64_t row, int64_t group) {
-        const int64_t set = row / s.rows_per_set - t.first_set;
+        const int64_t set = (row - t.first_row) / s.rows_per_set;
         return r.columns.data() + (set * groups + group) * kChunk;
       };
       for (int64_t g = 0; g < kv_heads; ++g) {
         if (by_row && (g == 0 || p_.scope != MassScope::kAll)) {
           r.row_max.assign(static_cast<size_t>((last - first) * kChunk), 0.0f);
         }
-        PackQueries(t, first, last, g, r, [&](int64_t row, int64_t head, MassQuery& q) {
+        SetQueries(t, first, last, g, r, [&](int64_t row, int64_t head, MassQuery& q) {
           q.out = by_row ? r.row_max.data() + (row - first) * kChunk
                          : column(row, head * groups / heads_);
         });
@@ -279,7 +285,7 @@ class Tiles {
     const int64_t n = std::min(kChunk, s.rows.position + s.rows.count - t.key);
     for (int64_t u = 0; u < units; ++u) {
       std::copy_n(r.columns.data() + u * kChunk, n,
-                  s.mass + (t.first_set * groups + u) * s.mass_stride + t.key);
+                  s.mass + (t.first_row / s.rows_per_set * groups + u) * s.mass_stride + t.key);
     }
   }
 

@@ -14,14 +14,15 @@ namespace baton::cpu {
 
 struct MassScratch {
   struct Rank {  // of one thread
-    std::vector<std::byte> packed_queries, packed_keys;
+    std::vector<std::byte> packed_keys;
     std::vector<MassQuery> queries;
     std::vector<float> columns;  // [sets * groups][keys of a chunk]
     std::vector<float> row_max;  // [rows of a tile][keys of a chunk]
   };
   std::vector<Rank> ranks;
-  std::vector<float> lse;    // [T, Hq] log2 units
-  std::vector<float> stats;  // per tile task {largest, sum} of [rows, Hq]
+  std::vector<std::byte> tile_queries;  // packed, by segment [Hkv][rows][Hq / Hkv]
+  std::vector<float> lse;               // [T, Hq] log2 units
+  std::vector<float> stats;             // per tile task {largest, sum} of [rows, Hq]
   // Low-bit rows:
   Buffer weights;                          // bf16 [rows][chunks][Hq][keys of a chunk]
   std::vector<float> starts;               // [rows][Hq]
