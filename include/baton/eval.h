@@ -72,6 +72,7 @@ struct BenchOptions {
   int repeats = 3;           // medians are reported
   int batch = 1;             // sequences decoded together
   int64_t whole_prompt = 0;  // also time a whole prompt of this many tokens from depth 0
+  bool ops = false;          // also time the operations of a prompt chunk and a decode step
 };
 struct BenchRow {
   int64_t depth = 0;
@@ -83,8 +84,8 @@ struct BenchRow {
   double read_bandwidth = 0;  // bytes/s, measured just before on huge pages with all threads
   std::string logits_hash;
   bool aliased = false;            // layers shared synthetic KV
-  std::vector<OpTime> ops;         // of one decode step
-  std::vector<OpTime> prompt_ops;  // of one prompt chunk; empty where none is timed
+  std::vector<OpTime> ops;         // of one decode step; empty unless asked for
+  std::vector<OpTime> prompt_ops;  // of one prompt chunk; also empty where none is timed
 };
 struct BenchResult {
   double read_bandwidth = 0;  // the best of the rows

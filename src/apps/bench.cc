@@ -15,7 +15,7 @@ struct BenchFlags {
   EngineFlags engine;
   std::string plan, shape;
   BenchOptions options;
-  bool ops = false, json = false;
+  bool json = false;
 };
 
 void AddOptions(CLI::App* command, BenchFlags& o) {
@@ -43,13 +43,13 @@ void AddOptions(CLI::App* command, BenchFlags& o) {
   count("-r,--repeats", b.repeats, "Repetitions; medians are reported", 1);
   count("--batch", b.batch, "Sequences decoded together", 1);
   count("--whole", b.whole_prompt, "Also time a whole prompt of N tokens; 0: no", 0);
-  command->add_flag("--ops", o.ops,
+  command->add_flag("--ops", b.ops,
                     "Time of each operation in a prompt chunk and in a decode step");
   AddJsonFlag(command, o.json);
   o.engine.Add(command);
 }
 
-Json ToJson(const BenchRow& row, bool ops) {
+Json ToJson(const BenchRow& row) {
   Json object = {{"depth", row.depth},
                  {"plan", row.plan},
                  {"batch", row.batch},
@@ -62,8 +62,8 @@ Json ToJson(const BenchRow& row, bool ops) {
                  {"share_of_read_bandwidth", row.share_of_read_bandwidth},
                  {"logits_hash", row.logits_hash},
                  {"aliased", row.aliased}};
-  if (ops) object["ops"] = apps::ToJson(row.ops);
-  if (ops && !row.prompt_ops.empty()) object["prompt_ops"] = apps::ToJson(row.prompt_ops);
+  if (!row.ops.empty()) object["ops"] = apps::ToJson(row.ops);
+  if (!row.prompt_ops.empty()) object["prompt_ops"] = apps::ToJson(row.prompt_ops);
   return object;
 }
 
@@ -143,10 +143,9 @@ std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& m
   whole(r.whole_prompt_seconds_dense, "dense");
   whole(r.whole_prompt_seconds_plan, "plan");
   for (const BenchRow& row : r.rows) {
-    if (!o.ops) break;
     const std::string prompt = fmt::format("a prompt of {} tokens", Count(o.options.prompt));
     if (!row.prompt_ops.empty()) out += OpsTable(row, prompt, row.prompt_ops);
-    out += OpsTable(row, "one decode step", row.ops);
+    if (!row.ops.empty()) out += OpsTable(row, "one decode step", row.ops);
   }
   return out;
 }
@@ -179,7 +178,7 @@ Result<int> Run(const BenchFlags& o, const Invocation& invocation) {
   object["decode"] = options.decode;
   object["repeats"] = options.repeats;
   Json rows = Json::array();
-  for (const BenchRow& row : r.rows) rows.push_back(ToJson(row, o.ops));
+  for (const BenchRow& row : r.rows) rows.push_back(ToJson(row));
   object["rows"] = std::move(rows);
   if (options.whole_prompt > 0)
     object["whole_prompt"] = {{"tokens", options.whole_prompt},

@@ -303,15 +303,18 @@ class Bench {
     }
     for (size_t i = 0; i < lanes.size(); ++i) {
       BenchRow row{.depth = depth, .read_bandwidth = read_bandwidth};
-      if (options_.prompt > 0) {
+      if (options_.ops && options_.prompt > 0) {
         BATON_ASSIGN(row.prompt_ops, lanes[i].TracePrompt(prompt));
       }
-      BATON_TRY(AddRow(row, lanes[i], Median(prompt_seconds[i]), Median(decode_seconds[i])));
+      if (options_.ops) {
+        BATON_ASSIGN(row.ops, lanes[i].TraceStep());
+      }
+      AddRow(row, lanes[i], Median(prompt_seconds[i]), Median(decode_seconds[i]));
     }
     return Status::Ok();
   }
 
-  Status AddRow(BenchRow row, Lane& lane, double prompt_seconds, double decode_seconds) {
+  void AddRow(BenchRow row, Lane& lane, double prompt_seconds, double decode_seconds) {
     row.plan = lane.plan() ? summary_ : "dense";
     row.batch = options_.batch;
     if (prompt_seconds > 0)
@@ -328,9 +331,7 @@ class Bench {
       row.share_of_read_bandwidth = row.decode_bytes_per_s / row.read_bandwidth;
     row.logits_hash = lane.hash();
     row.aliased = lane.aliased();
-    BATON_ASSIGN(row.ops, lane.TraceStep());
     result_.rows.push_back(std::move(row));
-    return Status::Ok();
   }
 
   Status WholePrompt() {

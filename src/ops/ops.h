@@ -165,7 +165,7 @@ enum class MassScope { kAll, kGroup, kHead };
 // mass[s, g, n] = attention probability of key n, pooled over the query heads of scope g (sum or
 // max) and summed over the rows of set s. Keys a row cannot see count as 0. The probabilities are
 // the exact ones (from K and the given lse, or from stored scores) or those of the 4-bit copy of K
-// (their own softmax).
+// (their own softmax). Segments share no row.
 struct MassParams {
   enum class Source { kExact, kScores, kLowBit } source = Source::kExact;
   struct Segment {

@@ -14,6 +14,7 @@ BenchOptions Small() {
   options.prompt = 40;
   options.decode = 3;
   options.repeats = 2;
+  options.ops = true;
   return options;
 }
 
@@ -54,6 +55,16 @@ TEST(Bench, RowsHaveFinitePositiveNumbers) {
   }
   EXPECT_LT(r.rows[3].kv_bytes_per_token, r.rows[2].kv_bytes_per_token);
   EXPECT_NE(r.rows[3].logits_hash, r.rows[2].logits_hash);
+}
+
+TEST(Bench, OperationsAreTimedOnlyWhereAskedFor) {
+  auto engine = LoadSynthetic();
+  BenchOptions options = Small();
+  options.ops = false;
+  for (const BenchRow& row : MustRun(*engine, options).rows) {
+    EXPECT_TRUE(row.ops.empty());
+    EXPECT_TRUE(row.prompt_ops.empty());
+  }
 }
 
 TEST(Bench, CacheBytesFollowTheElementType) {

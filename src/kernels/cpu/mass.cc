@@ -108,10 +108,6 @@ class Tiles {
     return low_bit_ ? MassForm::kLowBit : s.rows_per_set == 1 ? MassForm::kFine : MassForm::kCoarse;
   }
 
-  static int64_t Sets(const TileTask& t) {
-    return Ceil(t.end_row - t.first_row, t.segment->rows_per_set);
-  }
-
   // Packed queries lie in the order of a segment's KV heads, rows and heads of a KV head.
   std::byte* Packed(const MassParams::Segment& s, int64_t row, int64_t head) {
     const int64_t ratio = heads_ / s.kv.layout.kv_heads;
@@ -249,7 +245,7 @@ class Tiles {
     const MassParams::Segment& s = *t.segment;
     MassScratch::Rank& r = scratch_.ranks[static_cast<size_t>(rank)];
     const int64_t groups = Groups(p_, s), kv_heads = s.kv.layout.kv_heads;
-    const int64_t units = Sets(t) * groups;
+    const int64_t units = Ceil(t.end_row - t.first_row, s.rows_per_set) * groups;
     const bool max = p_.pool == Pool::kMax && groups < heads_;
     // A maximum over heads has to be complete before rows are added.
     const bool by_row = max && s.rows_per_set > 1;
