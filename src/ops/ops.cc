@@ -88,6 +88,7 @@ void Ops::Store(const StoreParams& p) {
 void Ops::Attend(const AttendParams& p) {
   BATON_CHECK(p.q.rank() == 3 && p.o.rank() == 3);
   BATON_CHECK(p.o.contiguous() && p.q.contiguous());
+  BATON_CHECK(p.scale > 0);  // amx applies it after a row's maximum
   double bytes = 0, flops = 0;
   for (const auto& s : p.segments) {
     CheckRows(s.rows, p.q.dim(0), s.kv);

@@ -153,7 +153,7 @@ struct AttendParams {
     int64_t score_stride = 0;  // >= position + count
   };
   View<const float> q;  // [T, Hq, D]
-  float scale = 0;
+  float scale = 0;      // > 0
   std::span<const Segment> segments;
   View<float> o;    // [T, Hq, D]; zero where a row has no key
   View<float> lse;  // [T, Hq] natural log, or empty; -inf where a row has no key

@@ -113,9 +113,20 @@ TEST_P(LinearTest, MatchesReference) {
     std::vector<int64_t> tokens;
   };
   const std::vector<Shape> shapes = {
-      {1, 32, {33}},         {16, 64, {1, 2, 7}},     {37, 96, {1, 2, 3, 4, 5, 6, 7}},
-      {64, 576, {1, 5, 16}}, {129, 160, {1, 33, 70}}, {50, 2048, {1, 2, 13}},
-      {96, 288, {200}},      {700, 64, {1, 70}}};
+      {1, 32, {33}},
+      {16, 64, {1, 2, 7}},
+      {37, 96, {1, 2, 3, 4, 5, 6, 7}},
+      {64, 576, {1, 5, 16}},
+      {129, 160, {1, 33, 70}},
+      {50, 2048, {1, 2, 13}},
+      {96, 288, {200}},
+      {700, 64, {1, 70}},
+      // Enough rows for panels of three and four groups, more columns than amx takes at a stretch,
+      // more tokens than a block of them.
+      {1040, 64, {17, 33}},
+      {1072, 64, {33}},
+      {20, 1056, {33}},
+      {50, 96, {530}}};
   for (const Shape& s : shapes) {
     const Weights w(rng_, dtype(), s.rows, Cols(s.cols));
     const auto norm = RandomNormal(rng_, w.cols, 0.3f, 1);
@@ -158,21 +169,23 @@ TEST_P(LinearTest, GluMatchesReference) {
 }
 
 TEST_P(LinearTest, RowsDoNotDependOnTheirBatch) {
-  const Weights w(rng_, dtype(), 83, Cols(320));
-  const auto norm = RandomNormal(rng_, w.cols, 0.3f, 1);
-  const auto x = RandomNormal(rng_, 70 * w.cols);
-  const Options o{.norm = norm.data()};
-  std::vector<float> alone;
-  for (int64_t t = 0; t < 70; ++t) {
-    const std::vector<float> row(x.begin() + t * w.cols, x.begin() + (t + 1) * w.cols);
-    const auto y = RunLinear(*ops_, w, row, o);
-    alone.insert(alone.end(), y.begin(), y.end());
-  }
-  for (const int64_t tokens : {2, 3, 5, 6, 7, 12, 16, 33, 70}) {
-    const std::vector<float> part(x.begin(), x.begin() + tokens * w.cols);
-    ExpectSameBits(RunLinear(*ops_, w, part, o),
-                   std::span(alone).first(static_cast<size_t>(tokens * w.rows)),
-                   fmt::format("{} tokens", tokens));
+  for (const int64_t cols : {320, 1056}) {
+    const Weights w(rng_, dtype(), 83, Cols(cols));
+    const auto norm = RandomNormal(rng_, w.cols, 0.3f, 1);
+    const auto x = RandomNormal(rng_, 70 * w.cols);
+    const Options o{.norm = norm.data()};
+    std::vector<float> alone;
+    for (int64_t t = 0; t < 70; ++t) {
+      const std::vector<float> row(x.begin() + t * w.cols, x.begin() + (t + 1) * w.cols);
+      const auto y = RunLinear(*ops_, w, row, o);
+      alone.insert(alone.end(), y.begin(), y.end());
+    }
+    for (const int64_t tokens : {2, 3, 5, 6, 7, 12, 16, 33, 70}) {
+      const std::vector<float> part(x.begin(), x.begin() + tokens * w.cols);
+      ExpectSameBits(RunLinear(*ops_, w, part, o),
+                     std::span(alone).first(static_cast<size_t>(tokens * w.rows)),
+                     fmt::format("{} columns, {} tokens", cols, tokens));
+    }
   }
 }
 
@@ -249,6 +262,9 @@ TEST_P(LinearTest, ExtremeInputs) {
       EXPECT_FALSE(std::isfinite(y[40 + r]));
       EXPECT_EQ(y[80 + r], clean[80 + r]);
     }
+    x[n + 5] = 0;
+    const std::vector<float> after = RunLinear(*ops_, w, x);
+    for (const float v : after) ASSERT_TRUE(std::isfinite(v)) << "a bad value stayed behind";
     for (const float v : RunLinear(*ops_, w, std::vector<float>(n, bad), {.norm = norm.data()})) {
       EXPECT_TRUE(std::isnan(v));
     }

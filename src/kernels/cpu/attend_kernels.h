@@ -5,9 +5,8 @@
 // Decode and prompt share the entry points; tiles of few rows may be computed in another way
 // inside. A decode tile is the R query heads of one token over blocks of 32 keys, one tile per KV
 // head advancing together, so that every K and V row is read once and in memory order. A prompt
-// tile stacks several tokens times R heads over blocks of 64 or 128 keys, which
-// pays for packing K and V
-// into the order the dot products want.
+// tile stacks several tokens times R heads over blocks of 64 or 128 keys, which pays for packing K
+// and V into the order the dot products want.
 #pragma once
 
 #include <cstddef>

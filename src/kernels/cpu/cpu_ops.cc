@@ -23,7 +23,7 @@ bool MayUseTiles() {
 
 constexpr const char* kNames[] = {"portable", "avx2", "avx512", "amx"};
 constexpr const char* kNeeds[] = {"x86-64", "AVX2, FMA, F16C, BMI2 and LZCNT",
-                                  "AVX-512 with F, BW, VL, DQ, VBMI, VNNI and BF16",
+                                  "AVX-512 with F, BW, VL, DQ, CD, VBMI, VBMI2, VNNI and BF16",
                                   "AMX with TILE and BF16"};
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace baton {
 enum class CpuIsa { kPortable, kAvx2, kAvx512, kAmx };  // each machine runs all up to its best
 
 // The best the machine runs: kAvx2 needs FMA, F16C, BMI2 and LZCNT beside it, kAvx512 F, BW, VL,
-// DQ, VBMI, VNNI and BF16, kAmx TILE and BF16 and the system's leave to use them.
+// DQ, CD, VBMI, VBMI2, VNNI and BF16, kAmx TILE and BF16 and the system's leave to use them.
 CpuIsa DetectCpuIsa();
 
 // Fails when `isa` is not supported by this machine.

@@ -78,7 +78,7 @@ struct PanelArgs {
   int64_t group = 0;  // first group of 16 rows
   int groups = 0;     // 1 to 4
   // What the thread is going to read after the panel, fetched ahead during its last groups unless
-  // these are long; or null.
+  // these are long (amx, for prompts alone, does not); or null.
   const std::byte* next = nullptr;
   const std::byte* x = nullptr;  // prepared tiles; the first token is the first of its tile
   bool fine = false;             // x holds FineBlocks; quantised layouts only

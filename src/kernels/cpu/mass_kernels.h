@@ -10,13 +10,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <numbers>
 
 #include "kv/page.h"
 
 namespace baton::cpu {
 
 constexpr int64_t kMassBlock = KvLayout::kSlots;
-constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kLog2E = std::numbers::log2e_v<float>;
 
 struct MassQuery {
   // Written by pack_query. Those of a call's queries lie 4 dim bytes apart, and after the last one
@@ -29,7 +30,7 @@ struct MassQuery {
 };
 
 // What is multiplied: the keys themselves, where they are bf16 with q to 8 bits of mantissa
-// (coarse) or 16 (fine), or the 4-bit copy of K, with q as int8 where there are byte dot products.
+// (coarse) or 16 (fine), or the 4-bit copy of K, with q as int8 (amx: bf16, portable: f32).
 enum class MassForm { kCoarse, kFine, kLowBit };
 
 // One set per instruction set.
@@ -40,7 +41,7 @@ struct MassKernels {
   // bytes at most. Slots past the sequence's end are packed as found; nobody may see them.
   void (*pack_keys)(const KvView& kv, int64_t position, int head, MassForm form, void* out);
   // out[n] = out[n] + p or max(out[n], p), p = 2^(scale q.k[n] - lse), for the n that the query
-  // sees. AVX2 and AVX-512 rank by low-bit copies with the chord below in place of 2^x, at most 1;
+  // sees. All but portable rank by low-bit copies with the chord below in place of 2^x, at most 1;
   // 1 for a score that is not a number.
   void (*accumulate)(const void* keys, int64_t dim, MassForm form, float scale,
                      const MassQuery* queries, int64_t count, bool max);
@@ -55,8 +56,8 @@ struct MassKernels {
 // The decode scan of machines with byte dot products or their like: one row against the whole
 // low-bit copy.
 
-// q rounded to int8 with one scale per 32 channels. Also what pack_query makes for
-// MassForm::kLowBit: int8 [dim], then per 32 channels the scale (f32) and -8 * sum(q) (int32).
+// q rounded to int8 with one scale per 32 channels. Also what avx2's and avx512's pack_query makes
+// for MassForm::kLowBit: int8 [dim], then per 32 channels the scale (f32) and -8 * sum(q) (int32).
 struct LowBitQuery {
   static constexpr int64_t Bytes(int64_t dim) { return dim + dim / 32 * 8; }
   // False if an element of the query was NaN or infinite: packing leaves a scale that is not a

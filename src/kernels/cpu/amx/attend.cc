@@ -70,13 +70,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   auto* values = reinterpret_cast<uint32_t*>(scratch.values);
   PackKeys<kInt8>(block, ahead, key_offset, dim, keys);
   PackValues<kInt8>(block, ahead, value_offset, dim, values);
-  BlockScales scales;
-  if constexpr (kInt8) {
-    for (int k = 0; k < key_steps * 2; ++k) {
-      scales.key[k] = KeyScales(block, k * 16, t.kv_head);
-      scales.value[k] = KeyScales(block, k * 16, t.layout.kv_heads + t.kv_head);
-    }
-  }
+  const BlockScales scales = ScalesOf<kInt8>(t, block, 1);
 
   const TileScope tiles;
   for (int row = 0; row < t.rows; row += kTileRows) {

@@ -21,6 +21,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numbers>
 
 #include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/avx2/vec_math.h"
@@ -28,8 +29,7 @@
 namespace baton::cpu::avx2 {
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
+constexpr float kLog2E = std::numbers::log2e_v<float>, kLn2 = std::numbers::ln2_v<float>;
 constexpr int kFewRows = 8;    // of a tile
 constexpr int kFewAtOnce = 4;  // of a product
 constexpr int kManyAtOnce = 6;

@@ -254,15 +254,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     PackValues<kInt8>(block, ahead, value_offset, dim, packed_values);
   }
 
-  const float scale = t.scale * kLog2E;
-  BlockScales scales;
-  for (int k = 0; k < (block.count + 31) / 32 * 2; ++k) {
-    scales.key[k] = _mm512_set1_ps(scale);
-    if constexpr (kInt8) {
-      scales.key[k] = _mm512_mul_ps(scales.key[k], KeyScales(block, k * 16, t.kv_head));
-      scales.value[k] = KeyScales(block, k * 16, t.layout.kv_heads + t.kv_head);
-    }
-  }
+  const BlockScales scales = ScalesOf<kInt8>(t, block, t.scale * kLog2E);
 
   for (int row = 0; row < t.rows; row += step) {
     const int rows = t.rows - row < step ? t.rows - row : step;

@@ -16,6 +16,8 @@
 #include <immintrin.h>
 #include <math.h>
 
+#include <numbers>
+
 #include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/avx512/vec_math.h"
 
@@ -27,8 +29,7 @@ namespace baton::cpu::avx512 {
 // A copy for every file, as in attend_block.h.
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
+constexpr float kLog2E = std::numbers::log2e_v<float>, kLn2 = std::numbers::ln2_v<float>;
 constexpr int kWeightStride = kMaxBlockKeys / 2;  // dwords from one row's weights to the next
 
 inline __m512bh AsBf16(__m512i x) { return (__m512bh)x; }
@@ -50,34 +51,6 @@ __m512i Load32(const std::byte* p, __mmask32 mask) {
 
 inline __mmask32 ChannelMask(int64_t head_dim, int64_t channel) {
   return head_dim - channel >= 32 ? 0xffffffffu : 0x0000ffffu;  // D is a multiple of 16
-}
-
-// r[i] dword j becomes r[j] dword i. Inlined and unrolled, so that the 16 rows stay in registers.
-[[gnu::always_inline]] inline void Transpose16(__m512i (&r)[16]) {
-  __m512i t[16];
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    const __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    const __m512i b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    const __m512i c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]);
-    const __m512i d = _mm512_unpackhi_epi32(r[i + 2], r[i + 3]);
-    t[i] = _mm512_unpacklo_epi64(a, c);
-    t[i + 1] = _mm512_unpackhi_epi64(a, c);
-    t[i + 2] = _mm512_unpacklo_epi64(b, d);
-    t[i + 3] = _mm512_unpackhi_epi64(b, d);
-  }
-  // t[4q + c], 128-bit lane l: dwords 4l + c of rows 4q to 4q + 3.
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512i a = _mm512_shuffle_i32x4(t[c], t[4 + c], 0x44);
-    const __m512i b = _mm512_shuffle_i32x4(t[c], t[4 + c], 0xee);
-    const __m512i d = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0x44);
-    const __m512i e = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0xee);
-    r[c] = _mm512_shuffle_i32x4(a, d, 0x88);
-    r[4 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
-    r[8 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
-    r[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
-  }
 }
 
 template <bool kInt8>
@@ -138,9 +111,22 @@ inline __m512 KeyScales(const KeyBlock& block, int key, int index) {
 }
 
 struct BlockScales {
-  __m512 key[kMaxBlockKeys / 16];  // factor of the raw products, softmax base 2
-  __m512 value[kMaxBlockKeys / 16];
+  __m512 key[kMaxBlockKeys / 16];    // `factor`, times the keys' scales in an int8 cache
+  __m512 value[kMaxBlockKeys / 16];  // int8 caches only
 };
+
+template <bool kInt8>
+BlockScales ScalesOf(const AttendTile& t, const KeyBlock& block, float factor) {
+  BlockScales scales;
+  for (int k = 0; k < (block.count + kKeyStep - 1) / kKeyStep * 2; ++k) {
+    scales.key[k] = _mm512_set1_ps(factor);
+    if constexpr (kInt8) {
+      scales.key[k] = _mm512_mul_ps(scales.key[k], KeyScales(block, k * 16, t.kv_head));
+      scales.value[k] = KeyScales(block, k * 16, t.layout.kv_heads + t.kv_head);
+    }
+  }
+  return scales;
+}
 
 // Excludes the keys that a row at position `query` does not see.
 inline void MaskScores(const AttendTile& t, const KeyBlock& block, int keys, int64_t query,

@@ -1,10 +1,12 @@
-// Exponentials and reductions of 16 floats for the AVX-512 kernels. Include from files below
-// avx512/ only.
+// Exponentials, reductions and transpositions of 16 lanes for the AVX-512 kernels. Include from
+// files below avx512/ only.
 #pragma once
 
 #include <immintrin.h>
 
 namespace baton::cpu::avx512 {
+
+namespace {
 
 // 2^x for x <= 0, relative error below 2e-7; exactly 1 at 0, exactly 0 from -150 on
 // down (also at -inf), NaN for NaN. The polynomial is a constrained minimax fit of degree 5 on
@@ -77,5 +79,35 @@ template <typename Op>
   };
   return join(join(v[0], v[1]), join(v[2], v[3]));
 }
+
+// r[i] dword j becomes r[j] dword i. Inlined and unrolled, so that the 16 rows stay in registers.
+[[gnu::always_inline]] inline void Transpose16(__m512i (&r)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    const __m512i b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    const __m512i c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]);
+    const __m512i d = _mm512_unpackhi_epi32(r[i + 2], r[i + 3]);
+    t[i] = _mm512_unpacklo_epi64(a, c);
+    t[i + 1] = _mm512_unpackhi_epi64(a, c);
+    t[i + 2] = _mm512_unpacklo_epi64(b, d);
+    t[i + 3] = _mm512_unpackhi_epi64(b, d);
+  }
+  // t[4q + c], 128-bit lane l: dwords 4l + c of rows 4q to 4q + 3.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512i a = _mm512_shuffle_i32x4(t[c], t[4 + c], 0x44);
+    const __m512i b = _mm512_shuffle_i32x4(t[c], t[4 + c], 0xee);
+    const __m512i d = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0x44);
+    const __m512i e = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0xee);
+    r[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+    r[4 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
+    r[8 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
+    r[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
+  }
+}
+
+}  // namespace
 
 }  // namespace baton::cpu::avx512
