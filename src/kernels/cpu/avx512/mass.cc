@@ -306,10 +306,15 @@ void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t h
 }
 
 // R queries against 32 slots of one head: two groups of 16, so that every four bytes of a query
-// that are broadcast meet two registers of keys. Adds to `scores`.
+// that are broadcast meet two registers of keys. Adds to `scores`. As many bytes from `next` on are
+// asked for meanwhile, a few lines per query: a burst fills the buffers for lines under way and
+// holds up the loads behind it.
 template <int R>
-[[gnu::always_inline]] inline void LowBitGroups(const LowBitBlock* blocks, int64_t dim,
-                                                const std::byte* queries, __m512 (&scores)[R][2]) {
+[[gnu::always_inline]] inline void LowBitGroups(const LowBitBlock* blocks, const LowBitBlock* next,
+                                                int64_t dim, const std::byte* queries,
+                                                __m512 (&scores)[R][2]) {
+  constexpr int kLines = 2 * sizeof(LowBitBlock) / 64;
+  const auto* ahead = reinterpret_cast<const char*>(next);
   const int64_t per_group = dim / 32, bytes = LowBitQuery::Bytes(dim);
   const __m512i low = _mm512_set1_epi8(15);
   for (int64_t b = 0; b < per_group; ++b) {
@@ -329,6 +334,9 @@ template <int R>
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 9
+      for (int l = r * kLines / R; l < (r + 1) * kLines / R; ++l)
+        _mm_prefetch(ahead + (kLines * b + l) * 64, _MM_HINT_T0);
       const std::byte* q = queries + r * bytes;
       const std::byte* tail = q + dim + 8 * b;
       __m512i sum[2] = {Broadcast(tail + 4), Broadcast(tail + 4)};
@@ -354,23 +362,18 @@ inline __m512i WeightBits(__m512 score, __mmask16 seen) {
   return _mm512_cvtps_epi32(_mm512_maskz_min_ps(seen, score, heaviest));
 }
 
-// R queries against a page of one head. Another page's blocks are asked for meanwhile, into the
-// second-level cache: the first has too few misses under way for memory's latency.
+// R queries against a page of one head. Another page's blocks are asked for meanwhile.
 template <int R>
 void LowBitWeights(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
                    const std::byte* queries, const float* start, int64_t visible, uint16_t* out,
                    int64_t stride) {
   const int64_t two = 2 * (dim / 32);  // blocks of 32 slots
   for (int64_t slot = 0; slot < kMassBlock; slot += 32, blocks += two) {
-    if (next != nullptr) {
-      const auto* ahead = reinterpret_cast<const char*>(next + slot / 32 * two);
-      for (int64_t b = 0; b < two * static_cast<int64_t>(sizeof(LowBitBlock)); b += 64)
-        _mm_prefetch(ahead + b, _MM_HINT_T1);
-    }
     const __mmask16 seen[] = {FirstLanes(visible - slot), FirstLanes(visible - slot - 16)};
     __m512 scores[R][2];
     for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_set1_ps(start[r]);
-    LowBitGroups<R>(blocks, dim, queries, scores);
+    LowBitGroups<R>(blocks, next == nullptr ? blocks : next + slot / 32 * two, dim, queries,
+                    scores);
     for (int r = 0; r < R; ++r) {
       const __m512i w =
           _mm512_packus_epi32(WeightBits(scores[r][0], seen[0]), WeightBits(scores[r][1], seen[1]));
@@ -429,7 +432,8 @@ void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* querie
   ByFours(count, [&]<int R>(int64_t first) {
     __m512 scores[R][2];
     for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_setzero_ps();
-    LowBitGroups<R>(kv.low_bit(0, head, 0), dim, queries + first * LowBitQuery::Bytes(dim), scores);
+    const LowBitBlock* blocks = kv.low_bit(0, head, 0);
+    LowBitGroups<R>(blocks, blocks, dim, queries + first * LowBitQuery::Bytes(dim), scores);
     for (int r = 0; r < R; ++r) {
       const __m512 top =
           _mm512_mask_max_ps(_mm512_mask_mov_ps(nothing, FirstLanes(n), scores[r][0]),
