@@ -54,7 +54,7 @@ struct Engine::Impl {
   std::vector<bool> store_low_bit_;
 };
 
-// FNV-1a over the bytes of a row of logits, 8 hex digits.
+// Of the bits of a row of logits, 8 hex digits.
 std::string HashLogits(const float* logits, int64_t count);
 
 }  // namespace baton

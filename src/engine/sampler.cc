@@ -1,11 +1,54 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <numeric>
 
 namespace baton {
+namespace {
+
+constexpr size_t kBlock = 256, kLanes = 16;  // what the loops below are written in for the compiler
+
+// The first of the largest; of what are not numbers only if there is nothing else.
+int32_t Largest(std::span<const float> x) {
+  float largest = -std::numeric_limits<float>::infinity();
+  size_t block = 0;
+  for (size_t begin = 0; begin < x.size(); begin += kBlock) {
+    const size_t end = std::min(begin + kBlock, x.size());
+    float lanes[kLanes];
+    std::fill_n(lanes, kLanes, -std::numeric_limits<float>::infinity());
+    size_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      for (size_t l = 0; l < kLanes; ++l) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
+    }
+    for (; i < end; ++i) lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
+    const float here = *std::max_element(lanes, lanes + kLanes);
+    if (here > largest) largest = here, block = begin;
+  }
+  for (size_t i = block; i < x.size(); ++i) {
+    if (x[i] == largest) return static_cast<int32_t>(i);
+  }
+  return 0;
+}
+
+// 2^x for x <= 0 within 3e-7; 0 from -127 on down and for what is not a number.
+inline float Exp2(float x) {
+  x = x > -127.0f ? x : -127.0f;
+  const int n = static_cast<int>(x - 0.5f);
+  const float f = x - static_cast<float>(n);
+  float y = 0x1.5bba14p-10f;
+  y = y * f + 0x1.3cea88p-7f;
+  y = y * f + 0x1.c6b752p-5f;
+  y = y * f + 0x1.ebf9bcp-3f;
+  y = y * f + 0x1.62e42ap-1f;
+  y = y * f + 1.0f;
+  return y * std::bit_cast<float>((n + 127) << 23);
+}
+
+}  // namespace
 
 Status CheckSampling(const Sampling& s) {
   const auto bad = [](const char* what, const char* expected, double got) {
@@ -47,49 +90,89 @@ int32_t Sampler::Sample(std::span<const float> input, std::span<const int32_t> h
     }
     logits = logits_;
   }
-  const auto before = [&](int32_t a, int32_t b) {
-    const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
-    if (std::isnan(x) || std::isnan(y)) return !std::isnan(x) && std::isnan(y);
-    return x > y || (x == y && a < b);
-  };
-  if (options_.temperature == 0) {
-    int32_t best = 0;
-    for (int32_t i = 1; i < static_cast<int32_t>(logits.size()); ++i) {
-      if (before(i, best)) best = i;
-    }
-    return best;
+  const int32_t best = Largest(logits);
+  const float largest = logits[static_cast<size_t>(best)];
+  if (options_.temperature == 0 || std::isnan(largest)) return best;
+  const double total = Weigh(logits, largest);
+  // The likeliest k, or all that the other cuts may keep: those that weigh less than their even
+  // share of what top-p drops weigh less than that together.
+  const double dropped = (1 - static_cast<double>(options_.top_p)) * total;
+  const double least =
+      std::max<double>(options_.min_p, 0.5 * dropped / static_cast<double>(logits.size()));
+  if (options_.top_k == 0 && least == 0) return Draw(total);
+  order_.clear();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (options_.top_k > 0 || weights_[i] >= least) order_.push_back(static_cast<int32_t>(i));
   }
-  order_.resize(logits.size());
-  std::iota(order_.begin(), order_.end(), 0);
   size_t keep = options_.top_k > 0 ? std::min(order_.size(), static_cast<size_t>(options_.top_k))
                                    : order_.size();
   std::partial_sort(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(keep), order_.end(),
-                    before);
+                    [&](int32_t a, int32_t b) {
+                      const float x = logits[static_cast<size_t>(a)],
+                                  y = logits[static_cast<size_t>(b)];
+                      if (std::isnan(x) || std::isnan(y)) return !std::isnan(x) && std::isnan(y);
+                      return x > y || (x == y && a < b);
+                    });
   order_.resize(keep);
-  std::vector<double> p(keep);
-  const double largest = logits[static_cast<size_t>(order_[0])];
-  for (size_t i = 0; i < keep; ++i) {
-    const double x = logits[static_cast<size_t>(order_[i])];
-    // The largest may be infinite: its distance to itself is 0, not NaN.
-    p[i] = std::isnan(x)  ? 0.0
-           : x == largest ? 1.0
-                          : std::exp((x - largest) / options_.temperature);
+  const auto weight = [&](size_t i) {
+    return static_cast<double>(weights_[static_cast<size_t>(order_[i])]);
+  };
+  double kept = total;
+  if (options_.top_k > 0) {
+    kept = 0;
+    for (size_t i = 0; i < keep; ++i) kept += weight(i);
   }
-  double total = std::accumulate(p.begin(), p.end(), 0.0);
   double sum = 0;
   for (size_t i = 0; i < keep; ++i) {
-    if (p[i] < options_.min_p * p[0] || (i > 0 && sum >= options_.top_p * total)) {
+    if (weight(i) < options_.min_p || (i > 0 && sum >= options_.top_p * kept)) {
       keep = i;
       break;
     }
-    sum += p[i];
+    sum += weight(i);
   }
   double x = NextUniform() * sum;
   for (size_t i = 0; i < keep; ++i) {
-    x -= p[i];
+    x -= weight(i);
     if (x < 0) return order_[i];
   }
   return order_[keep - 1];
+}
+
+double Sampler::Weigh(std::span<const float> logits, float largest) {
+  weights_.resize(logits.size());
+  sums_.clear();
+  const float scale = std::numbers::log2e_v<float> / options_.temperature;
+  double total = 0;
+  for (size_t begin = 0; begin < logits.size(); begin += kBlock) {
+    const size_t end = std::min(begin + kBlock, logits.size());
+    // The largest may be infinite: its distance to itself is 0, not NaN.
+    for (size_t i = begin; i < end; ++i)
+      weights_[i] = logits[i] == largest ? 1.0f : Exp2((logits[i] - largest) * scale);
+    float lanes[kLanes] = {};
+    size_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      for (size_t l = 0; l < kLanes; ++l) lanes[l] += weights_[i + l];
+    }
+    for (; i < end; ++i) lanes[0] += weights_[i];
+    sums_.push_back(std::accumulate(lanes, lanes + kLanes, 0.0));
+    total += sums_.back();
+  }
+  return total;
+}
+
+int32_t Sampler::Draw(double total) {
+  double x = NextUniform() * total;
+  size_t block = 0;
+  while (block + 1 < sums_.size() && x >= sums_[block]) x -= sums_[block++];
+  // Sums in another order round otherwise: past the block's end, its last possible token.
+  size_t last = 0;
+  for (size_t i = block * kBlock; i < std::min((block + 1) * kBlock, weights_.size()); ++i) {
+    if (weights_[i] == 0) continue;
+    last = i;
+    x -= weights_[i];
+    if (x < 0) break;
+  }
+  return static_cast<int32_t>(last);
 }
 
 }  // namespace baton

@@ -20,10 +20,16 @@ class Sampler {
 
  private:
   double NextUniform();  // [0, 1)
+  // Sets weights_ to e^((logit - largest) / temperature), sums_ to what each block of them comes
+  // to, and returns the sum of all.
+  double Weigh(std::span<const float> logits, float largest);
+  int32_t Draw(double total);  // by the weights, in the order of ids
 
   Sampling options_;
   uint64_t state_;
   std::vector<float> logits_;
+  std::vector<float> weights_;
+  std::vector<double> sums_;
   std::vector<int32_t> order_;
 };
 

@@ -101,7 +101,7 @@ class Lane {
     tokens_ = MadeUpTokens(static_cast<int64_t>(sessions_.size()), vocab(), 2);
     kv_bytes_ = 0;
     const auto start = Clock::now();
-    for (int64_t i = 0; i < steps; ++i) BATON_TRY(Step());
+    for (int64_t i = 0; i < steps; ++i) BATON_TRY(Step(/*last=*/i + 1 == steps));
     const double seconds = Since(start);
     for (int64_t i = 0; i < steps; ++i)
       kv_bytes_ += KvBytes(engine_->impl(), sessions_[0].store(), plan_, depth_ + i + 1);
@@ -119,7 +119,7 @@ class Lane {
   }
   Result<std::vector<OpTime>> TraceStep() {
     Rewind();
-    return Trace([&] { return Step(); });
+    return Trace([&] { return Step(/*last=*/false); });
   }
 
   const ResolvedPlan* plan() const { return plan_; }
@@ -143,8 +143,9 @@ class Lane {
     return ops;
   }
 
-  // One forward pass with a row of every sequence, as the scheduler builds it.
-  Status Step() {
+  // One forward pass with a row of every sequence, as the scheduler builds it. The last one's
+  // logits are kept.
+  Status Step(bool last) {
     Engine::Impl& impl = engine_->impl();
     if (impl.cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
     std::vector<AttentionSegment> segments;
@@ -169,7 +170,7 @@ class Lane {
       for (int64_t i = 0; i < logits.dim(0); ++i) {
         const std::span<const float> row(logits.row(i), static_cast<size_t>(logits.dim(1)));
         next[static_cast<size_t>(first + i)] = sampler_.Sample(row, {});
-        if (first + i == 0) logits_.assign(row.begin(), row.end());
+        if (last && first + i == 0) logits_.assign(row.begin(), row.end());
       }
     };
     BATON_TRY(impl.model->Forward(batch));

@@ -83,6 +83,67 @@ TEST(Sampler, CutsKeepWhatTheyPromise) {
   EXPECT_EQ(Draw({.temperature = 1}, logits, 500).size(), 4u);
 }
 
+// What may be drawn and how likely, sorted and in double precision: what Sample says it does.
+std::vector<std::pair<int32_t, double>> Definition(const Sampling& s,
+                                                   const std::vector<float>& logits) {
+  std::vector<std::pair<int32_t, double>> tokens;
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  for (size_t i = 0; i < logits.size(); ++i)
+    tokens.emplace_back(static_cast<int32_t>(i), std::exp((logits[i] - largest) / s.temperature));
+  std::stable_sort(tokens.begin(), tokens.end(),
+                   [](const auto& a, const auto& b) { return a.second > b.second; });
+  if (s.top_k > 0) tokens.resize(std::min(tokens.size(), static_cast<size_t>(s.top_k)));
+  double total = 0, sum = 0;
+  for (const auto& t : tokens) total += t.second;
+  size_t keep = 0;
+  while (keep < tokens.size() && tokens[keep].second >= s.min_p &&
+         (keep == 0 || sum < s.top_p * total))
+    sum += tokens[keep++].second;
+  tokens.resize(keep);
+  for (auto& t : tokens) t.second /= sum;
+  return tokens;
+}
+
+// Vocabularies around and beyond the blocks that weights are summed in, flat and steep.
+TEST(Sampler, DrawsWhatTheDefinitionKeepsAsOftenAsItSays) {
+  constexpr int kDraws = 4000;
+  for (const size_t n : {1u, 15u, 257u, 2000u}) {
+    for (const float temperature : {0.3f, 1.0f, 3.0f}) {
+      for (const Sampling& cut : {Sampling{}, Sampling{.top_p = 0.9f}, Sampling{.top_p = 0.999f},
+                                  Sampling{.min_p = 0.05f}, Sampling{.top_k = 7},
+                                  Sampling{.top_k = 100, .top_p = 0.8f, .min_p = 0.01f}}) {
+        Sampling s = cut;
+        s.temperature = temperature;
+        s.seed = 11;
+        std::vector<float> logits = RandomLogits(n, n);
+        const auto want = Definition(s, logits);
+        auto seen = Draw(s, logits, kDraws);
+        double expected = 0, found = 0;  // of the likeliest tokens, added one by one
+        for (const auto& [id, p] : want) {
+          expected += p;
+          found += seen[id];
+          EXPECT_NEAR(found / kDraws, expected, 0.035) << n << " tokens, token " << id;
+          seen.erase(id);
+        }
+        // A token on the edge of a cut may be kept by one and not by the other.
+        EXPECT_LE(seen.size(), 1u);
+        for (const auto& [id, count] : seen) EXPECT_LT(count, 0.02 * kDraws);
+      }
+    }
+  }
+}
+
+TEST(Sampler, TheLargestIsFoundWhereverItIs) {
+  std::vector<float> logits = RandomLogits(1, 1000);
+  for (size_t i = 0; i < logits.size(); i += 3) logits[i] = kNan;
+  for (size_t at = 1; at < logits.size(); at += 7) {
+    std::vector<float> x = logits;
+    x[at] = 50;
+    if (at + 200 < x.size()) x[at + 200] = 50;
+    EXPECT_EQ(Sampler({}).Sample(x, {}), static_cast<int32_t>(at));
+  }
+}
+
 TEST(Sampler, PenaltyLooksAtTheLatestTokensOnly) {
   const std::vector<float> logits = {2, 1.9f, -1};
   EXPECT_EQ(Sampler({.repetition_penalty = 1.5f}).Sample(logits, std::vector<int32_t>{0}), 1);
