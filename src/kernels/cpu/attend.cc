@@ -23,8 +23,9 @@ constexpr int kDecodeBlock =
     32;  // keys; small, so that a unit's first block waits for memory but shortly
 // The keys of a token, range or list, are cut into about 16 chunks: few to begin and merge, and as
 // many as most machines have threads; a larger team would want more. Every chunk is a part that has
-// to come from the thread that wrote it, so short lists feed few threads: k = 512 two.
+// to come from the thread that wrote it, so short lists feed few threads: k = 512 and less two.
 constexpr int64_t kRowChunks = 16, kLeastRowChunk = 256, kMostRowChunk = 4096;
+constexpr int64_t kShortRowChunk = 64;  // half of what is not worth two threads
 constexpr int64_t kPromptChunk = 4096;
 
 using Segment = AttendParams::Segment;
@@ -53,8 +54,9 @@ struct Unit {
 };
 
 int64_t RowChunk(int64_t keys) {
-  const int64_t even = (keys / kRowChunks + kKeyStep - 1) / kKeyStep * kKeyStep;
-  return std::clamp(even, kLeastRowChunk, kMostRowChunk);
+  const auto part = [keys](int64_t n) { return (keys / n + kKeyStep - 1) / kKeyStep * kKeyStep; };
+  const int64_t least = std::clamp(part(2), kShortRowChunk, kLeastRowChunk);
+  return std::clamp(part(kRowChunks), least, kMostRowChunk);
 }
 
 // Keys of rows [row, row + rows) of a segment: every key that one of them sees.
