@@ -1,19 +1,22 @@
 // Speed of attention alone, decode by role and a dense prompt: `micro_attend [threads] [keys]
-// [shape] [row]`, where row is part of the name of the rows wanted. Each role's
-// operations run over many layers in turn, whose cache exceeds the processor's ("cold"), and over
-// one layer ("hot", what the arithmetic takes). Figures are medians per layer; GB/s is what the
-// cold reads come to.
+// [shape] [row]`, where row is part of the name of the rows wanted. Each role's operations run over
+// one layer ("hot", what the arithmetic takes) and over many in turn, between which other memory is
+// read as a step reads weights ("cold": keys, values and code come from memory). Figures are
+// medians per layer; GB/s is what the cold reads come to. "read k rows" is the limit of reuse: rows
+// at random positions that are added up as they come.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <random>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/buffer.h"
 #include "base/thread_pool.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kv/kv_store.h"
@@ -47,6 +50,9 @@ class Bench {
     for (float& x : q_) x = normal(rng);
     o_.resize(q_.size());
     lse_.resize(static_cast<size_t>(kPrompt * shape.heads));
+    sums_.resize(static_cast<size_t>(pool_.threads()) * 8);
+    other_ = Buffer::AllocateOrDie(kOther);
+    std::memset(other_.data(), 1, static_cast<size_t>(kOther));
     mass_.resize(static_cast<size_t>(keys + 64));
     scores_.resize(static_cast<size_t>(shape.heads * (keys + 64)));
   }
@@ -105,18 +111,53 @@ class Bench {
 
   KeySet Chosen() const { return {.kind = KeySet::Kind::kIndex, .index = &sets_}; }
 
+  // A chosen row's lines added up, eight rows asked for ahead; every thread has its share of rows.
+  void ReadRows(int layer) {
+    const KvView kv = sequence_.View(layer);
+    const int64_t bytes = kv.layout.row_bytes(), count = sets_.count(0, 0);
+    const int32_t* list = sets_.list(0, 0);
+    pool_.For(pool_.threads(), [&](int64_t t, int) {
+      const int64_t begin = count * t / pool_.threads(), end = count * (t + 1) / pool_.threads();
+      uint64_t sum = 0;
+      for (int64_t i = begin - 8; i < end; ++i) {
+        if (i + 8 < end) {
+          for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(kv.row(list[i + 8]) + b);
+        }
+        for (int64_t b = 0; i >= begin && b < bytes; b += 64)
+          sum += static_cast<uint64_t>(kv.row(list[i])[b]);
+      }
+      sums_[static_cast<size_t>(t) * 8] = sum;
+    });
+  }
+
+  // What a layer's weights do to the caches.
+  void ReadOther() {
+    constexpr int64_t kLayer = 3 << 20;
+    other_at_ = other_at_ + 2 * kLayer > other_.size() ? 0 : other_at_ + kLayer;
+    pool_.For(pool_.threads(), [&](int64_t t, int) {
+      const std::byte* from = other_.data() + other_at_ + t * kLayer / pool_.threads();
+      uint64_t sum = 0;
+      for (int64_t b = 0; b < kLayer / pool_.threads(); b += 64)
+        sum += static_cast<uint64_t>(from[b]);
+      sums_[static_cast<size_t>(t) * 8] = sum;
+    });
+  }
+
   // Microseconds of body(layer): median over rounds of `calls` calls that go through `layers`
-  // layers.
+  // layers, cold if these are several.
   double Time(int layers, int calls, const std::function<void(int)>& body) {
     ThreadPool::Hot hot(pool_);
     std::vector<double> us;
     for (int round = 0; round < 15; ++round) {
-      const auto start = std::chrono::steady_clock::now();
-      for (int i = 0; i < calls; ++i) body(i % layers);
-      us.push_back(
-          std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
-              .count() /
-          calls);
+      double total = 0;
+      for (int i = 0; i < calls; ++i) {
+        if (layers > 1) ReadOther();
+        const auto start = std::chrono::steady_clock::now();
+        body(i % layers);
+        total += std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
+                     .count();
+      }
+      us.push_back(total / calls);
     }
     std::nth_element(us.begin(), us.begin() + 7, us.end());
     return us[7];
@@ -169,11 +210,13 @@ class Bench {
       Select(k);
       Row(k == 512 ? "reuse 512" : "reuse 1024", static_cast<double>(k) * token,
           [&](int l) { Attend(l, Chosen()); });
+      Row(k == 512 ? "  read 512 rows" : "  read 1024 rows", static_cast<double>(k) * token,
+          [&](int l) { ReadRows(l); });
     }
   }
 
  private:
-  static constexpr int64_t kPrompt = 512;
+  static constexpr int64_t kPrompt = 512, kOther = 256 << 20;
   Rows rows() const { return {.first = 0, .count = 1, .position = keys_ - 1}; }
   View<const float> q() const {
     return View<const float>(q_.data(), {1, shape_.heads, shape_.head_dim});
@@ -189,6 +232,9 @@ class Bench {
   std::unique_ptr<KvStore> store_;
   KvSequence sequence_;
   std::vector<float> q_, o_, lse_, mass_, scores_;
+  Buffer other_;
+  int64_t other_at_ = 0;
+  std::vector<uint64_t> sums_;  // eight a thread, so that none share a line
   IndexSets sets_;
 };
 
