@@ -40,8 +40,6 @@ int64_t Groups(const MassParams& p, const MassParams::Segment& s) {
 
 int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How far ahead of its use the low-bit copy is asked for: at 20 GB/s a thread, 200 ns.
-constexpr int64_t kReadAhead = 4096;
 // Of a head's copy of a page.
 int64_t LowBitBytes(int64_t dim) {
   return kMassBlock / 16 * (dim / 32) * static_cast<int64_t>(sizeof(LowBitBlock));
@@ -490,7 +488,7 @@ class LowBitRows {
   const int64_t chunk_heads_ = Ceil(heads_, 16) * 16;
   const int64_t query_bytes_ = LowBitQuery::Bytes(dim_);
   // How many heads' copies of a page lie between a use and its being asked for.
-  const int64_t heads_ahead_ = Ceil(kReadAhead, LowBitBytes(dim_));
+  const int64_t heads_ahead_ = Ceil(kernels_.read_ahead, LowBitBytes(dim_));
 };
 
 }  // namespace

@@ -80,6 +80,7 @@ struct LowBitQuery {
 constexpr float kWeightUnit = 128;
 
 struct LowBitKernels {
+  int64_t read_ahead;  // bytes between a page's use and its being asked for
   // out: a LowBitQuery, its scales times score_scale.
   void (*pack)(const float* q, int64_t dim, float score_scale, std::byte* out);
   // start[r]: what makes the largest score among the sequence's first min(n, 32) keys a weight

@@ -431,7 +431,8 @@ const MassKernels& GetMassKernels() {
 }
 
 const LowBitKernels& GetLowBitKernels() {
-  static constexpr LowBitKernels kKernels = {.pack = PackLowBitQuery,
+  static constexpr LowBitKernels kKernels = {.read_ahead = 8192,
+                                             .pack = PackLowBitQuery,
                                              .starts = LowBitStarts,
                                              .page = LowBitPage,
                                              .sum = SumOfWeights,

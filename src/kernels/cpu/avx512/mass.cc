@@ -487,7 +487,8 @@ const MassKernels& GetMassKernels() {
 }
 
 const LowBitKernels& GetLowBitKernels() {
-  static constexpr LowBitKernels kKernels = {.pack = PackLowBitQuery,
+  static constexpr LowBitKernels kKernels = {.read_ahead = 4096,
+                                             .pack = PackLowBitQuery,
                                              .starts = LowBitStarts,
                                              .page = LowBitPage,
                                              .sum = SumOfWeights,
