@@ -111,6 +111,14 @@ void FillBlock(const Keys& keys, const KvView& kv, int64_t begin, int64_t n, Key
   }
 }
 
+// Asks for all of a block's rows. Later blocks are asked for during the arithmetic of those before
+// them; the first would be waited for head by head, keys and then values.
+void FetchRows(const KeyBlock& block, const KvLayout& l) {
+  for (int i = 0; i < block.count; ++i) {
+    for (int64_t b = 0; b < l.row_bytes(); b += 64) __builtin_prefetch(block.rows[i] + b, 0, 2);
+  }
+}
+
 int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
@@ -285,21 +293,22 @@ void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernel
                               Thread& thread) {
   const Group& group = groups[static_cast<size_t>(unit.group)];
   const Segment& s = *group.segment;
-  const std::span<AttendTile> tiles = Begin(p, kernels, group, thread);
   const int64_t block = group.prompt ? kernels.prompt_block : kDecodeBlock;
   const int64_t begin = unit.chunk * group.chunk;
   const int64_t end = std::min(group.keys.count, begin + group.chunk);
   const auto fill = [&](int64_t from, int64_t limit, KeyBlock& b) {
     FillBlock(group.keys, s.kv, from, std::clamp<int64_t>(limit - from, 0, block), b);
   };
+  KeyBlock* now = &thread.blocks[0];
+  KeyBlock* next = &thread.blocks[1];
+  fill(begin, end, *now);
+  if (!group.prompt && group.kv_heads == s.kv.layout.kv_heads) FetchRows(*now, s.kv.layout);
+  const std::span<AttendTile> tiles = Begin(p, kernels, group, thread);
   const int64_t dim = p.q.dim(2);
   const int64_t items = group.rows * static_cast<int64_t>(tiles.size()) * tiles[0].heads;
   const int64_t first_part = group.part + unit.chunk * items;
   if (group.chunks > 1 && !group.prompt)
     FetchToWrite(part_o.as<float>() + first_part * dim, items * dim);
-  KeyBlock* now = &thread.blocks[0];
-  KeyBlock* next = &thread.blocks[1];
-  fill(begin, end, *now);
   for (int64_t i = begin; i < end; i += block, std::swap(now, next)) {
     // Past the chunk's end, the next chunk's keys: most likely this thread's as well.
     fill(i + block, i + block < end ? end : group.keys.count, *next);
