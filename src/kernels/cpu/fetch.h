@@ -23,6 +23,10 @@ namespace baton::cpu {
   }
 }
 
+// Whether weights are better asked for into the first-level cache: on Zen 5, where decode at short
+// contexts gains 2 to 5 %.
+extern const bool kFetchesNear;
+
 // Decode streams the weights once. The hardware prefetcher stops at every 4 KiB, so lines are asked
 // for ahead: those of the next rows, which mostly follow in memory, or of long rows some way ahead.
 // They go to the second-level cache, which can wait for more lines at once than the first: 20 GB/s
@@ -36,8 +40,9 @@ namespace baton::cpu {
   return next ? next - rows : 0;
 }
 
+template <bool kNear = false>
 [[gnu::always_inline]] inline void PrefetchWeights(const std::byte* p, int bytes) {
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, kNear ? 3 : 2);
 }
 
 }  // namespace baton::cpu

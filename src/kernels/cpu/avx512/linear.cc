@@ -31,9 +31,9 @@ inline __m512i BroadcastQuants(const Block& x, int v) {
   return _mm512_set1_epi32(reinterpret_cast<const int32_t*>(q)[v]);
 }
 
-template <int G>
+template <int G, bool kNear>
 inline void PrefetchAhead(const std::byte* p, int64_t group_bytes, int64_t distance, int bytes) {
-  for (int g = 0; g < G; ++g) PrefetchWeights(p + g * group_bytes + distance, bytes);
+  for (int g = 0; g < G; ++g) PrefetchWeights<kNear>(p + g * group_bytes + distance, bytes);
 }
 
 template <Part P, int V0, int V1, int G, int NT, typename Block>
@@ -153,7 +153,7 @@ inline void Sum(const std::byte* q, int64_t group_bytes, const Block* x, Start s
 }
 
 // ahead: see PrefetchDistance; 0 = no prefetch.
-template <PackLayout L, int G, int NT, typename Block>
+template <PackLayout L, int G, int NT, bool kNear, typename Block>
 void QuantTile(const std::byte* w, int64_t group_bytes, int64_t blocks, const Block* x,
                int64_t ahead, float* out) {
   constexpr bool kMin = L == PackLayout::kMin4 || L == PackLayout::kMin8;
@@ -167,8 +167,8 @@ void QuantTile(const std::byte* w, int64_t group_bytes, int64_t blocks, const Bl
   }
   for (int64_t b = 0; b < blocks; ++b, x += kTileTokens) {
     const std::byte* q = w + b * kQuantBytes;
-    if (ahead != 0) PrefetchAhead<G>(q, group_bytes, ahead, kQuantBytes);
-    if (ahead != 0) PrefetchAhead<G>(d + b * ScaleBytesPerBlock(L), group_bytes, ahead, 64);
+    if (ahead != 0) PrefetchAhead<G, kNear>(q, group_bytes, ahead, kQuantBytes);
+    if (ahead != 0) PrefetchAhead<G, kNear>(d + b * ScaleBytesPerBlock(L), group_bytes, ahead, 64);
     __m512i acc[G][NT];
     if constexpr (L == PackLayout::kSym8x2) {
       const auto half0 = [](const Block& v) { return v.start6[0]; };
@@ -200,7 +200,7 @@ void QuantTile(const std::byte* w, int64_t group_bytes, int64_t blocks, const Bl
   }
 }
 
-template <int G, int NT>
+template <int G, int NT, bool kNear>
 void Bf16Tile(const std::byte* w, int64_t group_bytes, int64_t blocks, const uint32_t* x,
               int64_t ahead, float* out) {
   __m512 total[G][NT];
@@ -209,7 +209,7 @@ void Bf16Tile(const std::byte* w, int64_t group_bytes, int64_t blocks, const uin
   }
   const int64_t pairs = blocks * (kBlockColumns / 2);
   for (int64_t p = 0; p < pairs; ++p, x += kTileTokens, w += 64) {
-    if (ahead != 0) PrefetchAhead<G>(w, group_bytes, ahead, 64);
+    if (ahead != 0) PrefetchAhead<G, kNear>(w, group_bytes, ahead, 64);
     __m512bh a[G];
     for (int g = 0; g < G; ++g) {
       a[g] = reinterpret_cast<__m512bh>(_mm512_load_si512(w + g * group_bytes));
@@ -225,18 +225,18 @@ void Bf16Tile(const std::byte* w, int64_t group_bytes, int64_t blocks, const uin
   }
 }
 
-template <PackLayout L, int G, int NT>
+template <PackLayout L, int G, int NT, bool kNear = false>
 inline void Tile(const std::byte* w, const PackedMatrix& m, const std::byte* x, bool fine,
                  int64_t ahead, float* out) {
   if constexpr (L == PackLayout::kBf16) {
     const auto* pairs = reinterpret_cast<const uint32_t*>(x);
-    Bf16Tile<G, NT>(w, m.group_bytes, m.blocks, pairs, ahead, out);
+    Bf16Tile<G, NT, kNear>(w, m.group_bytes, m.blocks, pairs, ahead, out);
   } else if (fine) {
     const auto* blocks = reinterpret_cast<const FineBlock*>(x);
-    QuantTile<L, G, NT>(w, m.group_bytes, m.blocks, blocks, ahead, out);
+    QuantTile<L, G, NT, kNear>(w, m.group_bytes, m.blocks, blocks, ahead, out);
   } else {
     const auto* blocks = reinterpret_cast<const QuantBlock*>(x);
-    QuantTile<L, G, NT>(w, m.group_bytes, m.blocks, blocks, ahead, out);
+    QuantTile<L, G, NT, kNear>(w, m.group_bytes, m.blocks, blocks, ahead, out);
   }
 }
 
@@ -252,7 +252,7 @@ void Groups(const PanelArgs& p, int first) {
   for (int64_t t = 0; t < p.tokens; t += kTileTokens, x += p.tile_bytes) {
     switch (p.tokens - t) {
       case 1:
-        Tile<L, G, 1>(w, m, x, p.fine, ahead, out);
+        (kFetchesNear ? Tile<L, G, 1, true> : Tile<L, G, 1>)(w, m, x, p.fine, ahead, out);
         break;
       case 2:
         Tile<L, G, 2>(w, m, x, p.fine, ahead, out);
