@@ -111,7 +111,7 @@ class Bench {
 
   KeySet Chosen() const { return {.kind = KeySet::Kind::kIndex, .index = &sets_}; }
 
-  // A chosen row's lines added up, eight rows asked for ahead; every thread has its share of rows.
+  // A chosen row's lines added up, 16 rows asked for ahead; every thread has its share of rows.
   void ReadRows(int layer) {
     const KvView kv = sequence_.View(layer);
     const int64_t bytes = kv.layout.row_bytes(), count = sets_.count(0, 0);
@@ -119,9 +119,9 @@ class Bench {
     pool_.For(pool_.threads(), [&](int64_t t, int) {
       const int64_t begin = count * t / pool_.threads(), end = count * (t + 1) / pool_.threads();
       uint64_t sum = 0;
-      for (int64_t i = begin - 8; i < end; ++i) {
-        if (i + 8 < end) {
-          for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(kv.row(list[i + 8]) + b);
+      for (int64_t i = begin - 16; i < end; ++i) {
+        if (i + 16 < end) {
+          for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(kv.row(list[i + 16]) + b, 0, 2);
         }
         for (int64_t b = 0; i >= begin && b < bytes; b += 64)
           sum += static_cast<uint64_t>(kv.row(list[i])[b]);

@@ -23,8 +23,9 @@ namespace baton::cpu {
   }
 }
 
-// Whether weights are better asked for into the first-level cache: on Zen 5, where decode at short
-// contexts gains 2 to 5 %.
+// Whether what is read once is better asked for into the first-level cache: on Zen 5, where decode
+// at short contexts gains 2 to 5 %, ranking by a low-bit copy 12 to 20 %. On a Zen 4 ranking that
+// way took 550 instead of 470 us for 131,072 keys; on an Emerald Rapids it makes no difference.
 extern const bool kFetchesNear;
 
 // Decode streams the weights once. The hardware prefetcher stops at every 4 KiB, so lines are asked

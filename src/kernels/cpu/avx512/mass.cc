@@ -18,6 +18,7 @@
 #include <limits>
 
 #include "kernels/cpu/avx512/mass_parts.h"
+#include "kernels/cpu/fetch.h"
 
 namespace baton::cpu::avx512 {
 namespace {
@@ -307,9 +308,9 @@ void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t h
 
 // R queries against 32 slots of one head: two groups of 16, so that every four bytes of a query
 // that are broadcast meet two registers of keys. Adds to `scores`. As many bytes from `next` on are
-// asked for meanwhile, a few lines per query: a burst fills the buffers for lines under way and
-// holds up the loads behind it.
-template <int R>
+// asked for meanwhile (kNear: into the first-level cache, else the second), a few lines per query: a
+// burst fills the buffers for lines under way and holds up the loads behind it.
+template <int R, bool kNear>
 [[gnu::always_inline]] inline void LowBitGroups(const LowBitBlock* blocks, const LowBitBlock* next,
                                                 int64_t dim, const std::byte* queries,
                                                 __m512 (&scores)[R][2]) {
@@ -336,7 +337,7 @@ template <int R>
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 9
       for (int l = r * kLines / R; l < (r + 1) * kLines / R; ++l)
-        _mm_prefetch(ahead + (kLines * b + l) * 64, _MM_HINT_T0);
+        _mm_prefetch(ahead + (kLines * b + l) * 64, kNear ? _MM_HINT_T0 : _MM_HINT_T1);
       const std::byte* q = queries + r * bytes;
       const std::byte* tail = q + dim + 8 * b;
       __m512i sum[2] = {Broadcast(tail + 4), Broadcast(tail + 4)};
@@ -363,7 +364,7 @@ inline __m512i WeightBits(__m512 score, __mmask16 seen) {
 }
 
 // R queries against a page of one head. Another page's blocks are asked for meanwhile.
-template <int R>
+template <int R, bool kNear>
 void LowBitWeights(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
                    const std::byte* queries, const float* start, int64_t visible, uint16_t* out,
                    int64_t stride) {
@@ -372,8 +373,8 @@ void LowBitWeights(const LowBitBlock* blocks, const LowBitBlock* next, int64_t d
     const __mmask16 seen[] = {FirstLanes(visible - slot), FirstLanes(visible - slot - 16)};
     __m512 scores[R][2];
     for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_set1_ps(start[r]);
-    LowBitGroups<R>(blocks, next == nullptr ? blocks : next + slot / 32 * two, dim, queries,
-                    scores);
+    LowBitGroups<R, kNear>(blocks, next == nullptr ? blocks : next + slot / 32 * two, dim, queries,
+                           scores);
     for (int r = 0; r < R; ++r) {
       const __m512i w =
           _mm512_packus_epi32(WeightBits(scores[r][0], seen[0]), WeightBits(scores[r][1], seen[1]));
@@ -433,7 +434,7 @@ void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* querie
     __m512 scores[R][2];
     for (int r = 0; r < R; ++r) scores[r][0] = scores[r][1] = _mm512_setzero_ps();
     const LowBitBlock* blocks = kv.low_bit(0, head, 0);
-    LowBitGroups<R>(blocks, blocks, dim, queries + first * LowBitQuery::Bytes(dim), scores);
+    LowBitGroups<R, true>(blocks, blocks, dim, queries + first * LowBitQuery::Bytes(dim), scores);
     for (int r = 0; r < R; ++r) {
       const __m512 top =
           _mm512_mask_max_ps(_mm512_mask_mov_ps(nothing, FirstLanes(n), scores[r][0]),
@@ -445,12 +446,14 @@ void LowBitStarts(const KvView& kv, int64_t n, int head, const std::byte* querie
   });
 }
 
+template <bool kNear>
 void LowBitPage(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
                 const std::byte* queries, const float* start, int64_t count, int64_t visible,
                 uint16_t* out, int64_t stride) {
   ByFours(count, [&]<int R>(int64_t r) {
-    LowBitWeights<R>(blocks, r == 0 ? next : nullptr, dim, queries + r * LowBitQuery::Bytes(dim),
-                     start + r, visible, out + r * stride, stride);
+    LowBitWeights<R, kNear>(blocks, r == 0 ? next : nullptr, dim,
+                            queries + r * LowBitQuery::Bytes(dim), start + r, visible,
+                            out + r * stride, stride);
   });
 }
 
@@ -487,12 +490,12 @@ const MassKernels& GetMassKernels() {
 }
 
 const LowBitKernels& GetLowBitKernels() {
-  static constexpr LowBitKernels kKernels = {.read_ahead = 4096,
-                                             .pack = PackLowBitQuery,
-                                             .starts = LowBitStarts,
-                                             .page = LowBitPage,
-                                             .sum = SumOfWeights,
-                                             .pool = PoolWeights};
+  static const LowBitKernels kKernels = {.read_ahead = kFetchesNear ? 4096 : 16384,
+                                         .pack = PackLowBitQuery,
+                                         .starts = LowBitStarts,
+                                         .page = kFetchesNear ? LowBitPage<true> : LowBitPage<false>,
+                                         .sum = SumOfWeights,
+                                         .pool = PoolWeights};
   return kKernels;
 }
 
