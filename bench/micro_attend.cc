@@ -2,8 +2,8 @@
 // [shape] [row]`, where row is part of the name of the rows wanted. Each role's operations run over
 // one layer ("hot", what the arithmetic takes) and over many in turn, between which other memory is
 // read as a step reads weights ("cold": keys, values and code come from memory). Figures are
-// medians per layer; GB/s is what the cold reads come to. "read k rows" is the limit of reuse: rows
-// at random positions that are added up as they come.
+// medians per layer; GB/s is what the cold reads come to. "read k rows" is what reuse's bytes take
+// in a plain loop: rows at random positions, asked for ahead and added up as they come.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -121,7 +121,8 @@ class Bench {
       uint64_t sum = 0;
       for (int64_t i = begin - 16; i < end; ++i) {
         if (i + 16 < end) {
-          for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(kv.row(list[i + 16]) + b, 0, 2);
+          for (int64_t b = 0; b < bytes; b += 64)
+            __builtin_prefetch(kv.row(list[i + 16]) + b, 0, 2);
         }
         for (int64_t b = 0; i >= begin && b < bytes; b += 64)
           sum += static_cast<uint64_t>(kv.row(list[i])[b]);
@@ -206,6 +207,7 @@ class Bench {
       Attend(l, Chosen());
     });
     Row("  rank 4-bit copy", n * copy, [&](int l) { Mass(l, MassParams::Source::kLowBit); });
+    Mass(0, MassParams::Source::kLowBit);
     for (const int64_t k : {1024, 512}) {
       Select(k);
       Row(k == 512 ? "reuse 512" : "reuse 1024", static_cast<double>(k) * token,

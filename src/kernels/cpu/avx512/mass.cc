@@ -308,8 +308,8 @@ void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t h
 
 // R queries against 32 slots of one head: two groups of 16, so that every four bytes of a query
 // that are broadcast meet two registers of keys. Adds to `scores`. As many bytes from `next` on are
-// asked for meanwhile (kNear: into the first-level cache, else the second), a few lines per query: a
-// burst fills the buffers for lines under way and holds up the loads behind it.
+// asked for meanwhile (kNear: into the first-level cache, else the second), a few lines per query:
+// a burst fills the buffers for lines under way and holds up the loads behind it.
 template <int R, bool kNear>
 [[gnu::always_inline]] inline void LowBitGroups(const LowBitBlock* blocks, const LowBitBlock* next,
                                                 int64_t dim, const std::byte* queries,
@@ -490,12 +490,13 @@ const MassKernels& GetMassKernels() {
 }
 
 const LowBitKernels& GetLowBitKernels() {
-  static const LowBitKernels kKernels = {.read_ahead = kFetchesNear ? 4096 : 16384,
-                                         .pack = PackLowBitQuery,
-                                         .starts = LowBitStarts,
-                                         .page = kFetchesNear ? LowBitPage<true> : LowBitPage<false>,
-                                         .sum = SumOfWeights,
-                                         .pool = PoolWeights};
+  static const LowBitKernels kKernels = {
+      .read_ahead = kFetchesNear ? 4096 : 16384,
+      .pack = PackLowBitQuery,
+      .starts = LowBitStarts,
+      .page = kFetchesNear ? LowBitPage<true> : LowBitPage<false>,
+      .sum = SumOfWeights,
+      .pool = PoolWeights};
   return kKernels;
 }
 
