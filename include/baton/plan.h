@@ -11,13 +11,21 @@
 
 namespace baton {
 
+// What a layer does; src/plan/roles.cc is the table. A user's plan gives the first six; the others
+// belong to models that are trained for them.
 enum class Role {
-  kFull,    // attends as the model defines it; publishes nothing
-  kSelect,  // full attention whose probabilities rank the keys; publishes that ranking
-  kScan,  // ranks all keys by a low-bit copy of K, attends exactly to its own top k; publishes that
-          // ranking
-  kReuse,   // attends to the top k of an earlier publisher's ranking of the same step
-  kWindow,  // attends to the first `sink` and the last `recent` keys
+  kFull,
+  kSelect,
+  kScan,
+  kReuse,
+  kWindow,
+  kRoute,
+  kCrossFull,
+  kCrossDense,
+  kCrossIndex,
+  kCrossIndexLocal,
+  kSparse,
+  kSparseShared,
 };
 
 enum class Scope {
@@ -44,7 +52,7 @@ struct LayerRole {
   int source = -1;               // reuse: the publisher; -1 = latest earlier publisher
   Budget k;                      // reuse and scan; {0, 0} = the plan's budget
   int bits = 4;                  // scan
-  int64_t sink = 0, recent = 0;  // window
+  int64_t sink = 0, recent = 0;  // window and route
   bool operator==(const LayerRole&) const = default;
 };
 

@@ -3,6 +3,7 @@
 
 #include "apps/command.h"
 #include "baton/profile.h"
+#include "plan/roles.h"
 
 namespace baton::apps {
 namespace {
@@ -116,25 +117,9 @@ void AddOptions(CLI::App* command, PlanFlags& o) {
   o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);
 }
 
-char Letter(Role role) {
-  switch (role) {
-    case Role::kFull:
-      return 'F';
-    case Role::kSelect:
-      return 'S';
-    case Role::kScan:
-      return 'C';
-    case Role::kReuse:
-      return 'R';
-    case Role::kWindow:
-      return 'W';
-  }
-  return '?';
-}
-
 std::string Strip(const Plan& plan) {
   std::string letters;
-  for (const LayerRole& layer : plan.layers) letters += Letter(layer.role);
+  for (const LayerRole& layer : plan.layers) letters += RowOf(layer.role).letter;
   return letters;
 }
 

@@ -4,6 +4,10 @@
 #include <cmath>
 #include <string>
 
+#include "base/check.h"
+#include "plan/kv_bytes.h"
+#include "plan/roles.h"
+
 namespace baton {
 namespace {
 
@@ -29,22 +33,20 @@ Status CheckTable(const std::vector<std::vector<double>>& table, const std::stri
 
 }  // namespace
 
-int64_t LayerKvBytes(const ModelShape& model, int layer, const LayerRole& role, int64_t visible) {
-  const int64_t row = 2 * model.kv_heads * model.head_dim * 2;
-  const int64_t limit = model.window.empty() ? 0 : model.window[layer];
-  switch (role.role) {
-    case Role::kFull:
-    case Role::kSelect:
-      return (limit > 0 ? std::min(visible, limit) : visible) * row;
-    case Role::kScan:
-      return visible * LowBitBytes(model.head_dim) * model.kv_heads +
-             std::min(role.k.At(visible), visible) * row;
-    case Role::kReuse:
-      return std::min(role.k.At(visible), visible) * row;
-    case Role::kWindow:
-      return std::min(visible, role.sink + role.recent) * row;
+int64_t RoleKvBytes(const ModelShape& model, int layer, const LayerRole& role, int64_t visible) {
+  ResolvedPlan plan = ModelPlan(model);
+  const int cache = plan.OwnCache(layer);
+  LayerPlan& l = plan.layers[static_cast<size_t>(layer)];
+  TokenSet& set = l.branches[0].set;
+  const RoleRow& row = RowOf(role.role);
+  if (role.role == Role::kWindow) {
+    set = {.kind = TokenSet::Kind::kWindow, .sink = role.sink, .recent = role.recent};
+  } else if (row.branches[0].tokens == TokenSet::Kind::kIndex) {
+    set = {.kind = TokenSet::Kind::kIndex, .k = role.k};
+    if (row.publishes) l.publish = Publish{.ranking = Publish::Ranking::kLowBit};
   }
-  return 0;
+  BATON_CHECK_GE(cache, 0);
+  return LayerKvBytes(plan, layer, visible);
 }
 
 LayerCosts ByteCosts(const ModelShape& model, const std::vector<int64_t>& budgets,
@@ -52,7 +54,7 @@ LayerCosts ByteCosts(const ModelShape& model, const std::vector<int64_t>& budget
   const auto table = [&](const LayerRole& role) {
     std::vector<double> out(model.layers);
     for (int l = 0; l < model.layers; ++l)
-      out[l] = static_cast<double>(LayerKvBytes(model, l, role, visible));
+      out[l] = static_cast<double>(RoleKvBytes(model, l, role, visible));
     return out;
   };
   LayerCosts costs;

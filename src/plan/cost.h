@@ -29,9 +29,9 @@ struct LayerCosts {
 // Bytes of K, V and low-bit copies that one layer reads in a decode step at `visible` keys, bf16
 // cache. `publishes` is ignored: ranking reads nothing more than attention does, except a scan,
 // which reads the low-bit copy instead.
-int64_t LayerKvBytes(const ModelShape& model, int layer, const LayerRole& role, int64_t visible);
+int64_t RoleKvBytes(const ModelShape& model, int layer, const LayerRole& role, int64_t visible);
 
-// The table of LayerKvBytes. Budgets in tokens, ascending.
+// The table of RoleKvBytes. Budgets in tokens, ascending.
 LayerCosts ByteCosts(const ModelShape& model, const std::vector<int64_t>& budgets,
                      const std::vector<WindowOption>& windows, int64_t visible);
 

@@ -46,7 +46,7 @@ inline size_t EditDistance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-using Names = std::initializer_list<std::string_view>;
+using Names = std::vector<std::string_view>;
 
 inline std::string NearestHint(std::string_view got, const Names& known) {
   std::string_view best;

@@ -1,11 +1,13 @@
 #include "baton/plan.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 
 #include "base/atomic_file.h"
+#include "plan/roles.h"
 
 namespace baton {
 namespace {
@@ -14,22 +16,6 @@ constexpr int64_t kMaxFileBytes =
     16 << 20;  // a plan is kilobytes; anything larger is another kind of file
 
 }  // namespace
-
-std::string ToString(Role role) {
-  switch (role) {
-    case Role::kFull:
-      return "full";
-    case Role::kSelect:
-      return "select";
-    case Role::kScan:
-      return "scan";
-    case Role::kReuse:
-      return "reuse";
-    case Role::kWindow:
-      return "window";
-  }
-  return "unknown";
-}
 
 Plan Plan::Dense(int layers) {
   Plan plan;
@@ -68,12 +54,14 @@ Status Plan::Save(const std::string& path) const {
 }
 
 std::string Plan::Summary() const {
-  int count[5] = {};
-  for (const LayerRole& layer : layers) ++count[static_cast<int>(layer.role)];
   std::string out = fmt::format("{} layers: ", layers.size());
-  for (Role role : {Role::kFull, Role::kSelect, Role::kScan, Role::kReuse, Role::kWindow})
-    out += fmt::format("{}{} {}", role == Role::kFull ? "" : ", ", count[static_cast<int>(role)],
-                       ToString(role));
+  for (const RoleRow& row : Roles()) {
+    if (!row.in_plans) continue;
+    const auto count = std::count_if(layers.begin(), layers.end(),
+                                     [&](const LayerRole& l) { return l.role == row.role; });
+    if (row.role == Role::kRoute && count == 0) continue;  // only plans with a router have them
+    out += fmt::format("{}{} {}", row.role == Role::kFull ? "" : ", ", count, row.name);
+  }
   out += budget.fraction > 0 ? fmt::format(" | {:.4g} % of the context", 100 * budget.fraction)
                              : fmt::format(" | {} tokens", budget.tokens);
   const char* scopes[] = {"all", "group", "head_map"};

@@ -3,6 +3,7 @@
 
 #include "baton/plan.h"
 #include "plan/json_fields.h"
+#include "plan/roles.h"
 
 namespace baton {
 namespace {
@@ -41,7 +42,7 @@ Status ParseWindow(const Json& value, const std::string& where, LayerRole* role)
   const Json* recent = Find(value, "recent");
   if (!recent)
     return Error::InvalidArgument("{}: \"recent\" is missing", where)
-        .Hint("{\"window\":{\"sink\":4,\"recent\":1020}}");
+        .Hint(fmt::format("{{\"{}\":{{\"sink\":4,\"recent\":1020}}}}", ToString(role->role)));
   BATON_ASSIGN(role->recent, Integer(*recent, where + ".recent", 1, kMaxTokens));
   if (const Json* sink = Find(value, "sink")) {
     BATON_ASSIGN(role->sink, Integer(*sink, where + ".sink", 0, kMaxTokens));
@@ -75,38 +76,45 @@ Status ParseReuse(const Json& value, const std::string& where, LayerRole* role) 
   return Status::Ok();
 }
 
+// Names of the roles in plans; only those with fields, or those that may stand without.
+std::vector<std::string_view> RoleNames(bool with_fields) {
+  std::vector<std::string_view> names;
+  for (const RoleRow& row : Roles()) {
+    const bool fits = with_fields ? row.fields != kNoField : !(row.fields & kWindowField);
+    if (row.in_plans && fits) names.push_back(row.name);
+  }
+  return names;
+}
+
 Result<LayerRole> ParseRole(const Json& value, const std::string& where) {
   LayerRole role;
   if (value.is_string()) {
     const auto& name = value.get_ref<const std::string&>();
-    if (name == "full") return role;
-    role.role = Role::kSelect;
-    if (name == "select") return role;
-    role.role = Role::kScan;
-    if (name == "scan") return role;
-    role.role = Role::kReuse;
-    if (name == "reuse") return role;
+    const RoleRow* row = RoleByName(name);
+    if (row != nullptr && row->in_plans && !(row->fields & kWindowField)) {
+      role.role = row->role;
+      return role;
+    }
     return Error::InvalidArgument("{}: unknown role {}", where, Shown(value))
-        .Hint(name == "window"
-                  ? "a window needs its size: {\"window\":{\"sink\":4,\"recent\":1020}}"
-                  : NearestHint(name, {"full", "select", "scan", "reuse"}));
+        .Hint(row != nullptr && row->in_plans
+                  ? fmt::format("a {0} needs its size: {{\"{0}\":{{\"sink\":4,\"recent\":1020}}}}",
+                                name)
+                  : NearestHint(name, RoleNames(false)));
   }
-  BATON_TRY(ExpectObject(value, where, {"window", "scan", "reuse"}));
+  BATON_TRY(ExpectObject(value, where, RoleNames(true)));
   if (value.size() != 1)
-    return Error::InvalidArgument("{}: expected one of window, scan, reuse, got {} keys", where,
-                                  value.size());
+    return Error::InvalidArgument("{}: expected one of {}, got {} keys", where,
+                                  fmt::join(RoleNames(true), ", "), value.size());
   const auto entry = value.begin();
-  const std::string& kind = entry.key();
-  const Json& fields = entry.value();
-  if (kind == "window") {
-    role.role = Role::kWindow;
-    BATON_TRY(ParseWindow(fields, where + ".window", &role));
-  } else if (kind == "scan") {
-    role.role = Role::kScan;
-    BATON_TRY(ParseScan(fields, where + ".scan", &role));
+  const RoleRow& row = *RoleByName(entry.key());
+  const std::string field = where + "." + entry.key();
+  role.role = row.role;
+  if (row.fields & kWindowField) {
+    BATON_TRY(ParseWindow(entry.value(), field, &role));
+  } else if (row.fields & kBitsField) {
+    BATON_TRY(ParseScan(entry.value(), field, &role));
   } else {
-    role.role = Role::kReuse;
-    BATON_TRY(ParseReuse(fields, where + ".reuse", &role));
+    BATON_TRY(ParseReuse(entry.value(), field, &role));
   }
   return role;
 }
@@ -319,26 +327,18 @@ OrderedJson BudgetJson(const Budget& budget) {
 }
 
 OrderedJson RoleJson(const LayerRole& role) {
+  const RoleRow& row = RowOf(role.role);
+  const std::string name(row.name);
   const bool own_k = role.k != Budget{};
+  if (row.fields == kNoField) return name;
+  if (row.fields & kWindowField) return {{name, {{"sink", role.sink}, {"recent", role.recent}}}};
   OrderedJson fields = OrderedJson::object();
-  switch (role.role) {
-    case Role::kFull:
-    case Role::kSelect:
-      return ToString(role.role);
-    case Role::kWindow:
-      return {{"window", {{"sink", role.sink}, {"recent", role.recent}}}};
-    case Role::kScan:
-      fields["bits"] = role.bits;
-      if (own_k) fields["k"] = BudgetJson(role.k);
-      return {{"scan", fields}};
-    case Role::kReuse:
-      if (role.source < 0 && !own_k) return "reuse";
-      if (!own_k) return {{"reuse", role.source}};
-      if (role.source >= 0) fields["source"] = role.source;
-      fields["k"] = BudgetJson(role.k);
-      return {{"reuse", fields}};
-  }
-  return {};
+  if (row.fields & kBitsField) fields["bits"] = role.bits;
+  if ((row.fields & kSourceField) && !own_k)
+    return role.source < 0 ? OrderedJson(name) : OrderedJson{{name, role.source}};
+  if ((row.fields & kSourceField) && role.source >= 0) fields["source"] = role.source;
+  if (own_k) fields["k"] = BudgetJson(role.k);
+  return {{name, fields}};
 }
 
 OrderedJson EvidenceJson(const Evidence& e) {

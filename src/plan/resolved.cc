@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/sha256.h"
+#include "plan/roles.h"
 
 namespace baton {
 namespace {
@@ -22,7 +23,7 @@ int64_t ForcedTokens(const Plan& plan) {
   return CeilDiv(plan.sink, b) * b + tail;
 }
 
-bool Publishes(Role role) { return role == Role::kSelect || role == Role::kScan; }
+bool Publishes(Role role) { return RowOf(role).publishes; }
 
 std::string Describe(const Budget& k) {
   return k.fraction > 0 ? fmt::format("{:.4g} % of the context", 100 * k.fraction)
@@ -31,6 +32,13 @@ std::string Describe(const Budget& k) {
 
 Status CheckModel(const Plan& plan, const ModelShape& model) {
   const int listed = static_cast<int>(plan.layers.size());
+  const bool changes = std::any_of(plan.layers.begin(), plan.layers.end(),
+                                   [](const LayerRole& l) { return l.role != Role::kFull; });
+  if (model.trained_sparse() && changes)
+    return Error::Unsupported(
+               "a {} model is trained for its own attention; a plan can only leave it as it is",
+               model.architecture)
+        .Hint("run it without --plan");
   if (model.layers <= 0 || model.kv_heads <= 0 || model.head_dim <= 0 ||
       (!model.window.empty() && static_cast<int>(model.window.size()) != model.layers))
     return Error::InvalidArgument("model has {} layers, {} KV heads of {}, {} window sizes",
@@ -87,6 +95,16 @@ Status CheckGlobals(const Plan& plan, const ModelShape& model) {
   return Status::Ok();
 }
 
+// What a reader of rankings asks its publishers for.
+void AddBudget(const LayerPlan& reader, std::vector<LayerPlan>* layers) {
+  for (const Branch& b : reader.branches) {
+    if (b.set.kind != TokenSet::Kind::kIndex) continue;
+    std::vector<Budget>& budgets = (*layers)[b.set.publisher].publish->budgets;
+    if (std::find(budgets.begin(), budgets.end(), b.set.k) == budgets.end())
+      budgets.push_back(b.set.k);
+  }
+}
+
 class Resolver {
  public:
   Resolver(const Plan& plan, const ModelShape& model, std::vector<std::string>* warnings)
@@ -95,7 +113,7 @@ class Resolver {
   Result<ResolvedPlan> Run();
 
  private:
-  int64_t ModelWindow(int l) const { return model_.window.empty() ? 0 : model_.window[l]; }
+  int64_t ModelWindow(int l) const { return model_.Window(l); }
   std::string Name(int l) const {
     return fmt::format("layer {} ({})", l, ToString(plan_.layers[l].role));
   }
@@ -107,7 +125,11 @@ class Resolver {
   Result<int> Source(int l) const;
   Status CheckHeadMap(int l) const;
   Status CheckPlace(int l) const;
-  Status Layer(int l, ResolvedLayer* out);
+  Status CheckScan(int l) const;
+  Status CheckWindow(int l) const;
+  Status Index(int l, TokenSet* set);
+  Status Layer(int l, LayerPlan* out);
+  void SetPublishers(ResolvedPlan* out);
   int64_t MinContext() const;
 
   const Plan& plan_;
@@ -202,53 +224,91 @@ Status Resolver::CheckPlace(int l) const {
   return Status::Ok();
 }
 
-Status Resolver::Layer(int l, ResolvedLayer* out) {
+Status Resolver::CheckScan(int l) const {
+  const LayerRole& role = plan_.layers[l];
+  if (role.role != Role::kScan) return Status::Ok();
+  if (role.bits != 4)
+    return Error::Unsupported("{}: a copy of K with {} bits, this build has 4", Name(l), role.bits);
+  if (model_.head_dim % 32)
+    return Error::Unsupported(
+               "{}: the low-bit copy of K needs a head size that is a multiple "
+               "of 32, this model has {}",
+               Name(l), model_.head_dim)
+        .Hint("use select");
+  return Status::Ok();
+}
+
+Status Resolver::CheckWindow(int l) const {
+  const LayerRole& role = plan_.layers[l];
+  if (!(RowOf(role.role).fields & kWindowField)) return Status::Ok();
+  if (role.sink < 0 || role.recent < 1 || role.sink > kMaxTokens || role.recent > kMaxTokens)
+    return Error::InvalidArgument("{}: sink {} must be 0 or more and recent {} 1 or more", Name(l),
+                                  role.sink, role.recent);
+  return Status::Ok();
+}
+
+// The list that layer l reads: its own or another's.
+Status Resolver::Index(int l, TokenSet* set) {
+  int source = l;
+  if (plan_.layers[l].role == Role::kReuse) {
+    BATON_ASSIGN(source, Source(l));
+    BATON_TRY(CheckHeadMap(l));
+    if (plan_.scope == Scope::kHeadMap) set->head_map = plan_.head_map[l];
+  }
+  BATON_TRY(CheckScan(l));
+  BATON_ASSIGN(const Budget k, SetSize(l));
+  if (k.fraction > 0) {
+    const double need = static_cast<double>(ForcedTokens(plan_)) / k.fraction;
+    if (need > static_cast<double>(kMaxTokens))
+      return Error::InvalidArgument("{}: {} never holds the {} forced tokens", Name(l), Describe(k),
+                                    ForcedTokens(plan_));
+    least_visible_ = std::max(least_visible_, static_cast<int64_t>(std::ceil(need)));
+  }
+  used_[source] = true;
+  set->kind = TokenSet::Kind::kIndex;
+  set->publisher = source;
+  set->k = k;
+  return Status::Ok();
+}
+
+// What the plan makes of a layer; the model's own branches stay where it leaves them alone.
+Status Resolver::Layer(int l, LayerPlan* out) {
   const LayerRole& role = plan_.layers[l];
   BATON_TRY(CheckPlace(l));
+  BATON_TRY(CheckWindow(l));
+  if (role.role == Role::kFull) return Status::Ok();
   out->role = role.role;
-  Branch branch;
-  branch.kv_layer = l;
-  switch (role.role) {
-    case Role::kFull:
-    case Role::kSelect:
-      break;
-    case Role::kWindow:
-      if (role.sink < 0 || role.recent < 1 || role.sink > kMaxTokens || role.recent > kMaxTokens)
-        return Error::InvalidArgument("{}: sink {} must be 0 or more and recent {} 1 or more",
-                                      Name(l), role.sink, role.recent);
-      branch.set = {.kind = TokenSet::Kind::kWindow, .sink = role.sink, .recent = role.recent};
-      break;
-    case Role::kScan:
-    case Role::kReuse: {
-      int source = l;
-      if (role.role == Role::kReuse) {
-        BATON_ASSIGN(source, Source(l));
-        BATON_TRY(CheckHeadMap(l));
-      } else if (role.bits != 4) {
-        return Error::Unsupported("{}: a copy of K with {} bits, this build has 4", Name(l),
-                                  role.bits);
-      } else if (model_.head_dim % 32) {
-        return Error::Unsupported(
-                   "{}: the low-bit copy of K needs a head size that is a multiple "
-                   "of 32, this model has {}",
-                   Name(l), model_.head_dim)
-            .Hint("use select");
-      }
-      BATON_ASSIGN(const Budget k, SetSize(l));
-      if (k.fraction > 0) {
-        const double need = static_cast<double>(ForcedTokens(plan_)) / k.fraction;
-        if (need > static_cast<double>(kMaxTokens))
-          return Error::InvalidArgument("{}: {} never holds the {} forced tokens", Name(l),
-                                        Describe(k), ForcedTokens(plan_));
-        least_visible_ = std::max(least_visible_, static_cast<int64_t>(std::ceil(need)));
-      }
-      used_[source] = true;
-      branch.set = {.kind = TokenSet::Kind::kIndex, .publisher = source, .k = k};
-      break;
-    }
-  }
-  out->branches.push_back(branch);
+  out->at_any_length = role.role == Role::kRoute;
+  // What a plan's windows hide from a prompt is missing in every later key and value: answers lose
+  // more than by all other sparse layers together (docs/quality.md).
+  out->in_prompts = plan_.prefill.sparse && role.role != Role::kWindow;
+  TokenSet& set = out->branches[0].set;
+  if (role.role == Role::kRoute) out->route = {role.sink, role.recent};
+  if (role.role == Role::kWindow)
+    set = {.kind = TokenSet::Kind::kWindow, .sink = role.sink, .recent = role.recent};
+  if (RowOf(role.role).branches[0].tokens == TokenSet::Kind::kIndex) BATON_TRY(Index(l, &set));
   return Status::Ok();
+}
+
+// Rankings that somebody reads, and the lists that are read from them.
+void Resolver::SetPublishers(ResolvedPlan* out) {
+  for (int l = 0; l < model_.layers; ++l) {
+    LayerPlan& layer = out->layers[l];
+    const bool scan = plan_.layers[l].role == Role::kScan;
+    if (!used_[l]) {
+      if (plan_.layers[l].role == Role::kSelect)
+        Warn(fmt::format("{}: no layer reuses its ranking, it runs as full", Name(l)));
+      continue;
+    }
+    layer.publish = Publish{.ranking = scan ? Publish::Ranking::kLowBit : Publish::Ranking::kExact,
+                            .scope = plan_.scope == Scope::kAll ? Scope::kAll : Scope::kGroup,
+                            .pool = plan_.pool,
+                            .block = plan_.block,
+                            .sink = plan_.sink,
+                            .recent = plan_.recent};
+    if (scan) out->caches[out->OwnCache(l)].low_bit = true;
+  }
+  for (const LayerPlan& reader : out->layers) AddBudget(reader, &out->layers);
 }
 
 int64_t Resolver::MinContext() const {
@@ -266,23 +326,31 @@ int64_t Resolver::MinContext() const {
 
 // Text of everything that changes results; not the plan's name for a role, not its evidence.
 std::string Canonical(const ResolvedPlan& p) {
-  std::string s = fmt::format("baton-resolved 1;{},{},{},{},{},{};", p.sink, p.recent, p.block,
-                              p.min_context, static_cast<int>(p.scope), static_cast<int>(p.pool));
+  std::string s = fmt::format("baton-resolved 2;{};", p.min_context);
   if (p.prefill.sparse)
     s += fmt::format("tile {},{:a},{};", p.prefill.tile, p.prefill.fraction, p.prefill.min);
-  for (size_t l = 0; l < p.layers.size(); ++l) {
-    const ResolvedLayer& layer = p.layers[l];
-    s += fmt::format("L{},{}", static_cast<int>(layer.merge),
-                     layer.publish ? 1 + static_cast<int>(layer.publish->ranking) : 0);
+  for (const LayerPlan& layer : p.layers) {
+    s += fmt::format("L{},{},{},{}", static_cast<int>(layer.merge), layer.in_prompts,
+                     layer.at_any_length, layer.role == Role::kRoute);
+    s += fmt::format(",{},{}", layer.route.sink, layer.route.recent);
+    if (layer.publish) {
+      const Publish& r = *layer.publish;
+      s += fmt::format(",P{},{},{},{},{},{},{},{},{},{:a},{}", static_cast<int>(r.ranking),
+                       static_cast<int>(r.score), static_cast<int>(r.scope),
+                       static_cast<int>(r.pool), r.block, r.sink, r.recent, r.forced_inside,
+                       r.index_cache, r.index_scale, r.index_bf16);
+    }
     for (const Branch& b : layer.branches) {
-      s += fmt::format("|{},{},{},{},{},{},{},{},{:a}", static_cast<int>(b.kv), b.kv_layer,
-                       static_cast<int>(b.gate), static_cast<int>(b.set.kind), b.set.sink,
-                       b.set.recent, b.set.publisher, b.set.k.tokens, b.set.k.fraction);
-      if (p.scope == Scope::kHeadMap && b.set.kind == TokenSet::Kind::kIndex)
-        for (int head : p.head_map[l]) s += fmt::format(",{}", head);
+      s += fmt::format("|{},{},{},{},{},{},{},{},{:a},{}", b.cache, static_cast<int>(b.gate),
+                       b.sink_logit, static_cast<int>(b.set.kind), b.set.sink, b.set.recent,
+                       b.set.publisher, b.set.k.tokens, b.set.k.fraction,
+                       fmt::join(b.set.head_map, "/"));
     }
     s += ';';
   }
+  for (const CacheSpec& c : p.caches)
+    s += fmt::format("C{},{},{},{},{},{}", c.owner, c.kv_input, c.low_bit, c.values, c.sink,
+                     c.recent);
   return s;
 }
 
@@ -290,24 +358,14 @@ Result<ResolvedPlan> Resolver::Run() {
   BATON_TRY(CheckModel(plan_, model_));
   BATON_TRY(CheckGlobals(plan_, model_));
   used_.assign(model_.layers, false);
-  ResolvedPlan out;
-  out.layers.resize(model_.layers);
-  for (int l = 0; l < model_.layers; ++l) BATON_TRY(Layer(l, &out.layers[l]));
+  ResolvedPlan out = ModelPlan(model_);
   for (int l = 0; l < model_.layers; ++l) {
-    if (used_[l]) {
-      const bool scan = plan_.layers[l].role == Role::kScan;
-      out.layers[l].publish = Publish{scan ? Publish::Ranking::kLowBit : Publish::Ranking::kExact};
-    } else if (plan_.layers[l].role == Role::kSelect) {
-      Warn(fmt::format("{}: no layer reuses its ranking, it runs as full", Name(l)));
-    }
+    BATON_TRY(Layer(l, &out.layers[l]));
+    out.changes_layers |= plan_.layers[l].role != Role::kFull;
   }
-  out.sink = plan_.sink;
-  out.recent = plan_.recent;
-  out.block = plan_.block;
+  if (!out.changes_layers) return out;
+  SetPublishers(&out);
   out.min_context = MinContext();
-  out.scope = plan_.scope;
-  out.pool = plan_.pool;
-  out.head_map = plan_.head_map;
   out.prefill = plan_.prefill;
   out.hash = Sha256Hex(Canonical(out));
   return out;
@@ -315,57 +373,79 @@ Result<ResolvedPlan> Resolver::Run() {
 
 }  // namespace
 
+int ResolvedPlan::OwnCache(int layer) const {
+  for (const Branch& b : layers[layer].branches)
+    if (b.cache >= 0 && caches[b.cache].owner == layer) return b.cache;
+  return -1;
+}
+
 bool ResolvedPlan::IsDense() const {
-  return std::all_of(layers.begin(), layers.end(), [](const ResolvedLayer& l) {
+  return std::all_of(layers.begin(), layers.end(), [](const LayerPlan& l) {
     return l.role == Role::kFull || l.role == Role::kSelect;
   });
+}
+
+bool ResolvedPlan::Routes() const {
+  return std::any_of(layers.begin(), layers.end(),
+                     [](const LayerPlan& l) { return l.role == Role::kRoute; });
+}
+
+void ResolvedPlan::Decide(int layer, bool full, const ModelShape& model, bool in_prompts) {
+  LayerPlan& decided = layers[layer];
+  BATON_CHECK(decided.role == Role::kRoute);
+  if (full) {
+    decided.role = decided.publish ? Role::kSelect : Role::kFull;
+    decided.at_any_length = false;
+    return;
+  }
+  const RouteWindow window = decided.route;
+  decided = model.plan[layer];
+  decided.role = Role::kWindow;
+  decided.in_prompts = in_prompts;
+  decided.branches[0].set = {
+      .kind = TokenSet::Kind::kWindow, .sink = window.sink, .recent = window.recent};
+  CacheSpec& cache = caches[decided.branches[0].cache];
+  cache.sink = window.sink;
+  cache.recent = window.recent;
+  for (size_t l = layer + 1; l < layers.size(); ++l) {
+    TokenSet& set = layers[l].branches[0].set;
+    if (layers[l].role != Role::kReuse || set.publisher != layer) continue;
+    int left = layer - 1;
+    while (left >= 0 && !layers[left].publish) --left;
+    if (left < 0) {
+      layers[l] = model.plan[l];
+      continue;
+    }
+    set.publisher = left;
+    AddBudget(layers[l], &layers);
+  }
+}
+
+ModelShape ModelShape::Completed() const {
+  ModelShape out = *this;
+  if (!out.plan.empty()) return out;
+  for (int l = 0; l < layers; ++l) {
+    Branch branch{.cache = l};
+    const int64_t limit = Window(l);
+    if (limit > 0) branch.set = {.kind = TokenSet::Kind::kWindow, .recent = limit};
+    out.plan.push_back({.branches = {branch}});
+    out.caches.push_back(
+        {.owner = l, .kv_input = l, .kv_heads = kv_heads, .head_dim = head_dim, .recent = limit});
+  }
+  return out;
+}
+
+ResolvedPlan ModelPlan(const ModelShape& model) {
+  const ModelShape complete = model.Completed();
+  ResolvedPlan plan;
+  plan.layers = complete.plan;
+  plan.caches = complete.caches;
+  return plan;
 }
 
 Result<ResolvedPlan> Resolve(const Plan& plan, const ModelShape& model,
                              std::vector<std::string>* warnings) {
   return Resolver(plan, model, warnings).Run();
-}
-
-namespace {
-
-int64_t RowBytes(const ModelShape& model) { return 2 * model.kv_heads * model.head_dim * 2; }
-
-int64_t DenseTokens(const ModelShape& model, size_t layer, int64_t visible) {
-  const int64_t limit = model.window.empty() ? 0 : model.window[layer];
-  return limit > 0 ? std::min(visible, limit) : visible;
-}
-
-}  // namespace
-
-int64_t DenseKvBytesPerToken(const ModelShape& model, int64_t visible) {
-  int64_t tokens = 0;
-  for (int l = 0; l < model.layers; ++l) tokens += DenseTokens(model, l, visible);
-  return tokens * RowBytes(model);
-}
-
-int64_t KvBytesPerToken(const ResolvedPlan& plan, const ModelShape& model, int64_t visible) {
-  BATON_CHECK_EQ(static_cast<int>(plan.layers.size()), model.layers);
-  if (visible <= plan.min_context) return DenseKvBytesPerToken(model, visible);
-  int64_t bytes = 0;
-  for (int l = 0; l < model.layers; ++l) {
-    for (const Branch& branch : plan.layers[l].branches) {
-      int64_t tokens = 0;
-      switch (branch.set.kind) {
-        case TokenSet::Kind::kAll:
-          tokens = DenseTokens(model, l, visible);
-          break;
-        case TokenSet::Kind::kWindow:
-          tokens = std::min(visible, branch.set.sink + branch.set.recent);
-          break;
-        case TokenSet::Kind::kIndex:
-          tokens = std::min(visible, branch.set.k.At(visible));
-          break;
-      }
-      bytes += tokens * RowBytes(model);
-    }
-    if (plan.NeedsLowBit(l)) bytes += visible * LowBitBytes(model.head_dim) * model.kv_heads;
-  }
-  return bytes;
 }
 
 }  // namespace baton

@@ -84,8 +84,9 @@ class Programme {
         return p_.costs.reuse[index][j];
       case Role::kWindow:
         return p_.costs.window[index][j];
+      default:  // the search offers no other role
+        return 0;
     }
-    return 0;
   }
   void Advance(int j);
   void Extend(int j, int c, int column, double value);

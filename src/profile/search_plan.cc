@@ -87,7 +87,7 @@ double PlanSearcher::BytesShare(const std::vector<LayerRole>& layers) const {
   const int64_t visible = std::max<int64_t>(1, profile_.options.context - 256);
   double bytes = 0;
   for (int l = 0; l < profile_.layers; ++l) {
-    bytes += static_cast<double>(LayerKvBytes(shape, l, layers[static_cast<size_t>(l)], visible));
+    bytes += static_cast<double>(RoleKvBytes(shape, l, layers[static_cast<size_t>(l)], visible));
   }
   return bytes / static_cast<double>(DenseKvBytesPerToken(shape, visible));
 }

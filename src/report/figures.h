@@ -10,10 +10,7 @@
 namespace baton {
 
 struct RoleLook {
-  const char* letter;
-  const char* css;
-  const char* name;
-  const char* meaning;
+  std::string letter, css, name, meaning;
 };
 RoleLook LookOf(Role role);
 

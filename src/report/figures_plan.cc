@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plan/roles.h"
 #include "report/figures.h"
 #include "report/format.h"
 #include "report/svg.h"
@@ -30,19 +31,13 @@ double ShareRead(const Plan& plan, const LayerRole& layer, int64_t context, int6
   const auto of = [&](double tokens) { return std::min(tokens / n, 1.0); };
   // The 4-bit copy of K beside bf16 K and V: half a byte a channel and one f16 scale for 32.
   constexpr double kLowBitShare = (0.5 + 2.0 / 32) / 4;
-  switch (layer.role) {
-    case Role::kFull:
-    case Role::kSelect:
-      return model_window > 0 ? of(static_cast<double>(model_window)) : 1;
-    case Role::kScan:
-      return std::min(kLowBitShare + of(static_cast<double>(BudgetOf(plan, layer).At(context))),
-                      1.0);
-    case Role::kReuse:
-      return of(static_cast<double>(BudgetOf(plan, layer).At(context)));
-    case Role::kWindow:
-      return of(static_cast<double>(layer.sink + layer.recent));
+  const RoleRow& row = RowOf(layer.role);
+  if (row.branches[0].tokens == TokenSet::Kind::kIndex) {
+    const double list = of(static_cast<double>(BudgetOf(plan, layer).At(context)));
+    return row.publishes ? std::min(kLowBitShare + list, 1.0) : list;
   }
-  return 1;
+  if (layer.role == Role::kWindow) return of(static_cast<double>(layer.sink + layer.recent));
+  return model_window > 0 ? of(static_cast<double>(model_window)) : 1;
 }
 
 std::string CellTitle(const Plan& plan, int l, int64_t context, double share) {
@@ -84,19 +79,9 @@ void DrawArcs(Svg& svg, const Plan& plan, double left, double column, double y, 
 }  // namespace
 
 RoleLook LookOf(Role role) {
-  switch (role) {
-    case Role::kFull:
-      return {"F", "c-full", "full", "attends to the whole context"};
-    case Role::kSelect:
-      return {"S", "c-select", "select", "attends to the whole context, passes its top k on"};
-    case Role::kScan:
-      return {"C", "c-scan", "scan", "ranks a 4-bit copy of K, attends to its top k, passes it on"};
-    case Role::kReuse:
-      return {"R", "c-reuse", "reuse", "attends to the top k of an earlier layer"};
-    case Role::kWindow:
-      return {"W", "c-window", "window", "attends to the first and the latest tokens"};
-  }
-  return {"?", "c-full", "", ""};
+  const RoleRow& row = RowOf(role);
+  return {std::string(1, row.letter), fmt::format("c-{}", row.name), std::string(row.name),
+          std::string(row.says)};
 }
 
 int SourceOf(const Plan& plan, int layer) {
