@@ -1,10 +1,11 @@
-// From a plan's entry for a layer to the operations it needs: rank, select, attend. The one
-// attention path of Baton, for every role, for prompts and decode, for one sequence or many.
+// From a layer's plan to the operations it needs: store, rank, attend, merge. The one attention
+// path of Baton, for every role, for prompts and decode, for one sequence or many.
 //
 // Within a forward pass, publishers leave index sets behind and later layers pick them up; the sets
-// belong to this object (the carrier), never to the cache: they live for one pass.
+// belong to this object (the carrier), never to a cache: they live for one pass.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -32,13 +33,23 @@ struct Watch {
   std::vector<Layer> layers;
 };
 
-// Consecutive rows of one sequence in a forward pass. The cache already has room for them.
+// Consecutive rows of one sequence in a forward pass. The caches already have room for them.
 struct AttentionSegment {
   Rows rows;
   const KvSequence* kv = nullptr;
-  const ResolvedPlan* plan = nullptr;  // null: every layer as the model defines it
-  bool prompt = false;                 // the plan's prefill mode; otherwise every row decodes
+  const ResolvedPlan* plan = nullptr;
+  bool prompt = false;  // the plan's prefill mode; otherwise every row decodes
   Watch* watch = nullptr;
+};
+
+// What a layer brings to its attention.
+struct LayerInput {
+  // q and, where the layer writes its own cache, k and v (empty otherwise), with what turns them;
+  // without segments.
+  StoreParams store;
+  View<const float> index_q;                  // [T, 1, d_idx] of an indexer that ranks here
+  std::array<View<const float>, 2> gates;     // logits by branch: [T, Hq] or [T, Hq * D]; or empty
+  std::array<const float*, 2> sink_logits{};  // [Hq] by branch, or null
 };
 
 // Sees every layer's queries and cache after it attended: what profiling measures from. Only decode
@@ -49,8 +60,9 @@ class AttentionObserver {
     int layer = 0;
     Rows rows;
     View<const float> q;    // [T, Hq, D] of the whole batch, rotated
-    View<const float> lse;  // [T, Hq]
+    View<const float> lse;  // [T, Hq] of the first branch
     KvView kv;
+    const IndexSets* sets = nullptr;  // what the layer published for these rows, if it did
   };
   virtual ~AttentionObserver() = default;
   virtual void OnLayer(const Tap& tap) = 0;
@@ -58,33 +70,47 @@ class AttentionObserver {
 
 class Attention {
  public:
+  // `shape` is complete (ModelShape::Completed) and outlives this.
   Attention(Ops& ops, const ModelShape& shape, float scale);
   ~Attention();
 
   // Starts a pass over `segments` (kept by reference until the next call).
   void Begin(std::span<const AttentionSegment> segments, AttentionObserver* observer);
 
-  // One layer: rotates q and k, writes K and V, attends. `store` comes without segments. o: [T, Hq,
-  // D].
-  Status Run(int layer, StoreParams store, View<float> o);
+  // Writes k and v (no q) into a cache that another layer's stream feeds.
+  void Append(int cache, StoreParams store);
+
+  // One layer: rotates q and k, writes K and V, ranks, attends. o: [T, Hq, D]. An error if a
+  // ranking met a number that is none; it names the layer.
+  Status Run(int layer, LayerInput in, View<float> o);
 
   const ModelShape& shape() const { return shape_; }
 
  private:
   struct Part;
   void Split(const AttentionSegment& segment);
-  KeySet ModelKeys(int layer) const;
-  KeySet Keys(int layer, const Part& part) const;
-  Status Rank(int layer, Publish::Ranking ranking, bool itself, const View<float>& q);
+  void AddParts(const AttentionSegment& s, int64_t begin, int64_t end, bool planned,
+                int64_t rows_per_set);
+  KvView CacheOf(const Part& part, int cache) const;
+  KeySet Keys(int layer, const Part& part, const TokenSet& set) const;
+  void AttendBranch(int layer, size_t branch, const View<float>& q, View<float> o, View<float> lse);
+  void MergeBranches(int layer, const LayerInput& in, View<float> o);
+  // Rankings of the parts that publish so: Mass and Select, in pieces of bounded memory.
+  Status Rank(int layer, Publish::Ranking ranking, bool itself, const View<const float>& q);
+  void RankAlike(int layer, std::span<Part* const> parts, const View<const float>& q);
   Status SelectSets(int layer, std::span<Part* const> parts);
   void SampleWatch(int layer, const View<float>& q);
+  void Observe(int layer, const View<float>& q);
+  View<float> Scratch(std::vector<float>& storage, std::initializer_list<int64_t> dims);
 
   Ops& ops_;
   const ModelShape& shape_;
   float scale_;
   std::vector<Part> parts_;
   AttentionObserver* observer_ = nullptr;
-  std::vector<float> lse_, scores_, mass_, watch_o_, watch_lse_;  // grown when needed, kept
+  // Grown when needed, kept. lse_ and branch_o_ by branch.
+  std::array<std::vector<float>, 2> lse_;
+  std::vector<float> branch_o_, scores_, mass_, zero_lse_, watch_o_, watch_lse_;
   int64_t mass_stride_ = 0;
   std::vector<StoreParams::Segment> store_segments_;
   std::vector<AttendParams::Segment> attend_segments_;

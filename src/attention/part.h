@@ -1,0 +1,75 @@
+// Rows of a pass that are treated alike: a segment is cut where a plan starts to apply, and long
+// prompts of models that rank every row into pieces whose rankings fit into memory.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "attention/attention.h"
+
+namespace baton {
+
+struct Attention::Part {
+  const AttentionSegment* segment = nullptr;
+  const ModelShape* shape = nullptr;
+  Rows rows;
+  bool planned = false;      // the plan's conditional layers hold
+  int64_t rows_per_set = 1;  // 1 in decode, the tile in sparse prompts
+  // Of the layer at hand: its raw scores are kept for ranking.
+  bool stored_scores = false;
+  float* scores = nullptr;
+  int64_t score_stride = 0;
+  int64_t mass_offset = 0;  // in Attention::mass_
+  // Index sets by (publisher, budget), made when the publisher ran.
+  struct Published {
+    int publisher;
+    Budget k;
+    IndexSets sets;
+  };
+  std::vector<std::unique_ptr<Published>> published;
+  size_t live = 0;  // of `published`; the rest are kept for their memory
+
+  int64_t end() const { return rows.position + rows.count; }
+  int64_t sets() const { return (rows.count + rows_per_set - 1) / rows_per_set; }
+  bool tiles() const { return segment->prompt && planned && segment->plan->prefill.sparse; }
+  bool Promoted(int l) const {
+    return segment->watch && !segment->watch->layers.empty() &&
+           segment->watch->layers[static_cast<size_t>(l)].promoted;
+  }
+  // What holds for these rows: the request's plan, or the model's own.
+  const LayerPlan& layer(int l) const {
+    const LayerPlan& plan = segment->plan->layer(l);
+    const bool holds = (!segment->prompt || plan.in_prompts) && (planned || plan.at_any_length);
+    return holds && !Promoted(l) ? plan : shape->plan[static_cast<size_t>(l)];
+  }
+  // The keys that set s may name.
+  int64_t Visible(int64_t s) const {
+    return rows.position + std::min(rows.count, (s + 1) * rows_per_set);
+  }
+  const Publish* Publishes(int l, Publish::Ranking ranking) const {
+    const LayerPlan& plan = layer(l);
+    return plan.publish && plan.publish->ranking == ranking ? &*plan.publish : nullptr;
+  }
+  // Attends to its own exact top k: no plan role, but the upper bound that profiling measures a
+  // layer by.
+  bool RanksItself(int l) const {
+    const TokenSet& set = layer(l).branches[0].set;
+    return Publishes(l, Publish::Ranking::kExact) && set.kind == TokenSet::Kind::kIndex &&
+           set.publisher == l;
+  }
+  const Published* Find(int publisher, const Budget& k) const {
+    for (size_t i = 0; i < live; ++i) {
+      if (published[i]->publisher == publisher && published[i]->k == k) return published[i].get();
+    }
+    return nullptr;
+  }
+  // The budget that a list of these rows goes by: sparse prompts have one for all layers.
+  Budget ListBudget(const Budget& k) const {
+    return tiles() ? Budget{segment->plan->prefill.min, 0} : k;
+  }
+};
+
+inline int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+}  // namespace baton

@@ -1,0 +1,72 @@
+#include "plan/prefill_schedule.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace baton {
+namespace {
+
+// Calls f(first, end) for chunks of [begin, end).
+template <typename F>
+void ForChunks(int64_t begin, int64_t end, int64_t chunk, F&& f) {
+  for (int64_t a = begin; a < end; a += chunk) f(a, std::min(end, a + chunk));
+}
+
+bool IsPlainWindow(const LayerPlan& layer) {
+  return layer.branches.size() == 1 && layer.branches[0].set.kind == TokenSet::Kind::kWindow &&
+         layer.branches[0].set.sink == 0 && !layer.publish;
+}
+
+}  // namespace
+
+int64_t SuffixRows(const ModelShape& model, int64_t wanted, int* from) {
+  const int exit = model.exit_layer;
+  if (exit < 0) return -1;
+  int last_fed = -1;
+  for (const CacheSpec& c : model.caches) {
+    if (c.owner == CacheSpec::kMemory || c.owner >= exit) last_fed = std::max(last_fed, c.kv_input);
+  }
+  if (last_fed < 0 || last_fed >= exit) return -1;
+  int64_t rows = wanted;
+  for (int l = last_fed + 1; l < exit; ++l) {
+    const LayerPlan& layer = model.plan[static_cast<size_t>(l)];
+    if (!IsPlainWindow(layer)) return -1;
+    rows += layer.branches[0].set.recent - 1;
+  }
+  *from = last_fed;
+  return rows;
+}
+
+PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillRequest& r) {
+  BATON_CHECK(r.begin < r.end && r.chunk > 0 && r.wanted >= r.begin && r.wanted < r.end);
+  PrefillSchedule s{.passes = {}, .keep_from = r.end};
+  const auto add = [&](int first, int end, int64_t begin, int64_t stop, bool fed, bool feed_end) {
+    ForChunks(begin, stop, r.chunk, [&](int64_t a, int64_t z) {
+      s.passes.push_back({first, end, a, z, fed, feed_end});
+    });
+  };
+  if (r.order == PrefillOrder::kLayerMajor) {
+    for (int l = 0; l < model.layers; ++l) {
+      // Of the last layer's rows, only wanted ones go on to the logits; its cache needs all.
+      add(l, l + 1, r.begin, r.end, false, false);
+    }
+    s.keep_from = r.begin;
+    return s;
+  }
+  if (model.exit_layer < 0 || r.wanted == r.begin) {
+    add(0, model.layers, r.begin, r.end, false, false);
+    return s;
+  }
+  int cut = model.exit_layer;
+  const int64_t suffix = SuffixRows(model, r.end - r.wanted, &cut);
+  const int64_t tail = suffix < 0 ? r.wanted : std::max(r.begin, r.end - suffix);
+  if (tail == r.begin) cut = model.exit_layer;
+  add(0, cut, r.begin, r.end, false, true);
+  if (cut < model.exit_layer) add(cut, model.exit_layer, tail, r.end, true, false);
+  add(model.exit_layer, model.layers, r.wanted, r.end, true, false);
+  s.keep_from = cut < model.exit_layer ? tail : r.wanted;
+  return s;
+}
+
+}  // namespace baton
