@@ -58,26 +58,12 @@ std::vector<int32_t> MadeUpTokens(int64_t count, int64_t vocab, uint64_t seed) {
   return tokens;
 }
 
-// What one decode step of one sequence reads of the cache, in the cache's own element type
-// (KvBytesPerToken counts bf16).
-double KvBytes(const Engine::Impl& engine, const KvStore& store, const ResolvedPlan* plan,
-               int64_t visible) {
-  const ModelShape& shape = engine.shape();
-  double low_bit = 0;
-  if (plan && visible > plan->min_context) {
-    for (int l = 0; l < shape.layers; ++l) {
-      if (plan->NeedsLowBit(l))
-        low_bit += static_cast<double>(visible * LowBitBytes(shape.head_dim) * shape.kv_heads);
-    }
-  }
-  const auto bf16 = static_cast<double>(plan ? KvBytesPerToken(*plan, shape, visible)
-                                             : DenseKvBytesPerToken(shape, visible));
-  const KvLayout& layout = store.layout(0);
-  const double row =
-      static_cast<double>(layout.row_bytes()) +
-      static_cast<double>(layout.scales_bytes()) / static_cast<double>(KvLayout::kSlots);
-  const auto bf16_row = static_cast<double>(4 * shape.kv_heads * shape.head_dim);
-  return (bf16 - low_bit) * row / bf16_row + low_bit;
+// What one decode step of one sequence reads of the cache.
+double KvBytes(const Engine::Impl& engine, const ResolvedPlan* plan, int64_t visible) {
+  const KvElement element = engine.cache_element();
+  return static_cast<double>(plan
+                                 ? KvBytesPerToken(*plan, engine.shape(), visible, element)
+                                 : DenseKvBytesPerToken(engine.shape(), visible, element));
 }
 
 // Sequences of one depth that decode together, dense or under a plan. `sessions` are at least
@@ -104,7 +90,7 @@ class Lane {
     for (int64_t i = 0; i < steps; ++i) BATON_TRY(Step(/*last=*/i + 1 == steps));
     const double seconds = Since(start);
     for (int64_t i = 0; i < steps; ++i)
-      kv_bytes_ += KvBytes(engine_->impl(), sessions_[0].store(), plan_, depth_ + i + 1);
+      kv_bytes_ += KvBytes(engine_->impl(), plan_, depth_ + i + 1);
     kv_bytes_ /= static_cast<double>(steps);
     hash_ = HashLogits(logits_.data(), static_cast<int64_t>(logits_.size()));
     return seconds;
@@ -249,23 +235,29 @@ class Bench {
 
   // Sequences of `depth` made-up tokens with room for more, in caches that suit every plan.
   Result<std::vector<Session>> Fill(int64_t depth, int64_t room, int batch) {
-    std::vector<bool> low_bit = engine_.impl().LowBitLayers(plans_.back());
+    const ResolvedPlan* plan = plans_.back();
+    std::vector<CacheSpec> caches = plan ? plan->caches : engine_.impl().model_plan.caches;
     const double tokens = static_cast<double>(depth + room) * batch;
     const double available = AvailableMemory();
     double bytes = 0;
-    for (const KvLayout& l : engine_.impl().CacheLayouts(low_bit))
-      bytes += static_cast<double>(l.arena_bytes(1)) / KvLayout::kSlots * tokens;
+    for (const CacheSpec& c : caches) {
+      const KvLayout layout = engine_.impl().LayoutOf(c);
+      const int64_t held = std::min(depth + room, c.Held(depth + room) + room);
+      bytes += static_cast<double>(layout.arena_bytes(1)) / KvLayout::kSlots *
+               static_cast<double>(held * batch);
+    }
     KvStoreOptions store;
     const bool large = depth > kMostOwnDepth || bytes > kMostShareOfMemory * available;
     if (large && bytes > static_cast<double>(kAliasBytes)) {
       store.alias_bytes = kAliasBytes / batch;
       // Layers that share have one layout.
-      if (std::find(low_bit.begin(), low_bit.end(), true) != low_bit.end())
-        low_bit.assign(low_bit.size(), true);
+      const bool low_bit = std::any_of(caches.begin(), caches.end(),
+                                       [](const CacheSpec& c) { return c.low_bit; });
+      for (CacheSpec& c : caches) c.low_bit = low_bit;
     }
     std::vector<Session> sessions;
     for (int i = 0; i < batch; ++i) {
-      BATON_ASSIGN(Session s, Session::Create(engine_, low_bit, depth + room, store));
+      BATON_ASSIGN(Session s, Session::Create(engine_, caches, depth + room, {.store = store, .rollback = room}));
       sessions.push_back(std::move(s));
     }
     bytes = sessions[0].store().bytes_per_token() * tokens;

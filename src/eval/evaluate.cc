@@ -305,11 +305,10 @@ Result<std::vector<EvalResult>> Evaluate(Engine& engine, const std::string& text
                                          const EvalOptions& options, const OnProgress& progress) {
   BATON_TRY(CheckOptions(engine, options));
   std::vector<ResolvedPlan> plans;
-  std::vector<bool> low_bit(static_cast<size_t>(engine.info().layers), false);
+  std::vector<CacheSpec> caches = engine.impl().model_plan.caches;
   for (const Plan& p : options.plans) {
     BATON_ASSIGN(ResolvedPlan plan, engine.impl().ResolvePlan(p, nullptr));
-    const std::vector<bool> layers = engine.impl().LowBitLayers(&plan);
-    for (size_t l = 0; l < layers.size(); ++l) low_bit[l] = low_bit[l] || layers[l];
+    caches = Together(caches, plan.caches);
     plans.push_back(std::move(plan));
   }
   std::vector<int32_t> tokens = engine.Tokenize(text, false, false);
@@ -321,7 +320,7 @@ Result<std::vector<EvalResult>> Evaluate(Engine& engine, const std::string& text
   }
   int64_t longest = options.context + options.self_generated;
   for (int64_t length : options.grid_lengths) longest = std::max(longest, length);
-  BATON_ASSIGN(Session session, Session::Create(engine, low_bit, longest + 2 * kQuestionTokens));
+  BATON_ASSIGN(Session session, Session::Create(engine, caches, longest + 2 * kQuestionTokens));
   return Evaluation(engine, options, std::move(plans), std::move(tokens), std::move(session),
                     progress)
       .Run();

@@ -72,7 +72,7 @@ Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& te
   if (options.chunks > 0) chunks = std::min(chunks, options.chunks);
 
   BATON_ASSIGN(Session session,
-               Session::Create(engine, engine.impl().LowBitLayers(plan ? &*plan : nullptr),
+               Session::Create(engine, plan ? plan->caches : engine.impl().model_plan.caches,
                                options.context));
   const std::optional<int32_t> bos = BosToken(engine);
   std::vector<double> nll;

@@ -385,6 +385,12 @@ bool ResolvedPlan::IsDense() const {
   });
 }
 
+void ResolvedPlan::ReadList(int reader, int publisher, Budget k) {
+  layers[reader].branches[0].set = {
+      .kind = TokenSet::Kind::kIndex, .publisher = publisher, .k = k};
+  AddBudget(layers[reader], &layers);
+}
+
 bool ResolvedPlan::Routes() const {
   return std::any_of(layers.begin(), layers.end(),
                      [](const LayerPlan& l) { return l.role == Role::kRoute; });
@@ -431,6 +437,18 @@ ModelShape ModelShape::Completed() const {
     out.plan.push_back({.branches = {branch}});
     out.caches.push_back(
         {.owner = l, .kv_input = l, .kv_heads = kv_heads, .head_dim = head_dim, .recent = limit});
+  }
+  return out;
+}
+
+std::vector<CacheSpec> Together(const std::vector<CacheSpec>& a, const std::vector<CacheSpec>& b) {
+  BATON_CHECK_EQ(a.size(), b.size());
+  std::vector<CacheSpec> out = a;
+  for (size_t c = 0; c < b.size(); ++c) {
+    out[c].low_bit |= b[c].low_bit;
+    if (!a[c].ring() || !b[c].ring()) out[c].sink = out[c].recent = 0;
+    out[c].sink = out[c].ring() ? std::max(a[c].sink, b[c].sink) : 0;
+    out[c].recent = out[c].ring() ? std::max(a[c].recent, b[c].recent) : 0;
   }
   return out;
 }

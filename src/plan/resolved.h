@@ -30,11 +30,16 @@ struct ResolvedPlan {
   // Every layer attends as the model defines it.
   bool IsDense() const;
   bool Routes() const;
+  // Makes a layer read `k` of what `publisher`, which has a Publish, ranks.
+  void ReadList(int reader, int publisher, Budget k);
   // A routed layer's decision for this request: full, as before, or a window for the rest of it.
   // Readers of its ranking turn to the latest earlier publisher that is left, or become full.
   // `in_prompts`: the window already holds for the prompt's rows (exact routing).
   void Decide(int layer, bool full, const ModelShape& model, bool in_prompts);
 };
+
+// Caches that serve either plan: low-bit copies of both, the longer lifetimes.
+std::vector<CacheSpec> Together(const std::vector<CacheSpec>& a, const std::vector<CacheSpec>& b);
 
 // The model's own plan.
 ResolvedPlan ModelPlan(const ModelShape& model);

@@ -109,13 +109,13 @@ void CalibrationContext::CopyCache(Group& g, bool save) {
   const int64_t end = g.position + static_cast<int64_t>(g.rows.size());
   const int64_t first_page = snapshot_from_ / KvLayout::kSlots;
   const int64_t pages = (end + KvLayout::kSlots - 1) / KvLayout::kSlots - first_page;
-  const int layers = engine_.info().layers;
+  const int caches = session_.store().caches();
   int64_t bytes = 0;
-  for (int l = 0; l < layers; ++l) bytes += pages * session_.store().layout(l).arena_bytes(1);
+  for (int c = 0; c < caches; ++c) bytes += pages * session_.store().layout(c).arena_bytes(1);
   if (save) g.cache.resize(static_cast<size_t>(bytes));
   std::byte* at = g.cache.data();
-  for (int l = 0; l < layers; ++l) {
-    const KvView view = session_.sequence().View(l, end);
+  for (int c = 0; c < caches; ++c) {
+    const KvView view = session_.sequence().View(c, end);
     for (int64_t p = 0; p < pages; ++p) {
       const int64_t position = (first_page + p) * KvLayout::kSlots;
       const auto copy = [&](void* page, int64_t size) {
@@ -206,8 +206,7 @@ Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunO
 
 Result<PlanMeasure> CalibrationContext::RunWithPrefill(const ResolvedPlan& plan) {
   PlanMeasure result;
-  BATON_ASSIGN(Session session, Session::Create(engine_, engine_.impl().LowBitLayers(&plan),
-                                                length() + 2 * kQuestionRoom));
+  BATON_ASSIGN(Session session, Session::Create(engine_, plan.caches, length() + 2 * kQuestionRoom));
   BATON_TRY(session.Prefill(std::span(tokens_).first(static_cast<size_t>(snapshot_from_)), &plan));
   for (Group& g : groups_) {
     if (g.probe) {

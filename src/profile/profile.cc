@@ -37,34 +37,23 @@ Status CheckOptions(const ProfileOptions& o, const Engine& engine) {
   return Status::Ok();
 }
 
-// All layers dense, except what a caller changes.
-ResolvedPlan DensePlan(const ProfileOptions& o, int layers) {
-  ResolvedPlan plan;
-  plan.layers.resize(static_cast<size_t>(layers));
-  for (ResolvedLayer& l : plan.layers) l.branches.resize(1);
-  plan.sink = o.sink;
-  plan.recent = o.recent;
-  plan.block = o.block;
-  plan.scope = o.scope;
-  plan.pool = o.pool;
-  return plan;
-}
-
-void UseIndex(ResolvedPlan& plan, int layer, int source, int64_t k) {
-  ResolvedLayer& l = plan.layers[static_cast<size_t>(layer)];
-  l.role = Role::kReuse;
-  l.branches[0].set = {
-      .kind = TokenSet::Kind::kIndex, .sink = 0, .recent = 0, .publisher = source, .k = {k, 0}};
-  ResolvedLayer& publisher = plan.layers[static_cast<size_t>(source)];
+// One layer reads a list of `source`'s exact ranking (its own: the upper bound of a budget).
+void UseIndex(ResolvedPlan& plan, const ProfileOptions& o, int layer, int source, int64_t k) {
+  plan.layers[static_cast<size_t>(layer)].role = Role::kReuse;
+  LayerPlan& publisher = plan.layers[static_cast<size_t>(source)];
   if (source != layer) publisher.role = Role::kSelect;
-  publisher.publish = Publish{Publish::Ranking::kExact};
+  publisher.publish = Publish{.scope = o.scope == Scope::kAll ? Scope::kAll : Scope::kGroup,
+                              .pool = o.pool,
+                              .block = o.block,
+                              .sink = o.sink,
+                              .recent = o.recent};
+  plan.ReadList(layer, source, {k, 0});
 }
 
 void UseWindow(ResolvedPlan& plan, int layer, int64_t sink, int64_t recent) {
-  ResolvedLayer& l = plan.layers[static_cast<size_t>(layer)];
+  LayerPlan& l = plan.layers[static_cast<size_t>(layer)];
   l.role = Role::kWindow;
-  l.branches[0].set = {
-      .kind = TokenSet::Kind::kWindow, .sink = sink, .recent = recent, .publisher = -1, .k = {}};
+  l.branches[0].set = {.kind = TokenSet::Kind::kWindow, .sink = sink, .recent = recent};
 }
 
 float Price(double kl, double lost_mass) {
@@ -87,9 +76,10 @@ struct Harm {
 // One-layer runs: each layer on its own top k, on its predecessor's set, and on each window.
 class Sensitivity {
  public:
-  Sensitivity(const ProfileOptions& options, const ModelInfo& info)
+  Sensitivity(const ProfileOptions& options, const ModelInfo& info, const ResolvedPlan& model)
       : options_(options),
         info_(info),
+        model_(model),
         own_(static_cast<size_t>(info.layers)),
         previous_(own_),
         error_(own_.size()),
@@ -112,8 +102,8 @@ class Sensitivity {
       progress(l);
       if (info_.window[static_cast<size_t>(l)] > 0) continue;
       const auto at = static_cast<size_t>(l);
-      ResolvedPlan plan = DensePlan(options_, info_.layers);
-      UseIndex(plan, l, l, PriceBudget());
+      ResolvedPlan plan = model_;
+      UseIndex(plan, options_, l, l, PriceBudget());
       CalibrationContext::OutputError error{.layer = l};
       BATON_ASSIGN(
           PlanMeasure own,
@@ -122,14 +112,14 @@ class Sensitivity {
       error_[at].first += error.difference;
       error_[at].second += error.dense;
       if (const int source = Source(l); source >= 0) {
-        plan = DensePlan(options_, info_.layers);
-        UseIndex(plan, l, source, PriceBudget());
+        plan = model_;
+        UseIndex(plan, options_, l, source, PriceBudget());
         BATON_ASSIGN(PlanMeasure previous,
                      context.Run(plan, {.first_layer = source, .only_dense_finds = true}));
         previous_[at].Add(previous);
       }
       for (size_t w = 0; w < options_.windows.size(); ++w) {
-        plan = DensePlan(options_, info_.layers);
+        plan = model_;
         UseWindow(plan, l, options_.sink, options_.windows[w] - options_.sink);
         BATON_ASSIGN(PlanMeasure window,
                      context.Run(plan, {.first_layer = l, .only_dense_finds = true}));
@@ -177,6 +167,7 @@ class Sensitivity {
  private:
   const ProfileOptions& options_;
   const ModelInfo& info_;
+  const ResolvedPlan& model_;
   std::vector<Harm> own_, previous_;
   std::vector<std::pair<double, double>> error_;
   std::vector<std::vector<Harm>> windows_;
@@ -246,7 +237,7 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
   Profile p;
   Describe(engine, options, corpus, p);
   LostMass lost(*engine.impl().ops, options, info, engine.impl().model->config().attention_scale);
-  Sensitivity sensitivity(options, info);
+  Sensitivity sensitivity(options, info, engine.impl().model_plan);
   SplitInfo split{.name = kSplitNames[Corpus::kProfile]};
   const int contexts = kContexts[Corpus::kProfile];
   for (int c = 0; c < contexts; ++c) {
@@ -261,7 +252,7 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
     }));
     // What the dense plan gives counts the probes; it also must differ from dense by nothing but
     // rounding.
-    BATON_ASSIGN(PlanMeasure dense, context->Run(DensePlan(options, info.layers), {}));
+    BATON_ASSIGN(PlanMeasure dense, context->Run(engine.impl().model_plan, {}));
     split.context = spec.length;
     split.text_tokens += spec.length;
     split.scored_positions += static_cast<int64_t>(dense.text_kl.size() + dense.answer_kl.size());

@@ -75,9 +75,9 @@ Status MeasureRoleCosts(Engine& engine, const ProfileOptions& options, Profile& 
     if (info.window[static_cast<size_t>(l)] == 0) global.push_back(l);
   }
   const bool low_bit = info.head_dim % 32 == 0;
-  BATON_ASSIGN(Session session,
-               Session::Create(engine, std::vector<bool>(static_cast<size_t>(info.layers), low_bit),
-                               options.context + 64));
+  std::vector<CacheSpec> caches = engine.impl().model_plan.caches;
+  for (CacheSpec& c : caches) c.low_bit = low_bit;
+  BATON_ASSIGN(Session session, Session::Create(engine, caches, options.context + 64));
   BATON_TRY(session.FillSynthetic(options.context - 1, 1));
   Timer timer(engine, options, std::move(session));
 
