@@ -38,8 +38,8 @@ class Bench {
       : pool_(pool), ops_(ops), shape_(shape), kv_(kv), keys_(keys), only_(std::move(only)) {
     const KvLayout layout{
         .dtype = kv, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim, .low_bit = true};
-    auto store = KvStore::Create(std::vector<KvLayout>(static_cast<size_t>(shape.layers), layout),
-                                 keys + 64);
+    auto store = KvStore::Create(
+        std::vector<KvCacheSpec>(static_cast<size_t>(shape.layers), {.layout = layout}), keys + 64);
     if (!store.ok()) std::exit(1);
     store_ = std::move(store).value();
     sequence_ = store_->NewSequence();

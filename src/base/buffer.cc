@@ -59,6 +59,16 @@ Buffer Buffer::AllocateOrDie(int64_t bytes) {
   return std::move(b).value();
 }
 
+int64_t Buffer::Discard(int64_t begin, int64_t bytes) {
+  BATON_CHECK(begin >= 0 && bytes >= 0 && bytes <= size_ - begin);
+  // What follows the last byte belongs to nobody else.
+  const int64_t end = begin + bytes == size_ ? mapped_ : begin + bytes;
+  const int64_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const int64_t size = end / kHugePage * kHugePage - first;
+  if (size <= 0) return 0;
+  return madvise(data_ + first, static_cast<size_t>(size), MADV_DONTNEED) == 0 ? size : 0;
+}
+
 Result<Arena::Piece> Arena::Take(int64_t bytes) {
   // Large enough that the unused ends do not count; what is not touched takes no memory.
   constexpr int64_t kBuffer = int64_t{64} << 20;

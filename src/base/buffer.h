@@ -26,6 +26,11 @@ class Buffer {
   // As above for sizes that cannot fail but for a full machine; aborts then.
   static Buffer AllocateOrDie(int64_t bytes);
 
+  // Returns the memory of the whole 2 MiB pages within [begin, begin + bytes) to the system; those
+  // read as zeros then, and take memory again when touched. Smaller pieces stay: returning them
+  // would split huge pages. The bytes returned, 0 also where the system declines.
+  int64_t Discard(int64_t begin, int64_t bytes);
+
   std::byte* data() const { return data_; }
   int64_t size() const { return size_; }
   template <typename T>

@@ -107,8 +107,10 @@ std::vector<KvLayout> Engine::Impl::CacheLayouts(const std::vector<bool>& low_bi
 Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<bool>& low_bit,
                                                         int64_t tokens,
                                                         KvStoreOptions options) const {
+  std::vector<KvCacheSpec> caches;
+  for (const KvLayout& layout : CacheLayouts(low_bit)) caches.push_back({.layout = layout});
   BATON_ASSIGN(std::unique_ptr<KvStore> store,
-               KvStore::Create(CacheLayouts(low_bit), tokens + KvLayout::kSlots, options));
+               KvStore::Create(std::move(caches), tokens + KvLayout::kSlots, options));
   return std::shared_ptr<KvStore>(std::move(store));
 }
 

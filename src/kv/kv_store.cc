@@ -8,126 +8,115 @@
 namespace baton {
 namespace {
 
+constexpr int64_t kMaxTokens = int64_t{1} << 36;  // page ids are 31 bits
+
 bool SameLayout(const KvLayout& a, const KvLayout& b) {
   return a.dtype == b.dtype && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
-         a.low_bit == b.low_bit;
+         a.low_bit == b.low_bit && a.row_bytes() == b.row_bytes();
 }
 
-Status CheckLayout(const KvLayout& l, size_t layer) {
+Status CheckSpec(const KvCacheSpec& spec, size_t cache) {
+  const KvLayout& l = spec.layout;
   if (l.dtype != DType::kF32 && l.dtype != DType::kBF16 && l.dtype != DType::kI8) {
-    return Error::Unsupported("KV cache, layer {}: element type is F32, BF16 or I8, got {}", layer,
+    return Error::Unsupported("KV cache {}: element type is F32, BF16 or I8, got {}", cache,
                               Info(l.dtype).name);
   }
   if (l.kv_heads < 1)
-    return Error::InvalidArgument("KV cache, layer {}: at least 1 KV head, got {}", layer,
-                                  l.kv_heads);
+    return Error::InvalidArgument("KV cache {}: at least 1 KV head, got {}", cache, l.kv_heads);
   const int multiple = l.low_bit ? 32 : 16;
   if (l.head_dim < 1 || l.head_dim % multiple != 0) {
-    return Error::Unsupported("KV cache, layer {}: head size is a multiple of {}, got {}", layer,
-                              multiple, l.head_dim);
+    return Error::Unsupported("KV cache {}: head size is a multiple of {}, got {}", cache, multiple,
+                              l.head_dim);
+  }
+  if (spec.sink < 0 || spec.recent < 0 || std::max(spec.sink, spec.recent) > kMaxTokens) {
+    return Error::InvalidArgument(
+        "KV cache {}: sink and recent tokens are between 0 and {}, got {} and {}", cache,
+        kMaxTokens, spec.sink, spec.recent);
   }
   return Status::Ok();
 }
 
 }  // namespace
 
-Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvLayout> per_layer,
+int64_t KvTokenBytes(const KvLayout& layout) {
+  return layout.row_bytes() + (layout.scales_bytes() + layout.low_bit_bytes()) / KvLayout::kSlots;
+}
+
+Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvCacheSpec> caches,
                                                  int64_t max_tokens, KvStoreOptions options) {
-  constexpr int64_t kMaxTokens = int64_t{1} << 36;  // page ids are 31 bits
-  if (per_layer.empty()) return Error::InvalidArgument("KV cache: at least 1 layer, got 0");
+  if (caches.empty()) return Error::InvalidArgument("KV cache: at least 1 cache, got 0");
   if (max_tokens < 1 || max_tokens > kMaxTokens) {
     return Error::InvalidArgument("KV cache: between 1 and {} tokens, got {}", kMaxTokens,
                                   max_tokens);
   }
-  for (size_t l = 0; l < per_layer.size(); ++l) {
-    BATON_TRY(CheckLayout(per_layer[l], l));
-    if (options.alias_bytes > 0 && !SameLayout(per_layer[l], per_layer[0])) {
+  for (size_t c = 0; c < caches.size(); ++c) {
+    BATON_TRY(CheckSpec(caches[c], c));
+    if (options.alias_bytes > 0 && !SameLayout(caches[c].layout, caches[0].layout)) {
       return Error::InvalidArgument(
-          "KV cache: aliased layers need equal layouts, layer {} differs from layer 0", l);
+          "KV cache: aliased caches need equal layouts, cache {} differs from cache 0", c);
     }
   }
   const int64_t pages = (max_tokens + KvLayout::kSlots - 1) / KvLayout::kSlots;
-  const int64_t arena_bytes = per_layer[0].arena_bytes(pages);
-  size_t count = per_layer.size();
+  const int64_t arena_bytes = caches[0].layout.arena_bytes(pages);
+  size_t count = caches.size();
   if (options.alias_bytes > 0)
     count = std::min(count, static_cast<size_t>((options.alias_bytes - 1) / arena_bytes + 1));
   std::vector<Buffer> arenas;
-  for (size_t l = 0; l < count; ++l) {
-    auto arena = Buffer::Allocate(per_layer[l].arena_bytes(pages));
+  for (size_t c = 0; c < count; ++c) {
+    auto arena = Buffer::Allocate(caches[c].layout.arena_bytes(pages));
     if (!arena.ok()) {
       return std::move(arena)
           .error()
-          .At(fmt::format("KV cache of {} tokens, layer {}", max_tokens, l))
+          .At(fmt::format("KV cache {} of {} tokens", c, max_tokens))
           .Hint("lower --context or use an 8-bit cache");
     }
     arenas.push_back(std::move(arena).value());
   }
-  return std::unique_ptr<KvStore>(new KvStore(std::move(per_layer), std::move(arenas), pages));
+  return std::unique_ptr<KvStore>(new KvStore(std::move(caches), std::move(arenas), pages));
 }
 
-KvStore::KvStore(std::vector<KvLayout> layouts, std::vector<Buffer> arenas, int64_t pages)
-    : layouts_(std::move(layouts)), arenas_(std::move(arenas)), pool_(pages) {
-  for (size_t l = 0; l < arenas_.size(); ++l) page_bytes_ += layouts_[l].arena_bytes(1);
+KvStore::KvStore(std::vector<KvCacheSpec> specs, std::vector<Buffer> arenas, int64_t pages)
+    : specs_(std::move(specs)), arenas_(std::move(arenas)), pools_(specs_.size(), PagePool(pages)) {
+  for (int a = 0; a < this->arenas(); ++a) page_bytes_ += layout(a).arena_bytes(1);
 }
 
-KvStore::~KvStore() { BATON_CHECK_EQ(pool_.used_pages(), 0); }
+KvStore::~KvStore() {
+  for (const PagePool& p : pools_) BATON_CHECK_EQ(p.used_pages(), 0);
+}
 
 KvSequence KvStore::NewSequence() { return KvSequence(this); }
 
-KvSequence::KvSequence(KvSequence&& o) noexcept
-    : store_(o.store_), pages_(std::move(o.pages_)), length_(std::exchange(o.length_, 0)) {
-  o.pages_.clear();
+int64_t KvStore::free_tokens() const {
+  int64_t pages = pools_[0].free_pages();
+  for (const PagePool& p : pools_) pages = std::min(pages, p.free_pages());
+  return pages * KvLayout::kSlots;
 }
 
-KvSequence& KvSequence::operator=(KvSequence&& o) noexcept {
-  if (this == &o) return *this;
-  Truncate(0);
-  store_ = o.store_;
-  pages_ = std::move(o.pages_);
-  o.pages_.clear();
-  length_ = std::exchange(o.length_, 0);
-  return *this;
-}
-
-KvSequence::~KvSequence() { Truncate(0); }
-
-Status KvSequence::Reserve(int64_t tokens) {
-  BATON_CHECK(store_ != nullptr && tokens >= 0);
-  const int64_t have = static_cast<int64_t>(pages_.size());
-  // Not (tokens + 63) / 64: a hostile request may ask for a count near the end of the range.
-  const int64_t need = tokens / KvLayout::kSlots + (tokens % KvLayout::kSlots != 0);
-  if (need - have > store_->pool_.free_pages()) {
-    return Error::Resource("KV cache: {} more tokens do not fit, {} of {} are free",
-                           tokens - length_, store_->free_tokens(), store_->max_tokens())
-        .Hint("raise --context, send shorter requests or fewer at a time");
+int64_t KvStore::bytes_in_use() const {
+  int64_t bytes = 0;
+  for (int a = 0; a < arenas(); ++a) {
+    int64_t pages = 0;
+    for (int c = a; c < caches(); c += arenas()) pages = std::max(pages, pool(c).used_pages());
+    bytes += layout(a).arena_bytes(pages);
   }
-  for (int64_t i = have; i < need; ++i) pages_.push_back(store_->pool_.Acquire());
-  length_ = std::max(length_, tokens);
-  return Status::Ok();
+  return bytes;
 }
 
-void KvSequence::Truncate(int64_t tokens) {
-  BATON_CHECK_GE(tokens, 0);
-  if (tokens >= length_) return;
-  length_ = tokens;
-  const auto keep = static_cast<size_t>((tokens + KvLayout::kSlots - 1) / KvLayout::kSlots);
-  while (pages_.size() > keep) {
-    store_->pool_.Release(pages_.back());
-    pages_.pop_back();
+void KvStore::ReturnIdle(int cache) {
+  if (aliased()) return;  // a page that is free in this cache may be taken in another
+  PagePool& p = pool(cache);
+  const KvLayout& l = layout(cache);
+  Buffer& arena = arenas_[static_cast<size_t>(cache)];
+  const int64_t low_bits = p.max_pages() * l.page_bytes();
+  for (const PageRange& idle : p.CollectIdle()) {
+    int64_t returned = arena.Discard(idle.begin * l.page_bytes(), idle.size() * l.page_bytes());
+    if (l.low_bit) {
+      returned +=
+          arena.Discard(low_bits + idle.begin * l.low_bit_bytes(), idle.size() * l.low_bit_bytes());
+    }
+    // The ends of a stretch, which share 2 MiB with taken pages, are returned with those.
+    if (returned > 0) p.MarkReturned(idle);
   }
-}
-
-KvView KvSequence::View(int layer, int64_t length) const {
-  BATON_CHECK(store_ != nullptr && layer >= 0 && layer < store_->layers());
-  BATON_CHECK(length >= 0 && length <= length_);
-  const KvLayout& layout = store_->layout(layer);
-  std::byte* arena = store_->arenas_[static_cast<size_t>(layer % store_->arenas())].data();
-  return {.arena = arena,
-          .low_bits =
-              layout.low_bit ? arena + store_->pool_.max_pages() * layout.page_bytes() : nullptr,
-          .pages = pages_.data(),
-          .length = length,
-          .layout = layout};
 }
 
 }  // namespace baton

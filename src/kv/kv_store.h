@@ -1,6 +1,6 @@
-// The KV cache: one arena per layer (its pages, then their low-bit copies), one page table per
-// sequence. A page id means the same page number in the arena of every layer, so all layers of a
-// sequence share one table (a single kv_group).
+// The KV cache. A cache is a value with a layout and a lifetime, whoever reads it: one layer, many
+// layers, an indexer. The store has per cache an arena (its pages, then their low-bit copies) and a
+// pool of pages; a sequence has per cache a page table and a length.
 #pragma once
 
 #include <cstdint>
@@ -17,20 +17,31 @@ namespace baton {
 class KvSequence;
 class ThreadPool;
 
+struct KvCacheSpec {
+  KvLayout layout;
+  // Lifetime. recent = 0 keeps every token. Otherwise the cache is a ring: the row at position m
+  // reads positions n <= m with n < sink or n > m - recent (arXiv 2604.07394), the rest is dropped.
+  int64_t sink = 0;
+  int64_t recent = 0;
+};
+
+// Of one token: K, V (where the layout has them), int8 scales and low-bit copy.
+int64_t KvTokenBytes(const KvLayout& layout);
+
 struct KvStoreOptions {
-  // Layers share arenas, no more of them than hold this many bytes (at least one): what one layer
-  // writes others see. Only for timing shapes whose cache would not fit; the outputs mean nothing.
-  // Needs equal layouts. 0: every layer has its own.
+  // Caches share arenas, no more of them than hold this many bytes (at least one): what is written
+  // to one others see. Only for timing shapes whose caches would not fit; the outputs mean nothing.
+  // Needs equal layouts. 0: every cache has its own.
   int64_t alias_bytes = 0;
 };
 
 class KvStore {
  public:
-  // Reserves address space for `max_tokens` (rounded up to pages) of every layer; memory is used
-  // when first touched. Errors: no layers, a layout without heads or with a head size that is not a
-  // positive multiple of 16 (of 32 with a low-bit copy), a dtype other than F32, BF16 and I8,
-  // max_tokens < 1, layers that differ under alias_bytes, address space.
-  static Result<std::unique_ptr<KvStore>> Create(std::vector<KvLayout> per_layer,
+  // Reserves address space for `max_tokens` (rounded up to pages) of every cache; memory is used
+  // when first touched. Errors: no caches, a layout without heads or with a head size that is not a
+  // positive multiple of 16 (of 32 with a low-bit copy), a dtype other than F32, BF16 and I8, a
+  // lifetime out of range, max_tokens < 1, layouts that differ under alias_bytes, address space.
+  static Result<std::unique_ptr<KvStore>> Create(std::vector<KvCacheSpec> caches,
                                                  int64_t max_tokens, KvStoreOptions options = {});
   ~KvStore();  // every sequence must be gone
   KvStore(const KvStore&) = delete;
@@ -38,30 +49,42 @@ class KvStore {
   // An empty sequence. The store must outlive it.
   KvSequence NewSequence();
 
-  int layers() const { return static_cast<int>(layouts_.size()); }
-  // Layer l lies in arena l % arenas().
+  int caches() const { return static_cast<int>(specs_.size()); }
+  // Cache c lies in arena c % arenas().
   int arenas() const { return static_cast<int>(arenas_.size()); }
-  bool aliased() const { return arenas() < layers(); }
-  const KvLayout& layout(int layer) const { return layouts_[static_cast<size_t>(layer)]; }
-  int64_t max_tokens() const { return pool_.max_pages() * KvLayout::kSlots; }
-  int64_t free_tokens() const { return pool_.free_pages() * KvLayout::kSlots; }
-  // Memory of the pages that sequences hold, all layers; shared arenas count once.
-  int64_t bytes_in_use() const { return pool_.used_pages() * page_bytes_; }
-  // Memory that one token takes, all layers, low-bit copies included; shared arenas count once.
+  bool aliased() const { return arenas() < caches(); }
+  const KvCacheSpec& spec(int cache) const { return specs_[static_cast<size_t>(cache)]; }
+  const KvLayout& layout(int cache) const { return spec(cache).layout; }
+  int64_t max_tokens() const { return pools_[0].max_pages() * KvLayout::kSlots; }
+  // What still fits in every cache.
+  int64_t free_tokens() const;
+  // Memory of the pages that sequences hold, all caches; a shared arena counts its fullest cache.
+  int64_t bytes_in_use() const;
+  // Memory that one token takes while all caches keep it, low-bit copies included; shared arenas
+  // count once.
   double bytes_per_token() const { return static_cast<double>(page_bytes_) / KvLayout::kSlots; }
 
  private:
   friend class KvSequence;
-  KvStore(std::vector<KvLayout> layouts, std::vector<Buffer> arenas, int64_t pages);
+  KvStore(std::vector<KvCacheSpec> specs, std::vector<Buffer> arenas, int64_t pages);
 
-  std::vector<KvLayout> layouts_;
-  std::vector<Buffer> arenas_;  // one per layer, or fewer
-  PagePool pool_;
-  int64_t page_bytes_ = 0;  // of one page id, summed over the arenas
+  const PagePool& pool(int cache) const { return pools_[static_cast<size_t>(cache)]; }
+  PagePool& pool(int cache) { return pools_[static_cast<size_t>(cache)]; }
+  // Gives whole free 2 MiB of a cache's arena back to the system, where enough lie idle.
+  void ReturnIdle(int cache);
+
+  std::vector<KvCacheSpec> specs_;
+  std::vector<Buffer> arenas_;   // one per cache, or fewer
+  std::vector<PagePool> pools_;  // one per cache
+  int64_t page_bytes_ = 0;       // of one page id, summed over the arenas
 };
 
-// The cache of one sequence: positions [0, length()) have room in every layer. Movable; releases
-// its pages when destroyed.
+// The caches of one sequence. Its length() is the positions that the caller has announced with
+// Reserve(tokens); every cache has room for those. A cache's own length runs ahead of it while a
+// prompt is processed cache by cache. Movable; releases its pages when destroyed.
+//
+// A sequence begins with the lifetimes of the specs. Pages are held whole: 64 positions from a
+// multiple of 64.
 class KvSequence {
  public:
   KvSequence() = default;  // of no store: only to be assigned to
@@ -70,32 +93,92 @@ class KvSequence {
   KvSequence(const KvSequence&) = delete;
   ~KvSequence();
 
-  // Makes room for positions [0, tokens) and sets length() to at least that. Error::Resource when
-  // the store is full, and then nothing has changed. Invalidates views made before.
+  // Makes room for the positions up to `tokens` in every cache and sets length() to at least that.
+  // Error::Resource when a cache is full, and then nothing has changed in any. Rings drop nothing
+  // before Evict, so that all rows of a pass find their windows. Invalidates views made before.
   Status Reserve(int64_t tokens);
-  // Shortens to `tokens` (no effect when already shorter) and releases the pages past it. What the
-  // released pages held is gone; the kept positions are unchanged.
+  // Makes room for positions [begin, end) of one cache and sets length(cache) to at least `end`;
+  // length() stays. Errors as above.
+  //
+  // `begin` past length(cache) starts a ring inside the sequence: the positions between are not
+  // allocated, except those that rows from `begin` on read (the recent - 1 below it, and sinks),
+  // which are zero bytes. Rows that attend to them are not what the model defines; the caller
+  // throws them away. Only for rings.
+  Status Reserve(int cache, int64_t begin, int64_t end);
+
+  // From now on this sequence's cache has a narrower lifetime (the next Evict drops what it no
+  // longer keeps). A wider one is a bug once tokens are gone. recent = 0: every token.
+  void Keep(int cache, int64_t sink, int64_t recent);
+  // Releases the pages that hold no position < sink and none among the last `recent`: no row from
+  // length(cache) on reads those. For after a forward pass, when all readers of the cache are done.
+  // O(pages released), or O(caches) when there are none. Invalidates views made before.
+  void Evict(int cache);
+  void Evict();
+
+  // Whether all caches can be cut back to `tokens`: rings must still hold, as real tokens, the
+  // position before the cut and what the row at the cut reads. True where there is nothing to cut.
+  bool CanTruncate(int64_t tokens) const;
+  // Shortens the sequence and all its caches to `tokens` (no effect on what is already shorter) and
+  // releases the pages past it; CanTruncate must hold. What the released pages held is gone; the
+  // kept positions are unchanged. Truncate(0) also returns to the lifetimes of the specs.
   void Truncate(int64_t tokens);
 
   int64_t length() const { return length_; }
-  // The first `length` positions of a layer, length <= length(). Valid until the next Reserve,
-  // Truncate or move.
-  KvView View(int layer, int64_t length) const;
-  KvView View(int layer) const { return View(layer, length_); }
+  int64_t length(int cache) const { return at(cache).length; }
+  int64_t sink(int cache) const { return at(cache).sink; }
+  int64_t recent(int cache) const { return at(cache).recent; }
+
+  // What the row at length(cache) - 1 reads: min(length, sink + recent) for rings (arXiv
+  // 2604.07394), otherwise all. Zeros below a ring's start count.
+  int64_t held_tokens(int cache) const;
+  int64_t held_bytes() const;  // of held tokens, all caches
+  // Of held pages, all caches: after Evict at most two pages per ring more than held tokens fill.
+  int64_t allocated_bytes() const;
+
+  // The first `length` positions of a cache, length <= length(cache). Table entries of pages that
+  // are not held are -1. Valid until the next Reserve, Evict, Truncate or move.
+  KvView View(int cache, int64_t length) const;
+  KvView View(int cache) const { return View(cache, length(cache)); }
 
  private:
   friend class KvStore;
-  explicit KvSequence(KvStore* store) : store_(store) {}
+  friend Status FillSynthetic(KvStore&, KvSequence&, int64_t, uint64_t, ThreadPool*);
+
+  struct Cache {
+    int64_t sink = 0, recent = 0;
+    int64_t length = 0;
+    std::vector<int32_t> pages;  // by position / 64
+    PageRange hole;              // entries that are -1; all others are held
+    // Positions below a ring's start that no token was written to.
+    int64_t gap_begin = 0, gap_end = 0;
+
+    int64_t size() const { return static_cast<int64_t>(pages.size()); }
+    int64_t held_pages() const { return size() - hole.size(); }
+  };
+
+  explicit KvSequence(KvStore* store);
+  Cache& at(int cache) { return caches_[static_cast<size_t>(cache)]; }
+  const Cache& at(int cache) const { return caches_[static_cast<size_t>(cache)]; }
+  static bool CanTruncate(const Cache& c, int64_t tokens);
+  Status FullError(int cache, int64_t tokens) const;
+  // Holds the pages [0, size) except `hole`, which includes the present one. There must be room.
+  void Reshape(int cache, PageRange hole, int64_t size);
+  Status StartRing(int cache, int64_t begin, int64_t end);
+  void Zero(int cache, int64_t begin, int64_t end, int64_t first_new_page);
+  // Becomes `tokens` long under the present lifetimes, holding only what later rows read. Content
+  // is undefined. Errors as Reserve's.
+  Status Resize(int64_t tokens);
 
   KvStore* store_ = nullptr;
-  std::vector<int32_t> pages_;
+  std::vector<Cache> caches_;
   int64_t length_ = 0;
 };
 
-// Makes the sequence `length` tokens long and fills K, V, int8 scales and low-bit copies of K of
-// all positions and layers with repeatable, roughly normal values (deviation about 1), so that
-// decode can be timed at any depth without a prefill. The values depend on seed, layer and position
-// only. Runs on `threads` when given.
+// Makes the sequence `length` tokens long under its present lifetimes and fills K, V, int8 scales
+// and low-bit copies of K of all held pages with repeatable, roughly normal values (deviation about
+// 1), so that decode can be timed at any depth without a prefill. The values depend on seed, cache
+// and position only. Of caches that share an arena the one with the most pages is filled. Runs on
+// `threads` when given.
 Status FillSynthetic(KvStore& store, KvSequence& sequence, int64_t length, uint64_t seed,
                      ThreadPool* threads = nullptr);
 

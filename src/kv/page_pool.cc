@@ -1,5 +1,6 @@
 #include "kv/page_pool.h"
 
+#include <algorithm>
 #include <bit>
 #include <limits>
 
@@ -33,6 +34,13 @@ int32_t PagePool::Acquire() {
     at /= 64;
   }
   --free_;
+  // Grows with the pages used: an arena is often far larger than what lies in it.
+  if (id / 64 >= resident_.size()) resident_.resize(id / 64 + 1);
+  const uint64_t bit = uint64_t{1} << (id % 64);
+  resident_pages_ += (resident_[id / 64] & bit) == 0;
+  resident_[id / 64] |= bit;
+  touched_end_ = std::max(touched_end_, static_cast<int64_t>(id) + 1);
+  idle_floor_ = std::min(idle_floor_, idle_pages());
   return static_cast<int32_t>(id);
 }
 
@@ -45,6 +53,52 @@ void PagePool::Release(int32_t id) {
     at /= 64;
   }
   ++free_;
+}
+
+std::vector<PageRange> PagePool::CollectIdle() {
+  std::vector<PageRange> stretches;
+  if (idle_pages() < idle_floor_ + kIdlePages) return stretches;
+  const std::vector<uint64_t>& free = levels_[0];
+  PageRange stretch;
+  bool idle = false;
+  const auto close = [&] {
+    if (idle) stretches.push_back(stretch);
+    idle = false;
+  };
+  for (int64_t i = 0; i < touched_end_;) {
+    const auto word = static_cast<size_t>(i / 64);
+    const uint64_t rest = free[word] >> (i % 64);
+    const bool is_free = rest & 1;
+    const int64_t run = std::min<int64_t>(is_free ? std::countr_one(rest) : std::countr_zero(rest),
+                                          std::min(64 - i % 64, touched_end_ - i));
+    if (is_free) {
+      if (stretch.end != i || stretch.empty()) stretch = {i, i};
+      stretch.end = i + run;
+      const uint64_t mask = (run == 64 ? ~uint64_t{0} : (uint64_t{1} << run) - 1) << (i % 64);
+      idle |= (resident_[word] & mask) != 0;
+    } else {
+      close();
+    }
+    i += run;
+  }
+  // Whatever lies above was never touched, but completes the last 2 MiB.
+  if (idle && stretch.end == touched_end_) stretch.end = max_pages_;
+  close();
+  idle_floor_ = idle_pages();
+  return stretches;
+}
+
+void PagePool::MarkReturned(PageRange pages) {
+  const int64_t end = std::min(pages.end, touched_end_);
+  for (int64_t i = pages.begin; i < end; ++i) {
+    const auto word = static_cast<size_t>(i / 64);
+    const uint64_t bit = uint64_t{1} << (i % 64);
+    BATON_CHECK((levels_[0][word] & bit) != 0);
+    resident_pages_ -= (resident_[word] & bit) != 0;
+    resident_[word] &= ~bit;
+  }
+  if (end == touched_end_) touched_end_ = std::min(touched_end_, pages.begin);
+  idle_floor_ = std::min(idle_floor_, idle_pages());
 }
 
 }  // namespace baton

@@ -1,6 +1,9 @@
 // Hands out page ids, lowest first: a fresh sequence gets consecutive pages, so its cache is one
 // contiguous stretch of the arena (hardware prefetch crosses page borders) and the memory touched
 // is no more than the most pages ever in use.
+//
+// A free page that was handed out before is idle: it still takes memory. The pool knows which pages
+// are, so that its owner can return long stretches of them to the system.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +11,20 @@
 
 namespace baton {
 
+struct PageRange {
+  int64_t begin = 0, end = 0;
+
+  bool empty() const { return end <= begin; }
+  int64_t size() const { return empty() ? 0 : end - begin; }
+};
+
 // Not thread-safe: pages are acquired and released between forward passes, by one thread.
 class PagePool {
  public:
+  // So many pages may lie idle before it is worth looking for memory to return (2048 tokens). More
+  // than a sliding window releases and takes again with every chunk of a prompt.
+  static constexpr int64_t kIdlePages = 32;
+
   explicit PagePool(int64_t max_pages);
 
   // The lowest free id in [0, max_pages), or -1 when every page is taken. O(log64 max_pages), as is
@@ -22,6 +36,14 @@ class PagePool {
   int64_t max_pages() const { return max_pages_; }
   int64_t free_pages() const { return free_; }
   int64_t used_pages() const { return max_pages_ - free_; }
+  int64_t idle_pages() const { return resident_pages_ - used_pages(); }
+
+  // The longest stretches of free pages that have idle ones among them, ascending. None while fewer
+  // than kIdlePages are idle, or have become idle since the last look: the pages left then lie
+  // between taken ones.
+  std::vector<PageRange> CollectIdle();
+  // Free pages whose memory the system has back: no longer idle.
+  void MarkReturned(PageRange pages);
 
  private:
   int64_t max_pages_;
@@ -29,6 +51,10 @@ class PagePool {
   // Bit i of level 0: page i is free. Bit i of level n + 1: word i of level n is not zero. The last
   // level is one word.
   std::vector<std::vector<uint64_t>> levels_;
+  std::vector<uint64_t> resident_;  // bit i: page i was acquired since its memory was last returned
+  int64_t resident_pages_ = 0;
+  int64_t touched_end_ = 0;  // one past the highest id ever acquired
+  int64_t idle_floor_ = 0;   // pages left idle by the last look, or the fewest since
 };
 
 }  // namespace baton

@@ -74,7 +74,7 @@ void FillLowBit(const KvView& kv, int64_t page_start) {
 void FillPage(const KvView& kv, int64_t page_start, uint64_t state) {
   static const Table table = MakeTable();
   const KvLayout& l = kv.layout;
-  const int64_t elements = KvLayout::kSlots * 2 * l.kv_heads * l.head_dim;
+  const int64_t elements = KvLayout::kSlots * l.row_bytes() / l.element_bytes();
   std::byte* out = kv.page(page_start);
   switch (l.dtype) {
     case DType::kF32:
@@ -85,7 +85,7 @@ void FillPage(const KvView& kv, int64_t page_start, uint64_t state) {
       break;
     default:
       FillRows(table.i8, state, out, elements);
-      std::fill_n(kv.scale(page_start, false, 0), KvLayout::kSlots * 2 * l.kv_heads, kInt8Scale);
+      std::fill_n(kv.scale(page_start, false, 0), l.scales_bytes() / 4, kInt8Scale);
   }
   if (l.low_bit) FillLowBit(kv, page_start);
 }
@@ -94,21 +94,33 @@ void FillPage(const KvView& kv, int64_t page_start, uint64_t state) {
 
 Status FillSynthetic(KvStore& store, KvSequence& sequence, int64_t length, uint64_t seed,
                      ThreadPool* threads) {
-  BATON_TRY(sequence.Reserve(length));
-  sequence.Truncate(length);
-  const int64_t pages = (length + KvLayout::kSlots - 1) / KvLayout::kSlots;
-  const int arenas = store.arenas();  // the first layers are their owners
-  auto fill = [&](int64_t i, int) {
-    const auto layer = static_cast<int>(i / pages);
-    const int64_t page = i % pages;
-    const uint64_t state =
-        Mix(seed ^ Mix(static_cast<uint64_t>(layer) << 32 | static_cast<uint64_t>(page)));
-    FillPage(sequence.View(layer), page * KvLayout::kSlots, state);
+  BATON_TRY(sequence.Resize(length));
+  struct Page {
+    int cache;
+    int64_t index;
   };
+  std::vector<Page> pages;
+  for (int arena = 0; arena < store.arenas(); ++arena) {
+    int cache = arena;
+    for (int c = arena; c < store.caches(); c += store.arenas()) {
+      if (sequence.at(c).held_pages() > sequence.at(cache).held_pages()) cache = c;
+    }
+    const std::vector<int32_t>& table = sequence.at(cache).pages;
+    for (size_t i = 0; i < table.size(); ++i) {
+      if (table[i] >= 0) pages.push_back({cache, static_cast<int64_t>(i)});
+    }
+  }
+  auto fill = [&](int64_t i, int) {
+    const Page p = pages[static_cast<size_t>(i)];
+    const uint64_t state =
+        Mix(seed ^ Mix(static_cast<uint64_t>(p.cache) << 32 | static_cast<uint64_t>(p.index)));
+    FillPage(sequence.View(p.cache), p.index * KvLayout::kSlots, state);
+  };
+  const auto count = static_cast<int64_t>(pages.size());
   if (threads != nullptr) {
-    threads->For(pages * arenas, fill);
+    threads->For(count, fill);
   } else {
-    for (int64_t i = 0; i < pages * arenas; ++i) fill(i, 0);
+    for (int64_t i = 0; i < count; ++i) fill(i, 0);
   }
   return Status::Ok();
 }

@@ -109,7 +109,8 @@ class AttentionOracle : public ::testing::TestWithParam<test::BackendCase> {
                           .kv_heads = kKvHeads,
                           .head_dim = kDim,
                           .low_bit = false};
-    auto store = KvStore::Create(std::vector<KvLayout>(static_cast<size_t>(layers), layout), rows);
+    auto store = KvStore::Create(
+        std::vector<KvCacheSpec>(static_cast<size_t>(layers), {.layout = layout}), rows);
     ASSERT_TRUE(store.ok());
     KvSequence sequence = store.value()->NewSequence();
     ASSERT_TRUE(sequence.Reserve(rows).ok());

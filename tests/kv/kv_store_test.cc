@@ -16,9 +16,9 @@ namespace {
 
 constexpr KvLayout kSmall{.dtype = DType::kBF16, .kv_heads = 2, .head_dim = 32, .low_bit = true};
 
-std::unique_ptr<KvStore> MakeStore(int layers, int64_t max_tokens, KvLayout layout = kSmall) {
-  auto store =
-      KvStore::Create(std::vector<KvLayout>(static_cast<size_t>(layers), layout), max_tokens);
+std::unique_ptr<KvStore> MakeStore(int caches, int64_t max_tokens, KvLayout layout = kSmall) {
+  auto store = KvStore::Create(
+      std::vector<KvCacheSpec>(static_cast<size_t>(caches), {.layout = layout}), max_tokens);
   EXPECT_TRUE(store.ok());
   return std::move(store).value();
 }
@@ -185,26 +185,26 @@ RC_GTEST_PROP(KvStore, RandomUseNeitherLeaksNorOverlaps, ()) {
 
 TEST(KvStore, BadInputIsAnError) {
   EXPECT_FALSE(KvStore::Create({}, 64).ok());
-  EXPECT_FALSE(KvStore::Create({kSmall}, 0).ok());
-  EXPECT_FALSE(KvStore::Create({kSmall}, -5).ok());
-  EXPECT_FALSE(KvStore::Create({kSmall}, std::numeric_limits<int64_t>::max()).ok());
+  EXPECT_FALSE(KvStore::Create({{kSmall}}, 0).ok());
+  EXPECT_FALSE(KvStore::Create({{kSmall}}, -5).ok());
+  EXPECT_FALSE(KvStore::Create({{kSmall}}, std::numeric_limits<int64_t>::max()).ok());
   KvLayout l = kSmall;
   l.dtype = DType::kQ4_0;
-  EXPECT_FALSE(KvStore::Create({l}, 64).ok());
+  EXPECT_FALSE(KvStore::Create({{l}}, 64).ok());
   l = kSmall;
   l.head_dim = 40;
-  EXPECT_FALSE(KvStore::Create({l}, 64).ok());
+  EXPECT_FALSE(KvStore::Create({{l}}, 64).ok());
   l.low_bit = false;
-  EXPECT_FALSE(KvStore::Create({l}, 64).ok());
+  EXPECT_FALSE(KvStore::Create({{l}}, 64).ok());
   l.head_dim = 48;
-  EXPECT_TRUE(KvStore::Create({l}, 64).ok());
-  EXPECT_FALSE(KvStore::Create({kSmall, l}, 64, {.alias_bytes = 1}).ok());
+  EXPECT_TRUE(KvStore::Create({{l}}, 64).ok());
+  EXPECT_FALSE(KvStore::Create({{kSmall}, {l}}, 64, {.alias_bytes = 1}).ok());
   l.kv_heads = 0;
-  EXPECT_FALSE(KvStore::Create({l}, 64).ok());
+  EXPECT_FALSE(KvStore::Create({{l}}, 64).ok());
 }
 
 TEST(KvStore, AliasedLayersShareMemory) {
-  auto store = KvStore::Create({kSmall, kSmall, kSmall}, 128, {.alias_bytes = 1});
+  auto store = KvStore::Create({{kSmall}, {kSmall}, {kSmall}}, 128, {.alias_bytes = 1});
   ASSERT_TRUE(store.ok());
   EXPECT_TRUE((*store)->aliased());
   KvSequence s = (*store)->NewSequence();
@@ -221,7 +221,8 @@ TEST(KvStore, AliasingKeepsAsManyArenasAsHoldTheBytes) {
                                       {arena + 1, 2},
                                       {3 * arena, 3},
                                       {100 * arena, 5}}) {
-    auto store = KvStore::Create(std::vector<KvLayout>(5, kSmall), 128, {.alias_bytes = bytes});
+    auto store = KvStore::Create(std::vector<KvCacheSpec>(5, {.layout = kSmall}), 128,
+                                 {.alias_bytes = bytes});
     ASSERT_TRUE(store.ok());
     EXPECT_EQ((*store)->arenas(), arenas);
     EXPECT_EQ((*store)->aliased(), arenas < 5);
@@ -241,7 +242,7 @@ TEST(KvStore, AliasingKeepsAsManyArenasAsHoldTheBytes) {
 
 TEST(KvStore, LayersOfDifferentLayoutDoNotOverlap) {
   KvLayout wide{.dtype = DType::kI8, .kv_heads = 1, .head_dim = 256, .low_bit = false};
-  auto store = KvStore::Create({kSmall, wide}, 256);
+  auto store = KvStore::Create({{kSmall}, {wide}}, 256);
   ASSERT_TRUE(store.ok());
   KvSequence s = (*store)->NewSequence();
   ASSERT_TRUE(s.Reserve(256).ok());
@@ -270,7 +271,7 @@ class SyntheticTest : public testing::TestWithParam<DType> {};
 
 TEST_P(SyntheticTest, IsRoughlyNormalAndLowBitFollowsK) {
   const KvLayout layout{.dtype = GetParam(), .kv_heads = 2, .head_dim = 64, .low_bit = true};
-  auto store = KvStore::Create({layout, layout}, 1000);
+  auto store = KvStore::Create({{layout}, {layout}}, 1000);
   ASSERT_TRUE(store.ok());
   KvSequence s = (*store)->NewSequence();
   ASSERT_TRUE(FillSynthetic(**store, s, 777, 5).ok());

@@ -47,7 +47,7 @@ Case MakeCase(ThreadPool& threads, Shape shape, std::vector<Spec> specs, DType d
                         .low_bit = shape.dim % 32 == 0};
   int64_t tokens = 0;
   for (const Spec& s : specs) tokens += s.position + s.count + 64;
-  auto store = KvStore::Create({layout}, tokens);
+  auto store = KvStore::Create({{.layout = layout}}, tokens);
   BATON_CHECK(store.ok());
   c.store = std::move(store).value();
   for (size_t i = 0; i < specs.size(); ++i) {

@@ -1,0 +1,298 @@
+// Page tables. A cache of a sequence holds the pages [0, size) but for one hole, which begins behind
+// the sink and only grows while the sequence does; so releasing and taking pages, one primitive
+// (Reshape), touches just those that change.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/check.h"
+#include "kv/kv_store.h"
+
+namespace baton {
+namespace {
+
+// Not (tokens + 63) / 64: a hostile request may ask for a count near the end of the range.
+int64_t PagesOf(int64_t tokens) {
+  return tokens / KvLayout::kSlots + (tokens % KvLayout::kSlots != 0);
+}
+
+// Pages that no row from position `length` on reads, when all up to `length` are held.
+PageRange DeadPages(int64_t sink, int64_t recent, int64_t length) {
+  if (recent == 0 || length <= recent) return {};
+  const PageRange dead{PagesOf(sink), (length - recent) / KvLayout::kSlots};
+  return dead.empty() ? PageRange{} : dead;
+}
+
+PageRange Union(PageRange hole, PageRange more) {
+  if (hole.empty()) return more;
+  if (more.empty()) return hole;
+  return {std::min(hole.begin, more.begin), std::max(hole.end, more.end)};
+}
+
+}  // namespace
+
+KvSequence::KvSequence(KvStore* store) : store_(store) {
+  for (int c = 0; c < store->caches(); ++c) {
+    Cache cache;
+    cache.sink = store->spec(c).sink;
+    cache.recent = store->spec(c).recent;
+    caches_.push_back(std::move(cache));
+  }
+}
+
+KvSequence::KvSequence(KvSequence&& o) noexcept
+    : store_(std::exchange(o.store_, nullptr)),
+      caches_(std::move(o.caches_)),
+      length_(std::exchange(o.length_, 0)) {
+  o.caches_.clear();
+}
+
+KvSequence& KvSequence::operator=(KvSequence&& o) noexcept {
+  if (this == &o) return *this;
+  Truncate(0);
+  store_ = std::exchange(o.store_, nullptr);
+  caches_ = std::move(o.caches_);
+  o.caches_.clear();
+  length_ = std::exchange(o.length_, 0);
+  return *this;
+}
+
+KvSequence::~KvSequence() { Truncate(0); }
+
+Status KvSequence::FullError(int cache, int64_t tokens) const {
+  const int64_t free = store_->pool(cache).free_pages() * KvLayout::kSlots;
+  return Error::Resource("KV cache {}: {} more tokens do not fit, {} of {} are free", cache, tokens,
+                         free, store_->max_tokens())
+      .Hint("raise --context, send shorter requests or fewer at a time");
+}
+
+void KvSequence::Reshape(int cache, PageRange hole, int64_t size) {
+  Cache& c = at(cache);
+  PagePool& pool = store_->pool(cache);
+  const auto release = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int32_t& page = c.pages[static_cast<size_t>(i)];
+      if (page >= 0) pool.Release(page);
+      page = -1;
+    }
+  };
+  const int64_t before = c.size();
+  if (c.hole.empty()) {
+    release(hole.begin, std::min(hole.end, before));
+  } else if (!hole.empty()) {
+    release(hole.begin, std::min(c.hole.begin, before));
+    release(c.hole.end, std::min(hole.end, before));
+  }
+  release(size, before);
+  c.pages.resize(static_cast<size_t>(size), -1);
+  for (int64_t i = before; i < size; ++i) {
+    if (i < hole.begin || i >= hole.end) {
+      const int32_t page = pool.Acquire();
+      BATON_CHECK_GE(page, 0);
+      c.pages[static_cast<size_t>(i)] = page;
+    }
+  }
+  c.hole = hole.begin < size ? hole : PageRange{};
+}
+
+Status KvSequence::Reserve(int64_t tokens) {
+  BATON_CHECK(store_ != nullptr && tokens >= 0);
+  const int64_t size = PagesOf(tokens);
+  bool grows = false;
+  for (int i = 0; i < store_->caches(); ++i) {
+    const int64_t missing = size - at(i).size();
+    if (missing <= 0) continue;
+    grows = true;
+    if (missing > store_->pool(i).free_pages()) return FullError(i, tokens - at(i).length);
+  }
+  for (int i = 0; i < store_->caches(); ++i) {
+    Cache& c = at(i);
+    if (grows && size > c.size()) Reshape(i, c.hole, size);
+    c.length = std::max(c.length, tokens);
+  }
+  length_ = std::max(length_, tokens);
+  return Status::Ok();
+}
+
+Status KvSequence::Reserve(int cache, int64_t begin, int64_t end) {
+  BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
+  BATON_CHECK(begin >= 0 && begin <= end);
+  Cache& c = at(cache);
+  if (begin == end || end <= c.length) return Status::Ok();
+  if (begin > c.length) return StartRing(cache, begin, end);
+  const int64_t size = PagesOf(end);
+  if (size > c.size()) {
+    if (size - c.size() > store_->pool(cache).free_pages()) return FullError(cache, end - c.length);
+    Reshape(cache, c.hole, size);
+  }
+  c.length = end;
+  return Status::Ok();
+}
+
+Status KvSequence::StartRing(int cache, int64_t begin, int64_t end) {
+  Cache& c = at(cache);
+  BATON_CHECK(c.recent > 0);
+  // Pages that rows from `begin` on do not read: as Evict's, but for a token that is not there.
+  const int64_t window = std::max<int64_t>(0, begin - c.recent + 1);
+  PageRange hole = {PagesOf(std::min(c.sink, begin)), window / KvLayout::kSlots};
+  hole = Union(c.hole, hole.empty() ? PageRange{} : hole);
+  const int64_t before = c.size(), size = PagesOf(end);
+  const PageRange old{std::min(hole.begin, before), std::min(hole.end, before)};
+  const int64_t kept = before - old.size();
+  if (size - hole.size() - kept > store_->pool(cache).free_pages() + c.held_pages() - kept)
+    return FullError(cache, end - begin);
+  Reshape(cache, hole, size);
+  Zero(cache, c.length, begin, before);
+  store_->ReturnIdle(cache);
+  if (c.gap_end == 0) c.gap_begin = c.length;
+  c.gap_end = begin;
+  c.length = end;
+  return Status::Ok();
+}
+
+// Zeroes positions [begin, end) where they are held, and all of pages from `first_new_page` on that
+// hold one of them: kernels load whole blocks around a window's edge.
+void KvSequence::Zero(int cache, int64_t begin, int64_t end, int64_t first_new_page) {
+  const Cache& c = at(cache);
+  const KvLayout& l = store_->layout(cache);
+  const KvView view = View(cache, 0);
+  for (int64_t page = begin / KvLayout::kSlots; page < PagesOf(end); ++page) {
+    if (page >= c.hole.begin && page < c.hole.end) page = c.hole.end;
+    if (page >= PagesOf(end)) break;
+    const int64_t start = page * KvLayout::kSlots;
+    if (page >= first_new_page) {
+      std::memset(view.page(start), 0, static_cast<size_t>(l.page_bytes()));
+      if (l.low_bit)
+        std::memset(view.low_bit(start, 0, 0), 0, static_cast<size_t>(l.low_bit_bytes()));
+      continue;
+    }
+    const int64_t scale_bytes = l.scales_bytes() / KvLayout::kSlots;
+    for (int64_t p = std::max(begin, start); p < std::min(end, start + KvLayout::kSlots); ++p) {
+      std::memset(view.row(p), 0, static_cast<size_t>(l.row_bytes()));
+      std::memset(view.page(p) + l.scales_offset() + p % KvLayout::kSlots * scale_bytes, 0,
+                  static_cast<size_t>(scale_bytes));
+      for (int head = 0; l.low_bit && head < l.kv_heads; ++head) {
+        for (int64_t block = 0; block < l.head_dim / 32; ++block)
+          view.low_bit(p, head, block)->scale[p % 16] = 0;  // value = nibble * scale
+      }
+    }
+  }
+}
+
+Status KvSequence::Resize(int64_t tokens) {
+  BATON_CHECK(store_ != nullptr && tokens >= 0);
+  const int64_t size = PagesOf(tokens);
+  for (int i = 0; i < store_->caches(); ++i) {
+    const Cache& c = at(i);
+    const int64_t need = size - DeadPages(c.sink, c.recent, tokens).size();
+    if (tokens > store_->max_tokens() ||
+        need - c.held_pages() > store_->pool(i).free_pages())
+      return FullError(i, tokens);
+  }
+  for (int i = 0; i < store_->caches(); ++i) {
+    Cache& c = at(i);
+    Reshape(i, {}, 0);
+    Reshape(i, DeadPages(c.sink, c.recent, tokens), size);
+    store_->ReturnIdle(i);
+    c.length = tokens;
+    c.gap_begin = c.gap_end = 0;
+  }
+  length_ = tokens;
+  return Status::Ok();
+}
+
+void KvSequence::Keep(int cache, int64_t sink, int64_t recent) {
+  BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
+  BATON_CHECK(sink >= 0 && recent >= 0);
+  Cache& c = at(cache);
+  const bool narrower =
+      c.recent == 0 || (recent > 0 && recent <= c.recent && sink <= c.sink);
+  BATON_CHECK(narrower || (c.hole.empty() && c.gap_end == 0));
+  c.sink = sink;
+  c.recent = recent;
+}
+
+void KvSequence::Evict(int cache) {
+  BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
+  const Cache& c = at(cache);
+  const PageRange hole = Union(c.hole, DeadPages(c.sink, c.recent, c.length));
+  if (hole.begin == c.hole.begin && hole.end == c.hole.end) return;
+  Reshape(cache, hole, c.size());
+  store_->ReturnIdle(cache);
+}
+
+void KvSequence::Evict() {
+  for (int i = 0; i < static_cast<int>(caches_.size()); ++i) Evict(i);
+}
+
+bool KvSequence::CanTruncate(const Cache& c, int64_t tokens) {
+  if (tokens == 0 || tokens >= c.length) return true;
+  // A window of 1 holds none of the positions before the cut, but the last page is never a hole.
+  const int64_t first =
+      c.recent == 0 ? 0 : std::max<int64_t>(0, std::min(tokens - c.recent, tokens - 2) + 1);
+  if (!c.hole.empty() && first / KvLayout::kSlots < c.hole.end && PagesOf(tokens) > c.hole.begin)
+    return false;
+  const int64_t sinks = std::min(c.sink, tokens);
+  return c.gap_end == 0 || tokens <= c.gap_begin ||
+         (first >= c.gap_end && (c.recent == 0 || sinks <= c.gap_begin));
+}
+
+bool KvSequence::CanTruncate(int64_t tokens) const {
+  BATON_CHECK_GE(tokens, 0);
+  return std::all_of(caches_.begin(), caches_.end(),
+                     [&](const Cache& c) { return CanTruncate(c, tokens); });
+}
+
+void KvSequence::Truncate(int64_t tokens) {
+  BATON_CHECK(CanTruncate(tokens));
+  length_ = std::min(length_, tokens);
+  for (int i = 0; i < static_cast<int>(caches_.size()); ++i) {
+    Cache& c = at(i);
+    if (tokens == 0) {
+      c.sink = store_->spec(i).sink;
+      c.recent = store_->spec(i).recent;
+    }
+    if (tokens >= c.length) continue;
+    c.length = tokens;
+    if (tokens <= c.gap_begin) c.gap_begin = c.gap_end = 0;
+    const int64_t size = PagesOf(tokens);
+    if (size == c.size()) continue;
+    Reshape(i, c.hole, size);
+    store_->ReturnIdle(i);
+  }
+}
+
+int64_t KvSequence::held_tokens(int cache) const {
+  const Cache& c = at(cache);
+  return c.recent == 0 ? c.length : std::min(c.length, c.sink + c.recent);
+}
+
+int64_t KvSequence::held_bytes() const {
+  int64_t bytes = 0;
+  for (int i = 0; i < static_cast<int>(caches_.size()); ++i)
+    bytes += held_tokens(i) * KvTokenBytes(store_->layout(i));
+  return bytes;
+}
+
+int64_t KvSequence::allocated_bytes() const {
+  int64_t bytes = 0;
+  for (int i = 0; i < static_cast<int>(caches_.size()); ++i)
+    bytes += store_->layout(i).arena_bytes(at(i).held_pages());
+  return bytes;
+}
+
+KvView KvSequence::View(int cache, int64_t length) const {
+  BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
+  const Cache& c = at(cache);
+  BATON_CHECK(length >= 0 && length <= c.length);
+  const KvLayout& layout = store_->layout(cache);
+  std::byte* arena = store_->arenas_[static_cast<size_t>(cache % store_->arenas())].data();
+  return {.arena = arena,
+          .low_bits =
+              layout.low_bit ? arena + store_->pool(cache).max_pages() * layout.page_bytes() : nullptr,
+          .pages = c.pages.data(),
+          .length = length,
+          .layout = layout};
+}
+
+}  // namespace baton
