@@ -7,6 +7,7 @@
 //   text; return true; }));
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -33,6 +34,9 @@ struct EngineOptions {
   int64_t context = 0;         // longest sequence; 0: the model's own
   int64_t kv_tokens = 0;       // tokens of cache for all requests together; 0: one full context
   int64_t prompt_chunk = 512;  // prompt tokens per forward pass
+  // Layer routers: a router file, or the model's own path where a published checkpoint holds them.
+  // Empty: none. `router_flavour` must say "flux" for published checkpoints.
+  std::string router, router_flavour;
 };
 
 struct ModelInfo {
@@ -70,6 +74,30 @@ struct ChatTurn {
   std::string role, content;
 };
 
+// How layers of role route are decided (arXiv 2604.07394). A window layer frees the rest of its
+// cache for good.
+struct RouteOptions {
+  enum class Mode {
+    kExact,    // layer by layer on the whole prompt; windows hold for the prompt's rows too
+    kProbe,    // from the first and last rows of the prompt alone: approximate, then in chunks
+    kTwoPass,  // exact decisions first, then the prompt again in chunks
+    kDense,    // decided as in kExact, but the prompt attends fully; saves cache, not prompt time
+  } mode = Mode::kExact;
+  double margin = 0;  // a layer becomes a window only if z0 - z1 >= margin
+  // Forced decisions: "full", "sparse" for all routed layers, or one letter a layer, F, S, or ? for
+  // the router. Empty: the router decides.
+  std::string mask;
+};
+
+struct RoutingReport {
+  std::string bitmap;                          // [layers] F full, S sparse
+  std::vector<std::array<float, 2>> logits;    // [layers] sparse, full; 0, 0 where none ran
+  std::string source;                          // exact, probe, two_pass, dense, forced
+  int64_t rows_pooled = 0;                     // prompt rows that each decision saw
+  std::vector<int64_t> held_token_equivalents;  // [layers] tokens of cache held at the end
+  int64_t dense_token_equivalents = 0;          // what all layers full would hold
+};
+
 struct Request {
   // One of the three: text, tokens, or turns rendered with the model's chat template.
   std::string prompt;
@@ -81,6 +109,8 @@ struct Request {
   bool ignore_end = false;   // keep generating past the end-of-generation token
   std::optional<Plan> plan;  // none: dense
   WatchOptions watch;
+  // Routed layers; without a plan that names them: every layer that sees the whole context.
+  std::optional<RouteOptions> route;
 };
 
 struct LayerWatch {
@@ -94,7 +124,9 @@ struct RequestStats {
   int64_t reused_tokens = 0;  // prompt tokens whose cache was still there (chat)
   double prompt_seconds = 0, decode_seconds = 0;
   double kv_bytes_per_token = 0;  // mean over decode steps
+  int64_t kv_bytes_held = 0;      // of cache at the end: tokens that later rows could still read
   std::string logits_hash;        // of the last step's logits
+  std::optional<RoutingReport> routing;
   std::vector<LayerWatch> watched;
 };
 

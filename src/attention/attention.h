@@ -110,7 +110,7 @@ class Attention {
   AttentionObserver* observer_ = nullptr;
   // Grown when needed, kept. lse_ and branch_o_ by branch.
   std::array<std::vector<float>, 2> lse_;
-  std::vector<float> branch_o_, scores_, mass_, zero_lse_, watch_o_, watch_lse_;
+  std::vector<float> branch_o_, scores_, mass_, watch_o_, watch_lse_;
   int64_t mass_stride_ = 0;
   std::vector<StoreParams::Segment> store_segments_;
   std::vector<AttendParams::Segment> attend_segments_;

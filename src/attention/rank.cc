@@ -84,20 +84,19 @@ void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<co
                               .mass = mass + p->mass_offset,
                               .mass_stride = mass_stride_});
   }
-  const int64_t heads = indexer ? 1 : shape_.heads;
   // An indexer's scores rank as they are: log-probabilities with a log-sum-exp of zero.
-  if (indexer) zero_lse_.assign(static_cast<size_t>(q.dim(0)), 0.0f);
-  const float* lse = indexer ? zero_lse_.data() : lse_[0].data();
+  View<const float> lse;
+  if (!indexer) lse = View<const float>(lse_[0].data(), {q.dim(0), shape_.heads});
   ops_.Mass({.source = r.ranking == Publish::Ranking::kLowBit ? MassParams::Source::kLowBit
                        : stored                               ? MassParams::Source::kScores
                                                               : MassParams::Source::kExact,
              .q = q,
              .scale = indexer ? r.index_scale : scale_,
-             .lse = View<const float>(lse, {q.dim(0), heads}),
+             .lse = lse,
              .scope = r.scope == Scope::kAll ? MassScope::kAll : MassScope::kGroup,
              .pool = r.pool,
              .score = r.score == Publish::Score::kMass && !indexer
-                          ? MassParams::Score::kMass
+                          ? MassParams::Score::kProbability
                           : MassParams::Score::kLogProbability,
              .block = r.block,
              .segments = mass_segments_});

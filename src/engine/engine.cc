@@ -30,29 +30,18 @@ Result<std::unique_ptr<Ops>> MakeOps(const EngineOptions& options, ThreadPool& p
 #endif
 }
 
-ModelShape ShapeOf(const Checkpoint& c) {
-  ModelShape s{.architecture = c.config.architecture,
-               .fingerprint = c.fingerprint,
-               .layers = c.config.layers,
-               .heads = c.config.heads,
-               .kv_heads = c.config.kv_heads,
-               .head_dim = c.config.head_dim,
-               .window = {}};
-  for (const LayerConfig& l : c.config.layer) s.window.push_back(l.window);
-  return s;
-}
-
 void CountWeights(const Checkpoint& c, ModelInfo& info) {
   std::map<std::string, int> types;
-  std::vector<const TensorInfo*> all = {c.embedding, c.output_norm};
-  if (c.output != c.embedding) all.push_back(c.output);
-  for (const LayerTensors& l : c.layers) {
-    for (const TensorInfo* t :
-         {l.attn_norm, l.q, l.k, l.v, l.o, l.q_bias, l.k_bias, l.v_bias, l.q_norm, l.k_norm,
-          l.post_attn_norm, l.ffn_norm, l.gate, l.up, l.down, l.post_ffn_norm}) {
-      all.push_back(t);
+  std::vector<const TensorInfo*> all;
+  const auto add = [&](const TensorSet& set) {
+    for (size_t i = 0; i < kTensorRoles; ++i) {
+      const auto role = static_cast<TensorRole>(i);
+      const bool tied = role == TensorRole::kOutput && set[role] == set[TensorRole::kEmbedding];
+      if (!tied && role != TensorRole::kRopeDivisors) all.push_back(set[role]);
     }
-  }
+  };
+  add(c.model);
+  for (const TensorSet& l : c.layers) add(l);
   for (const TensorInfo* t : all) {
     if (t == nullptr) continue;
     types[std::string(Info(t->dtype).name)]++;
@@ -86,39 +75,39 @@ std::string HashLogits(const float* logits, int64_t count) {
   return fmt::format("{:08x}", static_cast<uint32_t>(h ^ (h >> 32)));
 }
 
-std::vector<bool> Engine::Impl::LowBitLayers(const ResolvedPlan* plan) const {
-  std::vector<bool> layers(static_cast<size_t>(info.layers), false);
-  for (int l = 0; plan && l < info.layers; ++l)
-    layers[static_cast<size_t>(l)] = plan->NeedsLowBit(l);
-  return layers;
+KvElement Engine::Impl::cache_element() const {
+  return options.kv == KvType::kF32    ? kFloatCache
+         : options.kv == KvType::kBF16 ? kBf16Cache
+                                       : kInt8Cache;
 }
 
-std::vector<KvLayout> Engine::Impl::CacheLayouts(const std::vector<bool>& low_bit) const {
-  std::vector<KvLayout> layouts;
-  for (int l = 0; l < info.layers; ++l) {
-    layouts.push_back({.dtype = CacheType(options.kv),
-                       .kv_heads = info.kv_heads,
-                       .head_dim = info.head_dim,
-                       .low_bit = low_bit[static_cast<size_t>(l)]});
+KvLayout Engine::Impl::LayoutOf(const CacheSpec& cache) const {
+  return {.dtype = CacheType(options.kv),
+          .kv_heads = cache.kv_heads,
+          .head_dim = cache.head_dim,
+          .values = cache.values,
+          .low_bit = cache.low_bit};
+}
+
+Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<CacheSpec>& caches,
+                                                        int64_t tokens, KvStoreOptions options,
+                                                        int64_t rollback) const {
+  std::vector<KvCacheSpec> specs;
+  for (const CacheSpec& c : caches) {
+    KvCacheSpec spec{.layout = LayoutOf(c)};
+    if (c.ring() && rollback >= 0) spec.sink = c.sink, spec.recent = c.recent + rollback;
+    specs.push_back(spec);
   }
-  return layouts;
-}
-
-Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<bool>& low_bit,
-                                                        int64_t tokens,
-                                                        KvStoreOptions options) const {
-  std::vector<KvCacheSpec> caches;
-  for (const KvLayout& layout : CacheLayouts(low_bit)) caches.push_back({.layout = layout});
   BATON_ASSIGN(std::unique_ptr<KvStore> store,
-               KvStore::Create(std::move(caches), tokens + KvLayout::kSlots, options));
+               KvStore::Create(std::move(specs), tokens + KvLayout::kSlots, options));
   return std::shared_ptr<KvStore>(std::move(store));
 }
 
-Result<std::shared_ptr<KvStore>> Engine::Impl::Store(const std::vector<bool>& low_bit,
+Result<std::shared_ptr<KvStore>> Engine::Impl::Store(const std::vector<CacheSpec>& caches,
                                                      int64_t tokens) {
-  if (store_ && store_low_bit_ == low_bit && store_->free_tokens() >= tokens) return store_;
-  BATON_ASSIGN(store_, NewStore(low_bit, std::max(tokens, options.kv_tokens)));
-  store_low_bit_ = low_bit;
+  if (store_ && store_caches_ == caches && store_->free_tokens() >= tokens) return store_;
+  BATON_ASSIGN(store_, NewStore(caches, std::max(tokens, options.kv_tokens)));
+  store_caches_ = caches;
   return store_;
 }
 
@@ -160,17 +149,15 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   info.vocab = c.vocab;
   info.context = c.context;
   CountWeights(impl->checkpoint, info);
-  const KvLayout layout{.dtype = CacheType(options.kv),
-                        .kv_heads = c.kv_heads,
-                        .head_dim = c.head_dim,
-                        .low_bit = false};
-  info.kv_bytes_per_token = c.layers * layout.row_bytes();
   for (const LayerConfig& l : c.layer) info.window.push_back(l.window);
   info.has_chat_template = !impl->tokenizer->chat_template().empty();
   info.backend = impl->ops->name();
   info.threads = impl->pool.threads();
-  impl->model =
-      std::make_unique<Transformer>(c, std::move(weights), *impl->ops, ShapeOf(impl->checkpoint));
+  impl->model = std::make_unique<Transformer>(c, std::move(weights), *impl->ops,
+                                              ShapeOf(c, impl->checkpoint.fingerprint));
+  impl->model_plan = ModelPlan(impl->model->shape());
+  for (const CacheSpec& cache : impl->model_plan.caches)
+    info.kv_bytes_per_token += RowBytes(cache, impl->cache_element());
   info.load_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));

@@ -10,8 +10,9 @@
 #include "baton/engine.h"
 #include "formats/chat.h"
 #include "kv/kv_store.h"
-#include "model/checkpoint.h"
-#include "model/transformer.h"
+#include "model/run/transformer.h"
+#include "model/spec/checkpoint.h"
+#include "plan/kv_bytes.h"
 
 namespace baton {
 
@@ -25,6 +26,7 @@ struct Engine::Impl {
   Checkpoint checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Transformer> model;
+  ResolvedPlan model_plan;  // what runs without a user's plan
   std::atomic<bool> cancelled{false};
   // The cache of the latest chat request, for its next turn.
   struct Conversation {
@@ -38,20 +40,20 @@ struct Engine::Impl {
   Result<ResolvedPlan> ResolvePlan(const Plan& plan, std::vector<std::string>* warnings) const {
     return Resolve(plan, shape(), warnings);
   }
-  // Layers whose pages carry the low-bit copy of K under a plan.
-  std::vector<bool> LowBitLayers(const ResolvedPlan* plan) const;
-  // The shared store when it has exactly these copies and room for `tokens` more; otherwise a new
-  // one takes its place (the old one lives as long as its sequences).
-  Result<std::shared_ptr<KvStore>> Store(const std::vector<bool>& low_bit, int64_t tokens);
-  // A store of its own, for measurements.
-  Result<std::shared_ptr<KvStore>> NewStore(const std::vector<bool>& low_bit, int64_t tokens,
-                                            KvStoreOptions options = {}) const;
-  // Of each layer, with these low-bit copies.
-  std::vector<KvLayout> CacheLayouts(const std::vector<bool>& low_bit) const;
+  KvElement cache_element() const;
+  KvLayout LayoutOf(const CacheSpec& cache) const;
+  // The shared store when its caches are exactly these and it has room for `tokens` more;
+  // otherwise a new one takes its place (the old one lives as long as its sequences).
+  Result<std::shared_ptr<KvStore>> Store(const std::vector<CacheSpec>& caches, int64_t tokens);
+  // A store of its own, for measurements. Rings hold `rollback` more tokens than their lifetime, so
+  // that a sequence can be cut back by as many; negative: no cache drops anything.
+  Result<std::shared_ptr<KvStore>> NewStore(const std::vector<CacheSpec>& caches, int64_t tokens,
+                                            KvStoreOptions options = {},
+                                            int64_t rollback = 0) const;
 
  private:
   std::shared_ptr<KvStore> store_;
-  std::vector<bool> store_low_bit_;
+  std::vector<CacheSpec> store_caches_;
 };
 
 // Of the bits of a row of logits, 8 hex digits.

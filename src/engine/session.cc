@@ -3,40 +3,29 @@
 #include <algorithm>
 #include <numeric>
 
+#include "engine/prompt_run.h"
+
 namespace baton {
 
-Result<Session> Session::Create(Engine& engine, const std::vector<bool>& low_bit,
-                                int64_t max_tokens, KvStoreOptions options) {
+Result<Session> Session::Create(Engine& engine, const std::vector<CacheSpec>& caches,
+                                int64_t max_tokens) {
+  return Create(engine, caches, max_tokens, Options{});
+}
+
+Result<Session> Session::Create(Engine& engine, const std::vector<CacheSpec>& caches,
+                                int64_t max_tokens, const Options& options) {
   BATON_ASSIGN(std::shared_ptr<KvStore> store,
-               engine.impl().NewStore(low_bit, max_tokens, options));
+               engine.impl().NewStore(caches, max_tokens, options.store, options.rollback));
   return Session(engine.impl(), std::move(store));
 }
 
 Status Session::Prefill(std::span<const int32_t> tokens, const ResolvedPlan* plan,
                         const OnLogits& last) {
-  const auto total = static_cast<int64_t>(tokens.size());
-  for (int64_t done = 0; done < total;) {
-    if (engine_->cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
-    const int64_t count = std::min(engine_->options.prompt_chunk, total - done);
-    const int64_t position = length();
-    BATON_TRY(sequence_.Reserve(position + count));
-    const AttentionSegment segment{.rows = {0, count, position},
-                                   .kv = &sequence_,
-                                   .plan = plan,
-                                   .prompt = true,
-                                   .watch = nullptr};
-    const int64_t last_row = count - 1;
-    ForwardBatch batch;
-    batch.tokens = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(count));
-    batch.segments = std::span(&segment, 1);
-    done += count;
-    if (last && done == total) {
-      batch.logit_rows = std::span(&last_row, 1);
-      batch.on_logits = last;
-    }
-    BATON_TRY(engine_->model->Forward(batch));
-  }
-  return Status::Ok();
+  PromptRun run(*engine_, {.tokens = tokens,
+                           .kv = &sequence_,
+                           .plan = plan ? plan : &engine_->model_plan,
+                           .on_logits = last});
+  return run.RunAll();
 }
 
 Status Session::Decode(std::span<const int32_t> tokens, const DecodeOptions& options) {
@@ -46,7 +35,7 @@ Status Session::Decode(std::span<const int32_t> tokens, const DecodeOptions& opt
   BATON_TRY(sequence_.Reserve(position + count));
   const AttentionSegment segment{.rows = {0, count, position},
                                  .kv = &sequence_,
-                                 .plan = options.plan,
+                                 .plan = options.plan ? options.plan : &engine_->model_plan,
                                  .prompt = false,
                                  .watch = options.watch};
   std::vector<int64_t> all;
@@ -67,7 +56,9 @@ Status Session::Decode(std::span<const int32_t> tokens, const DecodeOptions& opt
   batch.capture = options.capture;
   batch.tap_layer = options.tap_layer;
   batch.tap = options.tap;
-  return engine_->model->Forward(batch);
+  BATON_TRY(engine_->model->Forward(batch));
+  sequence_.Evict();
+  return Status::Ok();
 }
 
 Status Session::FillSynthetic(int64_t length, uint64_t seed) {

@@ -15,10 +15,16 @@ namespace baton {
 
 class Session {
  public:
-  // `low_bit`: layers that need the 4-bit copy of K; Engine::Impl::LowBitLayers(plan), or all for
-  // profiling.
-  static Result<Session> Create(Engine& engine, const std::vector<bool>& low_bit,
-                                int64_t max_tokens, KvStoreOptions options = {});
+  struct Options {
+    KvStoreOptions store;
+    // Tokens by which the session will be cut back; rings hold so many more. Negative: any number.
+    int64_t rollback = -1;
+  };
+  // `caches`: of a plan, of several (Together), or the model's own.
+  static Result<Session> Create(Engine& engine, const std::vector<CacheSpec>& caches,
+                                int64_t max_tokens);
+  static Result<Session> Create(Engine& engine, const std::vector<CacheSpec>& caches,
+                                int64_t max_tokens, const Options& options);
 
   Session(Session&&) = default;
   // Memberwise assignment would free the store before the sequence that holds its pages.

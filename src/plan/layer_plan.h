@@ -86,6 +86,7 @@ struct CacheSpec {
   int64_t sink = 0, recent = 0;  // recent > 0: only these tokens are kept; 0: all
 
   bool ring() const { return recent > 0; }
+  bool operator==(const CacheSpec&) const = default;
   // Tokens that later rows may still read after `tokens` of the sequence.
   int64_t Held(int64_t tokens) const {
     return ring() && sink + recent < tokens ? sink + recent : tokens;

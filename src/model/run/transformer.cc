@@ -85,7 +85,10 @@ Status Transformer::Forward(const ForwardBatch& batch) {
         shape_.caches[static_cast<size_t>(own_cache_[static_cast<size_t>(end)])].kv_input == end)
       FeedCache(own_cache_[static_cast<size_t>(end)]);
   }
-  if (batch.leave) std::copy_n(x.data(), x.size(), batch.leave);
+  if (batch.leave) {
+    const View<float> from = x.Slice(batch.leave_from, rows_);
+    std::copy_n(from.data(), from.size(), batch.leave);
+  }
   if (end == config_.layers) Output(batch);
   return Status::Ok();
 }
@@ -119,7 +122,7 @@ void Transformer::FeedCache(int c) {
   const View<float> k = Matrix2(k_, rows_, cache.kv_heads * cache.head_dim);
   const View<float> v = Matrix2(v_, rows_, k.dim(1));
   const LinearParams::Out outs[] = {
-      {w.matrix(!memory ? R::kK : cache.values ? R::kMemoryK : R::kIndexK), nullptr, k},
+      {w.matrix(!memory ? R::kK : cache.values ? R::kMemoryK : R::kIndexerK), nullptr, k},
       {w.matrix(memory ? R::kMemoryV : R::kV), nullptr, v}};
   ops_.Linear({.x = Matrix2(x_, rows_, config_.width),
                .norm_weight = norm,
@@ -138,7 +141,7 @@ void Transformer::FeedCache(int c) {
 // What an indexer asks with, from the stream that feeds the memory: [T, 1, d_idx].
 View<float> Transformer::IndexQueries(bool bf16) {
   const View<float> q = Matrix2(index_q_, rows_, config_.indexer.key_length);
-  const LinearParams::Out out{weights_.model.matrix(R::kIndexQ), nullptr, q};
+  const LinearParams::Out out{weights_.model.matrix(R::kIndexerQ), nullptr, q};
   ops_.Linear({.x = Matrix2(x_, rows_, config_.width),
                .norm_weight = weights_.model.vector(R::kMemoryNorm),
                .norm_eps = config_.norm_eps,
@@ -209,23 +212,23 @@ Status Transformer::Layer(int l, const ForwardBatch& batch) {
   const View<float> x = Matrix2(x_, rows_, c.width);
   const View<float> o = Matrix2(o_, rows_, c.heads * c.head_dim);
   BATON_TRY(Attend(l, batch, o));
-  const Matrix* const gate[] = {w.matrix(R::kGate)};
+  const Matrix* const gate[] = {w.matrix(R::kFfnGate)};
   AddBranch(o, *w.matrix(R::kO), w.vector(R::kPostAttnNorm), gate,
             batch.tap_layer == l ? batch.tap : nullptr);
 
   const View<float> ffn = Matrix2(ffn_, rows_, c.ffn_width);
-  const Matrix* const down[] = {w.matrix(R::kDown)};
+  const Matrix* const down[] = {w.matrix(R::kFfnDown)};
   ops_.Glu({.x = x,
             .norm_weight = w.vector(R::kFfnNorm),
             .norm_eps = c.norm_eps,
-            .gate = w.matrix(R::kGate),
-            .up = w.matrix(R::kUp),
+            .gate = w.matrix(R::kFfnGate),
+            .up = w.matrix(R::kFfnUp),
             .activation =
                 c.activation == Activation::kSilu ? GluActivation::kSilu : GluActivation::kGeluTanh,
             .y = ffn,
             .then = down,
             .fine = fine_});
-  AddBranch(ffn, *w.matrix(R::kDown), w.vector(R::kPostFfnNorm),
+  AddBranch(ffn, *w.matrix(R::kFfnDown), w.vector(R::kPostFfnNorm),
             first_product_[static_cast<size_t>(l) + 1], nullptr);
   return Status::Ok();
 }

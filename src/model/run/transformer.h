@@ -26,7 +26,8 @@ struct ForwardBatch {
   int first_layer = 0, end_layer = -1;
   bool fed = false, feed_end = false;
   const float* hidden = nullptr;  // [T, C]; null: embed the tokens
-  float* leave = nullptr;         // [T, C]
+  float* leave = nullptr;         // [T - leave_from, C]
+  int64_t leave_from = 0;
 
   AttentionObserver* observer = nullptr;
   // Receives the stream that enters each layer: [layers][T, C].

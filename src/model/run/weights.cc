@@ -30,7 +30,7 @@ class Loader {
 
  private:
   Status LoadSet(const TensorSet& tensors, WeightSet* to) {
-    for (int i = 0; i < kTensorRoles; ++i) {
+    for (size_t i = 0; i < kTensorRoles; ++i) {
       const auto role = static_cast<TensorRole>(i);
       const TensorInfo* t = tensors[role];
       // The embedding is looked up in the file, rope divisors are part of the config.

@@ -1,0 +1,97 @@
+#include "engine/prompt_run.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "base/check.h"
+#include "engine/routing.h"
+
+namespace baton {
+
+PromptRun::PromptRun(Engine::Impl& engine, PromptParams params)
+    : engine_(engine), params_(std::move(params)) {
+  begin_ = params_.kv->length();
+  end_ = begin_ + static_cast<int64_t>(params_.tokens.size());
+  wanted_ = end_ - std::clamp<int64_t>(params_.wanted, 1, std::max<int64_t>(1, end_ - begin_));
+  if (begin_ == end_) return;
+  schedule_ = MakePrefillSchedule(engine.shape(), {.begin = begin_,
+                                                   .end = end_,
+                                                   .wanted = wanted_,
+                                                   .chunk = engine.options.prompt_chunk,
+                                                   .order = params_.order});
+  kept_.resize(static_cast<size_t>((end_ - schedule_.keep_from) * engine.info.width));
+}
+
+int64_t PromptRun::tokens_done() const {
+  if (done()) return end_ - begin_;
+  const Pass& pass = schedule_.passes[next_];
+  if (params_.order == PrefillOrder::kTokenMajor)
+    return pass.first_layer == 0 ? pass.first_row - begin_ : end_ - begin_ - 1;
+  return (end_ - begin_) * static_cast<int64_t>(next_) /
+         static_cast<int64_t>(schedule_.passes.size());
+}
+
+// Room in the caches that the pass writes.
+Status PromptRun::Reserve(const Pass& pass) {
+  const std::vector<CacheSpec>& caches = engine_.shape().caches;
+  const bool all = pass.first_layer == 0 && pass.end_layer == engine_.info.layers;
+  if (all && params_.order == PrefillOrder::kTokenMajor) return params_.kv->Reserve(pass.end_row);
+  for (size_t c = 0; c < caches.size(); ++c) {
+    if (pass.Writes(caches[c]))
+      BATON_TRY(params_.kv->Reserve(static_cast<int>(c), pass.first_row, pass.end_row));
+  }
+  return Status::Ok();
+}
+
+Status PromptRun::Step() {
+  BATON_CHECK(!done());
+  const Pass pass = schedule_.passes[next_];
+  if (params_.routing) BATON_TRY(params_.routing->Before(pass, kept_));
+  BATON_TRY(Reserve(pass));
+  const AttentionSegment segment{.rows = {0, pass.rows(), pass.first_row},
+                                 .kv = params_.kv,
+                                 .plan = params_.plan,
+                                 .prompt = true,
+                                 .watch = nullptr};
+  ForwardBatch batch;
+  batch.tokens = params_.tokens.subspan(static_cast<size_t>(pass.first_row - begin_),
+                                        static_cast<size_t>(pass.rows()));
+  batch.segments = std::span(&segment, 1);
+  batch.first_layer = pass.first_layer;
+  batch.end_layer = pass.end_layer;
+  batch.fed = pass.fed;
+  batch.feed_end = pass.feed_end;
+  if (pass.first_layer > 0) batch.hidden = Kept(pass.first_row);
+  const int64_t keep = std::max(schedule_.keep_from, pass.first_row);
+  if (pass.end_layer < engine_.info.layers && keep < pass.end_row) {
+    batch.leave = Kept(keep);
+    batch.leave_from = keep - pass.first_row;
+  }
+  std::vector<int64_t> rows;
+  const int64_t wanted = std::max(wanted_, pass.first_row);
+  if (params_.on_logits && pass.end_layer == engine_.info.layers && wanted < pass.end_row) {
+    rows.resize(static_cast<size_t>(pass.end_row - wanted));
+    std::iota(rows.begin(), rows.end(), wanted - pass.first_row);
+    batch.logit_rows = rows;
+    batch.on_logits = [&](int64_t first, View<const float> logits) {
+      params_.on_logits(wanted - wanted_ + first, logits);
+    };
+  }
+  BATON_TRY(engine_.model->Forward(batch));
+  ++next_;
+  if (params_.routing) params_.routing->After(pass);
+  params_.kv->Evict();
+  // All caches have come to the prompt's end.
+  return done() ? params_.kv->Reserve(end_) : Status::Ok();
+}
+
+Status PromptRun::RunAll() {
+  while (!done()) {
+    if (engine_.cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
+    BATON_TRY(Step());
+  }
+  return Status::Ok();
+}
+
+}  // namespace baton

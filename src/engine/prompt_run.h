@@ -1,0 +1,60 @@
+// A prompt as a schedule of forward passes that can be run one at a time, so that other requests
+// get their turn in between.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/engine_impl.h"
+#include "plan/prefill_schedule.h"
+
+namespace baton {
+
+class Routing;  // engine/routing.h
+
+struct PromptParams {
+  std::span<const int32_t> tokens;     // what is not in the cache yet; must outlive the run
+  KvSequence* kv = nullptr;            // the tokens are appended to it
+  const ResolvedPlan* plan = nullptr;  // its prefill mode applies
+  // Logits of the last `wanted` tokens, [n, vocab] pieces for wanted tokens first, first + 1, ...,
+  // in order. May be empty: no logits are made.
+  std::function<void(int64_t first, View<const float> logits)> on_logits;
+  int64_t wanted = 1;
+  PrefillOrder order = PrefillOrder::kTokenMajor;
+  // Decides routed layers as their turn comes, in the plan that `plan` points at; null: none.
+  Routing* routing = nullptr;
+};
+
+class PromptRun {
+ public:
+  PromptRun(Engine::Impl& engine, PromptParams params);
+
+  int64_t passes_left() const { return static_cast<int64_t>(schedule_.passes.size() - next_); }
+  bool done() const { return passes_left() == 0; }
+  // Tokens that no further pass looks at, in proportion where passes are layers.
+  int64_t tokens_done() const;
+
+  // One forward pass; there must be one left. Errors: the cache is full, or Transformer::Forward's;
+  // a run that failed must not be continued.
+  Status Step();
+  Status RunAll();  // until done, or cancelled
+
+ private:
+  Status Reserve(const Pass& pass);
+  // The stream of rows that live from one pass to the next: [n, C] from `row` on.
+  float* Kept(int64_t row) {
+    return kept_.data() + (row - schedule_.keep_from) * engine_.info.width;
+  }
+
+  Engine::Impl& engine_;
+  PromptParams params_;
+  int64_t begin_ = 0, end_ = 0, wanted_ = 0;  // positions
+  PrefillSchedule schedule_;
+  size_t next_ = 0;
+  std::vector<float> kept_;
+};
+
+}  // namespace baton

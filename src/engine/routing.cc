@@ -1,0 +1,177 @@
+#include "engine/routing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/check.h"
+
+namespace baton {
+
+Status CheckRouteOptions(const RouteOptions& o, int layers) {
+  if (!(o.margin >= 0) || !std::isfinite(o.margin))
+    return Error::InvalidArgument("routing: margin must be 0 or more, got {}", o.margin);
+  if (o.mask.empty() || o.mask == "full" || o.mask == "sparse") return Status::Ok();
+  if (static_cast<int>(o.mask.size()) != layers)
+    return Error::InvalidArgument("routing: the mask has {} letters, the model {} layers",
+                                  o.mask.size(), layers)
+        .Hint("give full, sparse, or one letter a layer: F, S, or ? for the router");
+  const size_t bad = o.mask.find_first_not_of("FS?");
+  if (bad != std::string::npos)
+    return Error::InvalidArgument("routing: expected F, S or ? for layer {} of the mask, got '{}'",
+                                  bad, o.mask[bad]);
+  return Status::Ok();
+}
+
+Plan RouteEveryLayer(const ModelShape& model, const RouterSettings& settings) {
+  Plan plan = Plan::Dense(model.layers);
+  for (int l = 0; l < model.layers; ++l) {
+    if (model.Window(l) > 0) continue;
+    plan.layers[static_cast<size_t>(l)] = {
+        .role = Role::kRoute, .sink = settings.sink, .recent = settings.window};
+  }
+  return plan;
+}
+
+Routing::Routing(Engine::Impl& engine, const RouterFile* router, const RouteOptions& options,
+                 std::span<const int32_t> tokens, ResolvedPlan* plan, KvSequence* kv)
+    : engine_(engine),
+      router_(router),
+      options_(options),
+      tokens_(tokens),
+      plan_(plan),
+      kv_(kv),
+      decisions_(plan->layers.size(), Decision::kOpen),
+      logits_(plan->layers.size()) {
+  for (const LayerPlan& layer : plan->layers) routed_.push_back(layer.role == Role::kRoute);
+}
+
+Routing::Decision Routing::Forced(int layer) const {
+  const std::string& mask = options_.mask;
+  if (mask.empty()) return Decision::kOpen;
+  const char letter = mask == "full"     ? 'F'
+                      : mask == "sparse" ? 'S'
+                                         : mask[static_cast<size_t>(layer)];
+  return letter == 'F' ? Decision::kFull : letter == 'S' ? Decision::kSparse : Decision::kOpen;
+}
+
+bool Routing::forced() const {
+  for (size_t l = 0; l < routed_.size(); ++l) {
+    if (routed_[l] && Forced(static_cast<int>(l)) == Decision::kOpen) return false;
+  }
+  return true;
+}
+
+void Routing::DecideForced() {
+  for (int l = 0; l < engine_.info.layers; ++l) {
+    if (!Routed(l)) continue;
+    Decide(l, Forced(l) == Decision::kFull);
+    Narrow(l);
+  }
+}
+
+void Routing::DecideAs(const Routing& other) {
+  for (int l = 0; l < engine_.info.layers; ++l) {
+    if (!Routed(l)) continue;
+    Decide(l, other.decisions_[static_cast<size_t>(l)] == Decision::kFull);
+    Narrow(l);
+  }
+  logits_ = other.logits_;
+  asked_ = other.asked_;
+  rows_pooled_ = other.rows_pooled_;
+}
+
+void Routing::Decide(int layer, bool full) {
+  decisions_[static_cast<size_t>(layer)] = full ? Decision::kFull : Decision::kSparse;
+  // A dense prompt runs through the layer first.
+  if (options_.mode == RouteOptions::Mode::kDense && !full) return;
+  plan_->Decide(layer, full, engine_.shape(), /*in_prompts=*/true);
+}
+
+// Frees what a layer that has become a window does not read.
+void Routing::Narrow(int layer) {
+  if (decisions_[static_cast<size_t>(layer)] != Decision::kSparse) return;
+  if (plan_->layer(layer).role == Role::kRoute)
+    plan_->Decide(layer, false, engine_.shape(), /*in_prompts=*/false);
+  const int cache = plan_->OwnCache(layer);
+  const CacheSpec& spec = plan_->caches[static_cast<size_t>(cache)];
+  kv_->Keep(cache, spec.sink, spec.recent);
+}
+
+Status Routing::Before(const Pass& pass, std::span<const float> kept) {
+  const int l = pass.first_layer;
+  if (pass.end_layer != l + 1 || pass.first_row > 0 || !Routed(l)) return Status::Ok();
+  if (decisions_[static_cast<size_t>(l)] != Decision::kOpen) return Status::Ok();
+  const Decision forced = Forced(l);
+  if (forced == Decision::kOpen) {
+    BATON_TRY(Ask(l, kept));
+  } else {
+    Decide(l, forced == Decision::kFull);
+  }
+  if (options_.mode != RouteOptions::Mode::kDense) Narrow(l);
+  return Status::Ok();
+}
+
+void Routing::After(const Pass& pass) {
+  const int l = pass.first_layer;
+  const bool last = pass.end_row == static_cast<int64_t>(tokens_.size());
+  if (options_.mode == RouteOptions::Mode::kDense && last && pass.end_layer == l + 1 && Routed(l))
+    Narrow(l);
+}
+
+// The router's answer for layer l, from the first and the last rows of the prompt.
+Status Routing::Ask(int l, std::span<const float> kept) {
+  const auto total = static_cast<int64_t>(tokens_.size());
+  const int64_t pool = router_->settings.pool;
+  std::vector<int64_t> rows(static_cast<size_t>(std::min(total, pool)));
+  std::iota(rows.begin(), rows.end(), int64_t{0});
+  // Between P and 2 P rows, those in both count twice.
+  for (int64_t row = std::max<int64_t>(0, total - pool); total > pool && row < total; ++row)
+    rows.push_back(row);
+  const auto n = static_cast<int64_t>(rows.size());
+  const ModelConfig& c = engine_.model->config();
+  x_.resize(static_cast<size_t>(n * c.width));
+  q_.resize(static_cast<size_t>(n * c.heads * c.head_dim));
+  const View<float> x(x_.data(), {n, c.width});
+  const View<float> q(q_.data(), {n, c.heads, c.head_dim});
+  Ops& ops = *engine_.ops;
+  if (l == 0) {
+    std::vector<int32_t> tokens;
+    for (const int64_t row : rows) tokens.push_back(tokens_[static_cast<size_t>(row)]);
+    ops.Embed({.table = &engine_.model->weights().embedding,
+               .tokens = tokens,
+               .scale = c.embedding_scale,
+               .x = x});
+  } else {
+    ops.CopyRows({.from = View<const float>(kept.data(), {total, c.width}), .rows = rows, .to = x});
+  }
+  engine_.model->Queries(l, x, q);
+  std::array<float, 2>& z = logits_[static_cast<size_t>(l)];
+  ops.Route({.q = q, .weights = &router_->layers[static_cast<size_t>(l)], .logits = z});
+  if (!std::isfinite(z[0]) || !std::isfinite(z[1]))
+    return Error::InvalidArgument("router of layer {}: logits {} and {} are no numbers", l, z[0],
+                                  z[1])
+        .Hint("the router file or the model is damaged");
+  asked_ = true;
+  rows_pooled_ = n;
+  Decide(l, !(static_cast<double>(z[0]) - z[1] >= options_.margin));
+  return Status::Ok();
+}
+
+RoutingReport Routing::Report(int64_t tokens) const {
+  constexpr const char* kSources[] = {"exact", "probe", "two_pass", "dense"};
+  RoutingReport report;
+  report.source = asked_ ? kSources[static_cast<int>(options_.mode)] : "forced";
+  report.logits = logits_;
+  report.rows_pooled = rows_pooled_;
+  for (int l = 0; l < engine_.info.layers; ++l) {
+    report.bitmap += decisions_[static_cast<size_t>(l)] == Decision::kSparse ? 'S' : 'F';
+    const int cache = plan_->OwnCache(l);
+    report.held_token_equivalents.push_back(
+        plan_->caches[static_cast<size_t>(cache)].Held(tokens));
+    report.dense_token_equivalents += tokens;
+  }
+  return report;
+}
+
+}  // namespace baton

@@ -1,0 +1,65 @@
+// Layers routed to full or windowed attention, once per request, by what the prompt's first and
+// last rows ask (arXiv 2604.07394).
+#pragma once
+
+#include <array>
+#include <span>
+#include <vector>
+
+#include "engine/engine_impl.h"
+#include "model/spec/router.h"
+#include "plan/prefill_schedule.h"
+
+namespace baton {
+
+Status CheckRouteOptions(const RouteOptions& options, int layers);
+
+// Every layer that sees the whole context routed, with the windows of the router's settings.
+Plan RouteEveryLayer(const ModelShape& model, const RouterSettings& settings);
+
+class Routing {
+ public:
+  // `router` may be null where the mask decides every routed layer. `plan` is the request's own; it
+  // and `kv` change as layers are decided. `tokens`: the whole prompt, which starts the sequence.
+  Routing(Engine::Impl& engine, const RouterFile* router, const RouteOptions& options,
+          std::span<const int32_t> tokens, ResolvedPlan* plan, KvSequence* kv);
+
+  // The mask decides every routed layer: nothing has to wait for the prompt.
+  bool forced() const;
+  // Applies what the mask decides.
+  void DecideForced();
+  // Takes the decisions of a routing that ran ahead.
+  void DecideAs(const Routing& other);
+
+  // Before a layer-major pass: decides the layer if its turn has come. `kept`: [T, C], the stream
+  // that enters it; the first layer's is embedded here. An error if a router's answer is no number.
+  Status Before(const Pass& pass, std::span<const float> kept);
+  // After a pass: a layer that is a window from now on frees the rest of its cache.
+  void After(const Pass& pass);
+
+  // Of a request that holds `tokens` tokens of context.
+  RoutingReport Report(int64_t tokens) const;
+
+ private:
+  enum class Decision : uint8_t { kOpen, kFull, kSparse };
+  bool Routed(int layer) const { return routed_[static_cast<size_t>(layer)]; }
+  Decision Forced(int layer) const;
+  Status Ask(int layer, std::span<const float> kept);
+  void Decide(int layer, bool full);
+  void Narrow(int layer);
+
+  Engine::Impl& engine_;
+  const RouterFile* router_;
+  const RouteOptions options_;
+  std::span<const int32_t> tokens_;
+  ResolvedPlan* plan_;
+  KvSequence* kv_;
+  std::vector<bool> routed_;  // [layers]
+  std::vector<Decision> decisions_;
+  std::vector<std::array<float, 2>> logits_;
+  bool asked_ = false;
+  int64_t rows_pooled_ = 0;
+  std::vector<float> x_, q_;
+};
+
+}  // namespace baton
