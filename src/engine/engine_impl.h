@@ -10,8 +10,8 @@
 #include "baton/engine.h"
 #include "formats/chat.h"
 #include "kv/kv_store.h"
-#include "model/checkpoint.h"
-#include "model/transformer.h"
+#include "model/spec/checkpoint.h"
+#include "model/run/transformer.h"
 
 namespace baton {
 

@@ -1,4 +1,4 @@
-#include "model/transformer.h"
+#include "model/run/transformer.h"
 
 #include <algorithm>
 #include <cmath>

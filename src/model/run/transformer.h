@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "attention/attention.h"
-#include "model/checkpoint.h"
+#include "model/spec/checkpoint.h"
 #include "ops/ops.h"
 
 namespace baton {
