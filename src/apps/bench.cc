@@ -5,8 +5,8 @@
 #include "apps/command.h"
 #include "base/thread_pool.h"
 #include "baton/eval.h"
-#include "model/checkpoint.h"
-#include "model/synthetic.h"
+#include "model/spec/checkpoint.h"
+#include "model/spec/synthetic.h"
 
 namespace baton::apps {
 namespace {

@@ -15,7 +15,7 @@
 
 #include "baton/engine.h"
 #include "engine/session.h"
-#include "model/synthetic.h"
+#include "model/spec/synthetic.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define BATON_TEST_SLOW_BUILD 1

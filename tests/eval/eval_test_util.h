@@ -8,7 +8,7 @@
 #include <string>
 
 #include "baton/engine.h"
-#include "model/synthetic.h"
+#include "model/spec/synthetic.h"
 
 namespace baton::testing {
 

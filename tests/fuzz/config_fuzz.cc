@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 #include "formats/hf_config.h"
-#include "model/architectures.h"
+#include "model/spec/architectures.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace baton;

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "formats/gguf.h"
-#include "model/architectures.h"
+#include "model/spec/architectures.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto file = baton::ParseGguf({reinterpret_cast<const std::byte*>(data), size});

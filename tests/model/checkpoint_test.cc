@@ -1,4 +1,4 @@
-#include "model/checkpoint.h"
+#include "model/spec/checkpoint.h"
 
 #include <gtest/gtest.h>
 
@@ -11,8 +11,8 @@
 #include "formats/dequantize.h"
 #include "formats/gguf_writer.h"
 #include "formats/hf_config.h"
-#include "model/architectures.h"
-#include "model/synthetic.h"
+#include "model/spec/architectures.h"
+#include "model/spec/synthetic.h"
 
 namespace baton {
 namespace {
@@ -55,8 +55,8 @@ TEST(Checkpoint, EveryArchitectureOpensInEveryWeightType) {
       ASSERT_EQ(c.layers.size(), 7u);
       EXPECT_EQ(c.config.architecture, architecture);
       EXPECT_TRUE(c.config.tied_output);
-      EXPECT_EQ(c.output, c.embedding);
-      const std::vector<float> w = Values(c.layers[3].down);
+      EXPECT_EQ(c.model[TensorRole::kOutput], c.model[TensorRole::kEmbedding]);
+      const std::vector<float> w = Values(c.layers[3][TensorRole::kFfnDown]);
       double sum = 0, squares = 0;
       for (float x : w) {
         sum += x;
@@ -74,19 +74,19 @@ TEST(Checkpoint, RowsDifferWhereTheArchitecturesDo) {
   const Checkpoint llama = Synthetic({.architecture = "llama"}, "row");
   EXPECT_TRUE(llama.config.rope_interleaved);
   EXPECT_EQ(llama.config.layer[0].window, 0);
-  EXPECT_EQ(llama.layers[0].q_bias, nullptr);
+  EXPECT_EQ(llama.layers[0][TensorRole::kQBias], nullptr);
   EXPECT_FLOAT_EQ(llama.config.attention_scale, 0.25f);
   const Checkpoint mistral = Synthetic({.architecture = "mistral", .window = 32}, "row");
   EXPECT_EQ(mistral.config.layer[1].window, 32);
   const Checkpoint qwen2 = Synthetic({.architecture = "qwen2"}, "row");
   EXPECT_TRUE(qwen2.config.attention_bias);
-  EXPECT_NE(qwen2.layers[1].v_bias, nullptr);
+  EXPECT_NE(qwen2.layers[1][TensorRole::kVBias], nullptr);
   EXPECT_FALSE(qwen2.config.rope_interleaved);
   const Checkpoint qwen3 = Synthetic({.architecture = "qwen3", .tied_output = false}, "row");
   EXPECT_TRUE(qwen3.config.qk_norm);
-  EXPECT_NE(qwen3.layers[1].k_norm, nullptr);
+  EXPECT_NE(qwen3.layers[1][TensorRole::kKNorm], nullptr);
   EXPECT_FALSE(qwen3.config.tied_output);
-  EXPECT_NE(qwen3.output, qwen3.embedding);
+  EXPECT_NE(qwen3.model[TensorRole::kOutput], qwen3.model[TensorRole::kEmbedding]);
   const Checkpoint gemma = Synthetic({.architecture = "gemma3", .layers = 12, .window = 32}, "row");
   EXPECT_TRUE(gemma.config.post_norms);
   EXPECT_FALSE(gemma.config.norm_plus_one);
@@ -113,19 +113,19 @@ TEST(Checkpoint, FolderAndFileOfOneSpecHoldTheSameWeights) {
     EXPECT_FALSE(hf.config.rope_interleaved);
     EXPECT_EQ(hf.config.attention_scale, file.config.attention_scale);
     EXPECT_EQ(hf.config.norm_plus_one, std::string(architecture) == "gemma3");
-    EXPECT_EQ(Values(hf.embedding), Values(file.embedding));
-    EXPECT_EQ(Values(hf.output), Values(file.output));
-    const LayerTensors &a = hf.layers[1], &b = file.layers[1];
-    EXPECT_EQ(Values(a.v), Values(b.v));
-    EXPECT_EQ(Values(a.down), Values(b.down));
-    ASSERT_EQ(a.q_bias != nullptr, b.q_bias != nullptr);
-    if (b.q_bias != nullptr) {
-      EXPECT_EQ(Values(a.q_bias), Values(b.q_bias));
+    EXPECT_EQ(Values(hf.model[TensorRole::kEmbedding]), Values(file.model[TensorRole::kEmbedding]));
+    EXPECT_EQ(Values(hf.model[TensorRole::kOutput]), Values(file.model[TensorRole::kOutput]));
+    const TensorSet &a = hf.layers[1], &b = file.layers[1];
+    EXPECT_EQ(Values(a[TensorRole::kV]), Values(b[TensorRole::kV]));
+    EXPECT_EQ(Values(a[TensorRole::kFfnDown]), Values(b[TensorRole::kFfnDown]));
+    ASSERT_EQ(a[TensorRole::kQBias] != nullptr, b[TensorRole::kQBias] != nullptr);
+    if (b[TensorRole::kQBias] != nullptr) {
+      EXPECT_EQ(Values(a[TensorRole::kQBias]), Values(b[TensorRole::kQBias]));
     }
-    std::vector<float> norm = Values(a.ffn_norm);
+    std::vector<float> norm = Values(a[TensorRole::kFfnNorm]);
     for (float& x : norm) x += hf.config.norm_plus_one ? 1.0f : 0.0f;
-    EXPECT_EQ(norm, Values(b.ffn_norm));
-    const std::vector<float> q = Values(a.q), permuted = Values(b.q);
+    EXPECT_EQ(norm, Values(b[TensorRole::kFfnNorm]));
+    const std::vector<float> q = Values(a[TensorRole::kQ]), permuted = Values(b[TensorRole::kQ]);
     const int64_t d = spec.head_dim, width = spec.width;
     for (int64_t head = 0; head < spec.heads; ++head) {
       for (int64_t pair = 0; pair < d / 2; ++pair) {
@@ -158,6 +158,15 @@ TEST(Checkpoint, SyntheticModelsSpeakBytes) {
     EXPECT_EQ(t->Decode(bytes), text);
     EXPECT_TRUE(t->IsEndOfGeneration(257));
   }
+}
+
+// Plans are bound to fingerprints: those of existing models never change.
+TEST(Checkpoint, FingerprintsStayAsTheyWere) {
+  EXPECT_EQ(Synthetic({.seed = 1}, "stay").fingerprint,
+            "sha256:a67fcc213467f61b82984a43a9987053ad1a1256c45ffcd5f6bfe6ba7b48a284");
+  EXPECT_EQ(Synthetic({.architecture = "gemma3", .layers = 7, .weights = DType::kQ4_0}, "stay")
+                .fingerprint,
+            "sha256:cc2154700932e2b86ad82868f24e4ce0b25d8705e555059860c11d51a15fb238");
 }
 
 TEST(Checkpoint, FingerprintFollowsTheWeights) {
@@ -447,6 +456,8 @@ TEST(RealModels, SmolLM2) {
   const std::string path = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
   if (!std::filesystem::exists(path)) GTEST_SKIP() << "no " << path;
   const Checkpoint c = MustOpen(path);
+  EXPECT_EQ(c.fingerprint,
+            "sha256:81c9f0d7cc8ba7e6bbf2d9993f31839f5937d6c1ca8ca1293ac0af6798ca02ed");
   EXPECT_EQ(c.config.layers, 30);
   EXPECT_EQ(c.config.heads, 9);
   EXPECT_EQ(c.config.kv_heads, 3);
@@ -460,6 +471,8 @@ TEST(RealModels, Gemma3) {
   const std::string path = "models/gemma-3-270m-q4_k_m.gguf";
   if (!std::filesystem::exists(path)) GTEST_SKIP() << "no " << path;
   const Checkpoint c = MustOpen(path);
+  EXPECT_EQ(c.fingerprint,
+            "sha256:9f83f2ee111343bb9ae91e2e1e6e44342a6f32f45fe135bd0c857a7869806515");
   EXPECT_EQ(c.config.layers, 18);
   EXPECT_EQ(c.config.head_dim, 256);
   EXPECT_EQ(c.config.layer[4].window, 512);

@@ -2,64 +2,16 @@
 // golden test.
 #pragma once
 
-#include <array>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "baton/error.h"
 #include "formats/gguf.h"
-#include "model/config.h"
+#include "model/spec/config.h"
+#include "model/spec/tensors.h"
 
 namespace baton {
-
-enum class FileKind { kGguf, kHuggingFace };
-
-// What a tensor is for. Those from kAttnNorm on exist once per layer.
-enum class Role : uint8_t {
-  kEmbedding,
-  kOutputNorm,
-  kOutput,
-  kRopeDivisors,
-  kAttnNorm,
-  kQ,
-  kK,
-  kV,
-  kO,
-  kQBias,
-  kKBias,
-  kVBias,
-  kQNorm,
-  kKNorm,
-  kPostAttnNorm,
-  kFfnNorm,
-  kGate,
-  kUp,
-  kDown,
-  kPostFfnNorm,
-};
-constexpr bool IsPerLayer(Role r) { return r >= Role::kAttnNorm; }
-
-// Named sizes of a model, from which a tensor's shape follows.
-enum class Dim : uint8_t { kNone, kVocab, kWidth, kQueries, kKeys, kHeadDim, kRotaryPairs, kFfn };
-int64_t SizeOf(Dim d, const ModelConfig& config);
-
-enum class Need : uint8_t {
-  kRequired,
-  kOptional,
-  kUnlessTied,  // the output layer: the embedding stands in for it
-};
-
-// Names hold "{}" where the layer number goes; an empty name: not in that kind of file.
-struct TensorRule {
-  Role role;
-  std::string_view gguf;
-  std::string_view hf;
-  std::array<Dim, 2> shape;  // [out, in]; vectors have kNone second
-  Need need = Need::kRequired;
-
-  std::string Name(FileKind kind, int layer) const;
-};
 
 // Which layers have a sliding window where the file does not list them.
 enum class WindowRule : uint8_t {
@@ -73,7 +25,6 @@ struct Architecture {
   std::string_view name;
   std::string_view gguf_name;  // general.architecture
   std::string_view hf_type;    // model_type
-  std::array<std::span<const TensorRule>, 3> tensors;
   WindowRule window = WindowRule::kNone;
   Activation activation = Activation::kSilu;
   bool interleaved_in_gguf =

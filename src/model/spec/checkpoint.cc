@@ -1,4 +1,4 @@
-#include "model/checkpoint.h"
+#include "model/spec/checkpoint.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -13,8 +13,8 @@
 #include "formats/hf_config.h"
 #include "formats/printable.h"
 #include "formats/safetensors.h"
-#include "model/architectures.h"
-#include "model/checkpoint_storage.h"
+#include "model/spec/architectures.h"
+#include "model/spec/checkpoint_storage.h"
 
 namespace baton {
 namespace {
@@ -22,47 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kListedProblems = 20;
-
-const TensorInfo** Slot(Role role, LayerTensors& l) {
-  switch (role) {
-    case Role::kAttnNorm:
-      return &l.attn_norm;
-    case Role::kQ:
-      return &l.q;
-    case Role::kK:
-      return &l.k;
-    case Role::kV:
-      return &l.v;
-    case Role::kO:
-      return &l.o;
-    case Role::kQBias:
-      return &l.q_bias;
-    case Role::kKBias:
-      return &l.k_bias;
-    case Role::kVBias:
-      return &l.v_bias;
-    case Role::kQNorm:
-      return &l.q_norm;
-    case Role::kKNorm:
-      return &l.k_norm;
-    case Role::kPostAttnNorm:
-      return &l.post_attn_norm;
-    case Role::kFfnNorm:
-      return &l.ffn_norm;
-    case Role::kGate:
-      return &l.gate;
-    case Role::kUp:
-      return &l.up;
-    case Role::kDown:
-      return &l.down;
-    case Role::kPostFfnNorm:
-      return &l.post_ffn_norm;
-    default:
-      break;
-  }
-  BATON_CHECK(false);
-  return nullptr;
-}
 
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
@@ -83,12 +42,7 @@ class Binder {
 
   Status Bind() {
     c_.layers.resize(static_cast<size_t>(c_.config.layers));
-    for (const auto& group : architecture_.tensors) {
-      for (const TensorRule& rule : group) {
-        const int count = IsPerLayer(rule.role) ? c_.config.layers : 1;
-        for (int l = 0; l < count; ++l) BindOne(rule, l);
-      }
-    }
+    for (const TensorSlot& slot : TensorSlots(c_.config)) BindOne(*slot.rule, slot.layer);
     for (const auto& [name, tensor] : by_name_) {
       if (!claimed_.contains(name) && !IsRedundant(name))
         problems_.push_back(fmt::format("{} {}: not part of a {} model", Printable(name),
@@ -105,9 +59,9 @@ class Binder {
     if (it == by_name_.end()) {
       if (rule.need == Need::kUnlessTied && (kind_ == FileKind::kGguf || c_.config.tied_output)) {
         c_.config.tied_output = true;
-        c_.output = c_.embedding;
+        c_.model[TensorRole::kOutput] = c_.model[TensorRole::kEmbedding];
       } else if (rule.need != Need::kOptional) {
-        problems_.push_back(fmt::format("{} {}: missing", name, ShapeText(Expected(rule))));
+        problems_.push_back(fmt::format("{} {}: missing", name, ShapeText(rule.Shape(c_.config))));
       }
       return;
     }
@@ -116,14 +70,8 @@ class Binder {
     if (Fits(rule, *tensor)) Store(rule.role, layer, tensor);
   }
 
-  std::vector<int64_t> Expected(const TensorRule& rule) const {
-    std::vector<int64_t> shape{SizeOf(rule.shape[0], c_.config)};
-    if (rule.shape[1] != Dim::kNone) shape.push_back(SizeOf(rule.shape[1], c_.config));
-    return shape;
-  }
-
   bool Fits(const TensorRule& rule, const TensorInfo& t) {
-    if (const std::vector<int64_t> expected = Expected(rule); t.shape != expected) {
+    if (const std::vector<int64_t> expected = rule.Shape(c_.config); t.shape != expected) {
       problems_.push_back(fmt::format("{}: shape {}, expected {}", t.name, ShapeText(t.shape),
                                       ShapeText(expected)));
       return false;
@@ -137,25 +85,12 @@ class Binder {
     return true;
   }
 
-  void Store(Role role, int layer, const TensorInfo* tensor) {
-    switch (role) {
-      case Role::kEmbedding:
-        c_.embedding = tensor;
-        break;
-      case Role::kOutputNorm:
-        c_.output_norm = tensor;
-        break;
-      // A tied config wins over a stored copy, as in the library that writes such folders.
-      case Role::kOutput:
-        c_.output = c_.config.tied_output ? c_.embedding : tensor;
-        break;
-      case Role::kRopeDivisors:
-        StoreDivisors(*tensor);
-        break;
-      default:
-        *Slot(role, c_.layers[static_cast<size_t>(layer)]) = tensor;
-        break;
-    }
+  void Store(TensorRole role, int layer, const TensorInfo* tensor) {
+    if (role == TensorRole::kRopeDivisors) StoreDivisors(*tensor);
+    // A tied config wins over a stored copy, as in the library that writes such folders.
+    if (role == TensorRole::kOutput && c_.config.tied_output)
+      tensor = c_.model[TensorRole::kEmbedding];
+    (IsPerLayer(role) ? c_.layers[static_cast<size_t>(layer)] : c_.model)[role] = tensor;
   }
 
   void StoreDivisors(const TensorInfo& t) {

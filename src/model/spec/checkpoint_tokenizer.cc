@@ -1,4 +1,4 @@
-#include "model/checkpoint_storage.h"
+#include "model/spec/checkpoint_storage.h"
 
 namespace baton {
 

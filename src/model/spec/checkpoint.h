@@ -9,28 +9,15 @@
 #include "baton/error.h"
 #include "formats/gguf.h"
 #include "formats/tokenizer.h"
-#include "model/config.h"
+#include "model/spec/config.h"
+#include "model/spec/tensors.h"
 
 namespace baton {
 
-// Pointers into Checkpoint's tensors; null where the architecture has none. Matrices are [out, in].
-struct LayerTensors {
-  const TensorInfo* attn_norm = nullptr;
-  const TensorInfo *q = nullptr, *k = nullptr, *v = nullptr, *o = nullptr;
-  const TensorInfo *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;
-  const TensorInfo *q_norm = nullptr, *k_norm = nullptr;
-  const TensorInfo* post_attn_norm = nullptr;
-  const TensorInfo* ffn_norm = nullptr;
-  const TensorInfo *gate = nullptr, *up = nullptr, *down = nullptr;
-  const TensorInfo* post_ffn_norm = nullptr;
-};
-
 struct Checkpoint {
   ModelConfig config;
-  const TensorInfo* embedding = nullptr;    // [vocab, C]
-  const TensorInfo* output_norm = nullptr;  // [C]
-  const TensorInfo* output = nullptr;       // [vocab, C]; the embedding when tied
-  std::vector<LayerTensors> layers;
+  TensorSet model;  // tensors that exist once; kOutput is the embedding when tied
+  std::vector<TensorSet> layers;
   std::string fingerprint;  // "sha256:<hex>" over config, tensor names, types, shapes and a sample
                             // of each tensor's bytes
   std::string path;

@@ -5,7 +5,7 @@
 
 #include "base/mapped_file.h"
 #include "formats/gguf.h"
-#include "model/checkpoint.h"
+#include "model/spec/checkpoint.h"
 
 namespace baton {
 

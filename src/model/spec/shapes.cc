@@ -2,7 +2,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/synthetic.h"
+#include "model/spec/synthetic.h"
 
 namespace baton {
 namespace {

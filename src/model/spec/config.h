@@ -1,10 +1,13 @@
-// What a dense decoder-only model is, as data: the forward pass reads these fields and knows no
+// What a decoder-only model is, as data: the forward pass reads these fields and knows no
 // architecture names.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "plan/layer_plan.h"
 
 namespace baton {
 
@@ -24,8 +27,18 @@ struct RopeConfig {
 };
 
 struct LayerConfig {
-  int64_t window = 0;  // keys a query sees, itself included; 0 = all earlier keys
-  int rope = 0;        // index into ModelConfig::rope
+  // Keys a query sees, itself included; 0 = all earlier keys. Of models whose config has a plan,
+  // the plan says it.
+  int64_t window = 0;
+  int rope = 0;          // index into ModelConfig::rope; -1: no positions
+  bool qk_norm = false;  // RMS norm per head before RoPE, on q and, where the layer owns them, on k
+};
+
+// One list of tokens per row for all layers that read the memory (arXiv 2606.06467).
+struct IndexerConfig {
+  int64_t key_length = 0;  // d_idx; 0: no indexer
+  float scale = 0;         // multiplies q . k
+  bool bf16 = false;       // q and k are rounded to bf16 before the product
 };
 
 struct ModelConfig {
@@ -54,7 +67,30 @@ struct ModelConfig {
       false;  // rotary pairs (2i, 2i+1) as in GGUF llama files; otherwise (i, i + D/2)
   std::vector<LayerConfig> layer;  // [layers]
   std::vector<RopeConfig> rope;
+  int64_t rope_dims = 0;  // the first dims of a head that rotate; the others have no position
+
+  // Models that are trained for their attention; empty for those whose layers all attend to their
+  // own cache (ModelShape::Completed makes theirs). Caches are in order of their owners, the
+  // memory's K and V next, an indexer's keys last.
+  std::vector<LayerPlan> plan;  // [layers]
+  std::vector<CacheSpec> caches;
+  // A prompt's rows that nobody asks for stop here, before this layer; its entering stream still
+  // feeds the memory. -1: they run through all layers.
+  int exit_layer = -1;
+  // K and V of a cross_full layer are projected from the stream that enters layer
+  // CacheSpec::kv_input, normed by the layer's own bridge norm; false: by that layer's attn norm.
+  bool bridge_norm_own = false;
+  int memory_layer = -1;  // the layer whose entering stream feeds the shared memory; -1: none
+  bool memory_qk_norm = false;
+  IndexerConfig indexer;
+
+  // The cache that a layer's K and V projections write, into `caches`; ordinary models: the layer.
+  // -1: it has none.
+  int OwnCache(int l) const;
 };
+
+// What plans are checked against and attention runs by. Plan and caches are complete.
+ModelShape ShapeOf(const ModelConfig& config, std::string_view fingerprint);
 
 // Inverse frequency of each rotary pair, [head_dim / 2], scaling applied.
 std::vector<float> RopeFrequencies(const RopeConfig& rope, int64_t head_dim);

@@ -9,7 +9,7 @@
 #include "base/dtype.h"
 #include "baton/error.h"
 #include "formats/gguf_writer.h"
-#include "model/config.h"
+#include "model/spec/config.h"
 
 namespace baton {
 

@@ -1,4 +1,4 @@
-#include "model/synthetic.h"
+#include "model/spec/synthetic.h"
 
 #include <cmath>
 #include <cstring>
@@ -12,7 +12,7 @@
 #include "formats/gguf_writer.h"
 #include "formats/hf_config.h"
 #include "formats/safetensors.h"
-#include "model/architectures.h"
+#include "model/spec/architectures.h"
 
 namespace baton {
 namespace {
@@ -37,7 +37,7 @@ uint64_t HashName(const std::string& name) {  // FNV-1a
 // The values of one tensor in the order of the GGUF file, whatever file they go to.
 struct Values {
   uint64_t stream;
-  Role role;
+  TensorRole role;
   int64_t inputs;
 
   Values(const SyntheticSpec& spec, const TensorRule& rule, int layer, int64_t inputs)
@@ -51,18 +51,18 @@ struct Values {
     const uint64_t h = Mix(stream + static_cast<uint64_t>(index));
     const float unit = static_cast<float>(static_cast<int32_t>(h >> 32)) * 0x1p-31f;  // [-1, 1)
     switch (role) {
-      case Role::kOutputNorm:
-      case Role::kAttnNorm:
-      case Role::kFfnNorm:
-      case Role::kPostAttnNorm:
-      case Role::kPostFfnNorm:
-      case Role::kQNorm:
-      case Role::kKNorm:
+      case TensorRole::kOutputNorm:
+      case TensorRole::kAttnNorm:
+      case TensorRole::kFfnNorm:
+      case TensorRole::kPostAttnNorm:
+      case TensorRole::kPostFfnNorm:
+      case TensorRole::kQNorm:
+      case TensorRole::kKNorm:
         // Multiples of 1/64 near one: exact in bf16, with and without Gemma's +1.
         return 1.0f + std::round(unit * 8.0f) / 64.0f;
-      case Role::kQBias:
-      case Role::kKBias:
-      case Role::kVBias:
+      case TensorRole::kQBias:
+      case TensorRole::kKBias:
+      case TensorRole::kVBias:
         return std::round(unit * 16.0f) / 64.0f;
       default:
         return unit * std::sqrt(3.0f) *
@@ -123,23 +123,17 @@ struct Model {
   std::vector<SyntheticTensor> tensors;
 };
 
-Result<Model> Plan(const SyntheticSpec& spec, FileKind kind, const Metadata& metadata) {
+Result<Model> MakeModel(const SyntheticSpec& spec, FileKind kind, const Metadata& metadata) {
   if (spec.vocab < kMinByteVocab)
     return Error::InvalidArgument("vocabulary of {}, expected at least {}", spec.vocab,
                                   kMinByteVocab);
   Model m;
   BATON_ASSIGN(m.architecture, RowOf(spec));
   BATON_ASSIGN(m.config, ReadConfig(kind, *m.architecture, metadata));
-  for (const auto& group : m.architecture->tensors) {
-    for (const TensorRule& rule : group) {
-      if (rule.need == Need::kOptional || (rule.need == Need::kUnlessTied && spec.tied_output))
-        continue;
-      for (int l = 0; l < (IsPerLayer(rule.role) ? spec.layers : 1); ++l) {
-        SyntheticTensor t{.rule = &rule, .layer = l, .shape = {SizeOf(rule.shape[0], m.config)}};
-        if (rule.shape[1] != Dim::kNone) t.shape.push_back(SizeOf(rule.shape[1], m.config));
-        m.tensors.push_back(std::move(t));
-      }
-    }
+  for (const TensorSlot& slot : TensorSlots(m.config)) {
+    const Need need = slot.rule->need;
+    if (need == Need::kOptional || (need == Need::kUnlessTied && spec.tied_output)) continue;
+    m.tensors.push_back({slot.rule, slot.layer, slot.rule->Shape(m.config)});
   }
   return m;
 }
@@ -194,8 +188,9 @@ Result<Metadata> HfMetadata(const SyntheticSpec& s) {
 
 // Converting a llama folder to GGUF moves rotary pair (i, i + D/2) of each head to (2i, 2i + 1);
 // this is the way back.
-int64_t GgufRow(const Model& m, Role role, int64_t row) {
-  if (!m.architecture->interleaved_in_gguf || (role != Role::kQ && role != Role::kK)) return row;
+int64_t GgufRow(const Model& m, TensorRole role, int64_t row) {
+  if (!m.architecture->interleaved_in_gguf || (role != TensorRole::kQ && role != TensorRole::kK))
+    return row;
   const int64_t d = m.config.head_dim, head = row / d, r = row % d;
   return head * d + (r < d / 2 ? 2 * r : 2 * (r - d / 2) + 1);
 }
@@ -235,7 +230,7 @@ Status WriteText(const std::string& path, const std::string& text) {
 Status WriteSyntheticGguf(const std::string& path, const SyntheticSpec& spec,
                           const GgufWriteOptions& options) {
   BATON_ASSIGN(const Metadata metadata, GgufMetadata(spec));
-  BATON_ASSIGN(const Model m, Plan(spec, FileKind::kGguf, metadata));
+  BATON_ASSIGN(const Model m, MakeModel(spec, FileKind::kGguf, metadata));
   const DTypeInfo info = Info(spec.weights);
   const bool packed = spec.weights == DType::kQ8_0 || spec.weights == DType::kQ4_0;
   if (!packed && (info.block_elements != 1 || spec.weights == DType::kI8))
@@ -267,7 +262,7 @@ Status WriteSyntheticFolder(const std::string& path, const SyntheticSpec& spec) 
     return Error::Unsupported("a synthetic folder of type {}; supported: F32 BF16",
                               Info(spec.weights).name);
   BATON_ASSIGN(const Metadata metadata, HfMetadata(spec));
-  BATON_ASSIGN(const Model m, Plan(spec, FileKind::kHuggingFace, metadata));
+  BATON_ASSIGN(const Model m, MakeModel(spec, FileKind::kHuggingFace, metadata));
   std::error_code ec;
   std::filesystem::create_directories(path, ec);
   if (ec) return Error::Io("{}: cannot create: {}", path, ec.message());

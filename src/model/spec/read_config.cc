@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "formats/printable.h"
-#include "model/architectures.h"
+#include "model/spec/architectures.h"
 
 namespace baton {
 namespace {
@@ -252,6 +252,7 @@ Status ReadRope(const Reader& r, const Architecture& a, ModelConfig& c) {
     c.context = std::max(c.context, static_cast<int64_t>(std::min<double>(stretched, kMaxContext)));
   }
   c.rope.push_back(global);
+  c.rope_dims = c.head_dim;
   if (a.local_rope_base == 0.0) return Status::Ok();
   const double local_otherwise =
       r.Float({"", "rope_parameters.sliding_attention.rope_theta"}).value_or(a.local_rope_base);
@@ -321,7 +322,8 @@ Status ReadWindows(const Reader& r, const Architecture& a, ModelConfig& c) {
   for (bool s : slides) {
     if (s && !has_window)
       return Error::Corrupt("some layers have a sliding window, but {} is missing", r.Name(key));
-    c.layer.push_back({.window = s ? *window : 0, .rope = s && c.rope.size() > 1 ? 1 : 0});
+    c.layer.push_back(
+        {.window = s ? *window : 0, .rope = s && c.rope.size() > 1 ? 1 : 0, .qk_norm = a.qk_norm});
   }
   return Status::Ok();
 }

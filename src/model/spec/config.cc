@@ -1,4 +1,4 @@
-#include "model/config.h"
+#include "model/spec/config.h"
 
 #include <algorithm>
 #include <cmath>
@@ -43,6 +43,37 @@ struct YarnRamp {
 };
 
 }  // namespace
+
+int ModelConfig::OwnCache(int l) const {
+  if (plan.empty()) return l;
+  for (size_t i = 0; i < caches.size(); ++i) {
+    if (caches[i].owner == l) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+ModelShape ShapeOf(const ModelConfig& c, std::string_view fingerprint) {
+  ModelShape s{.architecture = c.architecture,
+               .fingerprint = std::string(fingerprint),
+               .layers = c.layers,
+               .heads = c.heads,
+               .kv_heads = c.kv_heads,
+               .head_dim = c.head_dim,
+               .plan = c.plan,
+               .caches = c.caches,
+               .exit_layer = c.exit_layer};
+  for (const LayerConfig& l : c.layer) s.window.push_back(l.window);
+  for (int l = 0; l < static_cast<int>(c.plan.size()); ++l) {
+    const LayerPlan& layer = c.plan[static_cast<size_t>(l)];
+    s.gated_or_borrowed |= layer.publish.has_value();
+    for (const Branch& b : layer.branches) {
+      const CacheSpec& cache = c.caches[static_cast<size_t>(b.cache)];
+      s.gated_or_borrowed |= b.gate != Gate::kNone || b.sink_logit || cache.owner != l ||
+                             cache.kv_input != l || b.set.kind == TokenSet::Kind::kIndex;
+    }
+  }
+  return s.Completed();
+}
 
 std::vector<float> RopeFrequencies(const RopeConfig& rope, int64_t head_dim) {
   const int64_t pairs = head_dim / 2;
