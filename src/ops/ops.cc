@@ -71,13 +71,23 @@ void Ops::Norm(const NormParams& p) {
 }
 
 void Ops::Store(const StoreParams& p) {
-  BATON_CHECK(p.q.rank() == 3 && p.k.rank() == 3 && p.v.rank() == 3);
-  BATON_CHECK_EQ(p.cos.dim(1) * 2, p.q.dim(2));
+  const View<float>& any = p.q.empty() ? p.k : p.q;
+  BATON_CHECK(p.q.empty() || p.q.rank() == 3);
+  BATON_CHECK(p.k.empty() || p.k.rank() == 3);
+  BATON_CHECK(p.v.empty() || p.v.rank() == 3);
+  BATON_CHECK(!p.k.empty() || p.segments.empty());
+  if (!p.q.empty() && !p.k.empty()) BATON_CHECK_EQ(p.q.dim(2), p.k.dim(2));
+  BATON_CHECK_EQ(p.cos.empty(), p.sin.empty());
+  if (!p.cos.empty()) {
+    BATON_CHECK_EQ(p.cos.dim(1), p.sin.dim(1));
+    BATON_CHECK_LE(p.cos.dim(1) * 2, any.dim(2));
+  }
   double bytes = 0;
   for (const auto& s : p.segments) {
-    CheckRows(s.rows, p.q.dim(0), s.kv);
+    CheckRows(s.rows, any.dim(0), s.kv);
     BATON_CHECK_EQ(s.kv.layout.kv_heads, p.k.dim(1));
     BATON_CHECK_EQ(s.kv.layout.head_dim, p.k.dim(2));
+    BATON_CHECK_EQ(s.kv.layout.values, !p.v.empty());
     bytes += static_cast<double>(s.rows.count * s.kv.layout.row_bytes());
   }
   Trace::Scope scope(trace_, OpKind::kStore, bytes,
@@ -94,6 +104,7 @@ void Ops::Attend(const AttendParams& p) {
     CheckRows(s.rows, p.q.dim(0), s.kv);
     BATON_CHECK_EQ(p.q.dim(1) % s.kv.layout.kv_heads, 0);
     BATON_CHECK_EQ(s.kv.layout.head_dim, p.q.dim(2));
+    BATON_CHECK(s.kv.layout.values);
     BATON_CHECK(s.scores == nullptr || s.keys.kind == KeySet::Kind::kAll);
     BATON_CHECK(s.keys.kind != KeySet::Kind::kIndex || s.keys.index != nullptr);
     if (trace_.enabled) {

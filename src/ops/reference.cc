@@ -71,6 +71,7 @@ void RmsNorm(const float* x, const float* weight, float eps, int64_t n, float* y
   for (int64_t i = 0; i < n; ++i) y[i] = x[i] * scale * weight[i];
 }
 
+// Rotates the first `dim` values of a head.
 void Rotate(float* x, const float* cos, const float* sin, int64_t dim, bool interleaved) {
   for (int64_t i = 0; i < dim / 2; ++i) {
     float& a = interleaved ? x[2 * i] : x[i];
@@ -79,6 +80,13 @@ void Rotate(float* x, const float* cos, const float* sin, int64_t dim, bool inte
     b = a * sin[i] + b * cos[i];
     a = r;
   }
+}
+
+// What Store does to one head of q or k in row t.
+void PrepareHead(const StoreParams& p, float* x, int64_t dim, const float* norm, int64_t t) {
+  if (norm) RmsNorm(x, norm, p.norm_eps, dim, x);
+  if (!p.cos.empty()) Rotate(x, p.cos.row(t), p.sin.row(t), p.cos.dim(1) * 2, p.interleaved);
+  if (p.round_bf16) std::transform(x, x + dim, x, [](float v) { return ToFloat(ToBf16(v)); });
 }
 
 // Calls f(position) for each key that row t (at `position`) attends to, ascending.
@@ -188,20 +196,24 @@ class ReferenceOps final : public Ops {
   }
 
   void DoStore(const StoreParams& p) override {
-    const int64_t dim = p.q.dim(2);
-    const auto prepare = [&](float* x, const float* norm, int64_t t) {
-      if (norm) RmsNorm(x, norm, p.norm_eps, dim, x);
-      Rotate(x, p.cos.row(t), p.sin.row(t), dim, p.interleaved);
+    const auto queries = [&](int64_t t) {
+      for (int h = 0; !p.q.empty() && h < p.q.dim(1); ++h)
+        PrepareHead(p, p.q.row(t, h), p.q.dim(2), p.q_norm, t);
     };
+    if (p.k.empty()) {
+      for (int64_t t = 0; t < p.q.dim(0); ++t) queries(t);
+      return;
+    }
+    const int64_t dim = p.k.dim(2);
     for (const auto& s : p.segments) {
       for (int64_t i = 0; i < s.rows.count; ++i) {
         const int64_t t = s.rows.first + i;
         const int64_t position = s.rows.position + i;
-        for (int h = 0; h < p.q.dim(1); ++h) prepare(p.q.row(t, h), p.q_norm, t);
+        queries(t);
         for (int h = 0; h < p.k.dim(1); ++h) {
-          prepare(p.k.row(t, h), p.k_norm, t);
+          PrepareHead(p, p.k.row(t, h), dim, p.k_norm, t);
           StoreRow(s.kv, position, false, h, p.k.row(t, h));
-          StoreRow(s.kv, position, true, h, p.v.row(t, h));
+          if (s.kv.layout.values) StoreRow(s.kv, position, true, h, p.v.row(t, h));
           if (s.kv.layout.low_bit) {
             std::vector<float> k(static_cast<size_t>(dim));
             for (int64_t d = 0; d < dim; ++d)
