@@ -92,6 +92,28 @@ struct AttendParams {
   View<float> lse;  // [T, Hq] natural log, or empty; -inf where a row has no key
 };
 
+// Joins the partial results (o, lse) of a layer's branches, per row and head.
+//
+// One softmax over the union of the branches' keys (a key in two branches counts twice):
+//   lse = log(sum_b e^lse_b + e^sink),  out = sigmoid(gate) * sum_b e^(lse_b - lse) o_b
+// with the sink logit and the gate of parts[0]; the other parts have none. Or a gated sum of
+// softmaxes (arXiv 2602.03560), each with its own sink and gate:
+//   out = sum_b sigmoid(gate_b) e^lse_b / (e^lse_b + e^sink_b) o_b
+// A part that attended to nothing, lse = -inf, counts as zero. No sink is a sink of -inf, no gate
+// a factor of 1.
+struct MergeParams {
+  static constexpr int kMaxParts = 8;
+  struct Part {
+    View<const float> o;                // [T, Hq, D]
+    View<const float> lse;              // [T, Hq] natural log, without the sink
+    const float* sink_logit = nullptr;  // [Hq] or null
+    View<const float> gate;             // logits: [T, Hq * D] or [T, Hq], or empty
+  };
+  std::span<const Part> parts;  // 1 to kMaxParts
+  bool gated_sum = false;
+  View<float> out;  // [T, Hq, D]; may be the o of a part
+};
+
 // Which heads share a set: one per layer, per KV head, or per query head (profiling only).
 enum class MassScope { kAll, kGroup, kHead };
 

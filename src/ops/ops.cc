@@ -117,6 +117,29 @@ void Ops::Attend(const AttendParams& p) {
   DoAttend(p);
 }
 
+void Ops::Merge(const MergeParams& p) {
+  BATON_CHECK(p.out.rank() == 3);
+  const int64_t rows = p.out.dim(0), heads = p.out.dim(1), dim = p.out.dim(2);
+  BATON_CHECK(!p.parts.empty() && p.parts.size() <= size_t{MergeParams::kMaxParts});
+  double bytes = 4.0 * static_cast<double>(p.out.size());
+  for (const auto& part : p.parts) {
+    BATON_CHECK(part.o.rank() == 3 && part.lse.rank() == 2);
+    BATON_CHECK(part.o.dim(0) == rows && part.o.dim(1) == heads && part.o.dim(2) == dim);
+    BATON_CHECK(part.lse.dim(0) == rows && part.lse.dim(1) == heads);
+    const bool first = &part == &p.parts[0];
+    BATON_CHECK(p.gated_sum || first || (part.sink_logit == nullptr && part.gate.empty()));
+    if (!part.gate.empty()) {
+      BATON_CHECK_EQ(part.gate.dim(0), rows);
+      BATON_CHECK(part.gate.dim(1) == heads || part.gate.dim(1) == heads * dim);
+    }
+    bytes += 4.0 * static_cast<double>(part.o.size() + part.gate.size());
+  }
+  if (rows == 0) return;
+  Trace::Scope scope(trace_, OpKind::kMerge, bytes,
+                     2.0 * static_cast<double>(p.out.size()) * static_cast<double>(p.parts.size()));
+  DoMerge(p);
+}
+
 void Ops::Mass(const MassParams& p) {
   double bytes = 0, flops = 0;
   for (const auto& s : p.segments) {

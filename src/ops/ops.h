@@ -31,6 +31,7 @@ class Ops {
   void Norm(const NormParams& p);
   void Store(const StoreParams& p);
   void Attend(const AttendParams& p);
+  void Merge(const MergeParams& p);
   void Mass(const MassParams& p);
   // An error if a mass is NaN; it names the position.
   Status Select(const SelectParams& p);
@@ -45,6 +46,7 @@ class Ops {
   virtual void DoNorm(const NormParams& p) = 0;
   virtual void DoStore(const StoreParams& p) = 0;
   virtual void DoAttend(const AttendParams& p) = 0;
+  virtual void DoMerge(const MergeParams& p) = 0;
   virtual void DoMass(const MassParams& p) = 0;
   virtual Status DoSelect(const SelectParams& p) = 0;
 

@@ -294,6 +294,50 @@ class ReferenceOps final : public Ops {
     lse = static_cast<float>(largest + std::log(sum));
   }
 
+  void DoMerge(const MergeParams& p) override {
+    const int64_t heads = p.out.dim(1), dim = p.out.dim(2);
+    threads_.For(p.out.dim(0) * heads, [&](int64_t unit, int) {
+      const int64_t t = unit / heads, h = unit % heads;
+      const std::vector<double> shares = Shares(p, t, h);
+      for (int64_t d = 0; d < dim; ++d) {
+        double sum = 0;
+        for (size_t b = 0; b < p.parts.size(); ++b) {
+          if (shares[b] == 0) continue;
+          const double factor = p.gated_sum ? Gate(p.parts[b].gate, heads, t, h, d, dim) : 1;
+          sum += shares[b] * factor * p.parts[b].o.row(t, h)[d];
+        }
+        if (!p.gated_sum) sum *= Gate(p.parts[0].gate, heads, t, h, d, dim);
+        p.out.row(t, h)[d] = static_cast<float>(sum);
+      }
+    });
+  }
+
+  // What each part counts for one row and head, before its gate.
+  static std::vector<double> Shares(const MergeParams& p, int64_t t, int64_t h) {
+    std::vector<double> shares;
+    for (const auto& part : p.parts) {
+      const double lse = part.lse.row(t)[h];
+      double total = 0;  // of the softmax's denominator, over e^lse
+      if (lse > kMinusInfinity || std::isnan(lse)) {
+        for (const auto& other : p.parts) {
+          if (p.gated_sum && &other != &part) continue;
+          total += std::exp(other.lse.row(t)[h] - lse);
+          if (other.sink_logit) total += std::exp(other.sink_logit[h] - lse);
+        }
+      }
+      shares.push_back(total == 0 ? 0 : 1 / total);
+    }
+    return shares;
+  }
+
+  // The factor of a channel; the gate's logits are per channel or per head.
+  static double Gate(const View<const float>& gate, int64_t heads, int64_t t, int64_t h, int64_t d,
+                     int64_t dim) {
+    if (gate.empty()) return 1;
+    const double logit = gate.row(t)[gate.dim(1) == heads ? h : h * dim + d];
+    return 1 / (1 + std::exp(-logit));
+  }
+
   // Probabilities of one query head over keys [0, position], [position + 1].
   std::vector<float> Probabilities(const MassParams& p, const MassParams::Segment& s, int64_t i,
                                    int64_t h) {
