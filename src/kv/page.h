@@ -1,8 +1,9 @@
 // Geometry of the KV cache. A page holds kSlots consecutive tokens of one sequence and one layer:
 //
-//   rows    [kSlots][2][Hkv][D]   K then V of a token side by side, element type f32, bf16 or int8
-//   scales  [kSlots][2][Hkv]      f32, int8 only: value = int8 * scale
+//   rows    [kSlots][planes][Hkv][D]   K then V of a token side by side: f32, bf16 or int8
+//   scales  [kSlots][planes][Hkv]      f32, int8 only: value = int8 * scale
 //
+// (two planes, or K alone where nothing attends to the cache: an indexer's keys are only ranked)
 // and, apart from it, so that a ranking reads one stretch of memory and nothing else,
 //
 //   low bit [Hkv][kSlots/16][D/32] LowBitBlock, only in layers whose plan scans
@@ -36,13 +37,17 @@ struct KvLayout {
   int kv_heads = 0;
   int64_t head_dim = 0;
   bool low_bit = false;
+  bool values = true;  // false: K alone
 
+  int64_t planes() const { return values ? 2 : 1; }
   int64_t element_bytes() const { return dtype == DType::kF32 ? 4 : dtype == DType::kBF16 ? 2 : 1; }
   int64_t head_bytes() const { return head_dim * element_bytes(); }
   int64_t value_offset() const { return kv_heads * head_bytes(); }  // from a token's K to its V
-  int64_t row_bytes() const { return 2 * value_offset(); }
+  int64_t row_bytes() const { return planes() * value_offset(); }
   int64_t scales_offset() const { return kSlots * row_bytes(); }
-  int64_t scales_bytes() const { return dtype == DType::kI8 ? kSlots * 2 * kv_heads * 4 : 0; }
+  int64_t scales_bytes() const {
+    return dtype == DType::kI8 ? kSlots * planes() * kv_heads * 4 : 0;
+  }
   int64_t page_bytes() const { return (scales_offset() + scales_bytes() + 63) / 64 * 64; }
   int64_t low_bit_blocks_per_head() const { return kSlots / 16 * (head_dim / 32); }
   // Of a page: a multiple of 64, since a head has a multiple of four blocks of 288.
@@ -71,7 +76,7 @@ struct KvView {
   // Scale of K (value = false) or V of a token's head; int8 caches only.
   float* scale(int64_t position, bool value, int head) const {
     auto* s = reinterpret_cast<float*>(page(position) + layout.scales_offset());
-    return s + (position % KvLayout::kSlots * 2 + value) * layout.kv_heads + head;
+    return s + (position % KvLayout::kSlots * layout.planes() + value) * layout.kv_heads + head;
   }
   // Block of 16 slots that holds `position`, for channels [32 * block, 32 * block + 32) of a head.
   LowBitBlock* low_bit(int64_t position, int head, int64_t block) const {

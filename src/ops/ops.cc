@@ -71,13 +71,23 @@ void Ops::Norm(const NormParams& p) {
 }
 
 void Ops::Store(const StoreParams& p) {
-  BATON_CHECK(p.q.rank() == 3 && p.k.rank() == 3 && p.v.rank() == 3);
-  BATON_CHECK_EQ(p.cos.dim(1) * 2, p.q.dim(2));
+  const View<float>& any = p.q.empty() ? p.k : p.q;
+  BATON_CHECK(p.q.empty() || p.q.rank() == 3);
+  BATON_CHECK(p.k.empty() || p.k.rank() == 3);
+  BATON_CHECK(p.v.empty() || p.v.rank() == 3);
+  BATON_CHECK(!p.k.empty() || p.segments.empty());
+  if (!p.q.empty() && !p.k.empty()) BATON_CHECK_EQ(p.q.dim(2), p.k.dim(2));
+  BATON_CHECK_EQ(p.cos.empty(), p.sin.empty());
+  if (!p.cos.empty()) {
+    BATON_CHECK_EQ(p.cos.dim(1), p.sin.dim(1));
+    BATON_CHECK_LE(p.cos.dim(1) * 2, any.dim(2));
+  }
   double bytes = 0;
   for (const auto& s : p.segments) {
-    CheckRows(s.rows, p.q.dim(0), s.kv);
+    CheckRows(s.rows, any.dim(0), s.kv);
     BATON_CHECK_EQ(s.kv.layout.kv_heads, p.k.dim(1));
     BATON_CHECK_EQ(s.kv.layout.head_dim, p.k.dim(2));
+    BATON_CHECK_EQ(s.kv.layout.values, !p.v.empty());
     bytes += static_cast<double>(s.rows.count * s.kv.layout.row_bytes());
   }
   Trace::Scope scope(trace_, OpKind::kStore, bytes,
@@ -94,6 +104,7 @@ void Ops::Attend(const AttendParams& p) {
     CheckRows(s.rows, p.q.dim(0), s.kv);
     BATON_CHECK_EQ(p.q.dim(1) % s.kv.layout.kv_heads, 0);
     BATON_CHECK_EQ(s.kv.layout.head_dim, p.q.dim(2));
+    BATON_CHECK(s.kv.layout.values);
     BATON_CHECK(s.scores == nullptr || s.keys.kind == KeySet::Kind::kAll);
     BATON_CHECK(s.keys.kind != KeySet::Kind::kIndex || s.keys.index != nullptr);
     if (trace_.enabled) {
@@ -104,6 +115,29 @@ void Ops::Attend(const AttendParams& p) {
   }
   Trace::Scope scope(trace_, OpKind::kAttend, bytes, flops);
   DoAttend(p);
+}
+
+void Ops::Merge(const MergeParams& p) {
+  BATON_CHECK(p.out.rank() == 3);
+  const int64_t rows = p.out.dim(0), heads = p.out.dim(1), dim = p.out.dim(2);
+  BATON_CHECK(!p.parts.empty() && p.parts.size() <= size_t{MergeParams::kMaxParts});
+  double bytes = 4.0 * static_cast<double>(p.out.size());
+  for (const auto& part : p.parts) {
+    BATON_CHECK(part.o.rank() == 3 && part.lse.rank() == 2);
+    BATON_CHECK(part.o.dim(0) == rows && part.o.dim(1) == heads && part.o.dim(2) == dim);
+    BATON_CHECK(part.lse.dim(0) == rows && part.lse.dim(1) == heads);
+    const bool first = &part == &p.parts[0];
+    BATON_CHECK(p.gated_sum || first || (part.sink_logit == nullptr && part.gate.empty()));
+    if (!part.gate.empty()) {
+      BATON_CHECK_EQ(part.gate.dim(0), rows);
+      BATON_CHECK(part.gate.dim(1) == heads || part.gate.dim(1) == heads * dim);
+    }
+    bytes += 4.0 * static_cast<double>(part.o.size() + part.gate.size());
+  }
+  if (rows == 0) return;
+  Trace::Scope scope(trace_, OpKind::kMerge, bytes,
+                     2.0 * static_cast<double>(p.out.size()) * static_cast<double>(p.parts.size()));
+  DoMerge(p);
 }
 
 void Ops::Mass(const MassParams& p) {

@@ -71,6 +71,7 @@ void RmsNorm(const float* x, const float* weight, float eps, int64_t n, float* y
   for (int64_t i = 0; i < n; ++i) y[i] = x[i] * scale * weight[i];
 }
 
+// Rotates the first `dim` values of a head.
 void Rotate(float* x, const float* cos, const float* sin, int64_t dim, bool interleaved) {
   for (int64_t i = 0; i < dim / 2; ++i) {
     float& a = interleaved ? x[2 * i] : x[i];
@@ -79,6 +80,13 @@ void Rotate(float* x, const float* cos, const float* sin, int64_t dim, bool inte
     b = a * sin[i] + b * cos[i];
     a = r;
   }
+}
+
+// What Store does to one head of q or k in row t.
+void PrepareHead(const StoreParams& p, float* x, int64_t dim, const float* norm, int64_t t) {
+  if (norm) RmsNorm(x, norm, p.norm_eps, dim, x);
+  if (!p.cos.empty()) Rotate(x, p.cos.row(t), p.sin.row(t), p.cos.dim(1) * 2, p.interleaved);
+  if (p.round_bf16) std::transform(x, x + dim, x, [](float v) { return ToFloat(ToBf16(v)); });
 }
 
 // Calls f(position) for each key that row t (at `position`) attends to, ascending.
@@ -188,20 +196,24 @@ class ReferenceOps final : public Ops {
   }
 
   void DoStore(const StoreParams& p) override {
-    const int64_t dim = p.q.dim(2);
-    const auto prepare = [&](float* x, const float* norm, int64_t t) {
-      if (norm) RmsNorm(x, norm, p.norm_eps, dim, x);
-      Rotate(x, p.cos.row(t), p.sin.row(t), dim, p.interleaved);
+    const auto queries = [&](int64_t t) {
+      for (int h = 0; !p.q.empty() && h < p.q.dim(1); ++h)
+        PrepareHead(p, p.q.row(t, h), p.q.dim(2), p.q_norm, t);
     };
+    if (p.k.empty()) {
+      for (int64_t t = 0; t < p.q.dim(0); ++t) queries(t);
+      return;
+    }
+    const int64_t dim = p.k.dim(2);
     for (const auto& s : p.segments) {
       for (int64_t i = 0; i < s.rows.count; ++i) {
         const int64_t t = s.rows.first + i;
         const int64_t position = s.rows.position + i;
-        for (int h = 0; h < p.q.dim(1); ++h) prepare(p.q.row(t, h), p.q_norm, t);
+        queries(t);
         for (int h = 0; h < p.k.dim(1); ++h) {
-          prepare(p.k.row(t, h), p.k_norm, t);
+          PrepareHead(p, p.k.row(t, h), dim, p.k_norm, t);
           StoreRow(s.kv, position, false, h, p.k.row(t, h));
-          StoreRow(s.kv, position, true, h, p.v.row(t, h));
+          if (s.kv.layout.values) StoreRow(s.kv, position, true, h, p.v.row(t, h));
           if (s.kv.layout.low_bit) {
             std::vector<float> k(static_cast<size_t>(dim));
             for (int64_t d = 0; d < dim; ++d)
@@ -280,6 +292,50 @@ class ReferenceOps final : public Ops {
     for (int64_t d = 0; d < dim; ++d)
       o[d] = static_cast<float>(total[static_cast<size_t>(d)] / sum);
     lse = static_cast<float>(largest + std::log(sum));
+  }
+
+  void DoMerge(const MergeParams& p) override {
+    const int64_t heads = p.out.dim(1), dim = p.out.dim(2);
+    threads_.For(p.out.dim(0) * heads, [&](int64_t unit, int) {
+      const int64_t t = unit / heads, h = unit % heads;
+      const std::vector<double> shares = Shares(p, t, h);
+      for (int64_t d = 0; d < dim; ++d) {
+        double sum = 0;
+        for (size_t b = 0; b < p.parts.size(); ++b) {
+          if (shares[b] == 0) continue;
+          const double factor = p.gated_sum ? Gate(p.parts[b].gate, heads, t, h, d, dim) : 1;
+          sum += shares[b] * factor * p.parts[b].o.row(t, h)[d];
+        }
+        if (!p.gated_sum) sum *= Gate(p.parts[0].gate, heads, t, h, d, dim);
+        p.out.row(t, h)[d] = static_cast<float>(sum);
+      }
+    });
+  }
+
+  // What each part counts for one row and head, before its gate.
+  static std::vector<double> Shares(const MergeParams& p, int64_t t, int64_t h) {
+    std::vector<double> shares;
+    for (const auto& part : p.parts) {
+      const double lse = part.lse.row(t)[h];
+      double total = 0;  // of the softmax's denominator, over e^lse
+      if (lse > kMinusInfinity || std::isnan(lse)) {
+        for (const auto& other : p.parts) {
+          if (p.gated_sum && &other != &part) continue;
+          total += std::exp(other.lse.row(t)[h] - lse);
+          if (other.sink_logit) total += std::exp(other.sink_logit[h] - lse);
+        }
+      }
+      shares.push_back(total == 0 ? 0 : 1 / total);
+    }
+    return shares;
+  }
+
+  // The factor of a channel; the gate's logits are per channel or per head.
+  static double Gate(const View<const float>& gate, int64_t heads, int64_t t, int64_t h, int64_t d,
+                     int64_t dim) {
+    if (gate.empty()) return 1;
+    const double logit = gate.row(t)[gate.dim(1) == heads ? h : h * dim + d];
+    return 1 / (1 + std::exp(-logit));
   }
 
   // Probabilities of one query head over keys [0, position], [position + 1].

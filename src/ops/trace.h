@@ -5,15 +5,28 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <iterator>
 #include <string_view>
 
 namespace baton {
 
-enum class OpKind { kLinear, kGlu, kOutput, kNorm, kStore, kAttend, kMass, kSelect, kCount };
+enum class OpKind {
+  kLinear,
+  kGlu,
+  kOutput,
+  kNorm,
+  kStore,
+  kAttend,
+  kMerge,
+  kMass,
+  kSelect,
+  kCount
+};
 
 constexpr std::string_view Name(OpKind op) {
-  constexpr std::string_view kNames[] = {"linear", "glu",    "output layer", "norm",
-                                         "store",  "attend", "mass",         "select"};
+  constexpr std::string_view kNames[] = {"linear", "glu",   "output layer", "norm",  "store",
+                                         "attend", "merge", "mass",         "select"};
+  static_assert(std::size(kNames) == static_cast<size_t>(OpKind::kCount));
   return kNames[static_cast<int>(op)];
 }
 

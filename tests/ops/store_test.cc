@@ -209,6 +209,89 @@ TEST_P(StoreTest, NanInKIsNoCrash) {
   }
 }
 
+// A cache without values, written from k alone: partial rotation, rounding and the absent parts.
+TEST_P(StoreTest, OptionalPartsMatchReference) {
+  Rng rng(6);
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+    for (int64_t rotated : {0, 16, 48, 64}) {
+      for (int variant = 0; variant < 8; ++variant) {
+        const bool queries = variant & 1, round = variant & 2, interleaved = variant & 4;
+        const KvLayout layout{
+            .dtype = dtype, .kv_heads = 3, .head_dim = 64, .low_bit = true, .values = false};
+        Inputs a(rng, 20, 5, 3, 64);
+        Inputs b = a;
+        Cache got(layout, 70), want(layout, 70);
+        const auto store = [&](Ops& ops, Inputs& x, const Cache& cache) {
+          const StoreParams::Segment segment{{.count = 20, .position = 50}, cache.view()};
+          StoreParams p{.k = View<float>(x.k.data(), {20, 3, 64}),
+                        .k_norm = x.k_norm.data(),
+                        .norm_eps = 1e-6f,
+                        .interleaved = interleaved,
+                        .round_bf16 = round,
+                        .segments = {&segment, 1}};
+          if (queries) p.q = View<float>(x.q.data(), {20, 5, 64});
+          if (rotated > 0) {
+            p.cos = View<const float>(x.cos.data(), {20, rotated / 2});
+            p.sin = View<const float>(x.sin.data(), {20, rotated / 2});
+          }
+          ops.Store(p);
+        };
+        const std::vector<float> k_before = a.k, q_before = a.q;
+        store(*ops_, a, got);
+        store(*ref_, b, want);
+        const std::string what = std::string(Info(dtype).name) + " rotated " +
+                                 std::to_string(rotated) + " variant " + std::to_string(variant);
+        // A rounded value next to a boundary may fall to the other side.
+        const double step = round ? 0.008 : 1e-6;
+        const Tolerance tol{.relative = step, .absolute = 1e-6, .cosine = 0.99999};
+        ExpectClose(a.q, b.q, tol, what + " q");
+        ExpectClose(a.k, b.k, tol, what + " k");
+        ExpectClose(got.Element(false), want.Element(false),
+                    {.relative = dtype == DType::kF32 ? step : 0.03,
+                     .absolute = dtype == DType::kF32 ? 1e-6 : 0.03,
+                     .cosine = 0.9999},
+                    what + " K");
+        ExpectClose(got.LowBit(), want.LowBit(), {.absolute = 0.6, .cosine = 0.9999}, what);
+        if (!queries || (rotated == 0 && !round)) EXPECT_EQ(a.q, q_before) << what;
+        for (float x : a.k) EXPECT_TRUE(!round || ToFloat(ToBf16(x)) == x) << what;
+      }
+    }
+  }
+}
+
+TEST_P(StoreTest, PartialRotationLeavesTheRestAlone) {
+  Rng rng(7);
+  for (bool interleaved : {false, true}) {
+    Inputs x(rng, 3, 2, 1, 64), whole(rng, 3, 2, 1, 16);
+    for (int64_t r = 0; r < 6; ++r) std::copy_n(x.q.data() + r * 64, 16, whole.q.data() + r * 16);
+    const std::vector<float> before = x.q;
+    const auto rotate = [&](Inputs& i, int64_t dim) {
+      ops_->Store({.q = View<float>(i.q.data(), {3, 2, dim}),
+                   .cos = View<const float>(x.cos.data(), {3, 8}),
+                   .sin = View<const float>(x.sin.data(), {3, 8}),
+                   .interleaved = interleaved});
+    };
+    rotate(x, 64);
+    rotate(whole, 16);
+    for (size_t i = 0; i < x.q.size(); ++i) {
+      const size_t head = i / 64, d = i % 64;
+      EXPECT_EQ(x.q[i], d < 16 ? whole.q[head * 16 + d] : before[i]) << i;
+    }
+    EXPECT_NE(x.q[0], before[0]);
+  }
+}
+
+TEST(KvLayoutTest, RowsOfKAloneTakeHalfTheBytes) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+    KvLayout both{.dtype = dtype, .kv_heads = 2, .head_dim = 64};
+    KvLayout keys = both;
+    keys.values = false;
+    EXPECT_EQ(keys.row_bytes() * 2, both.row_bytes());
+    EXPECT_EQ(keys.page_bytes() * 2, both.page_bytes());
+    EXPECT_EQ(keys.scales_bytes() * 2, both.scales_bytes());
+  }
+}
+
 TEST_P(StoreTest, NormMatchesReference) {
   Rng rng(5);
   for (int64_t n : {1, 7, 64, 576, 640}) {

@@ -36,6 +36,7 @@ class CpuOps final : public Ops {
   void DoNorm(const NormParams& p) override;        // store.cc
   void DoStore(const StoreParams& p) override;      // store.cc
   void DoAttend(const AttendParams& p) override;    // attend.cc
+  void DoMerge(const MergeParams& p) override;      // merge.cc
   void DoMass(const MassParams& p) override;        // mass.cc
   Status DoSelect(const SelectParams& p) override;  // select.cc
 

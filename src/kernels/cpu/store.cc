@@ -31,6 +31,7 @@ void RmsNorm(float* x, const float* weight, float eps, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = x[i] * scale * weight[i];
 }
 
+// Rotates the first `dim` values of a head.
 void Rotate(float* x, const float* cos, const float* sin, int64_t dim, bool interleaved) {
   const int64_t half = dim / 2;
   if (interleaved) {
@@ -81,15 +82,21 @@ void StoreHead(const KvView& kv, int64_t position, bool value, int head, const f
   }
 }
 
-void StoreToken(const StoreParams& p, const KvView& kv, int64_t t, int64_t position) {
-  const int64_t dim = p.q.dim(2);
-  const float* cos = p.cos.row(t);
-  const float* sin = p.sin.row(t);
-  for (int64_t h = 0; h < p.q.dim(1); ++h) {
-    float* q = p.q.row(t, h);
-    if (p.q_norm) RmsNorm(q, p.q_norm, p.norm_eps, dim);
-    Rotate(q, cos, sin, dim, p.interleaved);
+// Norm, rotation and rounding of all heads of q or k in row t.
+void PrepareHeads(const StoreParams& p, const View<float>& heads, const float* norm, int64_t t) {
+  const int64_t dim = heads.dim(2);
+  for (int64_t h = 0; h < heads.dim(1); ++h) {
+    float* x = heads.row(t, h);
+    if (norm) RmsNorm(x, norm, p.norm_eps, dim);
+    if (!p.cos.empty()) Rotate(x, p.cos.row(t), p.sin.row(t), 2 * p.cos.dim(1), p.interleaved);
+    if (p.round_bf16) std::transform(x, x + dim, x, [](float v) { return ToFloat(ToBf16(v)); });
   }
+}
+
+void StoreToken(const StoreParams& p, const KvView& kv, int64_t t, int64_t position) {
+  const int64_t dim = p.k.dim(2);
+  if (!p.q.empty()) PrepareHeads(p, p.q, p.q_norm, t);
+  PrepareHeads(p, p.k, p.k_norm, t);
   // The largest head size that the low-bit copy is made of on the stack; larger ones take the heap.
   constexpr int64_t kStackHead = 512;
   float on_stack[kStackHead];
@@ -97,11 +104,8 @@ void StoreToken(const StoreParams& p, const KvView& kv, int64_t t, int64_t posit
   float* stored = !kv.layout.low_bit ? nullptr : dim > kStackHead ? on_heap.data() : on_stack;
   for (int64_t h = 0; h < p.k.dim(1); ++h) {
     const int head = static_cast<int>(h);
-    float* k = p.k.row(t, h);
-    if (p.k_norm) RmsNorm(k, p.k_norm, p.norm_eps, dim);
-    Rotate(k, cos, sin, dim, p.interleaved);
-    StoreHead(kv, position, /*value=*/false, head, k, stored);
-    StoreHead(kv, position, /*value=*/true, head, p.v.row(t, h), nullptr);
+    StoreHead(kv, position, /*value=*/false, head, p.k.row(t, h), stored);
+    if (kv.layout.values) StoreHead(kv, position, /*value=*/true, head, p.v.row(t, h), nullptr);
     if (stored) StoreLowBit(kv, position, head, stored);
   }
 }
@@ -128,6 +132,14 @@ void CpuOps::DoNorm(const NormParams& p) {
 
 void CpuOps::DoStore(const StoreParams& p) {
   int64_t units = 0;
+  if (p.k.empty()) {
+    const int64_t rows = p.q.dim(0);
+    threads_.For((rows + kRowsPerUnit - 1) / kRowsPerUnit, [&](int64_t unit, int) {
+      const int64_t end = std::min(rows, (unit + 1) * kRowsPerUnit);
+      for (int64_t t = unit * kRowsPerUnit; t < end; ++t) PrepareHeads(p, p.q, p.q_norm, t);
+    });
+    return;
+  }
   for (const auto& s : p.segments) units += (s.rows.count + kRowsPerUnit - 1) / kRowsPerUnit;
   threads_.For(units, [&](int64_t unit, int) {
     // Units are numbered through the segments; finding one is cheap beside its rows.

@@ -1,0 +1,164 @@
+// What the operations of attention take and give: one struct each, with shapes, in the letters of
+// ops.h.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/view.h"
+#include "baton/plan.h"
+#include "kv/page.h"
+
+namespace baton {
+
+// Rows of one sequence in a batch: `rows` consecutive positions from `position` on, at row `first`
+// of the batch tensors.
+struct Rows {
+  int64_t first = 0;
+  int64_t count = 0;
+  int64_t position = 0;
+};
+
+// Per head of q and k: optional RMS norm, rotation; then K and V are written to the cache (and the
+// 4-bit copy of K, where the layout has one). q and k are changed in place.
+struct StoreParams {
+  // Either may be empty. Without k nothing is stored, there are no segments, and the queries of all
+  // T rows are prepared.
+  View<float> q;                  // [T, Hq, D]
+  View<float> k;                  // [T, Hkv, D]
+  View<const float> v;            // [T, Hkv, D], empty for layouts without values
+  const float* q_norm = nullptr;  // [D] or null
+  const float* k_norm = nullptr;
+  float norm_eps = 0;
+  // [T, n/2]: the first n dimensions of a head are rotated, n <= D. Empty: none are.
+  View<const float> cos, sin;
+  bool interleaved = false;  // pairs (2i, 2i+1), else (i, i + n/2)
+  bool round_bf16 = false;   // q and k are rounded to bf16 last, whatever the cache's type
+  struct Segment {
+    Rows rows;
+    KvView kv;  // length covers the rows
+  };
+  std::span<const Segment> segments;
+};
+
+// Lists of key positions, ascending: [sets][groups], each with room for `capacity`.
+struct IndexSets {
+  int64_t sets = 0, groups = 0, capacity = 0;
+  std::vector<int32_t> positions;  // [sets, groups, capacity]
+  std::vector<int32_t> counts;     // [sets, groups]
+  void Reset(int64_t s, int64_t g, int64_t c) {
+    sets = s, groups = g, capacity = c;
+    positions.resize(static_cast<size_t>(s * g * c));
+    counts.assign(static_cast<size_t>(s * g), 0);
+  }
+  int32_t* list(int64_t set, int64_t group) {
+    return positions.data() + (set * groups + group) * capacity;
+  }
+  const int32_t* list(int64_t set, int64_t group) const {
+    return positions.data() + (set * groups + group) * capacity;
+  }
+  int32_t& count(int64_t set, int64_t group) {
+    return counts[static_cast<size_t>(set * groups + group)];
+  }
+  int32_t count(int64_t set, int64_t group) const {
+    return counts[static_cast<size_t>(set * groups + group)];
+  }
+};
+
+// Which of the keys at or before a query's position it attends to.
+struct KeySet {
+  enum class Kind { kAll, kWindow, kIndex } kind = Kind::kAll;
+  int64_t sink = 0, recent = 0;  // kWindow: position < sink or position > query - recent
+  const IndexSets* index =
+      nullptr;  // kIndex: row t uses set t / rows_per_set; positions after the query are masked
+  int64_t rows_per_set = 1;
+  const int* head_map = nullptr;  // kIndex with groups > 1: KV head -> group; null = identity
+};
+
+// o = softmax(scale q K^T) V over each row's keys, and its log-sum-exp.
+struct AttendParams {
+  struct Segment {
+    Rows rows;
+    KvView kv;
+    KeySet keys;
+    float* scores = nullptr;   // optional, kAll only: scaled q.k, [rows, Hq, score_stride]
+    int64_t score_stride = 0;  // >= position + count
+  };
+  View<const float> q;  // [T, Hq, D]
+  float scale = 0;      // > 0
+  std::span<const Segment> segments;
+  View<float> o;    // [T, Hq, D]; zero where a row has no key
+  View<float> lse;  // [T, Hq] natural log, or empty; -inf where a row has no key
+};
+
+// Joins the partial results (o, lse) of a layer's branches, per row and head.
+//
+// One softmax over the union of the branches' keys (a key in two branches counts twice):
+//   lse = log(sum_b e^lse_b + e^sink),  out = sigmoid(gate) * sum_b e^(lse_b - lse) o_b
+// with the sink logit and the gate of parts[0]; the other parts have none. Or a gated sum of
+// softmaxes (arXiv 2602.03560), each with its own sink and gate:
+//   out = sum_b sigmoid(gate_b) e^lse_b / (e^lse_b + e^sink_b) o_b
+// A part that attended to nothing, lse = -inf, counts as zero. No sink is a sink of -inf, no gate
+// a factor of 1.
+struct MergeParams {
+  static constexpr int kMaxParts = 8;
+  struct Part {
+    View<const float> o;                // [T, Hq, D]
+    View<const float> lse;              // [T, Hq] natural log, without the sink
+    const float* sink_logit = nullptr;  // [Hq] or null
+    View<const float> gate;             // logits: [T, Hq * D] or [T, Hq], or empty
+  };
+  std::span<const Part> parts;  // 1 to kMaxParts
+  bool gated_sum = false;
+  View<float> out;  // [T, Hq, D]; may be the o of a part
+};
+
+// Which heads share a set: one per layer, per KV head, or per query head (profiling only).
+enum class MassScope { kAll, kGroup, kHead };
+
+// mass[s, g, n] = attention probability of key n, pooled over the query heads of scope g (sum or
+// max) and summed over the rows of set s. Keys a row cannot see count as 0. The probabilities are
+// the exact ones (from K and the given lse, or from stored scores) or those of the 4-bit copy of K
+// (their own softmax). Segments share no row.
+struct MassParams {
+  enum class Source { kExact, kScores, kLowBit } source = Source::kExact;
+  struct Segment {
+    Rows rows;
+    KvView kv;
+    const float* scores = nullptr;  // kScores: as written by Attend
+    int64_t score_stride = 0;
+    int64_t rows_per_set = 1;
+    float* mass = nullptr;    // [sets = ceil(rows / rows_per_set), groups, mass_stride]
+    int64_t mass_stride = 0;  // >= position + count
+  };
+  View<const float> q;  // [T, Hq, D]
+  float scale = 0;
+  View<const float> lse;  // [T, Hq]: kExact and kScores
+  MassScope scope = MassScope::kAll;
+  Pool pool = Pool::kSum;
+  std::span<const Segment> segments;
+};
+
+// The k heaviest keys of each set: the first `sink` and last `recent` visible keys first, then by
+// mass; equal mass: the lower position. With block > 1, blocks of consecutive tokens are ranked by
+// the sum of their mass and k / block blocks are taken (a block that holds a forced token is
+// forced).
+struct SelectParams {
+  struct Segment {
+    const float* mass = nullptr;  // [sets, groups, mass_stride]
+    int64_t mass_stride = 0;
+    int64_t sets = 0;
+    std::span<const int64_t> visible;  // [sets] keys that the set may name: [0, visible)
+    std::span<const int64_t> k;        // [sets] budget, counted in tokens
+    std::span<const int64_t> recent;   // [sets] forced recent keys
+    IndexSets* out =
+        nullptr;  // reset by the caller to [sets, groups, >= max k rounded up to blocks]
+  };
+  int64_t groups = 1;
+  int64_t sink = 0;
+  int64_t block = 1;
+  std::span<const Segment> segments;
+};
+
+}  // namespace baton
