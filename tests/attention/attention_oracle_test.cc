@@ -52,7 +52,7 @@ std::vector<double> Probabilities(const Inputs& in, int64_t position, int head,
 
 // The set that `in`'s layer publishes for the query at `position`, scope of KV head `group` or all
 // heads (-1).
-std::set<int64_t> TopK(const Inputs& in, const ResolvedPlan& plan, int64_t position, int group,
+std::set<int64_t> TopK(const Inputs& in, const Plan& plan, int64_t position, int group,
                        int64_t k) {
   std::vector<double> score(static_cast<size_t>(position + 1), 0);
   for (int h = 0; h < kHeads; ++h) {
@@ -96,13 +96,12 @@ class AttentionOracle : public ::testing::TestWithParam<test::BackendCase> {
   // Runs `rows` decode rows of all layers in one pass, then compares each with the definition.
   void Check(Plan plan, int64_t rows, uint64_t seed) {
     const int layers = static_cast<int>(plan.layers.size());
-    const ModelShape shape{.architecture = "test",
-                           .fingerprint = "",
-                           .layers = layers,
-                           .heads = kHeads,
-                           .kv_heads = kKvHeads,
-                           .head_dim = kDim,
-                           .window = {}};
+    const ModelShape shape = ModelShape{.architecture = "test",
+                                        .layers = layers,
+                                        .heads = kHeads,
+                                        .kv_heads = kKvHeads,
+                                        .head_dim = kDim}
+                                 .Completed();
     auto resolved = Resolve(plan, shape, nullptr);
     ASSERT_TRUE(resolved.ok()) << resolved.error().ToString();
     const KvLayout layout{.dtype = GetParam().kv == KvType::kF32 ? DType::kF32 : DType::kBF16,
@@ -135,7 +134,8 @@ class AttentionOracle : public ::testing::TestWithParam<test::BackendCase> {
       params.v = View<const float>(in.v.data(), {rows, kKvHeads, kDim});
       params.cos = View<const float>(cos.data(), {rows, kDim / 2});
       params.sin = View<const float>(sin.data(), {rows, kDim / 2});
-      const Status status = attention.Run(l, params, View<float>(o.data(), {rows, kHeads, kDim}));
+      const Status status =
+          attention.Run(l, {.store = params}, View<float>(o.data(), {rows, kHeads, kDim}));
       ASSERT_TRUE(status.ok()) << status.error().ToString();
       for (int64_t t = 0; t < rows; ++t) Compare(plan, resolved.value(), inputs, l, t, o);
     }
@@ -154,7 +154,7 @@ class AttentionOracle : public ::testing::TestWithParam<test::BackendCase> {
         int group = plan.scope == Scope::kAll ? -1 : h / kRepeat;
         if (plan.scope == Scope::kHeadMap)
           group = plan.head_map[static_cast<size_t>(l)][static_cast<size_t>(group)];
-        keys = TopK(inputs[static_cast<size_t>(role.source)], resolved, t, group, k.At(t + 1));
+        keys = TopK(inputs[static_cast<size_t>(role.source)], plan, t, group, k.At(t + 1));
         all = false;
       } else if (sparse && role.role == Role::kWindow) {
         for (int64_t n = 0; n <= t; ++n) {

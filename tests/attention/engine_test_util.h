@@ -129,7 +129,8 @@ inline ResolvedPlan Resolved(Engine& engine, const Plan& plan) {
 }
 
 inline Session NewSession(Engine& engine, int64_t max_tokens) {
-  const std::vector<bool> all(static_cast<size_t>(engine.info().layers), true);
+  std::vector<CacheSpec> all = engine.impl().model_plan.caches;
+  for (CacheSpec& c : all) c.low_bit = true;
   auto session = Session::Create(engine, all, max_tokens);
   EXPECT_TRUE(session.ok()) << session.error().ToString();
   return std::move(session).value();

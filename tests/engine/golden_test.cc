@@ -47,7 +47,7 @@ void CheckPrompts(Engine& engine, double tolerance, bool greedy) {
   for (const auto& p : Golden()["prompts"]) {
     const auto ids = p["ids"].get<std::vector<int32_t>>();
     EXPECT_EQ(engine.Tokenize(p["text"].get<std::string>(), false, true), ids) << p["text"];
-    auto session = Session::Create(engine, std::vector<bool>(30, false), 256);
+    auto session = Session::Create(engine, engine.impl().model_plan.caches, 256);
     ASSERT_TRUE(session.ok());
     ASSERT_TRUE(
         session.value()
@@ -81,7 +81,7 @@ void CheckLicence(Engine& engine, double tolerance) {
   auto ids = engine.Tokenize(text.str(), false, false);
   ASSERT_EQ(static_cast<int64_t>(ids.size()), golden["tokens"].get<int64_t>());
   ids.resize(1024);
-  auto session = Session::Create(engine, std::vector<bool>(30, false), 2048);
+  auto session = Session::Create(engine, engine.impl().model_plan.caches, 2048);
   ASSERT_TRUE(session.ok());
   double nll = 0;
   for (int64_t first = 0; first < 1024; first += 256) {

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "baton/plan.h"
+#include "plan/kv_bytes.h"
 #include "plan/resolved.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

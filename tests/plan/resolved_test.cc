@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "plan/cost.h"
+#include "plan/kv_bytes.h"
 #include "plan/search.h"
 
 namespace baton {
@@ -198,7 +199,7 @@ TEST(Resolve, RolesBecomeBranches) {
                Shape(7), nullptr);
   using Kind = TokenSet::Kind;
   const auto set = [&](int l) { return plan.layers[l].branches.at(0).set; };
-  for (const ResolvedLayer& layer : plan.layers) EXPECT_EQ(layer.branches.size(), 1u);
+  for (const LayerPlan& layer : plan.layers) EXPECT_EQ(layer.branches.size(), 1u);
   EXPECT_EQ(set(0).kind, Kind::kWindow);
   EXPECT_EQ(set(0).sink, 4);
   EXPECT_EQ(set(0).recent, 1020);
