@@ -49,24 +49,6 @@ void AddOptions(CLI::App* command, BenchFlags& o) {
   o.engine.Add(command);
 }
 
-Json ToJson(const BenchRow& row) {
-  Json object = {{"depth", row.depth},
-                 {"plan", row.plan},
-                 {"batch", row.batch},
-                 {"prompt_tokens_per_s", row.prompt_tokens_per_s},
-                 {"decode_tokens_per_s", row.decode_tokens_per_s},
-                 {"kv_bytes_per_token", row.kv_bytes_per_token},
-                 {"weight_bytes_per_token", row.weight_bytes_per_token},
-                 {"decode_bytes_per_s", row.decode_bytes_per_s},
-                 {"read_bandwidth", row.read_bandwidth},
-                 {"share_of_read_bandwidth", row.share_of_read_bandwidth},
-                 {"logits_hash", row.logits_hash},
-                 {"aliased", row.aliased}};
-  if (!row.ops.empty()) object["ops"] = apps::ToJson(row.ops);
-  if (!row.prompt_ops.empty()) object["prompt_ops"] = apps::ToJson(row.prompt_ops);
-  return object;
-}
-
 std::string OpsTable(const BenchRow& row, std::string_view what, std::vector<OpTime> ops) {
   double total = 0;
   for (const OpTime& op : ops) total += op.seconds;
@@ -168,23 +150,11 @@ Result<int> Run(const BenchFlags& o, const Invocation& invocation) {
     BATON_TRY(Print(ToText(r, o, engine->info())));
     return 0;
   }
-  Json object = ResultHeader("bench", *engine, invocation);
-  if (!o.shape.empty()) object["shape"] = o.shape;
-  object["load_seconds"] = engine->info().load_seconds;
-  object["peak_memory_bytes"] = r.peak_memory_bytes;
-  object["expected_memory_bytes"] = r.expected_memory_bytes;
-  object["read_bandwidth"] = r.read_bandwidth;
-  object["prompt"] = options.prompt;
-  object["decode"] = options.decode;
-  object["repeats"] = options.repeats;
-  Json rows = Json::array();
-  for (const BenchRow& row : r.rows) rows.push_back(ToJson(row));
-  object["rows"] = std::move(rows);
-  if (options.whole_prompt > 0)
-    object["whole_prompt"] = {{"tokens", options.whole_prompt},
-                              {"seconds_dense", r.whole_prompt_seconds_dense},
-                              {"seconds_plan", r.whole_prompt_seconds_plan}};
-  BATON_TRY(PrintJson(object));
+  BATON_TRY(PrintJson(
+      results::ToJson(results::BenchRecord{.origin = OriginOf("bench", *engine, invocation),
+                                           .shape = o.shape,
+                                           .options = options,
+                                           .result = r})));
   return 0;
 }
 

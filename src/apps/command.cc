@@ -135,7 +135,7 @@ Result<Texts> ReadTexts(const std::vector<std::string>& paths) {
   Texts texts;
   for (const std::string& path : paths) {
     BATON_ASSIGN(const std::string text, ReadFile(path));
-    texts.sources.push_back({{"path", path}, {"bytes", text.size()}, {"sha256", Sha256Hex(text)}});
+    texts.sources.push_back({path, static_cast<int64_t>(text.size()), Sha256Hex(text)});
     texts.all += text;
   }
   return texts;
@@ -163,35 +163,14 @@ Result<std::string> PlanLine(const Engine& engine, const Plan& plan,
   return line;
 }
 
-Json ResultHeader(const std::string& kind, const Engine& engine, const Invocation& invocation) {
-  const ModelInfo& info = engine.info();
+results::Origin OriginOf(const std::string& kind, const Engine& engine,
+                         const Invocation& invocation) {
   const char* kv[] = {"f32", "bf16", "int8"};
-  return {{"format", "baton-" + kind},
-          {"version", 1},
-          {"command", invocation.command_line},
-          {"machine",
-           {{"cpu", CpuName()},
-            {"backend", info.backend},
-            {"threads", info.threads},
-            {"kv", kv[static_cast<int>(engine.options().kv)]}}},
-          {"model",
-           {{"path", info.path},
-            {"name", info.name},
-            {"architecture", info.architecture},
-            {"fingerprint", info.fingerprint},
-            {"layers", info.layers},
-            {"weight_types", info.weight_types}}}};
-}
-
-Json ToJson(const std::vector<OpTime>& ops) {
-  Json list = Json::array();
-  for (const OpTime& op : ops)
-    list.push_back({{"name", op.name},
-                    {"calls", op.calls},
-                    {"seconds", op.seconds},
-                    {"bytes", op.bytes},
-                    {"flops", op.flops}});
-  return list;
+  return {.format = "baton-" + kind,
+          .command = invocation.command_line,
+          .cpu = CpuName(),
+          .kv = kv[static_cast<int>(engine.options().kv)],
+          .model = engine.info()};
 }
 
 InterruptGuard::InterruptGuard(Engine* engine) {

@@ -14,6 +14,7 @@
 #include "baton/engine.h"
 #include "baton/error.h"
 #include "baton/plan.h"
+#include "results/records.h"
 
 namespace baton::apps {
 
@@ -89,7 +90,7 @@ struct TextSource {
 
 struct Texts {
   std::string all;
-  Json sources = Json::array();  // {"path", "bytes", "sha256"}
+  std::vector<results::TextFile> sources;
 };
 Result<Texts> ReadTexts(const std::vector<std::string>& paths);
 
@@ -99,9 +100,9 @@ Result<std::optional<Plan>> LoadPlan(const Engine& engine, const std::string& pa
 Result<std::string> PlanLine(const Engine& engine, const Plan& plan,
                              const std::vector<int64_t>& visible);
 
-// The keys that every JSON result starts with: kind, command, machine, model.
-Json ResultHeader(const std::string& kind, const Engine& engine, const Invocation& invocation);
-Json ToJson(const std::vector<OpTime>& ops);
+// What every JSON result starts with; `kind` is its format's name after "baton-".
+results::Origin OriginOf(const std::string& kind, const Engine& engine,
+                         const Invocation& invocation);
 
 // While it lives, the first Ctrl-C makes the engine, if there is one, stop after its current step
 // and the second ends the program.

@@ -44,42 +44,6 @@ void AddOptions(CLI::App* command, EvalFlags& o) {
   o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);
 }
 
-Json ToJson(const std::vector<NeedleResult>& needles) {
-  Json list = Json::array();
-  for (const NeedleResult& n : needles)
-    list.push_back({{"length", n.length},
-                    {"depth", n.depth},
-                    {"kind", n.kind},
-                    {"dense_found", n.dense_found},
-                    {"found", n.found},
-                    {"kl", n.kl}});
-  return list;
-}
-
-Json ToJson(const EvalResult& r) {
-  Json object = {{"kl_mean", r.kl_mean},
-                 {"kl_standard_error", r.kl_standard_error},
-                 {"top1_agreement", r.top1_agreement},
-                 {"nll_delta", r.nll_delta},
-                 {"dense_nll", r.dense_nll},
-                 {"positions", r.positions},
-                 {"windows", r.windows},
-                 {"retrieval_found", r.retrieval_found},
-                 {"retrieval_dense_found", r.retrieval_dense_found},
-                 {"retrieval_total", r.retrieval_total},
-                 {"answer_kl", r.answer_kl},
-                 {"kv_bytes_share", r.kv_bytes_share},
-                 {"predicted_nats", r.predicted_nats ? Json(*r.predicted_nats) : Json(nullptr)},
-                 {"needles", ToJson(r.needles)},
-                 {"grid", ToJson(r.grid)}};
-  if (r.self_generated > 0)
-    object["self"] = {{"tokens", r.self_generated},
-                      {"first_difference", r.self_first_difference},
-                      {"nll_plan", r.self_nll_plan},
-                      {"nll_dense", r.self_nll_dense}};
-  return object;
-}
-
 // A cell per depth (rows) and length (columns): found of those that dense finds.
 std::string Grid(const std::vector<NeedleResult>& grid) {
   std::map<int64_t, std::map<int64_t, std::pair<int, int>>>
@@ -159,24 +123,14 @@ Result<int> Run(const EvalFlags& o, const Invocation& invocation) {
     BATON_TRY(Print(out));
     return 0;
   }
-  Json object = ResultHeader("eval", *engine, invocation);
-  object["text"] = text.sources;
-  object["context"] = options.context;
-  object["rows"] = options.rows;
-  object["seed"] = options.seed;
-  Json list = Json::array();
-  for (size_t i = 0; i < results.size(); ++i) {
-    Json one = {{"plan", options.plans[i].Summary()}};
-    if (several) one["file"] = o.plans[i];
-    one.update(ToJson(results[i]));
-    list.push_back(std::move(one));
-  }
-  if (several) {
-    object["plans"] = std::move(list);
-  } else {
-    object.update(list[0]);
-  }
-  BATON_TRY(PrintJson(object));
+  results::EvalRecord record = {
+      .origin = OriginOf("eval", *engine, invocation), .options = options, .plans = {}};
+  record.origin.texts = text.sources;
+  for (size_t i = 0; i < results.size(); ++i)
+    record.plans.push_back({.plan = options.plans[i].Summary(),
+                            .file = several ? o.plans[i] : "",
+                            .result = results[i]});
+  BATON_TRY(PrintJson(results::ToJson(record)));
   return 0;
 }
 

@@ -38,31 +38,16 @@ std::string WindowText(const ModelInfo& info) {
   return text + " tokens";
 }
 
-Result<Json> ToJson(const Engine& engine, const std::optional<Plan>& plan,
-                    const Invocation& invocation) {
-  const ModelInfo& m = engine.info();
-  Json object = ResultHeader("info", engine, invocation);
-  object["heads"] = m.heads;
-  object["kv_heads"] = m.kv_heads;
-  object["head_dim"] = m.head_dim;
-  object["width"] = m.width;
-  object["ffn_width"] = m.ffn_width;
-  object["vocab"] = m.vocab;
-  object["context"] = m.context;
-  object["parameters"] = m.parameters;
-  object["weight_bytes"] = m.weight_bytes;
-  object["kv_bytes_per_token"] = m.kv_bytes_per_token;
-  object["window"] = m.window;
-  object["has_chat_template"] = m.has_chat_template;
-  object["load_seconds"] = m.load_seconds;
-  if (!plan) return object;
-  Json shares = Json::array();
-  for (const int64_t n : Lengths(m.context)) {
+Result<results::InfoRecord> RecordOf(const Engine& engine, const std::optional<Plan>& plan,
+                                     const Invocation& invocation) {
+  results::InfoRecord record{.origin = OriginOf("info", engine, invocation)};
+  if (!plan) return record;
+  record.plan = plan->Summary();
+  for (const int64_t n : Lengths(engine.info().context)) {
     BATON_ASSIGN(const double share, engine.KvBytesShare(*plan, n));
-    shares.push_back({{"tokens", n}, {"kv_bytes_share", share}});
+    record.decode_step.push_back({.tokens = n, .kv_bytes_share = share});
   }
-  object["plan"] = {{"summary", plan->Summary()}, {"decode_step", shares}};
-  return object;
+  return record;
 }
 
 Status PrintText(const Engine& engine, const std::optional<Plan>& plan) {
@@ -102,8 +87,8 @@ Result<int> Run(const InfoOptions& o, const Invocation& invocation) {
   BATON_ASSIGN(auto engine, o.engine.Load());
   BATON_ASSIGN(const auto plan, LoadPlan(*engine, o.plan));
   if (o.json) {
-    BATON_ASSIGN(const Json object, ToJson(*engine, plan, invocation));
-    BATON_TRY(PrintJson(object));
+    BATON_ASSIGN(const auto record, RecordOf(*engine, plan, invocation));
+    BATON_TRY(PrintJson(results::ToJson(record)));
   } else {
     BATON_TRY(PrintText(*engine, plan));
   }

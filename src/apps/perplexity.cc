@@ -51,17 +51,13 @@ Result<int> Run(const PerplexityFlags& o, const Invocation& invocation) {
         r.standard_error, Count(r.tokens_scored), r.chunks, Count(options.context))));
     return 0;
   }
-  Json object = ResultHeader("perplexity", *engine, invocation);
-  object["text"] = text.sources;
-  object["context"] = options.context;
-  object["score"] = o.score;
-  object["plan"] = options.plan ? options.plan->Summary() : "dense";
-  object["perplexity"] = r.perplexity;
-  object["standard_error"] = r.standard_error;
-  object["mean_nll"] = r.mean_nll;
-  object["tokens_scored"] = r.tokens_scored;
-  object["chunks"] = r.chunks;
-  BATON_TRY(PrintJson(object));
+  results::PerplexityRecord record = {.origin = OriginOf("perplexity", *engine, invocation),
+                                      .context = options.context,
+                                      .score = o.score,
+                                      .plan = options.plan ? options.plan->Summary() : "dense",
+                                      .result = r};
+  record.origin.texts = text.sources;
+  BATON_TRY(PrintJson(results::ToJson(record)));
   return 0;
 }
 

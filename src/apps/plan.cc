@@ -3,7 +3,6 @@
 
 #include "apps/command.h"
 #include "baton/profile.h"
-#include "plan/roles.h"
 
 namespace baton::apps {
 namespace {
@@ -117,12 +116,6 @@ void AddOptions(CLI::App* command, PlanFlags& o) {
   o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);
 }
 
-std::string Strip(const Plan& plan) {
-  std::string letters;
-  for (const LayerRole& layer : plan.layers) letters += RowOf(layer.role).letter;
-  return letters;
-}
-
 // A ruler above the strip: the tens of the layer numbers.
 std::string Ruler(size_t layers) {
   std::string ruler;
@@ -140,7 +133,7 @@ std::vector<std::string> Row(const Candidate& c, const std::string& name) {
           Percent(c.top1),
           fmt::format("{}/{}", c.found, c.dense_found),
           c.predicted_speedup > 0 ? fmt::format("{:.2f}x", c.predicted_speedup) : "-",
-          Strip(c.plan)};
+          results::Letters(c.plan)};
 }
 
 Table CandidateTable() {
@@ -173,7 +166,7 @@ std::string ToText(const PlanSearch& search, const PlanFlags& o) {
   out += fmt::format("Chosen ({}):\n\n{}\n", search.chosen.origin, figures.ToString());
   const size_t layers = search.chosen.plan.layers.size();
   out += fmt::format("layer  {}\nrole   {}   F full, S select, C scan, R reuse, W window\n",
-                     Ruler(layers), Strip(search.chosen.plan));
+                     Ruler(layers), results::Letters(search.chosen.plan));
   out += fmt::format(
       "loss   predicted {:.4f} nats, measured {:.4f} on text and {:.4f} at the answers\n",
       search.chosen.predicted_nats, search.chosen.kl, search.chosen.answer_kl);
@@ -201,19 +194,6 @@ PlanOptions SearchOptions(const PlanFlags& o) {
   return options;
 }
 
-// The candidates with where they came from and what they were held to.
-Json ToJson(const PlanSearch& search, const PlanOptions& options, const Engine& engine,
-            const Invocation& invocation) {
-  Json object = ResultHeader("search", engine, invocation);
-  object.update(Json::parse(baton::ToJson(search)));
-  const PlanTarget& t = options.target;
-  object["target"] = {{"max_kl", t.max_kl},
-                      {"max_bytes", t.max_bytes},
-                      {"min_retrieval", t.min_retrieval},
-                      {"min_speedup", t.min_speedup}};
-  return object;
-}
-
 Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
   BATON_TRY(CheckWritable(o.output));
   if (!o.search_json.empty()) BATON_TRY(CheckWritable(o.search_json));
@@ -231,7 +211,10 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
     BATON_ASSIGN(search, SearchPlan(*engine, profile, options, progress.Callback()));
   }
   BATON_TRY(search->chosen.plan.Save(o.output));
-  const Json json = ToJson(*search, options, *engine, invocation);
+  const Json json =
+      results::ToJson(results::SearchRecord{.origin = OriginOf("search", *engine, invocation),
+                                            .search = *search,
+                                            .target = options.target});
   if (!o.search_json.empty()) BATON_TRY(WriteFile(o.search_json, json.dump(2) + "\n"));
   BATON_TRY(o.json ? PrintJson(json) : Print(ToText(*search, o)));
   return 0;

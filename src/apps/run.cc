@@ -73,22 +73,6 @@ void AddOptions(CLI::App* command, RunOptions& o) {
   o.engine.Add(command);
 }
 
-const char* StopName(Generation::Stop stop) {
-  switch (stop) {
-    case Generation::Stop::kEndOfText:
-      return "end_of_text";
-    case Generation::Stop::kStopString:
-      return "stop_string";
-    case Generation::Stop::kLength:
-      return "length";
-    case Generation::Stop::kContext:
-      return "context";
-    case Generation::Stop::kCancelled:
-      return "cancelled";
-  }
-  return "unknown";
-}
-
 double PerSecond(int64_t tokens, double seconds) {
   return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
 }
@@ -118,7 +102,8 @@ void PrintStats(const Engine& engine, const Generation& g) {
                    s.reused_tokens ? fmt::format(" ({} cached)", Count(s.reused_tokens)) : "",
                    Number(PerSecond(ProcessedPrompt(s), s.prompt_seconds))));
   Note(fmt::format("decode   {} tokens, {} tok/s, stopped by {}", Count(s.generated_tokens),
-                   Number(PerSecond(s.generated_tokens, s.decode_seconds)), StopName(g.stop)));
+                   Number(PerSecond(s.generated_tokens, s.decode_seconds)),
+                   results::StopName(g.stop)));
   const double dense = DenseBytes(engine, s);
   if (s.kv_bytes_per_token > 0)
     Note(fmt::format("KV read  {} per token{}", Bytes(s.kv_bytes_per_token),
@@ -140,28 +125,15 @@ void PrintStats(const Engine& engine, const Generation& g) {
                    promoted, watched));
 }
 
-Json ToJson(const Engine& engine, const Generation& g) {
+results::RunRecord RecordOf(const Engine& engine, const Generation& g,
+                            const Invocation& invocation) {
   const RequestStats& s = g.stats;
-  Json watched = Json::array();
-  for (const LayerWatch& w : s.watched)
-    watched.push_back({{"layer", w.layer}, {"captured", w.captured}, {"promoted", w.promoted}});
-  const MemoryUse memory = Engine::Memory();
-  return {{"text", g.text},
-          {"tokens", g.tokens},
-          {"prompt_tokens", s.prompt_tokens},
-          {"stop", StopName(g.stop)},
-          {"prompt_seconds", s.prompt_seconds},
-          {"prompt_tokens_per_s", PerSecond(ProcessedPrompt(s), s.prompt_seconds)},
-          {"decode_seconds", s.decode_seconds},
-          {"decode_tokens_per_s", PerSecond(s.generated_tokens, s.decode_seconds)},
-          {"kv_bytes_per_token", s.kv_bytes_per_token},
-          {"kv_bytes_per_token_dense", DenseBytes(engine, s)},
-          {"logits_hash", s.logits_hash},
-          {"watched", watched},
-          {"memory",
-           {{"bytes", memory.anonymous_bytes},
-            {"huge_page_bytes", memory.huge_bytes},
-            {"huge_pages_allowed", memory.huge_pages_allowed}}}};
+  return {.origin = OriginOf("run", engine, invocation),
+          .generation = g,
+          .prompt_tokens_per_s = PerSecond(ProcessedPrompt(s), s.prompt_seconds),
+          .decode_tokens_per_s = PerSecond(s.generated_tokens, s.decode_seconds),
+          .kv_bytes_per_token_dense = DenseBytes(engine, s),
+          .memory = Engine::Memory()};
 }
 
 // Generates with the text going out as it comes. A write error stops the request and is returned.
@@ -182,9 +154,7 @@ Result<int> Answer(Engine& engine, const RunOptions& o, const Request& request,
   auto generation = o.json ? engine.Generate(request) : Stream(engine, request);
   if (!generation.ok()) return std::move(generation).error();
   if (o.json) {
-    Json object = ResultHeader("run", engine, invocation);
-    object.update(ToJson(engine, *generation));
-    BATON_TRY(PrintJson(object));
+    BATON_TRY(PrintJson(results::ToJson(RecordOf(engine, *generation, invocation))));
   }
   if (o.stats) PrintStats(engine, *generation);
   return guard.Interrupted() ? kExitInterrupted : 0;

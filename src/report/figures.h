@@ -23,15 +23,15 @@ std::string PlanStrip(const Plan& plan, int64_t context, const std::vector<int64
 
 // Mass of layer j (column) that the top-k set of layer i (row) recovers, from `lost` [i * L + j];
 // the edges of `plan` (may be null) are outlined.
-std::string RecoveredMass(const std::vector<double>& lost, int layers, const Plan* plan,
+std::string RecoveredMass(const std::vector<float>& lost, int layers, const Plan* plan,
                           const std::string& what);
 
 // One bar per layer.
-std::string LayerBars(const std::vector<double>& values, const Plan* plan, const std::string& what,
+std::string LayerBars(const std::vector<float>& values, const Plan* plan, const std::string& what,
                       const std::string& unit);
 
-std::string Front(const SearchData& search);
-std::string PredictedAndMeasured(const SearchData& search);
+std::string Front(const SearchRecord& record);
+std::string PredictedAndMeasured(const SearchRecord& record);
 
 struct SpeedPoint {
   int64_t depth = 0;
@@ -40,6 +40,6 @@ struct SpeedPoint {
 std::string SpeedBars(const std::vector<SpeedPoint>& points, const std::string& what);
 
 // By depth (rows) and length (columns): how many of the needles that dense finds the plan finds.
-std::string RetrievalGrid(const std::vector<NeedleData>& grid);
+std::string RetrievalGrid(const std::vector<NeedleResult>& grid);
 
 }  // namespace baton

@@ -132,14 +132,14 @@ std::string PlanStrip(const Plan& plan, int64_t context, const std::vector<int64
   return svg.ToString();
 }
 
-std::string RecoveredMass(const std::vector<double>& lost, int layers, const Plan* plan,
+std::string RecoveredMass(const std::vector<float>& lost, int layers, const Plan* plan,
                           const std::string& what) {
   const auto n = static_cast<size_t>(layers);
   if (lost.empty() || lost.size() != n * n) return "";
   std::vector<double> values;
   for (size_t i = 0; i < n; ++i)
     for (size_t j = i; j < n; ++j)
-      if (std::isfinite(lost[i * n + j])) values.push_back(1 - lost[i * n + j]);
+      if (std::isfinite(lost[i * n + j])) values.push_back(1.0 - lost[i * n + j]);
   if (values.empty()) return "";
   std::sort(values.begin(), values.end());
   // A tenth may fall off the pale end; the rest of the scale then tells neighbours apart.
@@ -150,7 +150,7 @@ std::string RecoveredMass(const std::vector<double>& lost, int layers, const Pla
   svg.Text(kLeft, 16, what, Anchor::kStart, "panel");
   for (int i = 0; i < layers; ++i) {
     for (int j = i; j < layers; ++j) {
-      const double mass = 1 - lost[static_cast<size_t>(i) * n + static_cast<size_t>(j)];
+      const double mass = 1.0 - lost[static_cast<size_t>(i) * n + static_cast<size_t>(j)];
       if (!std::isfinite(mass)) continue;
       const double strength = std::clamp((mass - low) / (1 - low), 0.0, 1.0);
       svg.Rect(kLeft + j * cell, kTop + i * cell, cell - (cell > 6 ? 0.6 : 0),
@@ -183,10 +183,10 @@ std::string RecoveredMass(const std::vector<double>& lost, int layers, const Pla
   return svg.ToString();
 }
 
-std::string LayerBars(const std::vector<double>& values, const Plan* plan, const std::string& what,
+std::string LayerBars(const std::vector<float>& values, const Plan* plan, const std::string& what,
                       const std::string& unit) {
   const int layers = static_cast<int>(values.size());
-  const Axis axis = MakeAxis(values, false, 150, 30);
+  const Axis axis = MakeAxis({values.begin(), values.end()}, false, 150, 30);
   if (layers == 0 || std::none_of(values.begin(), values.end(), [](double v) { return v > 0; }))
     return "";
   constexpr double kLeft = 58, kWidth = 520;

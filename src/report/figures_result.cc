@@ -36,7 +36,8 @@ void DrawFrame(Svg& svg, const Axis& x, const Axis& y, const std::string& x_name
   svg.TextUp(12, (y.from + y.to) / 2, y_name);
 }
 
-std::string RoleCounts(const std::string& roles) {
+std::string RoleCounts(const Plan& plan) {
+  const std::string roles = results::Letters(plan);
   std::string text;
   for (const char letter : {'F', 'S', 'C', 'R', 'W'}) {
     const auto n = std::count(roles.begin(), roles.end(), letter);
@@ -45,19 +46,19 @@ std::string RoleCounts(const std::string& roles) {
   return text;
 }
 
-std::string Describe(const CandidateData& c) {
+std::string Describe(const Candidate& c) {
   std::string text = c.origin.empty() ? "candidate" : c.origin;
   const auto add = [&](const char* name, const std::string& value) {
     text += fmt::format("\n{} {}", name, value);
   };
-  if (c.kv_bytes_share) add("KV bytes", Percent(*c.kv_bytes_share));
-  if (c.kl) add("KL", Number(*c.kl));
-  if (c.answer_kl) add("KL at answers", Number(*c.answer_kl));
-  if (c.predicted_nats) add("predicted", Number(*c.predicted_nats));
-  if (c.top1) add("top-1", Percent(*c.top1));
-  if (c.found && c.dense_found)
-    add("found", fmt::format("{:.0f} of {:.0f}", *c.found, *c.dense_found));
-  if (!c.roles.empty()) add("layers", c.roles);
+  if (Known(c.kv_bytes_share)) add("KV bytes", Percent(c.kv_bytes_share));
+  if (Known(c.kl)) add("KL", Number(c.kl));
+  if (Known(c.answer_kl)) add("KL at answers", Number(c.answer_kl));
+  if (Known(c.predicted_nats)) add("predicted", Number(c.predicted_nats));
+  if (Known(c.top1)) add("top-1", Percent(c.top1));
+  if (Known(c.found) && Known(c.dense_found))
+    add("found", fmt::format("{} of {}", c.found, c.dense_found));
+  if (!c.plan.layers.empty()) add("layers", results::Letters(c.plan));
   return text;
 }
 
@@ -71,79 +72,84 @@ std::string Star(double x, double y, double r) {
   return d + "Z";
 }
 
-bool Plottable(const CandidateData& c) { return c.kv_bytes_share && c.kl && *c.kl > 0; }
+// Text and, where it was measured, answers; NaN without text.
+double MeasuredLoss(const Candidate& c) { return c.kl + Known(c.answer_kl).value_or(0); }
 
-void DrawTargets(Svg& svg, const SearchData& search, const Axis& x, const Axis& y) {
-  if (search.max_kl && *search.max_kl > y.low && *search.max_kl < y.high) {
-    svg.Line(x.from, y.At(*search.max_kl), x.to, y.At(*search.max_kl), "target");
-    svg.Text(x.to, y.At(*search.max_kl) - 5, "target: KL at most " + Number(*search.max_kl),
+bool Plottable(const Candidate& c) { return Known(c.kv_bytes_share) && c.kl > 0; }
+
+void DrawTargets(Svg& svg, const PlanTarget& target, const Axis& x, const Axis& y) {
+  if (target.max_kl > y.low && target.max_kl < y.high) {
+    svg.Line(x.from, y.At(target.max_kl), x.to, y.At(target.max_kl), "target");
+    svg.Text(x.to, y.At(target.max_kl) - 5, "target: KL at most " + Number(target.max_kl),
              Anchor::kEnd);
   }
-  if (search.max_bytes && *search.max_bytes > x.low && *search.max_bytes < x.high) {
-    svg.Line(x.At(*search.max_bytes), y.from, x.At(*search.max_bytes), y.to, "target");
-    svg.Text(x.At(*search.max_bytes) + 5, y.to + 10,
-             "target: at most " + PercentTick(*search.max_bytes));
+  if (target.max_bytes > x.low && target.max_bytes < x.high) {
+    svg.Line(x.At(target.max_bytes), y.from, x.At(target.max_bytes), y.to, "target");
+    svg.Text(x.At(target.max_bytes) + 5, y.to + 10,
+             "target: at most " + PercentTick(target.max_bytes));
   }
 }
 
 }  // namespace
 
-std::string Front(const SearchData& search) {
-  std::vector<CandidateData> all;
-  for (const CandidateData& c : search.candidates)
+std::string Front(const SearchRecord& record) {
+  const PlanSearch& search = record.search;
+  std::vector<Candidate> all;
+  for (const Candidate& c : search.candidates)
     if (Plottable(c)) all.push_back(c);
   if (all.size() < 2) return "";
-  std::sort(all.begin(), all.end(), [](const CandidateData& a, const CandidateData& b) {
-    return *a.kv_bytes_share < *b.kv_bytes_share;
+  std::sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
+    return a.kv_bytes_share < b.kv_bytes_share;
   });
   std::vector<double> shares, losses;
-  for (const CandidateData& c : all) shares.push_back(*c.kv_bytes_share), losses.push_back(*c.kl);
+  for (const Candidate& c : all) shares.push_back(c.kv_bytes_share), losses.push_back(c.kl);
   const Axis x = MakeAxis(shares, false, 66, 640), y = MakeAxis(losses, true, 340, 26);
   Svg svg(660, 388, "KV bytes and KL of the measured candidates");
   DrawFrame(svg, x, y, "KV bytes a decode step reads, share of dense", "KL to dense, nats", true);
-  DrawTargets(svg, search, x, y);
+  DrawTargets(svg, record.target, x, y);
   std::string line;
-  for (const CandidateData& c : all)
+  for (const Candidate& c : all)
     if (c.on_front)
-      line += fmt::format("{}{:.1f} {:.1f}", line.empty() ? "M" : "L", x.At(*c.kv_bytes_share),
-                          y.At(*c.kl));
+      line += fmt::format("{}{:.1f} {:.1f}", line.empty() ? "M" : "L", x.At(c.kv_bytes_share),
+                          y.At(c.kl));
   if (!line.empty()) svg.Path(line, "front-line");
-  for (const CandidateData& c : all)
-    if (!c.on_front) svg.Circle(x.At(*c.kv_bytes_share), y.At(*c.kl), 3.2, "dot", Describe(c));
+  for (const Candidate& c : all)
+    if (!c.on_front) svg.Circle(x.At(c.kv_bytes_share), y.At(c.kl), 3.2, "dot", Describe(c));
   // No candidate lies below and left of the front: that is where its labels go.
   double last_x = -100, last_y = -100;
-  for (const CandidateData& c : all) {
+  for (const Candidate& c : all) {
     if (!c.on_front) continue;
-    const double px = x.At(*c.kv_bytes_share), py = y.At(*c.kl);
+    const double px = x.At(c.kv_bytes_share), py = y.At(c.kl);
     svg.Circle(px, py, 5, c.meets_target ? "front-dot" : "front-dot weak", Describe(c));
-    const bool chosen = c.roles == search.chosen.roles && !c.roles.empty();
+    const bool chosen =
+        results::Letters(c.plan) == results::Letters(search.chosen.plan) && !c.plan.layers.empty();
     if (chosen || px < x.from + 100 || std::hypot(px - last_x, (py - last_y) * 4) < 90) continue;
-    svg.Text(px - 7, py + 15, RoleCounts(c.roles), Anchor::kEnd, "small");
+    svg.Text(px - 7, py + 15, RoleCounts(c.plan), Anchor::kEnd, "small");
     last_x = px, last_y = py;
   }
   if (Plottable(search.chosen)) {
-    const double px = x.At(*search.chosen.kv_bytes_share), py = y.At(*search.chosen.kl);
+    const double px = x.At(search.chosen.kv_bytes_share), py = y.At(search.chosen.kl);
     const bool right = px > x.from + 180;
     svg.Path(Star(px, py, 11), "star", "chosen: " + Describe(search.chosen));
-    svg.Text(right ? px - 6 : x.from + 8, py + 27, "chosen: " + RoleCounts(search.chosen.roles),
+    svg.Text(right ? px - 6 : x.from + 8, py + 27, "chosen: " + RoleCounts(search.chosen.plan),
              right ? Anchor::kEnd : Anchor::kStart, "strong");
   }
   return svg.ToString();
 }
 
-std::string PredictedAndMeasured(const SearchData& search) {
+std::string PredictedAndMeasured(const SearchRecord& record) {
+  const PlanSearch& search = record.search;
   struct Point {
     double predicted, measured;
-    const CandidateData* candidate;
+    const Candidate* candidate;
   };
   std::vector<Point> points;
   std::vector<double> values;
-  for (const CandidateData& c : search.candidates) {
-    if (!c.predicted_nats || !c.kl) continue;
-    const double measured = *c.kl + c.answer_kl.value_or(0);
-    if (*c.predicted_nats <= 0 || measured <= 0) continue;
-    points.push_back({*c.predicted_nats, measured, &c});
-    values.push_back(*c.predicted_nats), values.push_back(measured);
+  for (const Candidate& c : search.candidates) {
+    const double measured = MeasuredLoss(c);
+    if (!(c.predicted_nats > 0 && measured > 0)) continue;
+    points.push_back({c.predicted_nats, measured, &c});
+    values.push_back(c.predicted_nats), values.push_back(measured);
   }
   if (points.size() < 2) return "";
   const Axis x = MakeAxis(values, true, 66, 420), y = MakeAxis(values, true, 340, 26);
@@ -153,9 +159,9 @@ std::string PredictedAndMeasured(const SearchData& search) {
   for (const Point& p : points)
     svg.Circle(x.At(p.predicted), y.At(p.measured), p.candidate->on_front ? 5 : 3.2,
                p.candidate->on_front ? "front-dot" : "dot", Describe(*p.candidate));
-  const CandidateData& c = search.chosen;
-  if (c.predicted_nats && c.kl && *c.predicted_nats > 0)
-    svg.Path(Star(x.At(*c.predicted_nats), y.At(*c.kl + c.answer_kl.value_or(0)), 11), "star",
+  const Candidate& c = search.chosen;
+  if (c.predicted_nats > 0 && Known(c.kl))
+    svg.Path(Star(x.At(c.predicted_nats), y.At(MeasuredLoss(c)), 11), "star",
              "chosen: " + Describe(c));
   svg.Text(x.to - 34, y.At(x.high) + 12, "as predicted", Anchor::kEnd, "small");
   return svg.ToString();
@@ -200,13 +206,13 @@ std::string SpeedBars(const std::vector<SpeedPoint>& points, const std::string& 
   return svg.ToString();
 }
 
-std::string RetrievalGrid(const std::vector<NeedleData>& grid) {
+std::string RetrievalGrid(const std::vector<NeedleResult>& grid) {
   struct Cell {
     int found = 0, dense = 0, total = 0;
   };
   std::map<std::pair<int64_t, int64_t>, Cell> cells;  // depth in %, length
   std::set<int64_t> depths, lengths;
-  for (const NeedleData& n : grid) {
+  for (const NeedleResult& n : grid) {
     const int64_t depth = std::llround(n.depth * 100);
     Cell& cell = cells[{depth, n.length}];
     cell.found += n.dense_found && n.found, cell.dense += n.dense_found, ++cell.total;

@@ -44,25 +44,25 @@ std::string LastPart(const std::string& path) {
 
 std::vector<const Origin*> Origins(const ReportData& d) {
   std::vector<const Origin*> all;
-  if (d.profile) all.push_back(&d.profile->origin);
+  if (d.profile) all.push_back(&d.profile_origin);
   if (d.search) all.push_back(&d.search->origin);
-  for (const EvalData& e : d.evals) all.push_back(&e.origin);
-  for (const BenchData& b : d.benches) all.push_back(&b.origin);
+  for (const EvalRecord& e : d.evals) all.push_back(&e.origin);
+  for (const BenchRecord& b : d.benches) all.push_back(&b.origin);
   return all;
 }
 
 std::string ModelName(const ReportData& d) {
   for (const Origin* o : Origins(d))
-    if (!o->model_path.empty()) return LastPart(o->model_path);
+    if (!o->model.path.empty()) return LastPart(o->model.path);
   for (const Origin* o : Origins(d))
-    if (!o->model_name.empty()) return o->model_name;
+    if (!o->model.name.empty()) return o->model.name;
   return "A model";
 }
 
 int64_t ContextOf(const ReportData& d) {
   if (d.plan && d.plan->evidence.context > 0) return d.plan->evidence.context;
-  if (d.profile && d.profile->context > 0) return d.profile->context;
-  return d.evals.empty() ? 0 : d.evals.back().context;
+  if (d.profile && d.profile->options.context > 0) return d.profile->options.context;
+  return d.evals.empty() ? 0 : d.evals.back().options.context;
 }
 
 // The figures of the headline, each from the best source there is: an evaluation on other text,
@@ -70,26 +70,30 @@ int64_t ContextOf(const ReportData& d) {
 struct Headline {
   std::string source;
   int64_t context = 0;
-  Maybe kv_bytes_share, kl, kl_error, top1, found, dense_found, answer_kl;
+  Maybe kv_bytes_share, kl, kl_error, top1, found, dense_found;
 };
+
+// Whether the file has figures of the test split.
+bool HasTest(const SearchRecord& r) { return Known(r.search.test.kl).has_value(); }
 
 Headline HeadlineOf(const ReportData& d) {
   if (!d.evals.empty()) {
-    const EvalData& e = d.evals.back();
-    return {"held-out text", e.context, e.kv_bytes_share, e.kl,       e.kl_error,
-            e.top1,          e.found,   e.dense_found,    e.answer_kl};
+    const EvalResult& r = d.evals.back().result();
+    return {"held-out text",          d.evals.back().options.context, Known(r.kv_bytes_share),
+            Known(r.kl_mean),         Known(r.kl_standard_error),     Known(r.top1_agreement),
+            Known(r.retrieval_found), Known(r.retrieval_dense_found)};
   }
   if (d.search) {
-    const CandidateData& c = d.search->test ? *d.search->test : d.search->chosen;
-    return {d.search->test ? "test split" : "search split",
+    const bool tested = HasTest(*d.search);
+    const Candidate& c = tested ? d.search->search.test : d.search->search.chosen;
+    return {tested ? "test split" : "search split",
             ContextOf(d),
-            c.kv_bytes_share,
-            c.kl,
+            Known(c.kv_bytes_share),
+            Known(c.kl),
             {},
-            c.top1,
-            c.found,
-            c.dense_found,
-            c.answer_kl};
+            Known(c.top1),
+            Known(c.found),
+            Known(c.dense_found)};
   }
   if (!d.plan || !d.plan->evidence.present) return {};
   const Evidence& e = d.plan->evidence;
@@ -99,9 +103,8 @@ Headline HeadlineOf(const ReportData& d) {
           e.kl,
           {},
           e.top1,
-          static_cast<double>(e.retrieval_found),
-          static_cast<double>(e.retrieval_dense_found),
-          e.answer_kl};
+          Known(e.retrieval_found),
+          Known(e.retrieval_dense_found)};
 }
 
 std::string At(int64_t context) {
@@ -109,11 +112,11 @@ std::string At(int64_t context) {
 }
 
 // Rows of all benches by depth; where two measured the same, the later counts.
-std::map<int64_t, std::pair<BenchRowData, BenchRowData>> RowsByDepth(const ReportData& d) {
-  std::map<int64_t, std::pair<BenchRowData, BenchRowData>> rows;
-  for (const BenchData& b : d.benches)
-    for (const BenchRowData& row : b.rows)
-      (row.planned ? rows[row.depth].second : rows[row.depth].first) = row;
+std::map<int64_t, std::pair<BenchRow, BenchRow>> RowsByDepth(const ReportData& d) {
+  std::map<int64_t, std::pair<BenchRow, BenchRow>> rows;
+  for (const BenchRecord& b : d.benches)
+    for (const BenchRow& row : b.result.rows)
+      (row.plan == "dense" ? rows[row.depth].first : rows[row.depth].second) = row;
   return rows;
 }
 
@@ -139,10 +142,11 @@ std::string Cards(const ReportData& d) {
   const auto rows = RowsByDepth(d);
   for (auto it = rows.rbegin(); it != rows.rend(); ++it) {
     const auto& [dense, planned] = it->second;
-    if (!dense.decode || !planned.decode) continue;
-    out += Card(fmt::format("{:.2f}×", *planned.decode / *dense.decode), "decode speed",
-                fmt::format("{} → {} tokens/s at depth {}", Number(*dense.decode),
-                            Number(*planned.decode), Count(it->first)));
+    const double from = dense.decode_tokens_per_s, to = planned.decode_tokens_per_s;
+    if (!(from > 0 && to > 0)) continue;
+    out += Card(
+        fmt::format("{:.2f}×", to / from), "decode speed",
+        fmt::format("{} → {} tokens/s at depth {}", Number(from), Number(to), Count(it->first)));
     break;
   }
   return out.empty() ? "" : "<section id=\"summary\">\n" + out + "</section>\n";
@@ -172,7 +176,7 @@ std::string PlanSection(const ReportData& d) {
 
 std::string FrontSection(const ReportData& d) {
   if (!d.search) return "";
-  const auto measured = d.search->candidates.size();
+  const auto measured = d.search->search.candidates.size();
   return Section(
       "front", "What was traded",
       fmt::format(
@@ -184,19 +188,25 @@ std::string FrontSection(const ReportData& d) {
       Row("front", {Front(*d.search), PredictedAndMeasured(*d.search)}));
 }
 
+Maybe Positive(double value) { return value > 0 ? Maybe(value) : std::nullopt; }
+
 std::string SpeedSection(const ReportData& d) {
   std::vector<SpeedPoint> decode, prompt;
   std::string table;
   for (const auto& [depth, row] : RowsByDepth(d)) {
     const auto& [dense, planned] = row;
-    if (dense.decode || planned.decode) decode.push_back({depth, dense.decode, planned.decode});
-    if (dense.prompt || planned.prompt) prompt.push_back({depth, dense.prompt, planned.prompt});
+    const auto add = [depth](std::vector<SpeedPoint>& points, double from, double to) {
+      if (from > 0 || to > 0) points.push_back({depth, Positive(from), Positive(to)});
+    };
+    add(decode, dense.decode_tokens_per_s, planned.decode_tokens_per_s);
+    add(prompt, dense.prompt_tokens_per_s, planned.prompt_tokens_per_s);
     for (const auto& [name, r] : {std::pair{"dense", dense}, {"planned", planned}})
-      if (r.decode)
-        table +=
-            fmt::format("<tr><td>{}</td><td>{}</td><td>{:.2f}</td><td>{}</td><td>{}</td></tr>\n",
-                        name, Count(depth), 1000 / *r.decode, r.kv_bytes ? Bytes(*r.kv_bytes) : "–",
-                        r.share_of_bandwidth ? Percent(*r.share_of_bandwidth) : "–");
+      if (r.decode_tokens_per_s > 0)
+        table += fmt::format(
+            "<tr><td>{}</td><td>{}</td><td>{:.2f}</td><td>{}</td><td>{}</td></tr>\n", name,
+            Count(depth), 1000 / r.decode_tokens_per_s,
+            r.kv_bytes_per_token > 0 ? Bytes(r.kv_bytes_per_token) : "–",
+            Known(r.share_of_read_bandwidth) ? Percent(r.share_of_read_bandwidth) : "–");
   }
   if (!table.empty())
     table =
@@ -215,44 +225,36 @@ std::string SpeedSection(const ReportData& d) {
 
 std::string QualitySection(const ReportData& d) {
   std::string rows;
-  struct Figures {
-    Maybe share, predicted, kl, error, top1, nll, found, dense_found, answer;
-  };
-  const auto row = [&](const std::string& name, const Figures& f) {
+  const auto row = [&](const std::string& name, const EvalResult& r) {
     const auto show = [](const Maybe& v, auto format) { return v ? format(*v) : std::string("–"); };
     const auto four = [](double v) { return fmt::format("{:.4f}", v); };
     rows += fmt::format(
         "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td><td>{}</td>"
         "<td>{}</td></tr>\n",
-        name, show(f.share, Percent), show(f.predicted, four), show(f.kl, four),
-        f.error && *f.error > 0 ? fmt::format(" ± {:.4f}", *f.error) : "", show(f.top1, Percent),
-        show(f.nll, [](double v) { return fmt::format("{:+.4f}", v); }),
-        f.found && f.dense_found ? fmt::format("{:.0f} / {:.0f}", *f.found, *f.dense_found) : "–",
-        show(f.answer, four));
+        name, show(Known(r.kv_bytes_share), Percent), show(r.predicted_nats, four),
+        show(Known(r.kl_mean), four),
+        r.kl_standard_error > 0 ? fmt::format(" ± {:.4f}", r.kl_standard_error) : "",
+        show(Known(r.top1_agreement), Percent),
+        show(Known(r.nll_delta), [](double v) { return fmt::format("{:+.4f}", v); }),
+        Known(r.retrieval_found) && Known(r.retrieval_dense_found)
+            ? fmt::format("{} / {}", r.retrieval_found, r.retrieval_dense_found)
+            : "–",
+        show(Known(r.answer_kl), four));
   };
-  for (const EvalData& e : d.evals)
-    row("held-out text, " + Count(e.context) + " tokens", {.share = e.kv_bytes_share,
-                                                           .predicted = e.predicted_nats,
-                                                           .kl = e.kl,
-                                                           .error = e.kl_error,
-                                                           .top1 = e.top1,
-                                                           .nll = e.nll_delta,
-                                                           .found = e.found,
-                                                           .dense_found = e.dense_found,
-                                                           .answer = e.answer_kl});
-  const auto candidate = [&](const std::string& name, const CandidateData& c) {
-    row(name, {.share = c.kv_bytes_share,
-               .predicted = c.predicted_nats,
-               .kl = c.kl,
-               .error = {},
-               .top1 = c.top1,
-               .nll = {},
-               .found = c.found,
-               .dense_found = c.dense_found,
-               .answer = c.answer_kl});
+  for (const EvalRecord& e : d.evals)
+    row("held-out text, " + Count(e.options.context) + " tokens", e.result());
+  const auto candidate = [&](const std::string& name, const Candidate& c) {
+    row(name, {.kl_mean = c.kl,
+               .top1_agreement = c.top1,
+               .nll_delta = NAN,
+               .retrieval_found = c.found,
+               .retrieval_dense_found = c.dense_found,
+               .answer_kl = c.answer_kl,
+               .kv_bytes_share = c.kv_bytes_share,
+               .predicted_nats = Known(c.predicted_nats)});
   };
-  if (d.search && d.search->test) candidate("test split, used once", *d.search->test);
-  if (d.search) candidate("search split, chosen on", d.search->chosen);
+  if (d.search && HasTest(*d.search)) candidate("test split, used once", d.search->search.test);
+  if (d.search) candidate("search split, chosen on", d.search->search.chosen);
   if (rows.empty()) return "";
   return Section(
       "quality", "Quality against dense",
@@ -266,8 +268,9 @@ std::string QualitySection(const ReportData& d) {
 }
 
 std::string RetrievalSection(const ReportData& d) {
-  std::vector<NeedleData> grid;
-  for (const EvalData& e : d.evals) grid.insert(grid.end(), e.grid.begin(), e.grid.end());
+  std::vector<NeedleResult> grid;
+  for (const EvalRecord& e : d.evals)
+    grid.insert(grid.end(), e.result().grid.begin(), e.result().grid.end());
   return Section("retrieval", "Retrieval by depth and length",
                  "Of the facts that dense attention finds, how many the plan finds.",
                  Figure(RetrievalGrid(grid)));
@@ -282,24 +285,24 @@ size_t UsualBudget(const std::vector<int64_t>& budgets) {
 }
 
 std::string RecoveredSection(const ReportData& d) {
-  if (!d.profile || d.profile->budgets.empty()) return "";
-  const ProfileData& p = *d.profile;
-  const size_t b = UsualBudget(p.budgets);
+  if (!d.profile || d.profile->options.budgets.empty()) return "";
+  const Profile& p = *d.profile;
+  const size_t b = UsualBudget(p.options.budgets);
   const Plan* plan = d.plan ? &*d.plan : nullptr;
-  const auto map = [&](const std::vector<std::vector<double>>& lost, const std::string& what) {
+  const auto map = [&](const std::vector<std::vector<float>>& lost, const std::string& what) {
     return b < lost.size() ? RecoveredMass(lost[b], p.layers, plan, what) : std::string();
   };
   return Section(
       "recovered", "What layers share",
       fmt::format("Attention mass of a layer that the top {} tokens of an earlier layer hold. Text "
                   "and answers differ: a plan made from text alone loses facts.",
-                  Count(p.budgets[b])),
+                  Count(p.options.budgets[b])),
       Row("", {map(p.text, "on text"), map(p.answer, "where probes are answered")}));
 }
 
 std::string SensitivitySection(const ReportData& d) {
   if (!d.profile) return "";
-  const ProfileData& p = *d.profile;
+  const Profile& p = *d.profile;
   const Plan* plan = d.plan ? &*d.plan : nullptr;
   return Section(
       "sensitivity", "Which layers matter",
@@ -322,12 +325,14 @@ std::string TextsHtml(const ReportData& d) {
   std::set<std::pair<std::string, std::string>> seen;
   for (const Origin* o : Origins(d))
     for (const auto& text : o->texts) {
-      if (!seen.insert(text).second) continue;
+      if (!seen.insert({text.path, text.sha256}).second) continue;
       html += fmt::format("{}{} <code>{}</code>", html.empty() ? "" : "<br>",
-                          EscapeHtml(LastPart(text.first)), EscapeHtml(text.second.substr(0, 16)));
+                          EscapeHtml(LastPart(text.path)), EscapeHtml(text.sha256.substr(0, 16)));
     }
   return html;
 }
+
+std::string TookAsText(double seconds) { return Known(seconds) ? ", " + Duration(seconds) : ""; }
 
 std::string MethodSection(const ReportData& d) {
   std::string rows = Fact("model", EscapeHtml(ModelName(d)));
@@ -335,9 +340,10 @@ std::string MethodSection(const ReportData& d) {
   std::string commands;
   if (d.plan && !d.plan->fingerprint.empty()) fingerprints.insert(d.plan->fingerprint);
   for (const Origin* o : Origins(d)) {
-    if (!o->fingerprint.empty()) fingerprints.insert(o->fingerprint);
+    if (!o->model.fingerprint.empty()) fingerprints.insert(o->model.fingerprint);
     if (!o->cpu.empty())
-      machines.insert(fmt::format("{}, {} threads, {}", o->cpu, o->threads, o->backend));
+      machines.insert(
+          fmt::format("{}, {} threads, {}", o->cpu, o->model.threads, o->model.backend));
     if (!o->command.empty())
       commands +=
           fmt::format("{}<code>{}</code>", commands.empty() ? "" : "<br>", EscapeHtml(o->command));
@@ -350,34 +356,34 @@ std::string MethodSection(const ReportData& d) {
   };
   rows += Fact("fingerprint", join(fingerprints, "code"));
   rows += Fact("machine", join(machines, "span"));
-  for (const BenchData& b : d.benches)
-    if (b.read_bandwidth && *b.read_bandwidth > 0) {
-      rows +=
-          Fact("memory reads", Number(*b.read_bandwidth / 1e9) + " GB/s, measured in the same run");
+  for (const BenchRecord& b : d.benches)
+    if (b.result.read_bandwidth > 0) {
+      rows += Fact("memory reads",
+                   Number(b.result.read_bandwidth / 1e9) + " GB/s, measured in the same run");
       break;
     }
   if (d.profile) {
-    const ProfileData& p = *d.profile;
+    const ProfileOptions& o = d.profile->options;
     std::string budgets;
-    for (const int64_t k : p.budgets) budgets += (budgets.empty() ? "" : ", ") + Count(k);
+    for (const int64_t k : o.budgets) budgets += (budgets.empty() ? "" : ", ") + Count(k);
     rows += Fact(
         "profile",
         fmt::format("context {}, budgets {}, sink {}, recent {}, {} probes per split, seed {}{}",
-                    Count(p.context), budgets, p.sink, p.recent, p.probes, p.seed,
-                    p.seconds ? ", " + Duration(*p.seconds) : ""));
+                    Count(o.context), budgets, o.sink, o.recent, o.probes, o.seed,
+                    TookAsText(d.profile->seconds)));
   }
   if (d.search)
-    rows +=
-        Fact("search", fmt::format("{} candidates measured, chosen by {}{}",
-                                   d.search->candidates.size(), EscapeHtml(d.search->chosen.origin),
-                                   d.search->seconds ? ", " + Duration(*d.search->seconds) : ""));
-  for (const EvalData& e : d.evals)
+    rows += Fact("search", fmt::format("{} candidates measured, chosen by {}{}",
+                                       d.search->search.candidates.size(),
+                                       EscapeHtml(d.search->search.chosen.origin),
+                                       TookAsText(d.search->search.seconds)));
+  for (const EvalRecord& e : d.evals)
     rows +=
         Fact("evaluation",
              fmt::format("context {}, {} positions, last {} of each window decoded under the plan, "
                          "{} probes, seed {}",
-                         Count(e.context), Count(static_cast<int64_t>(e.positions.value_or(0))),
-                         e.rows, Count(static_cast<int64_t>(e.total.value_or(0))), e.seed));
+                         Count(e.options.context), Count(e.result().positions), e.options.rows,
+                         Count(e.result().retrieval_total), e.options.seed));
   rows += Fact("texts", TextsHtml(d));
   rows += Fact("commands", commands);
   return Section("method", "Method",

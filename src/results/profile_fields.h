@@ -1,0 +1,120 @@
+// The fields of a profile (include/baton/profile.h), under their own names.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "baton/profile.h"
+#include "results/fields.h"
+
+namespace baton::results {
+
+template <typename V>
+void Fields(V& v, SplitInfo& s) {
+  v("name", s.name);
+  v("context", s.context);
+  v("text_tokens", s.text_tokens);
+  v("scored_positions", s.scored_positions);
+  v("probes", s.probes);
+  v("probes_dense_finds", s.probes_dense_finds);
+}
+
+template <typename V>
+void Fields(V& v, ProfileOptions& o) {
+  v("texts", o.texts);
+  v("context", o.context);
+  v("probes", o.probes);
+  v("seed", o.seed);
+  v("budgets", o.budgets);
+  v("windows", o.windows);
+  v("sink", o.sink);
+  v("recent", o.recent);
+  v.Word("scope", o.scope, {"all", "group"});
+  v.Word("pool", o.pool, {"sum", "max"});
+  v("block", o.block);
+}
+
+template <typename V>
+void Fields(V& v, Profile& p) {
+  v("model_path", p.model_path);
+  v("architecture", p.architecture);
+  v("fingerprint", p.fingerprint);
+  v("layers", p.layers);
+  v("heads", p.heads);
+  v("kv_heads", p.kv_heads);
+  v("head_dim", p.head_dim);
+  v("model_window", p.model_window);
+  v.Object("options", [&](V& options) { Fields(options, p.options); });
+  v("text_sha256", p.text_sha256);
+  v.NonEmpty("splits", p.splits);
+  v("seconds", p.seconds);
+  const auto n = static_cast<size_t>(std::max(p.layers, 0));
+  const size_t budgets = p.options.budgets.size(), windows = p.options.windows.size();
+  v.Sized("text", p.text, budgets, n * n);
+  v.Sized("answer", p.answer, budgets, n * n);
+  v.Sized("worst", p.worst, budgets, n * n);
+  v.Sized("scan_text", p.scan_text, budgets, n);
+  v.Sized("scan_answer", p.scan_answer, budgets, n);
+  v.Sized("overlap", p.overlap, n * n);
+  v.Sized("overlap_unforced", p.overlap_unforced, n * n);
+  v.Sized("rnmse", p.rnmse, n);
+  v.Sized("own_kl", p.own_kl, n);
+  v.Sized("price_text", p.price_text, n);
+  v.Sized("price_answer", p.price_answer, n);
+  v.Sized("own_price_text", p.own_price_text, n);
+  v.Sized("own_price_answer", p.own_price_answer, n);
+  v.Sized("window_text", p.window_text, windows, n);
+  v.Sized("window_answer", p.window_answer, windows, n);
+  v.Object("costs", [&](V& costs) {
+    costs("full", p.costs.full);
+    costs("select", p.costs.select);
+    costs("rest_of_step", p.costs.rest_of_step);
+    costs.Sized("scan", p.costs.scan, budgets);
+    costs.Sized("reuse", p.costs.reuse, budgets);
+    costs.Sized("window", p.costs.window, windows);
+  });
+}
+
+// A list that holds another number of items than the profile calls for.
+struct WrongSize {
+  std::string key;
+  size_t held = 0;  // numbers
+  size_t lists = 0, numbers = 0;  // called for: so many lists (0: one plain list) of so many
+};
+
+class SizeCheck {
+ public:
+  explicit SizeCheck(bool may_be_empty) : may_be_empty_(may_be_empty) {}
+
+  void operator()(const char*, auto&) {}
+  void NonEmpty(const char*, auto&) {}
+  void Word(const char*, auto&, std::initializer_list<const char*>) {}
+  void Object(const char*, const auto& fields) { fields(*this); }
+  void Sized(const char* key, const auto& list, size_t numbers) {
+    if (list.size() != numbers) Note(list.empty(), {key, list.size(), 0, numbers});
+  }
+  void Sized(const char* key, const auto& lists, size_t count, size_t numbers) {
+    bool good = lists.size() == count;
+    size_t held = 0;
+    for (const auto& list : lists) good = good && list.size() == numbers, held += list.size();
+    if (!good) Note(lists.empty(), {key, held, count, numbers});
+  }
+  const WrongSize& wrong() const { return wrong_; }
+
+ private:
+  void Note(bool empty, WrongSize wrong) {
+    if (wrong_.key.empty() && !(empty && may_be_empty_)) wrong_ = std::move(wrong);
+  }
+  bool may_be_empty_;
+  WrongSize wrong_;
+};
+
+// The first one; key empty: none.
+inline WrongSize FirstWrongSize(const Profile& profile, bool may_be_empty) {
+  SizeCheck check(may_be_empty);
+  Fields(check, const_cast<Profile&>(profile));
+  return check.wrong();
+}
+
+}  // namespace baton::results

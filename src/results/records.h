@@ -1,0 +1,346 @@
+// What the commands print with --json and a report is drawn from. Each record lists its fields once
+// (results/fields.h); their order is the order in the file.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "baton/engine.h"
+#include "baton/eval.h"
+#include "baton/plan.h"
+#include "baton/profile.h"
+#include "results/fields.h"
+
+namespace baton::results {
+
+struct TextFile {
+  std::string path;
+  int64_t bytes = 0;
+  std::string sha256;
+};
+
+// Where a result came from; every result starts with it.
+struct Origin {
+  std::string format;  // "baton-eval"
+  int version = 1;
+  std::string command, cpu, kv;
+  ModelInfo model;
+  std::vector<TextFile> texts;  // of the commands that read text; written where their lists say
+};
+
+template <typename V>
+void Fields(V& v, TextFile& t) {
+  v("path", t.path);
+  v("bytes", t.bytes);
+  v("sha256", t.sha256);
+}
+
+template <typename V>
+void Fields(V& v, Origin& o) {
+  v("format", o.format);
+  v("version", o.version);
+  v("command", o.command);
+  v.Object("machine", [&](V& machine) {
+    machine("cpu", o.cpu);
+    machine("backend", o.model.backend);
+    machine("threads", o.model.threads);
+    machine("kv", o.kv);
+  });
+  v.Object("model", [&](V& model) {
+    model("path", o.model.path);
+    model("name", o.model.name);
+    model("architecture", o.model.architecture);
+    model("fingerprint", o.model.fingerprint);
+    model("layers", o.model.layers);
+    model("weight_types", o.model.weight_types);
+  });
+}
+
+// `baton info`.
+struct InfoRecord {
+  struct Share {
+    int64_t tokens = 0;
+    double kv_bytes_share = 0;
+  };
+  Origin origin;
+  std::string plan;                // summary; empty: none was given
+  std::vector<Share> decode_step;  // what one reads under the plan, at some lengths
+};
+
+template <typename V>
+void Fields(V& v, InfoRecord::Share& s) {
+  v("tokens", s.tokens);
+  v("kv_bytes_share", s.kv_bytes_share);
+}
+
+template <typename V>
+void Fields(V& v, InfoRecord& r) {
+  ModelInfo& m = r.origin.model;
+  Fields(v, r.origin);
+  v("heads", m.heads);
+  v("kv_heads", m.kv_heads);
+  v("head_dim", m.head_dim);
+  v("width", m.width);
+  v("ffn_width", m.ffn_width);
+  v("vocab", m.vocab);
+  v("context", m.context);
+  v("parameters", m.parameters);
+  v("weight_bytes", m.weight_bytes);
+  v("kv_bytes_per_token", m.kv_bytes_per_token);
+  v("window", m.window);
+  v("has_chat_template", m.has_chat_template);
+  v("load_seconds", m.load_seconds);
+  v.ObjectIf(!r.plan.empty(), "plan", [&](V& plan) {
+    plan("summary", r.plan);
+    plan("decode_step", r.decode_step);
+  });
+}
+
+// `baton run`.
+struct RunRecord {
+  Origin origin;
+  Generation generation;
+  double prompt_tokens_per_s = 0, decode_tokens_per_s = 0, kv_bytes_per_token_dense = 0;
+  MemoryUse memory;
+};
+
+template <typename V>
+void Fields(V& v, LayerWatch& w) {
+  v("layer", w.layer);
+  v("captured", w.captured);
+  v("promoted", w.promoted);
+}
+
+template <typename V>
+void Fields(V& v, MemoryUse& m) {
+  v("bytes", m.anonymous_bytes);
+  v("huge_page_bytes", m.huge_bytes);
+  v("huge_pages_allowed", m.huge_pages_allowed);
+}
+
+// By value of Generation::Stop.
+constexpr std::initializer_list<const char*> kStopNames = {"end_of_text", "stop_string", "length",
+                                                           "context", "cancelled"};
+constexpr const char* StopName(Generation::Stop stop) {
+  return kStopNames.begin()[static_cast<size_t>(stop)];
+}
+
+template <typename V>
+void Fields(V& v, RunRecord& r) {
+  Generation& g = r.generation;
+  RequestStats& s = g.stats;
+  Fields(v, r.origin);
+  v("text", g.text);
+  v("tokens", g.tokens);
+  v("prompt_tokens", s.prompt_tokens);
+  v.Word("stop", g.stop, kStopNames);
+  v("prompt_seconds", s.prompt_seconds);
+  v("prompt_tokens_per_s", r.prompt_tokens_per_s);
+  v("decode_seconds", s.decode_seconds);
+  v("decode_tokens_per_s", r.decode_tokens_per_s);
+  v("kv_bytes_per_token", s.kv_bytes_per_token);
+  v("kv_bytes_per_token_dense", r.kv_bytes_per_token_dense);
+  v("logits_hash", s.logits_hash);
+  v("watched", s.watched);
+  v("memory", r.memory);
+}
+
+// `baton perplexity`.
+struct PerplexityRecord {
+  Origin origin;
+  int64_t context = 0;
+  std::string score, plan;  // plan: its summary, or "dense"
+  PerplexityResult result;
+};
+
+template <typename V>
+void Fields(V& v, PerplexityRecord& r) {
+  Fields(v, r.origin);
+  v("text", r.origin.texts);
+  v("context", r.context);
+  v("score", r.score);
+  v("plan", r.plan);
+  v("perplexity", r.result.perplexity);
+  v("standard_error", r.result.standard_error);
+  v("mean_nll", r.result.mean_nll);
+  v("tokens_scored", r.result.tokens_scored);
+  v("chunks", r.result.chunks);
+}
+
+// `baton eval`. One plan's figures stand in the record itself, those of several in a list "plans".
+struct PlanEval {
+  std::string plan, file;  // summary; file: named where there are several
+  EvalResult result;
+};
+struct EvalRecord {
+  Origin origin;
+  EvalOptions options;                      // context, rows, seed
+  std::vector<PlanEval> plans = {PlanEval()};  // when reading, their number says which form
+  const EvalResult& result() const { return plans.front().result; }
+};
+
+template <typename V>
+void Fields(V& v, NeedleResult& n) {
+  v("length", n.length);
+  v("depth", n.depth);
+  v("kind", n.kind);
+  v("dense_found", n.dense_found);
+  v("found", n.found);
+  v("kl", n.kl);
+}
+
+template <typename V>
+void Fields(V& v, PlanEval& e) {
+  EvalResult& r = e.result;
+  v("plan", e.plan);
+  v.NonEmpty("file", e.file);
+  v("kl_mean", r.kl_mean);
+  v("kl_standard_error", r.kl_standard_error);
+  v("top1_agreement", r.top1_agreement);
+  v("nll_delta", r.nll_delta);
+  v("dense_nll", r.dense_nll);
+  v("positions", r.positions);
+  v("windows", r.windows);
+  v("retrieval_found", r.retrieval_found, -1);
+  v("retrieval_dense_found", r.retrieval_dense_found, -1);
+  v("retrieval_total", r.retrieval_total);
+  v("answer_kl", r.answer_kl);
+  v("kv_bytes_share", r.kv_bytes_share);
+  v("predicted_nats", r.predicted_nats);
+  v("needles", r.needles);
+  v("grid", r.grid);
+  v.ObjectIf(r.self_generated > 0, "self", [&](V& self) {
+    self("tokens", r.self_generated);
+    self("first_difference", r.self_first_difference, -1);
+    self("nll_plan", r.self_nll_plan);
+    self("nll_dense", r.self_nll_dense);
+  });
+}
+
+template <typename V>
+void Fields(V& v, EvalRecord& r) {
+  Fields(v, r.origin);
+  v("text", r.origin.texts);
+  v("context", r.options.context);
+  v("rows", r.options.rows);
+  v("seed", r.options.seed);
+  if (r.plans.size() == 1) {
+    Fields(v, r.plans.front());
+  } else {
+    v("plans", r.plans);
+  }
+}
+
+// `baton bench`.
+struct BenchRecord {
+  Origin origin;
+  std::string shape;     // of --shape
+  BenchOptions options;  // prompt, decode, repeats, whole_prompt
+  BenchResult result;
+};
+
+template <typename V>
+void Fields(V& v, OpTime& o) {
+  v("name", o.name);
+  v("calls", o.calls);
+  v("seconds", o.seconds);
+  v("bytes", o.bytes);
+  v("flops", o.flops);
+}
+
+template <typename V>
+void Fields(V& v, BenchRow& r) {
+  v("depth", r.depth);
+  v("plan", r.plan);
+  v("batch", r.batch);
+  v("prompt_tokens_per_s", r.prompt_tokens_per_s);
+  v("decode_tokens_per_s", r.decode_tokens_per_s);
+  v("kv_bytes_per_token", r.kv_bytes_per_token);
+  v("weight_bytes_per_token", r.weight_bytes_per_token);
+  v("decode_bytes_per_s", r.decode_bytes_per_s);
+  v("read_bandwidth", r.read_bandwidth);
+  v("share_of_read_bandwidth", r.share_of_read_bandwidth);
+  v("logits_hash", r.logits_hash);
+  v("aliased", r.aliased);
+  v.NonEmpty("ops", r.ops);
+  v.NonEmpty("prompt_ops", r.prompt_ops);
+}
+
+template <typename V>
+void Fields(V& v, BenchRecord& r) {
+  Fields(v, r.origin);
+  v.NonEmpty("shape", r.shape);
+  v("load_seconds", r.origin.model.load_seconds);
+  v("peak_memory_bytes", r.result.peak_memory_bytes);
+  v("expected_memory_bytes", r.result.expected_memory_bytes);
+  v("read_bandwidth", r.result.read_bandwidth);
+  v("prompt", r.options.prompt);
+  v("decode", r.options.decode);
+  v("repeats", r.options.repeats);
+  v("rows", r.result.rows);
+  v.ObjectIf(r.options.whole_prompt > 0, "whole_prompt", [&](V& whole) {
+    whole("tokens", r.options.whole_prompt);
+    whole("seconds_dense", r.result.whole_prompt_seconds_dense);
+    whole("seconds_plan", r.result.whole_prompt_seconds_plan);
+  });
+}
+
+// `baton plan`.
+struct SearchRecord {
+  Origin origin;
+  PlanSearch search;
+  PlanTarget target;
+};
+
+// One letter per layer, of FSCRW in the order of Role.
+std::string Letters(const Plan& plan);
+// A plan of these roles and nothing else; without layers if a letter is none of them.
+Plan PlanOfLetters(const std::string& letters);
+
+// Of a candidate's plan the file has the roles and the prompts' share of the keys.
+template <typename V>
+void Fields(V& v, Candidate& c) {
+  std::string roles = Letters(c.plan);
+  PrefillMode& prefill = c.plan.prefill;
+  double prompt_share = prefill.sparse ? prefill.fraction : 1.0;
+  v("answer_kl", c.answer_kl);
+  v("dense_found", c.dense_found, -1);
+  v("found", c.found, -1);
+  v("kl", c.kl);
+  v("kv_bytes_share", c.kv_bytes_share);
+  v("meets_target", c.meets_target);
+  v("on_front", c.on_front);
+  v("origin", c.origin);
+  v("predicted_nats", c.predicted_nats);
+  v("predicted_speedup", c.predicted_speedup);
+  v("prompt_share", prompt_share);
+  v("roles", roles);
+  v("top1", c.top1);
+  if constexpr (V::kReads) {
+    c.plan = PlanOfLetters(roles);
+    prefill = {.sparse = prompt_share < 1, .fraction = prompt_share};
+  }
+}
+
+template <typename V>
+void Fields(V& v, PlanSearch& s) {
+  v("candidates", s.candidates);
+  v("chosen", s.chosen);
+  v("seconds", s.seconds);
+  v("test", s.test);
+}
+
+template <typename V>
+void Fields(V& v, SearchRecord& r) {
+  Fields(v, r.origin);
+  Fields(v, r.search);
+  v.Object("target", [&](V& target) {
+    target("max_kl", r.target.max_kl);
+    target("max_bytes", r.target.max_bytes);
+    target("min_retrieval", r.target.min_retrieval);
+    target("min_speedup", r.target.min_speedup);
+  });
+}
+
+}  // namespace baton::results
