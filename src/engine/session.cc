@@ -1,7 +1,8 @@
 #include "engine/session.h"
 
-#include <algorithm>
 #include <numeric>
+
+#include "engine/prompt_run.h"
 
 namespace baton {
 
@@ -14,27 +15,10 @@ Result<Session> Session::Create(Engine& engine, const std::vector<bool>& low_bit
 
 Status Session::Prefill(std::span<const int32_t> tokens, const ResolvedPlan* plan,
                         const OnLogits& last) {
-  const auto total = static_cast<int64_t>(tokens.size());
-  for (int64_t done = 0; done < total;) {
+  PromptRun run(*engine_, {.tokens = tokens, .kv = &sequence_, .plan = plan, .on_logits = last});
+  while (!run.done()) {
     if (engine_->cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
-    const int64_t count = std::min(engine_->options.prompt_chunk, total - done);
-    const int64_t position = length();
-    BATON_TRY(sequence_.Reserve(position + count));
-    const AttentionSegment segment{.rows = {0, count, position},
-                                   .kv = &sequence_,
-                                   .plan = plan,
-                                   .prompt = true,
-                                   .watch = nullptr};
-    const int64_t last_row = count - 1;
-    ForwardBatch batch;
-    batch.tokens = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(count));
-    batch.segments = std::span(&segment, 1);
-    done += count;
-    if (last && done == total) {
-      batch.logit_rows = std::span(&last_row, 1);
-      batch.on_logits = last;
-    }
-    BATON_TRY(engine_->model->Forward(batch));
+    BATON_TRY(run.Step());
   }
   return Status::Ok();
 }
