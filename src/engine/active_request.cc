@@ -68,10 +68,10 @@ void ActiveRequest::PromptPass() {
 void ActiveRequest::Accept(std::span<const float> logits) {
   result_.stats.logits_hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()));
   if (!HoldNumber(logits)) {
-    return Fail(Error::Corrupt("the logits after position {} hold no number",
-                               sequence_.kv.length() - 1)
-                    .Hint("weights that are not numbers, or values that overflow the cache's "
-                          "type; compare with --backend ref"));
+    return Fail(
+        Error::Corrupt("the logits after position {} hold no number", sequence_.kv.length() - 1)
+            .Hint("weights that are not numbers, or values that overflow the cache's "
+                  "type; compare with --backend ref"));
   }
   picked_ = sampler_.Sample(logits, sequence_.tokens);
 }
@@ -87,8 +87,7 @@ void ActiveRequest::Advance() {
   Emit(decoder_.Push(token), false);
   if (static_cast<int64_t>(result_.tokens.size()) >= request_.max_tokens)
     return Stop(Generation::Stop::kLength);
-  if (sequence_.kv.length() + 1 > engine_.options.context)
-    return Stop(Generation::Stop::kContext);
+  if (sequence_.kv.length() + 1 > engine_.options.context) return Stop(Generation::Stop::kContext);
 }
 
 void ActiveRequest::CountDecode(double seconds, double kv_bytes) {

@@ -241,6 +241,8 @@ void Scheduler::FinishDone() {
   for (auto& r : done) {
     Sequence& s = r->sequence();
     if (r->conversation() && r->chat() && s.store && !r->failed()) {
+      // Of a prompt that was interrupted, what its passes completed.
+      s.kv.Truncate(r->in_prompt() ? s.prompt_position : s.kv.length());
       s.tokens.resize(std::min(s.tokens.size(), static_cast<size_t>(s.kv.length())));
       engine_.conversation.sequence = {};  // before its store
       engine_.conversation = {s.store, std::move(s.kv), s.tokens, r->plan_hash()};

@@ -20,9 +20,9 @@ struct Sequence {
   int64_t kv_limit = 0;              // most positions `kv` may hold
   std::optional<ResolvedPlan> plan;  // the request's own copy; none: dense
   Watch watch;
-  std::vector<int32_t> tokens;    // the prompt, then what was generated
-  int64_t prompt_tokens = 0;      // of `tokens`
-  int64_t prompt_position = 0;    // prompt tokens that need no further pass
+  std::vector<int32_t> tokens;  // the prompt, then what was generated
+  int64_t prompt_tokens = 0;    // of `tokens`
+  int64_t prompt_position = 0;  // prompt tokens that need no further pass
 
   const ResolvedPlan* plan_or_null() const { return plan ? &*plan : nullptr; }
   Watch* watch_or_null() { return watch.interval > 0 ? &watch : nullptr; }

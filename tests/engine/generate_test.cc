@@ -394,6 +394,26 @@ TEST_F(ChatTest, ConversationThatOutgrowsTheCacheIsAnErrorAndGoesOn) {
   EXPECT_EQ(a->tokens, Load()->Generate(Turn(chat))->tokens);
 }
 
+TEST_F(ChatTest, ConversationGivesWayOnlyToRequestsThatNeedItsRoom) {
+  auto engine = Load({.kv_tokens = 192});
+  std::vector<ChatTurn> chat = {{"user", "short"}};
+  const Generation cold = engine->Generate(Turn(chat)).value();  // two of three pages
+  for (const bool small : {true, false}) {
+    const Request other = TokensRequest(small ? 30 : 170, 9);
+    std::optional<Generation> done;
+    ASSERT_TRUE(
+        engine->Submit(other, {.on_done = [&](Result<Generation> g) { done = *std::move(g); }})
+            .ok());
+    while (engine->Step()) {
+    }
+    ASSERT_TRUE(done.has_value());
+    EXPECT_EQ(done->tokens, Load()->Generate(other)->tokens);
+    const Generation again = engine->Generate(Turn(chat)).value();
+    EXPECT_EQ(again.tokens, cold.tokens);
+    EXPECT_EQ(again.stats.reused_tokens > 0, small);
+  }
+}
+
 TEST_F(ChatTest, OtherPlansAndFailuresDoNotDisturbAConversation) {
   auto warm = Load();
   const Request first = Turn({{"user", "Tell me a story about a long road."}});

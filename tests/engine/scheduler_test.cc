@@ -281,8 +281,8 @@ TEST_P(SchedulerTest, WaitingRequestsStartInOrderOfArrival) {
     auto id = engine->Submit(
         TokensRequest(prompt, 1, max_tokens),
         {.on_done = [&order, name](const Result<Generation>&) { order.push_back(name); },
-         .on_prompt =
-             [&order, name](int64_t, int64_t) { order.push_back(std::string(name) + " prompt"); }});
+         .on_prompt = [&order, name](int64_t,
+                                     int64_t) { order.push_back(std::string(name) + " prompt"); }});
     ASSERT_TRUE(id.ok());
   };
   submit("two pages", 100, 4);
@@ -442,16 +442,30 @@ TEST_P(SchedulerTest, OtherThreadsSubmitAndCancel) {
   }
 }
 
+TEST_P(SchedulerTest, EngineMayGoWhileRequestsRunAndWait) {
+  Seen running, in_prompt, waiting, submitted;
+  auto engine = Load({.kv_tokens = 256, .prompt_chunk = 16});
+  Submit(*engine, TokensRequest(10, 1, 50), running);
+  Submit(*engine, TokensRequest(100, 1, 20, SparsePlan(16)), in_prompt);
+  Submit(*engine, TokensRequest(200, 1, 20), waiting);
+  for (int i = 0; i < 4; ++i) engine->Step();
+  Submit(*engine, TokensRequest(10, 1, 50), submitted);
+  engine.reset();
+  for (const Seen* s : {&running, &in_prompt, &waiting, &submitted}) EXPECT_FALSE(s->done());
+  EXPECT_FALSE(in_prompt.prompt.empty());
+  EXPECT_TRUE(waiting.prompt.empty());
+}
+
 TEST_P(SchedulerTest, PromptRunCountsItsPasses) {
   auto engine = Load({.prompt_chunk = 16});
   Session session = NewSession(*engine, 200);
   const std::vector<int32_t> tokens = RandomTokens(16 * 3 + 1, 1);
   Logits logits;
-  PromptRun run(engine->impl(), {.tokens = tokens,
-                                 .kv = &session.sequence(),
-                                 .on_logits = [&](int64_t, View<const float> l) {
-                                   logits.assign(l.data(), l.data() + l.size());
-                                 }});
+  PromptRun run(
+      engine->impl(),
+      {.tokens = tokens, .kv = &session.sequence(), .on_logits = [&](int64_t, View<const float> l) {
+         logits.assign(l.data(), l.data() + l.size());
+       }});
   for (int64_t left = 4; left > 0; --left) {
     EXPECT_EQ(run.passes_left(), left);
     EXPECT_TRUE(logits.empty());
@@ -498,9 +512,8 @@ std::string BrokenModel() {
 class BrokenModelTest : public ::testing::TestWithParam<BackendCase> {
  protected:
   std::unique_ptr<Engine> Load() {
-    auto engine =
-        Engine::Load(BrokenModel(), {.backend = GetParam().backend, .threads = 2,
-                                     .kv = GetParam().kv});
+    auto engine = Engine::Load(BrokenModel(),
+                               {.backend = GetParam().backend, .threads = 2, .kv = GetParam().kv});
     EXPECT_TRUE(engine.ok()) << engine.error().ToString();
     return std::move(engine).value();
   }
