@@ -5,6 +5,11 @@
 //   request.prompt = "The capital of France is";
 //   BATON_ASSIGN(auto result, engine->Generate(request, [](std::string_view text) { std::cout <<
 //   text; return true; }));
+//
+// Many requests at once, which may arrive from any thread while others run:
+//
+//   BATON_ASSIGN(auto id, engine->Submit(request, {.on_text = Print, .on_done = Keep}));
+//   while (engine->Step()) {}
 #pragma once
 
 #include <atomic>
@@ -160,8 +165,9 @@ class Engine {
   // Requests of many callers, step by step. A request that arrives joins the others at the next
   // step, and results equal those of each request alone, bit by bit. Requests that do not fit into
   // kv_tokens beside those in progress wait in order of arrival: a request sets aside as many
-  // tokens as its prompt and max_tokens may need. One that would need more than kv_tokens runs
-  // until the cache is full and then ends with an error. A request's failure ends no other.
+  // tokens as its prompt and max_tokens may need, at most all. One that would need more than
+  // kv_tokens runs until the cache is full and then ends with an error. A request's failure ends no
+  // other.
   //
   // Submit checks and tokenizes; an error means that the request does not exist and nobody will be
   // called. Errors: a bad request, a prompt longer than the context or kv_tokens. Safe from any
@@ -185,7 +191,8 @@ class Engine {
   Status GenerateBatch(std::span<const Request> requests,
                        std::span<const RequestCallbacks> callbacks);
 
-  // Stops work in progress as soon as the current step ends; safe from signal handlers.
+  // Ends all requests as soon as the current step ends, and until ResetCancel those that are
+  // submitted; safe from signal handlers.
   void Cancel();
   void ResetCancel();
 
