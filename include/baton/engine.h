@@ -191,8 +191,8 @@ class Engine {
   Status GenerateBatch(std::span<const Request> requests,
                        std::span<const RequestCallbacks> callbacks);
 
-  // Ends all requests as soon as the current step ends, and until ResetCancel those that are
-  // submitted; safe from signal handlers.
+  // Stops work in progress, all requests included, as soon as the current step ends. Until
+  // ResetCancel, so do requests that are submitted. Safe from signal handlers.
   void Cancel();
   void ResetCancel();
 
