@@ -5,6 +5,11 @@
 //   request.prompt = "The capital of France is";
 //   BATON_ASSIGN(auto result, engine->Generate(request, [](std::string_view text) { std::cout <<
 //   text; return true; }));
+//
+// Many requests at once, which may arrive from any thread while others run:
+//
+//   BATON_ASSIGN(auto id, engine->Submit(request, {.on_text = Print, .on_done = Keep}));
+//   while (engine->Step()) {}
 #pragma once
 
 #include <array>
@@ -32,7 +37,7 @@ struct EngineOptions {
   int threads = 0;        // 0: one per processor
   KvType kv = KvType::kBF16;
   int64_t context = 0;         // longest sequence; 0: the model's own
-  int64_t kv_tokens = 0;       // tokens of cache for all requests together; 0: one full context
+  int64_t kv_tokens = 0;       // most tokens of cache, all requests together; 0: one full context
   int64_t prompt_chunk = 512;  // prompt tokens per forward pass
   // Layer routers: a router file, or the model's own path where a published checkpoint holds them.
   // Empty: none. `router_flavour` must say "flux" for published checkpoints.
@@ -148,6 +153,22 @@ struct MemoryUse {
   bool huge_pages_allowed = false;
 };
 
+// Called with each piece of text; returning false stops the request.
+using OnText = std::function<bool(std::string_view)>;
+
+using RequestId = int64_t;
+
+// All may be empty. They run on the thread that steps, between forward passes, and may submit and
+// cancel requests (also their own), but not step or call Generate.
+struct RequestCallbacks {
+  OnText on_text;
+  // Once per request, after its cache was freed: what it generated, or the error that ended it.
+  // Text that was generated before an error has gone to on_text.
+  std::function<void(Result<Generation>)> on_done;
+  // After each pass of the prompt: prompt tokens processed so far, reused ones included, of all.
+  std::function<void(int64_t done, int64_t total)> on_prompt;
+};
+
 class Session;  // engine/session.h: the token-level interface that eval, profile and bench are
                 // built on
 
@@ -171,13 +192,39 @@ class Engine {
   // Bytes of KV that one decode step reads with `visible` keys: under the plan, and dense.
   Result<double> KvBytesShare(const Plan& plan, int64_t visible) const;
 
-  // Called with each piece of text; returning false stops the request.
-  using OnText = std::function<bool(std::string_view)>;
-  Result<Generation> Generate(const Request& request, const OnText& on_text = nullptr);
-  // Several requests decoded together; results equal those of each alone.
-  Result<std::vector<Generation>> GenerateBatch(std::span<const Request> requests);
+  using OnText = baton::OnText;
 
-  // Stops work in progress as soon as the current step ends; safe from signal handlers.
+  // Requests of many callers, step by step. A request that arrives joins the others at the next
+  // step, and results equal those of each request alone, bit by bit. Requests that do not fit into
+  // kv_tokens beside those in progress wait in order of arrival: a request sets aside as many
+  // tokens as its prompt and max_tokens may need, at most all. One that would need more than
+  // kv_tokens runs until the cache is full and then ends with an error. A request's failure ends no
+  // other.
+  //
+  // Submit checks and tokenizes; an error means that the request does not exist and nobody will be
+  // called. Errors: a bad request, a prompt longer than the context or kv_tokens. Safe from any
+  // thread, as is CancelRequest.
+  Result<RequestId> Submit(Request request, RequestCallbacks callbacks = {});
+  // One forward pass: a part of one request's prompt, or one token of up to 16 requests. False when
+  // no request is left. One thread at a time, Generate and GenerateBatch included.
+  bool Step();
+  // Ends a request at the next step, with what it generated so far (Generation::Stop::kCancelled).
+  // Requests that have ended are ignored.
+  void CancelRequest(RequestId id);
+
+  // Submits one request and steps until it has ended; submitted requests advance meanwhile. A chat
+  // request continues in the cache of the chat before it where they agree.
+  Result<Generation> Generate(const Request& request, const OnText& on_text = nullptr);
+  // Several requests together. The error of the first that failed, if any did; a bad request is an
+  // error before anything runs.
+  Result<std::vector<Generation>> GenerateBatch(std::span<const Request> requests);
+  // The same with the callbacks of each request, [requests] or empty. Results go to on_done; an
+  // error only for bad requests, and then nothing runs and nobody is called.
+  Status GenerateBatch(std::span<const Request> requests,
+                       std::span<const RequestCallbacks> callbacks);
+
+  // Stops work in progress, all requests included, as soon as the current step ends. Until
+  // ResetCancel, so do requests that are submitted. Safe from signal handlers.
   void Cancel();
   void ResetCancel();
 

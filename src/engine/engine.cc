@@ -8,7 +8,6 @@
 
 #include "base/buffer.h"
 #include "engine/engine_impl.h"
-#include "engine/scheduler.h"
 #if BATON_WITH_CPU
 #include "kernels/cpu/cpu_ops.h"
 #endif

@@ -8,6 +8,7 @@
 
 #include "base/thread_pool.h"
 #include "baton/engine.h"
+#include "engine/scheduler.h"
 #include "formats/chat.h"
 #include "kv/kv_store.h"
 #include "model/run/transformer.h"
@@ -35,6 +36,7 @@ struct Engine::Impl {
     std::vector<int32_t> tokens;  // what the sequence holds
     std::string plan_hash;
   } conversation;
+  Scheduler scheduler{*this};  // after what its requests use
 
   const ModelShape& shape() const { return model->shape(); }
   Result<ResolvedPlan> ResolvePlan(const Plan& plan, std::vector<std::string>* warnings) const {

@@ -1,8 +1,9 @@
-// Requests of the public API: checked, given a cache, run by the scheduler.
+// Requests of the public API: checked, then run by the scheduler.
 #include <algorithm>
 
 #include "baton/engine.h"
-#include "engine/scheduler.h"
+#include "engine/active_request.h"
+#include "engine/engine_impl.h"
 
 namespace baton {
 namespace {
@@ -38,14 +39,8 @@ Result<std::vector<int32_t>> PromptTokens(const Engine& engine, const Engine::Im
   return tokens;
 }
 
-struct Prepared {
-  std::vector<int32_t> tokens;
-  std::optional<ResolvedPlan> plan;
-  int64_t room = 0;  // tokens of cache it may need
-};
-
-Result<Prepared> Prepare(const Engine& engine, const Engine::Impl& impl, const Request& r) {
-  Prepared p;
+Result<PreparedRequest> Prepare(const Engine& engine, const Engine::Impl& impl, Request r) {
+  PreparedRequest p;
   BATON_TRY(CheckSampling(r.sampling));
   if (r.max_tokens < 0)
     return Error::InvalidArgument("max tokens must be 0 or more, got {}", r.max_tokens);
@@ -53,78 +48,86 @@ Result<Prepared> Prepare(const Engine& engine, const Engine::Impl& impl, const R
   if (r.plan) {
     BATON_ASSIGN(p.plan, impl.ResolvePlan(*r.plan, nullptr));
   }
+  p.low_bit = impl.LowBitLayers(p.plan ? &*p.plan : nullptr);
   const auto prompt = static_cast<int64_t>(p.tokens.size());
-  p.room = prompt + std::min(impl.options.context - prompt, r.max_tokens);
+  const int64_t most = impl.options.kv_tokens;
+  if (prompt > most) {
+    return Error::Resource("KV cache: the prompt has {} tokens, the cache holds {}", prompt, most)
+        .Hint("shorten the prompt or raise the engine's kv_tokens");
+  }
+  p.kv_tokens = std::min(most, prompt + std::min(impl.options.context - prompt, r.max_tokens));
+  p.request = std::move(r);
   return p;
+}
+
+Status CheckNotStepping(const Scheduler& scheduler) {
+  if (!scheduler.stepping()) return Status::Ok();
+  return Error::InvalidArgument("a request's callback cannot wait for another request")
+      .Hint("submit the request instead");
 }
 
 }  // namespace
 
+Result<RequestId> Engine::Submit(Request request, RequestCallbacks callbacks) {
+  BATON_ASSIGN(PreparedRequest p, Prepare(*this, *impl_, std::move(request)));
+  return impl_->scheduler.Submit(std::move(p), std::move(callbacks));
+}
+
+bool Engine::Step() { return impl_->scheduler.Step(); }
+void Engine::CancelRequest(RequestId id) { impl_->scheduler.Cancel(id); }
+
 Result<Generation> Engine::Generate(const Request& request, const OnText& on_text) {
-  BATON_ASSIGN(Prepared p, Prepare(*this, *impl_, request));
-  const ResolvedPlan* plan = p.plan ? &*p.plan : nullptr;
-  // A conversation continues in its own cache: the common prefix is kept when the same plan made
-  // it.
-  Impl::Conversation& last = impl_->conversation;
-  const std::string plan_hash = plan ? plan->hash : "";
-  const bool keep = !request.chat.empty() && last.store && last.plan_hash == plan_hash &&
-                    last.store->free_tokens() + last.sequence.length() >= p.room;
-  if (!keep) {
-    last.sequence = {};  // before its store
-    last = {};
-  }
-  std::shared_ptr<KvStore> store = last.store;
-  if (!store) {
-    BATON_ASSIGN(store, impl_->Store(impl_->LowBitLayers(plan), p.room));
-  }
-  ActiveRequest active(*impl_, request, p.tokens, p.plan, store, on_text);
-  if (keep) {
-    const size_t most = std::min(last.tokens.size(), p.tokens.size() - 1);
-    size_t common = 0;
-    while (common < most && last.tokens[common] == p.tokens[common]) ++common;
-    active.Adopt(std::move(last.sequence), static_cast<int64_t>(common));
-    last = {};  // a request that fails leaves no conversation behind
-  }
-  Scheduler scheduler(*impl_);
-  if (request.max_tokens > 0) {
-    scheduler.Add(&active);
-    BATON_TRY(scheduler.Run());
-  }
-  if (!request.chat.empty()) {
-    std::vector<int32_t> tokens = active.AllTokens();
-    last.sequence = active.ReleaseSequence();
-    last.store = store;
-    last.tokens = std::move(tokens);
-    last.plan_hash = plan_hash;
-  }
-  return active.Finish();
+  BATON_TRY(CheckNotStepping(impl_->scheduler));
+  BATON_ASSIGN(PreparedRequest p, Prepare(*this, *impl_, request));
+  p.conversation = true;
+  std::optional<Result<Generation>> result;
+  RequestCallbacks callbacks{.on_text = on_text,
+                             .on_done = [&](Result<Generation> r) { result = std::move(r); }};
+  impl_->scheduler.Submit(std::move(p), std::move(callbacks));
+  while (!result) impl_->scheduler.Step();
+  return *std::move(result);
 }
 
 Result<std::vector<Generation>> Engine::GenerateBatch(std::span<const Request> requests) {
-  std::vector<Prepared> prepared;
-  std::vector<bool> low_bit(static_cast<size_t>(impl_->info.layers), false);
-  int64_t room = 0;
+  std::vector<std::optional<Result<Generation>>> results(requests.size());
+  std::vector<RequestCallbacks> callbacks(requests.size());
   for (size_t i = 0; i < requests.size(); ++i) {
-    Result<Prepared> p = Prepare(*this, *impl_, requests[i]);
+    callbacks[i].on_done = [&results, i](Result<Generation> r) { results[i] = std::move(r); };
+  }
+  BATON_TRY(GenerateBatch(requests, callbacks));
+  std::vector<Generation> generations;
+  for (size_t i = 0; i < results.size(); ++i) {
+    Result<Generation>& r = *results[i];
+    if (!r.ok()) return std::move(r).error().At(fmt::format("request {}", i));
+    generations.push_back(std::move(r).value());
+  }
+  return generations;
+}
+
+Status Engine::GenerateBatch(std::span<const Request> requests,
+                             std::span<const RequestCallbacks> callbacks) {
+  BATON_TRY(CheckNotStepping(impl_->scheduler));
+  if (!callbacks.empty() && callbacks.size() != requests.size()) {
+    return Error::InvalidArgument("{} requests need {} callbacks or none, got {}", requests.size(),
+                                  requests.size(), callbacks.size());
+  }
+  std::vector<PreparedRequest> prepared;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    Result<PreparedRequest> p = Prepare(*this, *impl_, requests[i]);
     if (!p.ok()) return std::move(p).error().At(fmt::format("request {}", i));
-    const std::vector<bool> needs = impl_->LowBitLayers(p->plan ? &*p->plan : nullptr);
-    for (size_t l = 0; l < needs.size(); ++l) low_bit[l] = low_bit[l] || needs[l];
-    room += (p->room + KvLayout::kSlots) / KvLayout::kSlots * KvLayout::kSlots;
     prepared.push_back(std::move(p).value());
   }
-  BATON_ASSIGN(std::shared_ptr<KvStore> store, impl_->Store(low_bit, room));
-  Scheduler scheduler(*impl_);
-  std::vector<std::unique_ptr<ActiveRequest>> active;
+  size_t left = requests.size();
   for (size_t i = 0; i < requests.size(); ++i) {
-    active.push_back(std::make_unique<ActiveRequest>(*impl_, requests[i],
-                                                     std::move(prepared[i].tokens),
-                                                     std::move(prepared[i].plan), store, nullptr));
-    if (requests[i].max_tokens > 0) scheduler.Add(active.back().get());
+    RequestCallbacks mine = callbacks.empty() ? RequestCallbacks{} : callbacks[i];
+    mine.on_done = [&left, then = std::move(mine.on_done)](Result<Generation> r) {
+      --left;
+      if (then) then(std::move(r));
+    };
+    impl_->scheduler.Submit(std::move(prepared[i]), std::move(mine));
   }
-  BATON_TRY(scheduler.Run());
-  std::vector<Generation> results;
-  for (auto& a : active) results.push_back(a->Finish());
-  return results;
+  while (left > 0) impl_->scheduler.Step();
+  return Status::Ok();
 }
 
 }  // namespace baton

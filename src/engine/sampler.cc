@@ -50,6 +50,11 @@ inline float Exp2(float x) {
 
 }  // namespace
 
+bool HoldNumber(std::span<const float> logits) {
+  return std::any_of(logits.begin(), logits.end(),
+                     [](float l) { return l > -std::numeric_limits<float>::infinity(); });
+}
+
 Status CheckSampling(const Sampling& s) {
   const auto bad = [](const char* what, const char* expected, double got) {
     return Error::InvalidArgument("sampling: {} must be {}, got {}", what, expected, got);

@@ -33,6 +33,9 @@ class Sampler {
   std::vector<int32_t> order_;
 };
 
+// Whether some logit is above -inf: there is a token to pick. Looks at one where all is well.
+bool HoldNumber(std::span<const float> logits);
+
 Status CheckSampling(const Sampling& s);
 
 }  // namespace baton

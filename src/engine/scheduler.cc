@@ -3,6 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <numeric>
+#include <utility>
+
+#include "base/check.h"
+#include "engine/active_request.h"
+#include "engine/engine_impl.h"
 
 namespace baton {
 namespace {
@@ -11,202 +16,239 @@ namespace {
 // one (ops/linear_test).
 constexpr size_t kDecodeRows = 16;
 
-using Clock = std::chrono::steady_clock;
-double Since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+// One decode pass over the newest token of some requests.
+class DecodeBatch {
+ public:
+  // Makes room for the request's next position. A request without room ends and takes no part.
+  void Add(ActiveRequest& r) {
+    Sequence& s = r.sequence();
+    const int64_t position = s.kv.length();
+    if (Status room = s.Reserve(position + 1); !room.ok()) {
+      return r.Fail(std::move(room).error());
+    }
+    before_.push_back({position, s.watch});
+    s.watch.steps++;
+    const auto row = static_cast<int64_t>(rows_.size());
+    segments_.push_back({.rows = {row, 1, position},
+                         .kv = &s.kv,
+                         .plan = s.plan_or_null(),
+                         .prompt = false,
+                         .watch = s.watch_or_null()});
+    tokens_.push_back(s.tokens.back());
+    logit_rows_.push_back(row);
+    rows_.push_back(&r);
+  }
+
+  std::span<ActiveRequest* const> rows() const { return rows_; }
+
+  Status Forward(Transformer& model) {
+    ForwardBatch batch;
+    batch.tokens = tokens_;
+    batch.segments = segments_;
+    batch.logit_rows = logit_rows_;
+    batch.on_logits = [this](int64_t first, View<const float> logits) {
+      for (int64_t i = 0; i < logits.dim(0); ++i) {
+        rows_[static_cast<size_t>(first + i)]->Accept(
+            std::span(logits.row(i), static_cast<size_t>(logits.dim(1))));
+      }
+    };
+    return model.Forward(batch);
+  }
+
+  // Every sequence as it was before Add. (Transformer::Forward makes logits last: where it fails,
+  // no request has accepted any.)
+  void Undo() {
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      Sequence& s = rows_[i]->sequence();
+      s.kv.Truncate(before_[i].length);
+      s.watch = std::move(before_[i].watch);
+    }
+  }
+
+ private:
+  struct Before {
+    int64_t length;
+    Watch watch;
+  };
+  std::vector<ActiveRequest*> rows_;
+  std::vector<int32_t> tokens_;
+  std::vector<AttentionSegment> segments_;
+  std::vector<int64_t> logit_rows_;
+  std::vector<Before> before_;
+};
 
 }  // namespace
 
-ActiveRequest::ActiveRequest(const Engine::Impl& engine, const Request& request,
-                             std::vector<int32_t> prompt, std::optional<ResolvedPlan> plan,
-                             std::shared_ptr<KvStore> store, Engine::OnText on_text)
-    : engine_(engine),
-      request_(request),
-      prompt_(std::move(prompt)),
-      plan_(std::move(plan)),
-      store_(std::move(store)),
-      sequence_(store_->NewSequence()),
-      on_text_(std::move(on_text)),
-      sampler_(request.sampling),
-      decoder_(*engine.tokenizer) {
-  watch_.interval = plan_ ? request.watch.interval : 0;
-  watch_.threshold = request.watch.threshold;
-  if (watch_.interval > 0) watch_.layers.resize(static_cast<size_t>(engine.info.layers));
-  result_.stats.prompt_tokens = static_cast<int64_t>(prompt_.size());
+Scheduler::Scheduler(Engine::Impl& engine) : engine_(engine) {}
+Scheduler::~Scheduler() = default;
+
+int64_t Scheduler::max_pages() const { return PagesOf(engine_.options.kv_tokens); }
+
+RequestId Scheduler::Submit(PreparedRequest prepared, RequestCallbacks callbacks) {
+  const std::lock_guard lock(mutex_);
+  const RequestId id = ++last_id_;
+  submitted_.push_back(
+      std::make_unique<ActiveRequest>(engine_, id, std::move(prepared), std::move(callbacks)));
+  return id;
 }
 
-void ActiveRequest::Adopt(KvSequence sequence, int64_t tokens) {
-  sequence_ = std::move(sequence);
-  sequence_.Truncate(tokens);
-  prompted_ = tokens;
-  result_.stats.reused_tokens = tokens;
+void Scheduler::Cancel(RequestId id) {
+  const std::lock_guard lock(mutex_);
+  cancelled_.push_back(id);
 }
 
-std::vector<int32_t> ActiveRequest::AllTokens() const {
-  std::vector<int32_t> all = prompt_;
-  all.insert(all.end(), result_.tokens.begin(), result_.tokens.end());
-  all.resize(
-      static_cast<size_t>(std::min<int64_t>(static_cast<int64_t>(all.size()), sequence_.length())));
-  return all;
+bool Scheduler::Step() {
+  BATON_CHECK(!stepping_);
+  stepping_ = true;
+  TakeInbox();
+  FinishDone();  // frees the caches of cancelled requests for those that wait
+  AdmitWaiting();
+  RunPass();
+  FinishDone();
+  stepping_ = false;
+  const std::lock_guard lock(mutex_);
+  return !requests_.empty() || !submitted_.empty();
 }
 
-void ActiveRequest::Stop(Generation::Stop why) {
-  if (done_) return;
-  result_.stop = why;
-  done_ = true;
-}
-
-// Passes text on, except a tail that could still become a stop string.
-void ActiveRequest::Emit(std::string piece, bool last) {
-  held_ += piece;
-  size_t end = held_.size();
-  bool stopped = false;
-  for (const std::string& stop : request_.stop) {
-    const size_t at = stop.empty() ? std::string::npos : held_.find(stop);
-    if (at != std::string::npos && at <= end) {
-      end = at;
-      stopped = true;
-    }
+void Scheduler::TakeInbox() {
+  std::vector<std::unique_ptr<ActiveRequest>> submitted;
+  std::vector<RequestId> cancelled;
+  {
+    const std::lock_guard lock(mutex_);
+    submitted.swap(submitted_);
+    cancelled.swap(cancelled_);
   }
-  size_t send = end;
-  if (!stopped && !last) {
-    for (const std::string& stop : request_.stop) {
-      for (size_t n = std::min(stop.size(), held_.size()); n > 0; --n) {
-        if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) {
-          send = std::min(send, held_.size() - n);
-          break;
-        }
-      }
-    }
-  }
-  const std::string text = held_.substr(0, send);
-  held_ = stopped ? "" : held_.substr(send);
-  result_.text += text;
-  if (!text.empty() && on_text_ && !on_text_(text)) {
-    on_text_ = nullptr;  // the reader has left
-    Stop(Generation::Stop::kCancelled);
-  }
-  if (stopped) Stop(Generation::Stop::kStopString);
-}
-
-void ActiveRequest::Accept(std::span<const float> logits) {
-  result_.stats.logits_hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()));
-  std::vector<int32_t> history;
-  if (request_.sampling.repetition_penalty != 1) {
-    history = prompt_;
-    history.insert(history.end(), result_.tokens.begin(), result_.tokens.end());
-  }
-  const int32_t token = sampler_.Sample(logits, history);
-  if (!request_.ignore_end && engine_.tokenizer->IsEndOfGeneration(token))
-    return Stop(Generation::Stop::kEndOfText);
-  result_.tokens.push_back(token);
-  Emit(decoder_.Push(token), false);
-  if (static_cast<int64_t>(result_.tokens.size()) >= request_.max_tokens)
-    return Stop(Generation::Stop::kLength);
-  if (sequence_.length() + 1 > engine_.options.context) return Stop(Generation::Stop::kContext);
-}
-
-Generation ActiveRequest::Finish() {
-  if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
-  RequestStats& s = result_.stats;
-  s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
-  s.kv_bytes_per_token = decode_steps_ > 0 ? kv_bytes_ / static_cast<double>(decode_steps_) : 0;
-  for (size_t l = 0; l < watch_.layers.size(); ++l) {
-    const Watch::Layer& w = watch_.layers[l];
-    if (w.sampled) s.watched.push_back({static_cast<int>(l), w.smallest, w.promoted});
-  }
-  return std::move(result_);
-}
-
-Status Scheduler::Run() {
-  std::vector<ActiveRequest*> decoding;
-  for (;;) {
-    if (engine_.cancelled.load(std::memory_order_relaxed)) {
-      for (ActiveRequest* r : requests_) r->Stop(Generation::Stop::kCancelled);
-    }
-    decoding.clear();
-    bool prompts = false;
-    for (ActiveRequest* r : requests_) {
-      if (r->done()) continue;
-      if (r->in_prompt()) {
-        BATON_TRY(PromptStep(*r));
-        prompts = true;
-      } else {
-        decoding.push_back(r);
-      }
-    }
-    if (decoding.empty() && !prompts) return Status::Ok();
-    for (size_t first = 0; first < decoding.size(); first += kDecodeRows) {
-      BATON_TRY(DecodeStep(
-          std::span(decoding).subspan(first, std::min(kDecodeRows, decoding.size() - first))));
+  for (auto& r : submitted) requests_.push_back(std::move(r));
+  const bool all = engine_.cancelled.load(std::memory_order_relaxed);
+  for (auto& r : requests_) {
+    if (all || std::find(cancelled.begin(), cancelled.end(), r->id()) != cancelled.end()) {
+      r->Stop(Generation::Stop::kCancelled);
     }
   }
 }
 
-Status Scheduler::PromptStep(ActiveRequest& r) {
-  const auto start = Clock::now();
-  const auto total = static_cast<int64_t>(r.prompt_.size());
-  const int64_t count = std::min(engine_.options.prompt_chunk, total - r.prompted_);
-  BATON_TRY(r.sequence_.Reserve(r.prompted_ + count));
-  const AttentionSegment segment{.rows = {0, count, r.prompted_},
-                                 .kv = &r.sequence_,
-                                 .plan = r.plan(),
-                                 .prompt = true,
-                                 .watch = nullptr};
-  const int64_t last_row = count - 1;
-  ForwardBatch batch;
-  batch.tokens =
-      std::span(r.prompt_).subspan(static_cast<size_t>(r.prompted_), static_cast<size_t>(count));
-  batch.segments = std::span(&segment, 1);
-  if (r.prompted_ + count == total) {
-    batch.logit_rows = std::span(&last_row, 1);
-    batch.on_logits = [&](int64_t, View<const float> logits) {
-      r.Accept(std::span(logits.data(), static_cast<size_t>(logits.dim(1))));
-    };
+void Scheduler::AdmitWaiting() {
+  int64_t used_pages = 0;
+  for (const auto& r : requests_) {
+    if (r->admitted()) used_pages += r->claimed_pages();
   }
-  r.prompted_ += count;
-  BATON_TRY(engine_.model->Forward(batch));
-  r.result_.stats.prompt_seconds += Since(start);
-  return Status::Ok();
+  for (auto& r : requests_) {
+    if (r->admitted()) continue;
+    if (!Admit(*r, used_pages)) return;  // nobody overtakes: a large request gets its turn
+    if (r->admitted()) used_pages += r->claimed_pages();
+  }
 }
 
-Status Scheduler::DecodeStep(std::span<ActiveRequest* const> rows) {
-  const auto start = Clock::now();
-  std::vector<int32_t> tokens;
-  std::vector<AttentionSegment> segments;
-  std::vector<int64_t> logit_rows(rows.size());
-  std::iota(logit_rows.begin(), logit_rows.end(), int64_t{0});
-  for (size_t i = 0; i < rows.size(); ++i) {
-    ActiveRequest& r = *rows[i];
-    const int64_t position = r.sequence_.length();
-    BATON_TRY(r.sequence_.Reserve(position + 1));
-    tokens.push_back(r.result_.tokens.back());
-    segments.push_back({.rows = {static_cast<int64_t>(i), 1, position},
-                        .kv = &r.sequence_,
-                        .plan = r.plan(),
-                        .prompt = false,
-                        .watch = r.watch_.interval > 0 ? &r.watch_ : nullptr});
-    r.kv_bytes_ +=
-        static_cast<double>(r.plan_ ? KvBytesPerToken(*r.plan_, engine_.shape(), position + 1)
-                                    : DenseKvBytesPerToken(engine_.shape(), position + 1));
-    r.decode_steps_++;
-    r.watch_.steps++;
+bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
+  const int64_t pages = used_pages + r.claimed_pages();
+  if (pages > max_pages()) {
+    BATON_CHECK(used_pages > 0);  // alone, every request fits
+    return false;
   }
-  ForwardBatch batch;
-  batch.tokens = tokens;
-  batch.segments = segments;
-  batch.logit_rows = logit_rows;
-  batch.on_logits = [&](int64_t first, View<const float> logits) {
-    for (int64_t i = 0; i < logits.dim(0); ++i) {
-      rows[static_cast<size_t>(first + i)]->Accept(
-          std::span(logits.row(i), static_cast<size_t>(logits.dim(1))));
+  r.prompt_turn = ++prompt_turn_;
+  Engine::Impl::Conversation& last = engine_.conversation;
+  const Sequence& s = r.sequence();
+  if (r.conversation() && r.chat() && last.store && last.plan_hash == r.plan_hash()) {
+    // The common prefix stays; the last token of the prompt is always run, for its logits.
+    const size_t most = std::min(last.tokens.size(), s.tokens.size() - 1);
+    size_t common = 0;
+    while (common < most && last.tokens[common] == s.tokens[common]) ++common;
+    r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common));
+    last = {};  // a request that fails leaves no conversation behind
+    return true;
+  }
+  if (r.conversation() || pages + PagesOf(last.sequence.length()) > max_pages()) {
+    last.sequence = {};  // before its store
+    last = {};
+  }
+  Result<std::shared_ptr<KvStore>> store = StoreFor(r);
+  if (store.ok()) {
+    r.Admit(*std::move(store));
+  } else {
+    r.Fail(std::move(store).error());
+  }
+  return true;
+}
+
+// Requests whose plans need the same low-bit copies share a store; all stores together hold no more
+// than max_pages(), and each could.
+Result<std::shared_ptr<KvStore>> Scheduler::StoreFor(ActiveRequest& r) {
+  for (auto& other : requests_) {
+    if (other->admitted() && other->low_bit() == r.low_bit()) return other->sequence().store;
+  }
+  return engine_.Store(r.low_bit(), r.sequence().kv_limit);
+}
+
+void Scheduler::RunPass() {
+  std::vector<ActiveRequest*> decoding, rows;
+  ActiveRequest* prompt = nullptr;
+  for (auto& r : requests_) {
+    if (r->done() || !r->admitted()) continue;
+    if (r->in_prompt()) {
+      if (!prompt || r->prompt_turn < prompt->prompt_turn) prompt = r.get();
+    } else {
+      decoding.push_back(r.get());
+    }
+  }
+  const auto take_rows = [&] {
+    for (ActiveRequest* r : decoding) {
+      if (rows.size() < kDecodeRows && r->decode_round < round_) rows.push_back(r);
     }
   };
-  BATON_TRY(engine_.model->Forward(batch));
-  const double seconds = Since(start);
-  for (ActiveRequest* r : rows) r->result_.stats.decode_seconds += seconds;
-  return Status::Ok();
+  take_rows();
+  if (rows.empty()) {  // everybody had a token in this round
+    ++round_;
+    if (prompt) {
+      prompt->prompt_turn = ++prompt_turn_;
+      return prompt->PromptPass();
+    }
+    take_rows();
+  }
+  for (ActiveRequest* r : rows) r->decode_round = round_;
+  if (!rows.empty()) DecodePass(rows);
+}
+
+void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
+  const auto start = std::chrono::steady_clock::now();
+  DecodeBatch batch;
+  for (ActiveRequest* r : requests) batch.Add(*r);
+  if (batch.rows().empty()) return;
+  Status status = batch.Forward(*engine_.model);
+  if (!status.ok()) {
+    if (batch.rows().size() == 1) return batch.rows()[0]->Fail(std::move(status).error());
+    // The pass does not say whose row failed: alone, only the culprit's does.
+    batch.Undo();
+    for (ActiveRequest* const& r : batch.rows()) DecodePass(std::span(&r, 1));
+    return;
+  }
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (ActiveRequest* r : batch.rows()) {
+    const Sequence& s = r->sequence();
+    r->CountDecode(seconds, static_cast<double>(
+                                s.plan ? KvBytesPerToken(*s.plan, engine_.shape(), s.kv.length())
+                                       : DenseKvBytesPerToken(engine_.shape(), s.kv.length())));
+    r->Advance();
+  }
+}
+
+void Scheduler::FinishDone() {
+  std::vector<std::unique_ptr<ActiveRequest>> done;
+  for (auto& r : requests_) {
+    if (r->done()) done.push_back(std::move(r));
+  }
+  std::erase(requests_, nullptr);
+  for (auto& r : done) {
+    Sequence& s = r->sequence();
+    if (r->conversation() && r->chat() && s.store && !r->failed()) {
+      // Of a prompt that was interrupted, what its passes completed.
+      s.kv.Truncate(r->in_prompt() ? s.prompt_position : s.kv.length());
+      s.tokens.resize(std::min(s.tokens.size(), static_cast<size_t>(s.kv.length())));
+      engine_.conversation.sequence = {};  // before its store
+      engine_.conversation = {s.store, std::move(s.kv), s.tokens, r->plan_hash()};
+    }
+    r->Finish();
+  }
 }
 
 }  // namespace baton

@@ -1,72 +1,69 @@
-// Requests in progress and the steps that serve them. A step is one forward pass: either a chunk of
-// one request's prompt or one decode token of every request that is past its prompt. Prompts and
-// decode never share a pass, so a request's logits do not depend on its neighbours.
+// Requests in progress and the steps that serve them. A step is one forward pass: either one pass
+// of one request's prompt or one decode token of up to 16 requests. Prompts and decode never share
+// a pass, so a request's logits do not depend on its neighbours.
+//
+// Turns: in a round every request past its prompt gets one token; between two rounds runs one
+// prompt pass, of the request that has waited longest. So a prompt of any length delays the tokens
+// of others by one pass at a time, and several prompts advance together.
+//
+// Admission: a request starts when all the cache that it may ever need can be set aside for it,
+// in order of arrival. What it needs does not depend on others, so no request fails because of its
+// neighbours.
 #pragma once
 
+#include <cstdint>
 #include <memory>
-#include <optional>
-#include <string>
+#include <mutex>
+#include <span>
 #include <vector>
 
-#include "engine/engine_impl.h"
-#include "engine/sampler.h"
+#include "baton/engine.h"
 
 namespace baton {
 
-// One request from submission to its last token.
-class ActiveRequest {
- public:
-  ActiveRequest(const Engine::Impl& engine, const Request& request, std::vector<int32_t> prompt,
-                std::optional<ResolvedPlan> plan, std::shared_ptr<KvStore> store,
-                Engine::OnText on_text);
-
-  bool done() const { return done_; }
-  bool in_prompt() const { return prompted_ < static_cast<int64_t>(prompt_.size()); }
-
-  // Continues from a cache that already holds the first `tokens` of this prompt.
-  void Adopt(KvSequence sequence, int64_t tokens);
-  KvSequence ReleaseSequence() { return std::move(sequence_); }
-  std::vector<int32_t> AllTokens() const;
-  Generation Finish();
-
- private:
-  friend class Scheduler;
-  const ResolvedPlan* plan() const { return plan_ ? &*plan_ : nullptr; }
-  void Accept(std::span<const float> logits);
-  void Emit(std::string piece, bool last);
-  void Stop(Generation::Stop why);
-
-  const Engine::Impl& engine_;
-  Request request_;
-  std::vector<int32_t> prompt_;
-  std::optional<ResolvedPlan> plan_;
-  std::shared_ptr<KvStore> store_;
-  KvSequence sequence_;
-  Engine::OnText on_text_;
-  Sampler sampler_;
-  StreamDecoder decoder_;
-  Watch watch_;
-  Generation result_;
-  std::string held_;  // text that may turn out to be the start of a stop string
-  int64_t prompted_ = 0;
-  double kv_bytes_ = 0;
-  int64_t decode_steps_ = 0;
-  bool done_ = false;
-};
+class ActiveRequest;
+class KvStore;
+struct PreparedRequest;
 
 class Scheduler {
  public:
-  explicit Scheduler(Engine::Impl& engine) : engine_(engine) {}
-  void Add(ActiveRequest* request) { requests_.push_back(request); }
-  // Until every request is done, or cancelled.
-  Status Run();
+  explicit Scheduler(Engine::Impl& engine);
+  ~Scheduler();  // requests in progress go without a callback
+  Scheduler(const Scheduler&) = delete;
+
+  // From any thread, callbacks included; seen by the next step.
+  RequestId Submit(PreparedRequest prepared, RequestCallbacks callbacks);
+  void Cancel(RequestId id);  // unknown and finished requests are ignored
+
+  // At most one forward pass; a decode pass that fails is run again, row by row. False when no
+  // request is left. Callbacks run on the calling thread, never within a forward pass. Not
+  // reentrant, one thread at a time.
+  bool Step();
+  bool stepping() const { return stepping_; }
+
+  // Most pages that all requests together may use.
+  int64_t max_pages() const;
 
  private:
-  Status PromptStep(ActiveRequest& r);
-  Status DecodeStep(std::span<ActiveRequest* const> rows);
+  void TakeInbox();
+  void AdmitWaiting();
+  // False when the request has to wait for others to end. A store that cannot be made fails it.
+  bool Admit(ActiveRequest& r, int64_t used_pages);
+  Result<std::shared_ptr<KvStore>> StoreFor(ActiveRequest& r);
+  void RunPass();
+  void DecodePass(std::span<ActiveRequest* const> requests);
+  void FinishDone();
 
   Engine::Impl& engine_;
-  std::vector<ActiveRequest*> requests_;
+  // In order of arrival; those that are not admitted wait for cache.
+  std::vector<std::unique_ptr<ActiveRequest>> requests_;
+  int64_t round_ = 0, prompt_turn_ = 0;
+  bool stepping_ = false;
+
+  std::mutex mutex_;  // guards what follows
+  RequestId last_id_ = 0;
+  std::vector<std::unique_ptr<ActiveRequest>> submitted_;
+  std::vector<RequestId> cancelled_;
 };
 
 }  // namespace baton

@@ -273,13 +273,13 @@ TEST_P(GenerateTest, BadRequestsAreErrors) {
 }
 
 TEST_P(GenerateTest, CacheThatCannotBeReservedIsAnError) {
-  auto engine = Load({.context = int64_t{1} << 32, .kv_tokens = 64});
+  auto engine = Load({.context = int64_t{1} << 36});
   Request r = TokensRequest(3, 1);
   r.max_tokens = int64_t{1} << 45;
   auto batch = engine->GenerateBatch(std::vector<Request>(20, r));
   ASSERT_FALSE(batch.ok());
-  EXPECT_NE(batch.error().message().find("KV cache"), std::string::npos);
-  EXPECT_TRUE(engine->Generate(TokensRequest(3, 1)).ok());
+  EXPECT_NE(batch.error().message().find("request 0: KV cache"), std::string::npos)
+      << batch.error().ToString();
 }
 
 TEST_P(GenerateTest, FullCacheLeavesTheSessionUsable) {
@@ -377,15 +377,41 @@ TEST_F(ChatTest, ConversationThatContinuesEqualsAColdRun) {
   EXPECT_GT(a->stats.reused_tokens, 10);
 }
 
-TEST_F(ChatTest, ConversationOutgrowsItsFirstCache) {
-  auto warm = Load({.kv_tokens = 64});
+TEST_F(ChatTest, ConversationThatOutgrowsTheCacheIsAnErrorAndGoesOn) {
+  auto warm = Load({.kv_tokens = 256});
   std::vector<ChatTurn> chat = {{"user", "short"}};
-  ASSERT_TRUE(warm->Generate(Turn(chat)).ok());
-  chat.push_back({"assistant", "fine"});
-  chat.push_back({"user", std::string(150, 'x')});
+  auto first = warm->Generate(Turn(chat));
+  ASSERT_TRUE(first.ok()) << first.error().ToString();
+  chat.push_back({"assistant", first->text});
+  chat.push_back({"user", std::string(250, 'x')});
+  auto outgrown = warm->Generate(Turn(chat));
+  ASSERT_FALSE(outgrown.ok());
+  EXPECT_EQ(outgrown.error().code(), Error::Code::kResource);
+  chat.back().content = "shorter";
   auto a = warm->Generate(Turn(chat));
   ASSERT_TRUE(a.ok()) << a.error().ToString();
+  EXPECT_GT(a->stats.reused_tokens, 50);
   EXPECT_EQ(a->tokens, Load()->Generate(Turn(chat))->tokens);
+}
+
+TEST_F(ChatTest, ConversationGivesWayOnlyToRequestsThatNeedItsRoom) {
+  auto engine = Load({.kv_tokens = 192});
+  std::vector<ChatTurn> chat = {{"user", "short"}};
+  const Generation cold = engine->Generate(Turn(chat)).value();  // two of three pages
+  for (const bool small : {true, false}) {
+    const Request other = TokensRequest(small ? 30 : 170, 9);
+    std::optional<Generation> done;
+    ASSERT_TRUE(
+        engine->Submit(other, {.on_done = [&](Result<Generation> g) { done = *std::move(g); }})
+            .ok());
+    while (engine->Step()) {
+    }
+    ASSERT_TRUE(done.has_value());
+    EXPECT_EQ(done->tokens, Load()->Generate(other)->tokens);
+    const Generation again = engine->Generate(Turn(chat)).value();
+    EXPECT_EQ(again.tokens, cold.tokens);
+    EXPECT_EQ(again.stats.reused_tokens > 0, small);
+  }
 }
 
 TEST_F(ChatTest, OtherPlansAndFailuresDoNotDisturbAConversation) {

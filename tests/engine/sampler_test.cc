@@ -189,5 +189,11 @@ TEST(Sampler, ValuesOutOfRangeAreErrors) {
   }
 }
 
+TEST(Sampler, LogitsHoldANumberIfOneCanBePicked) {
+  EXPECT_TRUE(HoldNumber(std::vector<float>{kNan, -kInf, -1e38f}));
+  EXPECT_TRUE(HoldNumber(std::vector<float>{kNan, kInf}));
+  EXPECT_FALSE(HoldNumber(std::vector<float>{kNan, -kInf, kNan}));
+}
+
 }  // namespace
 }  // namespace baton

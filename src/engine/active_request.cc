@@ -1,0 +1,161 @@
+#include "engine/active_request.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "base/check.h"
+
+namespace baton {
+
+ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest prepared,
+                             RequestCallbacks callbacks)
+    : engine_(engine),
+      id_(id),
+      request_(std::move(prepared.request)),
+      low_bit_(std::move(prepared.low_bit)),
+      conversation_(prepared.conversation),
+      callbacks_(std::move(callbacks)),
+      sampler_(request_.sampling),
+      decoder_(*engine.tokenizer) {
+  sequence_.plan = std::move(prepared.plan);
+  sequence_.tokens = std::move(prepared.tokens);
+  sequence_.prompt_tokens = static_cast<int64_t>(sequence_.tokens.size());
+  sequence_.kv_limit = prepared.kv_tokens;
+  Watch& watch = sequence_.watch;
+  watch.interval = sequence_.plan ? request_.watch.interval : 0;
+  watch.threshold = request_.watch.threshold;
+  if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
+  result_.stats.prompt_tokens = sequence_.prompt_tokens;
+  if (request_.max_tokens == 0) Stop(Generation::Stop::kLength);
+}
+
+void ActiveRequest::Admit(std::shared_ptr<KvStore> store) {
+  KvSequence kv = store->NewSequence();
+  Admit(std::move(store), std::move(kv), 0);
+}
+
+void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length) {
+  BATON_CHECK(!admitted() && length < sequence_.prompt_tokens);
+  sequence_.store = std::move(store);
+  sequence_.kv = std::move(kv);
+  sequence_.kv.Truncate(length);
+  sequence_.prompt_position = length;
+  result_.stats.reused_tokens = length;
+  prompt_.emplace(
+      engine_,
+      PromptParams{.tokens = std::span(sequence_.tokens).subspan(static_cast<size_t>(length)),
+                   .kv = &sequence_.kv,
+                   .plan = sequence_.plan_or_null(),
+                   .on_logits = [this](int64_t, View<const float> logits) {
+                     Accept(std::span(logits.data(), static_cast<size_t>(logits.dim(1))));
+                   }});
+}
+
+void ActiveRequest::PromptPass() {
+  const auto start = std::chrono::steady_clock::now();
+  Status status = prompt_->Step();
+  if (!status.ok()) return Fail(std::move(status).error());
+  result_.stats.prompt_seconds +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  sequence_.prompt_position = result_.stats.reused_tokens + prompt_->tokens_done();
+  if (callbacks_.on_prompt) {
+    callbacks_.on_prompt(sequence_.prompt_position, sequence_.prompt_tokens);
+  }
+  if (prompt_->done()) Advance();
+}
+
+void ActiveRequest::Accept(std::span<const float> logits) {
+  result_.stats.logits_hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()));
+  if (!HoldNumber(logits)) {
+    return Fail(
+        Error::Corrupt("the logits after position {} hold no number", sequence_.kv.length() - 1)
+            .Hint("weights that are not numbers, or values that overflow the cache's "
+                  "type; compare with --backend ref"));
+  }
+  picked_ = sampler_.Sample(logits, sequence_.tokens);
+}
+
+void ActiveRequest::Advance() {
+  if (done_) return;
+  BATON_CHECK(picked_.has_value());
+  const int32_t token = *std::exchange(picked_, std::nullopt);
+  if (!request_.ignore_end && engine_.tokenizer->IsEndOfGeneration(token))
+    return Stop(Generation::Stop::kEndOfText);
+  result_.tokens.push_back(token);
+  sequence_.tokens.push_back(token);
+  Emit(decoder_.Push(token), false);
+  if (static_cast<int64_t>(result_.tokens.size()) >= request_.max_tokens)
+    return Stop(Generation::Stop::kLength);
+  if (sequence_.kv.length() + 1 > engine_.options.context) return Stop(Generation::Stop::kContext);
+}
+
+void ActiveRequest::CountDecode(double seconds, double kv_bytes) {
+  result_.stats.decode_seconds += seconds;
+  kv_bytes_ += kv_bytes;
+  decode_steps_++;
+}
+
+void ActiveRequest::Stop(Generation::Stop why) {
+  if (done_) return;
+  result_.stop = why;
+  done_ = true;
+}
+
+void ActiveRequest::Fail(Error error) {
+  if (done_) return;
+  error_ = std::move(error);
+  done_ = true;
+}
+
+// Passes text on, except a tail that could still become a stop string.
+void ActiveRequest::Emit(std::string piece, bool last) {
+  held_ += piece;
+  size_t end = held_.size();
+  bool stopped = false;
+  for (const std::string& stop : request_.stop) {
+    const size_t at = stop.empty() ? std::string::npos : held_.find(stop);
+    if (at != std::string::npos && at <= end) {
+      end = at;
+      stopped = true;
+    }
+  }
+  size_t send = end;
+  if (!stopped && !last) {
+    for (const std::string& stop : request_.stop) {
+      for (size_t n = std::min(stop.size(), held_.size()); n > 0; --n) {
+        if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) {
+          send = std::min(send, held_.size() - n);
+          break;
+        }
+      }
+    }
+  }
+  const std::string text = held_.substr(0, send);
+  held_ = stopped ? "" : held_.substr(send);
+  result_.text += text;
+  if (!text.empty() && callbacks_.on_text && !callbacks_.on_text(text)) {
+    callbacks_.on_text = nullptr;  // the reader has left
+    Stop(Generation::Stop::kCancelled);
+  }
+  if (stopped) Stop(Generation::Stop::kStopString);
+}
+
+void ActiveRequest::Finish() {
+  BATON_CHECK(done_);
+  if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
+  sequence_.Release();
+  RequestStats& s = result_.stats;
+  s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
+  s.kv_bytes_per_token = decode_steps_ > 0 ? kv_bytes_ / static_cast<double>(decode_steps_) : 0;
+  const std::vector<Watch::Layer>& layers = sequence_.watch.layers;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    if (layers[l].sampled)
+      s.watched.push_back({static_cast<int>(l), layers[l].smallest, layers[l].promoted});
+  }
+  if (!callbacks_.on_done) return;
+  if (error_) return callbacks_.on_done(*std::move(error_));
+  callbacks_.on_done(std::move(result_));
+}
+
+}  // namespace baton

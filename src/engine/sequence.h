@@ -1,0 +1,47 @@
+// What a request keeps between forward passes: its cache, its plan and its tokens.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "attention/attention.h"
+#include "kv/kv_store.h"
+#include "plan/resolved.h"
+
+namespace baton {
+
+struct Sequence {
+  Sequence() = default;
+  Sequence(const Sequence&) = delete;  // a watch and a cache have one address: passes point at them
+
+  std::shared_ptr<KvStore> store;  // null before admission; declared before `kv`, which needs it
+  KvSequence kv;
+  int64_t kv_limit = 0;              // most positions `kv` may hold
+  std::optional<ResolvedPlan> plan;  // the request's own copy; none: dense
+  Watch watch;
+  std::vector<int32_t> tokens;  // the prompt, then what was generated
+  int64_t prompt_tokens = 0;    // of `tokens`
+  int64_t prompt_position = 0;  // prompt tokens that need no further pass
+
+  const ResolvedPlan* plan_or_null() const { return plan ? &*plan : nullptr; }
+  Watch* watch_or_null() { return watch.interval > 0 ? &watch : nullptr; }
+
+  // Room for positions [0, length). Error::Resource, with nothing changed, past kv_limit or when
+  // the store is full.
+  Status Reserve(int64_t length) {
+    if (length > kv_limit) {
+      return Error::Resource("KV cache: the request needs {} tokens, the cache holds {}", length,
+                             kv_limit)
+          .Hint("lower the request's max tokens or raise the engine's kv_tokens");
+    }
+    return kv.Reserve(length);
+  }
+  // Frees the cache, and the store when this was its last user.
+  void Release() {
+    kv = {};
+    store.reset();
+  }
+};
+
+}  // namespace baton
