@@ -1,6 +1,6 @@
-// Page tables. A cache of a sequence holds the pages [0, size) but for one hole, which begins behind
-// the sink and only grows while the sequence does; so releasing and taking pages, one primitive
-// (Reshape), touches just those that change.
+// Page tables. A cache of a sequence holds the pages [0, size) but for one hole, which begins
+// behind the sink and only grows while the sequence does; so releasing and taking pages, one
+// primitive (Reshape), touches just those that change.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -185,8 +185,7 @@ Status KvSequence::Resize(int64_t tokens) {
   for (int i = 0; i < store_->caches(); ++i) {
     const Cache& c = at(i);
     const int64_t need = size - DeadPages(c.sink, c.recent, tokens).size();
-    if (tokens > store_->max_tokens() ||
-        need - c.held_pages() > store_->pool(i).free_pages())
+    if (tokens > store_->max_tokens() || need - c.held_pages() > store_->pool(i).free_pages())
       return FullError(i, tokens);
   }
   for (int i = 0; i < store_->caches(); ++i) {
@@ -205,8 +204,7 @@ void KvSequence::Keep(int cache, int64_t sink, int64_t recent) {
   BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
   BATON_CHECK(sink >= 0 && recent >= 0);
   Cache& c = at(cache);
-  const bool narrower =
-      c.recent == 0 || (recent > 0 && recent <= c.recent && sink <= c.sink);
+  const bool narrower = c.recent == 0 || (recent > 0 && recent <= c.recent && sink <= c.sink);
   BATON_CHECK(narrower || (c.hole.empty() && c.gap_end == 0));
   c.sink = sink;
   c.recent = recent;
@@ -288,8 +286,8 @@ KvView KvSequence::View(int cache, int64_t length) const {
   const KvLayout& layout = store_->layout(cache);
   std::byte* arena = store_->arenas_[static_cast<size_t>(cache % store_->arenas())].data();
   return {.arena = arena,
-          .low_bits =
-              layout.low_bit ? arena + store_->pool(cache).max_pages() * layout.page_bytes() : nullptr,
+          .low_bits = layout.low_bit ? arena + store_->pool(cache).max_pages() * layout.page_bytes()
+                                     : nullptr,
           .pages = c.pages.data(),
           .length = length,
           .layout = layout};
