@@ -74,7 +74,9 @@ struct Headline {
 };
 
 // Whether the file has figures of the test split.
-bool HasTest(const SearchRecord& r) { return Known(r.search.test.kl).has_value(); }
+bool HasTest(const SearchRecord& r) {
+  return Known(r.search.test.kl) || Known(r.search.test.kv_bytes_share);
+}
 
 Headline HeadlineOf(const ReportData& d) {
   if (!d.evals.empty()) {

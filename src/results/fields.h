@@ -32,7 +32,9 @@ using Json = nlohmann::json;                 // keys sorted
 using OrderedJson = nlohmann::ordered_json;  // keys in the order of the list
 
 template <typename T, typename V>
-concept ListedFor = requires(V& v, T& record) { Fields(v, record); };
+concept ListedFor = requires(V& v, T& record) {
+  Fields(v, record);
+};
 
 template <typename T>
 constexpr bool kIsVector = false;
@@ -97,8 +99,8 @@ J ToJson(const T& value) {
 
 // Reads what is there. A member whose key is absent or of another kind reads as absent: NaN, 0, an
 // empty string, list or optional, unless the list of fields says otherwise. The first such key is
-// the problem, which only strict readers look at. Two deviations are problems and read all the same:
-// null among floats is NaN, as JSON writes what is not finite, and 8192.0 is an integer.
+// the problem, which only strict readers look at. Two deviations are problems and read all the
+// same: null among floats is NaN, as JSON writes what is not finite, and 8192.0 is an integer.
 class Reader {
  public:
   static constexpr bool kReads = true;
@@ -120,8 +122,7 @@ class Reader {
     (*this)(key, word);
     const auto it = std::find(words.begin(), words.end(), word);
     value = static_cast<E>(it == words.end() ? 0 : it - words.begin());
-    if (it == words.end())
-      Problem(key, fmt::format("must be one of: {}", fmt::join(words, ", ")));
+    if (it == words.end()) Problem(key, fmt::format("must be one of: {}", fmt::join(words, ", ")));
   }
   void Sized(const char* key, auto& list, auto...) { (*this)(key, list); }
   void Object(const char* key, const auto& fields) {
@@ -199,8 +200,8 @@ class Reader {
       E value = Absent<E>();
       const Fit fit = Convert(item, value);
       exact = exact && fit == Fit::kExactly;
-      // A place in a table means something; an integer or a text that is none can only be left out.
-      const bool has_place = !std::integral<E> && !std::same_as<E, std::string>;
+      // A place in a table means something; what else is of another kind is left out.
+      const bool has_place = std::floating_point<E> || kIsVector<E>;
       if (fit != Fit::kNo || has_place) to.push_back(std::move(value));
     }
     return exact ? Fit::kExactly : Fit::kLoosely;

@@ -175,7 +175,7 @@ struct PlanEval {
 };
 struct EvalRecord {
   Origin origin;
-  EvalOptions options;                      // context, rows, seed
+  EvalOptions options;                         // context, rows, seed
   std::vector<PlanEval> plans = {PlanEval()};  // when reading, their number says which form
   const EvalResult& result() const { return plans.front().result; }
 };
@@ -183,7 +183,7 @@ struct EvalRecord {
 template <typename V>
 void Fields(V& v, NeedleResult& n) {
   v("length", n.length);
-  v("depth", n.depth);
+  v("depth", n.depth, 0);
   v("kind", n.kind);
   v("dense_found", n.dense_found);
   v("found", n.found);
