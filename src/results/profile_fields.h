@@ -11,8 +11,7 @@
 
 namespace baton::results {
 
-template <typename V>
-void Fields(V& v, SplitInfo& s) {
+void Fields(auto& v, SplitInfo& s) {
   v("name", s.name);
   v("context", s.context);
   v("text_tokens", s.text_tokens);
@@ -21,8 +20,7 @@ void Fields(V& v, SplitInfo& s) {
   v("probes_dense_finds", s.probes_dense_finds);
 }
 
-template <typename V>
-void Fields(V& v, ProfileOptions& o) {
+void Fields(auto& v, ProfileOptions& o) {
   v("texts", o.texts);
   v("context", o.context);
   v("probes", o.probes);
@@ -36,8 +34,7 @@ void Fields(V& v, ProfileOptions& o) {
   v("block", o.block);
 }
 
-template <typename V>
-void Fields(V& v, Profile& p) {
+void Fields(auto& v, Profile& p) {
   v("model_path", p.model_path);
   v("architecture", p.architecture);
   v("fingerprint", p.fingerprint);
@@ -46,7 +43,7 @@ void Fields(V& v, Profile& p) {
   v("kv_heads", p.kv_heads);
   v("head_dim", p.head_dim);
   v("model_window", p.model_window);
-  v.Object("options", [&](V& options) { Fields(options, p.options); });
+  v.Object("options", [&](auto& options) { Fields(options, p.options); });
   v("text_sha256", p.text_sha256);
   v.NonEmpty("splits", p.splits);
   v("seconds", p.seconds);
@@ -67,7 +64,7 @@ void Fields(V& v, Profile& p) {
   v.Sized("own_price_answer", p.own_price_answer, n);
   v.Sized("window_text", p.window_text, windows, n);
   v.Sized("window_answer", p.window_answer, windows, n);
-  v.Object("costs", [&](V& costs) {
+  v.Object("costs", [&](auto& costs) {
     costs("full", p.costs.full);
     costs("select", p.costs.select);
     costs("rest_of_step", p.costs.rest_of_step);
