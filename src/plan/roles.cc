@@ -123,6 +123,13 @@ const RoleRow* RoleByName(std::string_view name) {
   return nullptr;
 }
 
+const RoleRow* RoleByLetter(char letter) {
+  for (const RoleRow& row : kRoles) {
+    if (row.in_plans && row.letter == letter) return &row;
+  }
+  return nullptr;
+}
+
 const RoleRow* RoleByKind(std::string_view kind) {
   for (const RoleRow& row : kRoles) {
     if (!row.kind.empty() && row.kind == kind) return &row;

@@ -42,6 +42,8 @@ std::span<const RoleRow> Roles();
 const RoleRow& RowOf(Role role);
 // By its name in plan files; null: no such role.
 const RoleRow* RoleByName(std::string_view name);
+// Of those in plans, by letter; null: none.
+const RoleRow* RoleByLetter(char letter);
 // By plan.kind of a model; null: no such kind.
 const RoleRow* RoleByKind(std::string_view kind);
 

@@ -19,10 +19,15 @@ std::string Problem(const Profile& p) {
     return "\"layers\" must be at most 1024 and match model_window";
   if (const Status good = p.options.Check(); !good.ok())
     return fmt::format("\"options\" cannot be: {}", good.error().message());
-  const results::WrongSize wrong = results::FirstWrongSize(p, /*may_be_empty=*/false);
-  if (wrong.key.empty()) return "";
-  return fmt::format("\"{}\" must hold {}{} numbers", wrong.key,
-                     wrong.lists ? fmt::format("{} lists of ", wrong.lists) : "", wrong.numbers);
+  const results::SizeCheck wrong(p, /*may_be_empty=*/false);
+  if (!wrong.key.empty())
+    return fmt::format("\"{}\" must hold {}{} numbers", wrong.key,
+                       wrong.lists ? fmt::format("{} lists of ", *wrong.lists) : "", wrong.numbers);
+  const size_t budgets = p.options.budgets.size();
+  if (p.costs.scan.size() != budgets || p.costs.reuse.size() != budgets ||
+      p.costs.window.size() != p.options.windows.size())
+    return "\"costs\" must have one number per budget and window";
+  return "";
 }
 
 }  // namespace

@@ -52,10 +52,10 @@ Result<Profile> ReadProfile(const std::string& text) {
   BATON_ASSIGN(Profile p, ReadAs<Profile>("profile", text));
   if (p.layers < 1 || p.layers > 4096)
     return Error::Corrupt("profile: expected \"layers\" from 1 to 4096, got {}", p.layers);
-  const results::WrongSize wrong = results::FirstWrongSize(p, /*may_be_empty=*/true);
+  const results::SizeCheck wrong(p, /*may_be_empty=*/true);
   if (wrong.key.empty()) return p;
   return Error::Corrupt("profile: \"{}\" holds {} numbers, its layers call for {}", wrong.key,
-                        wrong.held, std::max<size_t>(wrong.lists, 1) * wrong.numbers);
+                        wrong.held, wrong.lists.value_or(1) * wrong.numbers);
 }
 
 Origin OriginOf(const Profile& p) {

@@ -65,46 +65,44 @@ int64_t ContextOf(const ReportData& d) {
   return d.evals.empty() ? 0 : d.evals.back().options.context;
 }
 
+EvalResult FiguresOf(const Candidate& c) {
+  return {.kl_mean = c.kl,
+          .top1_agreement = c.top1,
+          .nll_delta = NAN,
+          .retrieval_found = c.found,
+          .retrieval_dense_found = c.dense_found,
+          .answer_kl = c.answer_kl,
+          .kv_bytes_share = c.kv_bytes_share,
+          .predicted_nats = Known(c.predicted_nats)};
+}
+
+// Whether the file has figures of the test split.
+bool HasTest(const SearchRecord& r) {
+  return Known(r.search.test.kl) || Known(r.search.test.kv_bytes_share);
+}
+
 // The figures of the headline, each from the best source there is: an evaluation on other text,
 // then the search's test split, then the plan's own evidence.
 struct Headline {
   std::string source;
   int64_t context = 0;
-  Maybe kv_bytes_share, kl, kl_error, top1, found, dense_found;
+  EvalResult figures = FiguresOf({.kv_bytes_share = NAN, .kl = NAN, .top1 = NAN, .found = -1});
 };
 
-// Whether the file has figures of the test split.
-bool HasTest(const SearchRecord& r) { return Known(r.search.test.kl).has_value(); }
-
 Headline HeadlineOf(const ReportData& d) {
-  if (!d.evals.empty()) {
-    const EvalResult& r = d.evals.back().result();
-    return {"held-out text",          d.evals.back().options.context, Known(r.kv_bytes_share),
-            Known(r.kl_mean),         Known(r.kl_standard_error),     Known(r.top1_agreement),
-            Known(r.retrieval_found), Known(r.retrieval_dense_found)};
-  }
-  if (d.search) {
-    const bool tested = HasTest(*d.search);
-    const Candidate& c = tested ? d.search->search.test : d.search->search.chosen;
-    return {tested ? "test split" : "search split",
-            ContextOf(d),
-            Known(c.kv_bytes_share),
-            Known(c.kl),
-            {},
-            Known(c.top1),
-            Known(c.found),
-            Known(c.dense_found)};
-  }
+  if (!d.evals.empty())
+    return {"held-out text", d.evals.back().options.context, d.evals.back().result()};
+  if (d.search && HasTest(*d.search))
+    return {"test split", ContextOf(d), FiguresOf(d.search->search.test)};
+  if (d.search) return {"search split", ContextOf(d), FiguresOf(d.search->search.chosen)};
   if (!d.plan || !d.plan->evidence.present) return {};
   const Evidence& e = d.plan->evidence;
-  return {"plan's evidence",
-          e.context,
-          e.kv_bytes_share,
-          e.kl,
-          {},
-          e.top1,
-          Known(e.retrieval_found),
-          Known(e.retrieval_dense_found)};
+  return {"plan's evidence", e.context,
+          FiguresOf({.kv_bytes_share = e.kv_bytes_share,
+                     .kl = e.kl,
+                     .top1 = e.top1,
+                     .found = e.retrieval_found,
+                     .dense_found = e.retrieval_dense_found})};
 }
 
 std::string At(int64_t context) {
@@ -128,17 +126,19 @@ std::string Card(const std::string& value, const std::string& what, const std::s
 std::string Cards(const ReportData& d) {
   const Headline h = HeadlineOf(d);
   std::string out;
-  if (h.kv_bytes_share)
-    out += Card(Percent(*h.kv_bytes_share), "of the KV bytes",
+  const EvalResult& r = h.figures;
+  if (Known(r.kv_bytes_share))
+    out += Card(Percent(r.kv_bytes_share), "of the KV bytes",
                 "read by a decode step " + At(h.context));
-  if (h.kl)
-    out += Card(fmt::format("{:.4f}", *h.kl), "nats of KL to dense",
-                (h.kl_error && *h.kl_error > 0 ? fmt::format("± {:.4f}, ", *h.kl_error) : "") +
+  if (Known(r.kl_mean))
+    out += Card(fmt::format("{:.4f}", r.kl_mean), "nats of KL to dense",
+                (r.kl_standard_error > 0 ? fmt::format("± {:.4f}, ", r.kl_standard_error) : "") +
                     "teacher forced, " + h.source);
-  if (h.top1) out += Card(Percent(*h.top1), "same likeliest token", "as dense attention");
-  if (h.found && h.dense_found && *h.dense_found > 0)
-    out += Card(fmt::format("{:.0f} / {:.0f}", *h.found, *h.dense_found), "facts retrieved",
-                "planned / dense, probes at all depths");
+  if (Known(r.top1_agreement))
+    out += Card(Percent(r.top1_agreement), "same likeliest token", "as dense attention");
+  if (Known(r.retrieval_found) && r.retrieval_dense_found > 0)
+    out += Card(fmt::format("{} / {}", r.retrieval_found, r.retrieval_dense_found),
+                "facts retrieved", "planned / dense, probes at all depths");
   const auto rows = RowsByDepth(d);
   for (auto it = rows.rbegin(); it != rows.rend(); ++it) {
     const auto& [dense, planned] = it->second;
@@ -243,18 +243,9 @@ std::string QualitySection(const ReportData& d) {
   };
   for (const EvalRecord& e : d.evals)
     row("held-out text, " + Count(e.options.context) + " tokens", e.result());
-  const auto candidate = [&](const std::string& name, const Candidate& c) {
-    row(name, {.kl_mean = c.kl,
-               .top1_agreement = c.top1,
-               .nll_delta = NAN,
-               .retrieval_found = c.found,
-               .retrieval_dense_found = c.dense_found,
-               .answer_kl = c.answer_kl,
-               .kv_bytes_share = c.kv_bytes_share,
-               .predicted_nats = Known(c.predicted_nats)});
-  };
-  if (d.search && HasTest(*d.search)) candidate("test split, used once", d.search->search.test);
-  if (d.search) candidate("search split, chosen on", d.search->search.chosen);
+  if (d.search && HasTest(*d.search))
+    row("test split, used once", FiguresOf(d.search->search.test));
+  if (d.search) row("search split, chosen on", FiguresOf(d.search->search.chosen));
   if (rows.empty()) return "";
   return Section(
       "quality", "Quality against dense",
@@ -400,10 +391,10 @@ Result<std::string> RenderReport(const ReportInputs& inputs) {
   const std::string title = EscapeHtml(d.title.empty() ? ModelName(d) + ", planned" : d.title);
   std::string lead =
       "One layer looks at the context and passes what it found to the layers behind it.";
-  if (const Headline h = HeadlineOf(d); h.kv_bytes_share && h.context > 0)
+  if (const Headline h = HeadlineOf(d); Known(h.figures.kv_bytes_share) && h.context > 0)
     lead = fmt::format(
         "{} tokens of context: a decode step reads {} of the KV bytes that dense attention reads.",
-        Count(h.context), Percent(*h.kv_bytes_share));
+        Count(h.context), Percent(h.figures.kv_bytes_share));
   return fmt::format(
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"

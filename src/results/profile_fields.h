@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,8 +11,7 @@
 
 namespace baton::results {
 
-template <typename V>
-void Fields(V& v, SplitInfo& s) {
+void Fields(auto& v, SplitInfo& s) {
   v("name", s.name);
   v("context", s.context);
   v("text_tokens", s.text_tokens);
@@ -20,8 +20,7 @@ void Fields(V& v, SplitInfo& s) {
   v("probes_dense_finds", s.probes_dense_finds);
 }
 
-template <typename V>
-void Fields(V& v, ProfileOptions& o) {
+void Fields(auto& v, ProfileOptions& o) {
   v("texts", o.texts);
   v("context", o.context);
   v("probes", o.probes);
@@ -35,8 +34,7 @@ void Fields(V& v, ProfileOptions& o) {
   v("block", o.block);
 }
 
-template <typename V>
-void Fields(V& v, Profile& p) {
+void Fields(auto& v, Profile& p) {
   v("model_path", p.model_path);
   v("architecture", p.architecture);
   v("fingerprint", p.fingerprint);
@@ -45,7 +43,7 @@ void Fields(V& v, Profile& p) {
   v("kv_heads", p.kv_heads);
   v("head_dim", p.head_dim);
   v("model_window", p.model_window);
-  v.Object("options", [&](V& options) { Fields(options, p.options); });
+  v.Object("options", [&](auto& options) { Fields(options, p.options); });
   v("text_sha256", p.text_sha256);
   v.NonEmpty("splits", p.splits);
   v("seconds", p.seconds);
@@ -66,55 +64,48 @@ void Fields(V& v, Profile& p) {
   v.Sized("own_price_answer", p.own_price_answer, n);
   v.Sized("window_text", p.window_text, windows, n);
   v.Sized("window_answer", p.window_answer, windows, n);
-  v.Object("costs", [&](V& costs) {
+  v.Object("costs", [&](auto& costs) {
     costs("full", p.costs.full);
     costs("select", p.costs.select);
     costs("rest_of_step", p.costs.rest_of_step);
-    costs.Sized("scan", p.costs.scan, budgets);
-    costs.Sized("reuse", p.costs.reuse, budgets);
-    costs.Sized("window", p.costs.window, windows);
+    costs("scan", p.costs.scan);
+    costs("reuse", p.costs.reuse);
+    costs("window", p.costs.window);
   });
 }
 
-// A list that holds another number of items than the profile calls for.
-struct WrongSize {
-  std::string key;
-  size_t held = 0;  // numbers
-  size_t lists = 0, numbers = 0;  // called for: so many lists (0: one plain list) of so many
-};
-
+// Finds the first list that holds another number of items than the profile calls for.
 class SizeCheck {
  public:
-  explicit SizeCheck(bool may_be_empty) : may_be_empty_(may_be_empty) {}
+  std::string key;              // of that list; empty: none
+  size_t held = 0;              // numbers in it
+  std::optional<size_t> lists;  // called for: so many lists (none: one plain list)
+  size_t numbers = 0;           // of so many numbers
 
+  SizeCheck(const Profile& profile, bool may_be_empty) : may_be_empty_(may_be_empty) {
+    Fields(*this, const_cast<Profile&>(profile));
+  }
   void operator()(const char*, auto&) {}
   void NonEmpty(const char*, auto&) {}
   void Word(const char*, auto&, std::initializer_list<const char*>) {}
   void Object(const char*, const auto& fields) { fields(*this); }
-  void Sized(const char* key, const auto& list, size_t numbers) {
-    if (list.size() != numbers) Note(list.empty(), {key, list.size(), 0, numbers});
+  void Sized(const char* name, const std::vector<float>& list, size_t wanted) {
+    if (list.size() != wanted) Note(name, list.empty(), list.size(), {}, wanted);
   }
-  void Sized(const char* key, const auto& lists, size_t count, size_t numbers) {
-    bool good = lists.size() == count;
-    size_t held = 0;
-    for (const auto& list : lists) good = good && list.size() == numbers, held += list.size();
-    if (!good) Note(lists.empty(), {key, held, count, numbers});
+  void Sized(const char* name, const std::vector<std::vector<float>>& all, size_t count,
+             size_t wanted) {
+    bool good = all.size() == count;
+    size_t sum = 0;
+    for (const auto& list : all) good = good && list.size() == wanted, sum += list.size();
+    if (!good) Note(name, all.empty(), sum, count, wanted);
   }
-  const WrongSize& wrong() const { return wrong_; }
 
  private:
-  void Note(bool empty, WrongSize wrong) {
-    if (wrong_.key.empty() && !(empty && may_be_empty_)) wrong_ = std::move(wrong);
+  void Note(const char* name, bool empty, size_t sum, std::optional<size_t> count, size_t wanted) {
+    if (!key.empty() || (empty && may_be_empty_)) return;
+    key = name, held = sum, lists = count, numbers = wanted;
   }
   bool may_be_empty_;
-  WrongSize wrong_;
 };
-
-// The first one; key empty: none.
-inline WrongSize FirstWrongSize(const Profile& profile, bool may_be_empty) {
-  SizeCheck check(may_be_empty);
-  Fields(check, const_cast<Profile&>(profile));
-  return check.wrong();
-}
 
 }  // namespace baton::results

@@ -1,5 +1,6 @@
 // What the commands print with --json and a report is drawn from. Each record lists its fields once
-// (results/fields.h); their order is the order in the file.
+// (results/fields.h); their order is the order in the file. Longer than other headers because it is
+// nothing but these lists: one place to look a key up.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include "baton/eval.h"
 #include "baton/plan.h"
 #include "baton/profile.h"
+#include "plan/roles.h"
 #include "results/fields.h"
 
 namespace baton::results {
@@ -29,25 +31,23 @@ struct Origin {
   std::vector<TextFile> texts;  // of the commands that read text; written where their lists say
 };
 
-template <typename V>
-void Fields(V& v, TextFile& t) {
+void Fields(auto& v, TextFile& t) {
   v("path", t.path);
   v("bytes", t.bytes);
   v("sha256", t.sha256);
 }
 
-template <typename V>
-void Fields(V& v, Origin& o) {
+void Fields(auto& v, Origin& o) {
   v("format", o.format);
   v("version", o.version);
   v("command", o.command);
-  v.Object("machine", [&](V& machine) {
+  v.Object("machine", [&](auto& machine) {
     machine("cpu", o.cpu);
     machine("backend", o.model.backend);
     machine("threads", o.model.threads);
     machine("kv", o.kv);
   });
-  v.Object("model", [&](V& model) {
+  v.Object("model", [&](auto& model) {
     model("path", o.model.path);
     model("name", o.model.name);
     model("architecture", o.model.architecture);
@@ -68,14 +68,12 @@ struct InfoRecord {
   std::vector<Share> decode_step;  // what one reads under the plan, at some lengths
 };
 
-template <typename V>
-void Fields(V& v, InfoRecord::Share& s) {
+void Fields(auto& v, InfoRecord::Share& s) {
   v("tokens", s.tokens);
   v("kv_bytes_share", s.kv_bytes_share);
 }
 
-template <typename V>
-void Fields(V& v, InfoRecord& r) {
+void Fields(auto& v, InfoRecord& r) {
   ModelInfo& m = r.origin.model;
   Fields(v, r.origin);
   v("heads", m.heads);
@@ -91,7 +89,7 @@ void Fields(V& v, InfoRecord& r) {
   v("window", m.window);
   v("has_chat_template", m.has_chat_template);
   v("load_seconds", m.load_seconds);
-  v.ObjectIf(!r.plan.empty(), "plan", [&](V& plan) {
+  v.Object("plan", !r.plan.empty(), [&](auto& plan) {
     plan("summary", r.plan);
     plan("decode_step", r.decode_step);
   });
@@ -105,15 +103,13 @@ struct RunRecord {
   MemoryUse memory;
 };
 
-template <typename V>
-void Fields(V& v, LayerWatch& w) {
+void Fields(auto& v, LayerWatch& w) {
   v("layer", w.layer);
   v("captured", w.captured);
   v("promoted", w.promoted);
 }
 
-template <typename V>
-void Fields(V& v, MemoryUse& m) {
+void Fields(auto& v, MemoryUse& m) {
   v("bytes", m.anonymous_bytes);
   v("huge_page_bytes", m.huge_bytes);
   v("huge_pages_allowed", m.huge_pages_allowed);
@@ -126,8 +122,7 @@ constexpr const char* StopName(Generation::Stop stop) {
   return kStopNames.begin()[static_cast<size_t>(stop)];
 }
 
-template <typename V>
-void Fields(V& v, RunRecord& r) {
+void Fields(auto& v, RunRecord& r) {
   Generation& g = r.generation;
   RequestStats& s = g.stats;
   Fields(v, r.origin);
@@ -154,8 +149,7 @@ struct PerplexityRecord {
   PerplexityResult result;
 };
 
-template <typename V>
-void Fields(V& v, PerplexityRecord& r) {
+void Fields(auto& v, PerplexityRecord& r) {
   Fields(v, r.origin);
   v("text", r.origin.texts);
   v("context", r.context);
@@ -175,23 +169,21 @@ struct PlanEval {
 };
 struct EvalRecord {
   Origin origin;
-  EvalOptions options;                      // context, rows, seed
+  EvalOptions options;                         // context, rows, seed
   std::vector<PlanEval> plans = {PlanEval()};  // when reading, their number says which form
   const EvalResult& result() const { return plans.front().result; }
 };
 
-template <typename V>
-void Fields(V& v, NeedleResult& n) {
+void Fields(auto& v, NeedleResult& n) {
   v("length", n.length);
-  v("depth", n.depth);
+  v("depth", n.depth, 0);
   v("kind", n.kind);
   v("dense_found", n.dense_found);
   v("found", n.found);
   v("kl", n.kl);
 }
 
-template <typename V>
-void Fields(V& v, PlanEval& e) {
+void Fields(auto& v, PlanEval& e) {
   EvalResult& r = e.result;
   v("plan", e.plan);
   v.NonEmpty("file", e.file);
@@ -210,7 +202,7 @@ void Fields(V& v, PlanEval& e) {
   v("predicted_nats", r.predicted_nats);
   v("needles", r.needles);
   v("grid", r.grid);
-  v.ObjectIf(r.self_generated > 0, "self", [&](V& self) {
+  v.Object("self", r.self_generated > 0, [&](auto& self) {
     self("tokens", r.self_generated);
     self("first_difference", r.self_first_difference, -1);
     self("nll_plan", r.self_nll_plan);
@@ -218,8 +210,7 @@ void Fields(V& v, PlanEval& e) {
   });
 }
 
-template <typename V>
-void Fields(V& v, EvalRecord& r) {
+void Fields(auto& v, EvalRecord& r) {
   Fields(v, r.origin);
   v("text", r.origin.texts);
   v("context", r.options.context);
@@ -240,8 +231,7 @@ struct BenchRecord {
   BenchResult result;
 };
 
-template <typename V>
-void Fields(V& v, OpTime& o) {
+void Fields(auto& v, OpTime& o) {
   v("name", o.name);
   v("calls", o.calls);
   v("seconds", o.seconds);
@@ -249,8 +239,7 @@ void Fields(V& v, OpTime& o) {
   v("flops", o.flops);
 }
 
-template <typename V>
-void Fields(V& v, BenchRow& r) {
+void Fields(auto& v, BenchRow& r) {
   v("depth", r.depth);
   v("plan", r.plan);
   v("batch", r.batch);
@@ -267,8 +256,7 @@ void Fields(V& v, BenchRow& r) {
   v.NonEmpty("prompt_ops", r.prompt_ops);
 }
 
-template <typename V>
-void Fields(V& v, BenchRecord& r) {
+void Fields(auto& v, BenchRecord& r) {
   Fields(v, r.origin);
   v.NonEmpty("shape", r.shape);
   v("load_seconds", r.origin.model.load_seconds);
@@ -279,7 +267,7 @@ void Fields(V& v, BenchRecord& r) {
   v("decode", r.options.decode);
   v("repeats", r.options.repeats);
   v("rows", r.result.rows);
-  v.ObjectIf(r.options.whole_prompt > 0, "whole_prompt", [&](V& whole) {
+  v.Object("whole_prompt", r.options.whole_prompt > 0, [&](auto& whole) {
     whole("tokens", r.options.whole_prompt);
     whole("seconds_dense", r.result.whole_prompt_seconds_dense);
     whole("seconds_plan", r.result.whole_prompt_seconds_plan);
@@ -293,14 +281,25 @@ struct SearchRecord {
   PlanTarget target;
 };
 
-// One letter per layer, of FSCRW in the order of Role.
-std::string Letters(const Plan& plan);
+// One letter per layer.
+inline std::string Letters(const Plan& plan) {
+  std::string letters;
+  for (const LayerRole& layer : plan.layers) letters += RowOf(layer.role).letter;
+  return letters;
+}
 // A plan of these roles and nothing else; without layers if a letter is none of them.
-Plan PlanOfLetters(const std::string& letters);
+inline Plan PlanOfLetters(const std::string& letters) {
+  Plan plan;
+  for (const char letter : letters) {
+    const RoleRow* row = RoleByLetter(letter);
+    if (row == nullptr) return Plan();
+    plan.layers.push_back({.role = row->role});
+  }
+  return plan;
+}
 
 // Of a candidate's plan the file has the roles and the prompts' share of the keys.
-template <typename V>
-void Fields(V& v, Candidate& c) {
+void Fields(auto& v, Candidate& c) {
   std::string roles = Letters(c.plan);
   PrefillMode& prefill = c.plan.prefill;
   double prompt_share = prefill.sparse ? prefill.fraction : 1.0;
@@ -317,25 +316,23 @@ void Fields(V& v, Candidate& c) {
   v("prompt_share", prompt_share);
   v("roles", roles);
   v("top1", c.top1);
-  if constexpr (V::kReads) {
+  if constexpr (std::remove_reference_t<decltype(v)>::kReads) {
     c.plan = PlanOfLetters(roles);
     prefill = {.sparse = prompt_share < 1, .fraction = prompt_share};
   }
 }
 
-template <typename V>
-void Fields(V& v, PlanSearch& s) {
+void Fields(auto& v, PlanSearch& s) {
   v("candidates", s.candidates);
   v("chosen", s.chosen);
   v("seconds", s.seconds);
   v("test", s.test);
 }
 
-template <typename V>
-void Fields(V& v, SearchRecord& r) {
+void Fields(auto& v, SearchRecord& r) {
   Fields(v, r.origin);
   Fields(v, r.search);
-  v.Object("target", [&](V& target) {
+  v.Object("target", [&](auto& target) {
     target("max_kl", r.target.max_kl);
     target("max_bytes", r.target.max_bytes);
     target("min_retrieval", r.target.min_retrieval);
