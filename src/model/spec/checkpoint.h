@@ -26,6 +26,7 @@ struct Checkpoint {
   // tensors and reports every mismatch in one error. The tokenizer is loaded separately, because
   // tests and converters need only the tensors.
   static Result<Checkpoint> Open(const std::string& path);
+  // kNotFound: the model comes without a tokenizer; it runs on token ids.
   Result<Tokenizer> LoadTokenizer() const;
   // Of a tensor that is not read again soon: its pages leave the process's memory.
   void Release(const TensorInfo& tensor) const;
