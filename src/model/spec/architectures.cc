@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "formats/printable.h"
+#include "model/spec/router.h"
 
 namespace baton {
 namespace {
@@ -115,6 +116,8 @@ std::span<const Architecture> Architectures() { return kArchitectures; }
 Result<const Architecture*> FindArchitecture(FileKind kind, const Metadata& m) {
   const char* key = kind == FileKind::kGguf ? "general.architecture" : "model_type";
   const std::string* given = m.String(key);
+  if (kind == FileKind::kHuggingFace && !RoutedBackbone(m).empty())
+    return ByName(RoutedBackbone(m));
   if (kind == FileKind::kHuggingFace && given == nullptr) {
     given = m.String("general.architecture");
     for (const Architecture& a : kArchitectures) {

@@ -45,7 +45,9 @@ class Binder {
     c_.layers.resize(static_cast<size_t>(c_.config.layers));
     for (const TensorSlot& slot : TensorSlots(c_.config)) BindOne(*slot.rule, slot.layer);
     for (const auto& [name, tensor] : by_name_) {
-      if (!claimed_.contains(name) && !IsRedundant(name))
+      const bool known = claimed_.contains(name) || IsRedundant(name) ||
+                         (c_.router != nullptr && IsRouterTensor(name));
+      if (!known)
         problems_.Add("{} {}: not part of a {} model", Printable(name), ShapeText(tensor->shape),
                       architecture_.name);
     }
@@ -192,7 +194,8 @@ Status CompareWithWeights(const Metadata& config_json, const SafetensorsMetadata
 
 // `weights_metadata`: of safetensors files.
 Result<Checkpoint> Assemble(FileKind kind, std::shared_ptr<CheckpointStorage> storage,
-                            const SafetensorsMetadata& weights_metadata, const std::string& path) {
+                            const SafetensorsMetadata& weights_metadata, const std::string& path,
+                            std::string_view flavour) {
   Checkpoint c;
   c.path = path;
   BATON_ASSIGN(const Architecture* architecture, FindArchitecture(kind, storage->metadata));
@@ -207,13 +210,22 @@ Result<Checkpoint> Assemble(FileKind kind, std::shared_ptr<CheckpointStorage> st
   if (c.config.vocab > kMaxVocab)
     return Error::Corrupt("token_embd.weight has {} rows, expected at most {}", c.config.vocab,
                           kMaxVocab);
+  if (kind == FileKind::kHuggingFace && !RoutedBackbone(storage->metadata).empty()) {
+    BATON_ASSIGN(RouterFile router,
+                 PublishedRouter(storage->metadata, storage->tensors, c.config, flavour));
+    c.router = std::make_shared<const RouterFile>(std::move(router));
+  } else if (!flavour.empty()) {
+    return Error::InvalidArgument("router flavour '{}' of a model without layer routers",
+                                  Printable(flavour))
+        .Hint("a router file of its own needs no flavour");
+  }
   BATON_TRY(Binder(kind, *architecture, *storage, c).Bind());
   c.fingerprint = Fingerprint(c.config, storage->tensors);
   c.storage = std::move(storage);
   return c;
 }
 
-Result<Checkpoint> OpenGguf(const std::string& path) {
+Result<Checkpoint> OpenGguf(const std::string& path, std::string_view flavour) {
   auto storage = std::make_shared<CheckpointStorage>();
   BATON_ASSIGN(MappedFile file, MappedFile::Open(path));
   Result<GgufFile> gguf = ParseGguf(file.bytes());
@@ -225,12 +237,12 @@ Result<Checkpoint> OpenGguf(const std::string& path) {
   storage->files.push_back(std::move(file));
   storage->tensors = std::move(gguf->tensors);
   storage->metadata = std::move(gguf->metadata);
-  Result<Checkpoint> c = Assemble(FileKind::kGguf, std::move(storage), {}, path);
+  Result<Checkpoint> c = Assemble(FileKind::kGguf, std::move(storage), {}, path, flavour);
   if (!c.ok()) return std::move(c).error().At(path);
   return c;
 }
 
-Result<Checkpoint> OpenFolder(const std::string& path) {
+Result<Checkpoint> OpenFolder(const std::string& path, std::string_view flavour) {
   const std::string config = path + "/config.json";
   std::error_code ignored;
   if (!fs::exists(config, ignored)) {
@@ -250,24 +262,24 @@ Result<Checkpoint> OpenFolder(const std::string& path) {
   storage->files = std::move(weights.files);
   storage->tensors = std::move(weights.tensors);
   Result<Checkpoint> c =
-      Assemble(FileKind::kHuggingFace, std::move(storage), weights.metadata, path);
+      Assemble(FileKind::kHuggingFace, std::move(storage), weights.metadata, path, flavour);
   if (!c.ok()) return std::move(c).error().At(path);
   return c;
 }
 
 }  // namespace
 
-Result<Checkpoint> Checkpoint::Open(const std::string& path) {
+Result<Checkpoint> Checkpoint::Open(const std::string& path, std::string_view router_flavour) {
   std::error_code ec;
   const fs::file_status status = fs::status(path, ec);
   if (!fs::exists(status))
     return Error::NotFound("{}: no such file or folder", path)
         .Hint("give a .gguf file, or a folder with config.json and .safetensors files");
-  if (fs::is_directory(status)) return OpenFolder(path);
+  if (fs::is_directory(status)) return OpenFolder(path, router_flavour);
   if (path.ends_with(".safetensors") || path.ends_with(".json"))
     return Error::InvalidArgument("{}: one file of a model folder", path)
         .Hint("give the folder itself");
-  return OpenGguf(path);
+  return OpenGguf(path, router_flavour);
 }
 
 void Checkpoint::Release(const TensorInfo& tensor) const {
