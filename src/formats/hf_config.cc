@@ -45,6 +45,11 @@ Status Flatten(const json& j, const std::string& prefix, int depth, Metadata& ou
       value = v.get<double>();
     } else if (v.is_string()) {
       value = v.get<std::string>();
+    } else if (v.is_array() && !v.empty() &&
+               std::all_of(v.begin(), v.end(), [](const json& e) { return e.is_boolean(); })) {
+      std::vector<int64_t> flags;
+      for (const json& e : v) flags.push_back(e.get<bool>() ? 1 : 0);
+      value = std::move(flags);
     } else if (v.is_array() && std::all_of(v.begin(), v.end(), FitsInt64)) {
       value = AsVector<int64_t>(v);
     } else if (v.is_array() &&
@@ -81,6 +86,13 @@ Result<Metadata> ReadHfConfig(const std::string& path) {
       ParseHfConfig({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
   if (!out.ok()) return std::move(out).error().At(path);
   return out;
+}
+
+std::string ToFlatConfig(const Metadata& metadata) {
+  json j = json::object();
+  for (const auto& [key, value] : metadata.values)
+    std::visit([&](const auto& v) { j[key] = v; }, value);
+  return j.dump(1) + "\n";
 }
 
 std::string ToHfConfig(const Metadata& metadata) {

@@ -90,7 +90,8 @@ Result<TensorInfo> ReadEntry(const std::string& name, const json& j,
 
 }  // namespace
 
-Result<std::vector<TensorInfo>> ParseSafetensors(std::span<const std::byte> bytes) {
+Result<std::vector<TensorInfo>> ParseSafetensors(std::span<const std::byte> bytes,
+                                                 SafetensorsMetadata* metadata) {
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   if (text.starts_with("version https://git-lfs"))
     return Error::Corrupt("expected a safetensors file, got a Git LFS pointer to one")
@@ -108,7 +109,13 @@ Result<std::vector<TensorInfo>> ParseSafetensors(std::span<const std::byte> byte
 
   std::vector<TensorInfo> tensors;
   for (const auto& [name, entry] : header.items()) {
-    if (name == "__metadata__") continue;
+    if (name == "__metadata__") {
+      if (metadata == nullptr || !entry.is_object()) continue;
+      for (const auto& [key, value] : entry.items()) {
+        if (value.is_string()) metadata->emplace(key, value.get<std::string>());
+      }
+      continue;
+    }
     BATON_ASSIGN(TensorInfo info, ReadEntry(name, entry, data));
     tensors.push_back(std::move(info));
   }
@@ -169,8 +176,15 @@ Result<SafetensorsFolder> OpenSafetensorsFolder(const std::string& folder) {
   for (const auto& [shard, promised] : shards) {
     const std::string path = folder + "/" + shard;
     BATON_ASSIGN(MappedFile file, MappedFile::Open(path));
-    Result<std::vector<TensorInfo>> tensors = ParseSafetensors(file.bytes());
+    SafetensorsMetadata metadata;
+    Result<std::vector<TensorInfo>> tensors = ParseSafetensors(file.bytes(), &metadata);
     if (!tensors.ok()) return std::move(tensors).error().At(path);
+    for (auto& [key, value] : metadata) {
+      const auto [at, added] = out.metadata.emplace(key, value);
+      if (!added && at->second != value && key.starts_with("baton."))
+        return Error::Corrupt("{}: metadata '{}' differs from that of another shard", path,
+                              Printable(key));
+    }
     for (TensorInfo& t : *tensors) {
       if (!names.insert(t.name).second)
         return Error::Corrupt("{}: tensor '{}' is in two shards", path, Printable(t.name));
@@ -186,8 +200,10 @@ Result<SafetensorsFolder> OpenSafetensorsFolder(const std::string& folder) {
   return out;
 }
 
-Status WriteSafetensors(const std::string& path, const std::vector<SafetensorsEntry>& tensors) {
+Status WriteSafetensors(const std::string& path, const std::vector<SafetensorsEntry>& tensors,
+                        const SafetensorsMetadata& metadata) {
   json header = json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t offset = 0;
   for (const SafetensorsEntry& t : tensors) {
     header[t.name] = {{"dtype", std::string(Info(t.dtype).name)},

@@ -1,10 +1,25 @@
 #include "model/spec/architectures.h"
 
+#include <initializer_list>
+
 #include "base/check.h"
 #include "formats/printable.h"
+#include "model/spec/router.h"
 
 namespace baton {
 namespace {
+
+constexpr std::string_view kClsaKeys[] = {"memory.input_layer", "memory.qk_norm",
+                                          "indexer.head_count", "indexer.key_length",
+                                          "indexer.scale",      "indexer.dtype"};
+constexpr std::string_view kHySparseKeys[] = {"residual.streams"};
+constexpr std::string_view kHySparse2Keys[] = {"residual.streams", "bridge.norm"};
+
+constexpr uint32_t Mask(std::initializer_list<Role> roles) {
+  uint32_t mask = 0;
+  for (Role r : roles) mask |= 1u << static_cast<int>(r);
+  return mask;
+}
 
 constexpr Architecture kArchitectures[] = {
     {
@@ -49,6 +64,35 @@ constexpr Architecture kArchitectures[] = {
         .default_rope_base = 1000000.0,
         .local_rope_base = 10000.0,
     },
+    {
+        .name = "baton-dense",
+        .gguf_name = "baton-dense",
+        .native = true,
+        .roles = Mask({Role::kFull, Role::kWindow}),
+    },
+    {
+        .name = "baton-clsa",
+        .gguf_name = "baton-clsa",
+        .native = true,
+        .own_keys = kClsaKeys,
+        .roles =
+            Mask({Role::kWindow, Role::kCrossDense, Role::kCrossIndex, Role::kCrossIndexLocal}),
+    },
+    {
+        .name = "baton-hysparse",
+        .gguf_name = "baton-hysparse",
+        .native = true,
+        .own_keys = kHySparseKeys,
+        .roles = Mask({Role::kFull, Role::kSparse}),
+    },
+    {
+        .name = "baton-hysparse2",
+        .gguf_name = "baton-hysparse2",
+        .native = true,
+        .own_keys = kHySparse2Keys,
+        .roles = Mask(
+            {Role::kWindow, Role::kFull, Role::kCrossFull, Role::kSparseShared, Role::kSparse}),
+    },
 };
 
 std::string KnownNames() {
@@ -72,6 +116,14 @@ std::span<const Architecture> Architectures() { return kArchitectures; }
 Result<const Architecture*> FindArchitecture(FileKind kind, const Metadata& m) {
   const char* key = kind == FileKind::kGguf ? "general.architecture" : "model_type";
   const std::string* given = m.String(key);
+  if (kind == FileKind::kHuggingFace && !RoutedBackbone(m).empty())
+    return ByName(RoutedBackbone(m));
+  if (kind == FileKind::kHuggingFace && given == nullptr) {
+    given = m.String("general.architecture");
+    for (const Architecture& a : kArchitectures) {
+      if (given != nullptr && a.native && *given == a.gguf_name) return &a;
+    }
+  }
   if (given == nullptr)
     return Error::Corrupt("{} is missing or no string", key)
         .Hint("the supported ones are: " + KnownNames());
@@ -79,7 +131,8 @@ Result<const Architecture*> FindArchitecture(FileKind kind, const Metadata& m) {
       m.Int("llama.attention.sliding_window").value_or(0) > 0)
     return ByName("mistral");
   for (const Architecture& a : kArchitectures) {
-    if (*given == (kind == FileKind::kGguf ? a.gguf_name : a.hf_type)) return &a;
+    const std::string_view name = kind == FileKind::kGguf ? a.gguf_name : a.hf_type;
+    if (!name.empty() && *given == name) return &a;
   }
   Error error =
       Error::Unsupported("architecture '{}'; supported: {}", Printable(*given), KnownNames());

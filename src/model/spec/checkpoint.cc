@@ -15,13 +15,14 @@
 #include "formats/safetensors.h"
 #include "model/spec/architectures.h"
 #include "model/spec/checkpoint_storage.h"
+#include "model/spec/limits.h"
+#include "model/spec/native_config.h"
+#include "model/spec/problems.h"
 
 namespace baton {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr size_t kListedProblems = 20;
 
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
@@ -36,7 +37,7 @@ bool IsRedundant(std::string_view name) {
 class Binder {
  public:
   Binder(FileKind kind, const Architecture& a, const CheckpointStorage& storage, Checkpoint& c)
-      : kind_(kind), architecture_(a), c_(c) {
+      : kind_(TensorNames(kind, a)), architecture_(a), c_(c) {
     for (const TensorInfo& t : storage.tensors) by_name_.emplace(t.name, &t);
   }
 
@@ -44,9 +45,11 @@ class Binder {
     c_.layers.resize(static_cast<size_t>(c_.config.layers));
     for (const TensorSlot& slot : TensorSlots(c_.config)) BindOne(*slot.rule, slot.layer);
     for (const auto& [name, tensor] : by_name_) {
-      if (!claimed_.contains(name) && !IsRedundant(name))
-        problems_.push_back(fmt::format("{} {}: not part of a {} model", Printable(name),
-                                        ShapeText(tensor->shape), architecture_.name));
+      const bool known = claimed_.contains(name) || IsRedundant(name) ||
+                         (c_.router != nullptr && IsRouterTensor(name));
+      if (!known)
+        problems_.Add("{} {}: not part of a {} model", Printable(name), ShapeText(tensor->shape),
+                      architecture_.name);
     }
     return Report();
   }
@@ -61,7 +64,7 @@ class Binder {
         c_.config.tied_output = true;
         c_.model[TensorRole::kOutput] = c_.model[TensorRole::kEmbedding];
       } else if (rule.need != Need::kOptional) {
-        problems_.push_back(fmt::format("{} {}: missing", name, ShapeText(rule.Shape(c_.config))));
+        problems_.Add("{} {}: missing", name, ShapeText(rule.Shape(c_.config)));
       }
       return;
     }
@@ -72,14 +75,12 @@ class Binder {
 
   bool Fits(const TensorRule& rule, const TensorInfo& t) {
     if (const std::vector<int64_t> expected = rule.Shape(c_.config); t.shape != expected) {
-      problems_.push_back(fmt::format("{}: shape {}, expected {}", t.name, ShapeText(t.shape),
-                                      ShapeText(expected)));
+      problems_.Add("{}: shape {}, expected {}", t.name, ShapeText(t.shape), ShapeText(expected));
       return false;
     }
     const bool vector = rule.shape[1] == Dim::kNone;
     if (vector && Info(t.dtype).block_elements != 1) {
-      problems_.push_back(
-          fmt::format("{}: type {}, expected F32, F16 or BF16", t.name, Info(t.dtype).name));
+      problems_.Add("{}: type {}, expected F32, F16 or BF16", t.name, Info(t.dtype).name);
       return false;
     }
     return true;
@@ -98,7 +99,7 @@ class Binder {
     Dequantize(t.dtype, t.data, 0, t.elements(), divisors.data());
     for (float d : divisors) {
       if (!(d >= 1e-3f && d <= 1e6f)) {
-        problems_.push_back(fmt::format("{}: holds {}, expected 0.001 to 1000000", t.name, d));
+        problems_.Add("{}: holds {}, expected 0.001 to 1000000", t.name, d);
         return;
       }
     }
@@ -107,13 +108,7 @@ class Binder {
 
   Status Report() const {
     if (problems_.empty()) return Status::Ok();
-    std::string text;
-    for (size_t i = 0; i < std::min(problems_.size(), kListedProblems); ++i)
-      text += (i == 0 ? "" : "; ") + problems_[i];
-    if (problems_.size() > kListedProblems)
-      text += fmt::format("; and {} more", problems_.size() - kListedProblems);
-    return Error::Corrupt("{} tensors do not fit a {} model: {}", problems_.size(),
-                          architecture_.name, text)
+    return problems_.ToError(fmt::format("tensors do not fit a {} model", architecture_.name))
         .Hint("the file is damaged, or a variant of this architecture that Baton does not run");
   }
 
@@ -122,7 +117,7 @@ class Binder {
   Checkpoint& c_;
   std::map<std::string, const TensorInfo*, std::less<>> by_name_;
   std::set<std::string, std::less<>> claimed_;
-  std::vector<std::string> problems_;
+  Problems problems_;
 };
 
 std::string ConfigText(const ModelConfig& c) {
@@ -139,6 +134,27 @@ std::string ConfigText(const ModelConfig& c) {
   return s;
 }
 
+// What ConfigText lacks of a trained-sparse model.
+std::string NativeText(const ModelConfig& c) {
+  std::string s = fmt::format("|{} {} {} {} {} {} {} {}", c.rope_dims, c.exit_layer,
+                              c.bridge_norm_own, c.memory_layer, c.memory_qk_norm,
+                              c.indexer.key_length, c.indexer.scale, c.indexer.bf16);
+  for (const LayerPlan& l : c.plan) {
+    s += fmt::format("|{} {}", static_cast<int>(l.role), static_cast<int>(l.merge));
+    for (const Branch& b : l.branches)
+      s += fmt::format(" {},{},{},{},{},{},{},{}", b.cache, static_cast<int>(b.set.kind),
+                       b.set.sink, b.set.recent, b.set.publisher, b.set.k.tokens,
+                       static_cast<int>(b.gate), b.sink_logit);
+    if (l.publish)
+      s += fmt::format(" P{},{},{},{},{},{}", static_cast<int>(l.publish->ranking),
+                       static_cast<int>(l.publish->scope), static_cast<int>(l.publish->pool),
+                       l.publish->block, l.publish->sink, l.publish->recent);
+  }
+  for (const CacheSpec& cache : c.caches) s += fmt::format("|{},{}", cache.owner, cache.kv_input);
+  for (const LayerConfig& l : c.layer) s += l.qk_norm ? '1' : '0';
+  return s;
+}
+
 // A plan is refused for another model, so this must tell models of one shape apart, at every start:
 // hence four samples of each tensor and not all of it.
 std::string Fingerprint(const ModelConfig& config, const std::vector<TensorInfo>& tensors) {
@@ -150,6 +166,7 @@ std::string Fingerprint(const ModelConfig& config, const std::vector<TensorInfo>
             [](const TensorInfo* a, const TensorInfo* b) { return a->name < b->name; });
   Sha256 hash;
   hash.Update(ConfigText(config));
+  if (!config.plan.empty()) hash.Update(NativeText(config));
   for (const TensorInfo* t : order) {
     hash.Update(fmt::format("\n{} {} {}\n", t->name, Info(t->dtype).name, ShapeText(t->shape)));
     const std::span<const std::byte> data(t->data, static_cast<size_t>(t->bytes));
@@ -165,16 +182,42 @@ std::string Fingerprint(const ModelConfig& config, const std::vector<TensorInfo>
   return "sha256:" + hash.Hex();
 }
 
+// The weights' file of a trained-sparse folder carries the config that they were trained with.
+Status CompareWithWeights(const Metadata& config_json, const SafetensorsMetadata& weights) {
+  const auto it = weights.find("baton.config");
+  if (it == weights.end())
+    return Error::Corrupt("the safetensors metadata lack baton.config, a copy of config.json");
+  Result<Metadata> stored = ParseHfConfig(it->second);
+  if (!stored.ok()) return std::move(stored).error().At("baton.config");
+  return CompareConfigs(config_json, *stored);
+}
+
+// `weights_metadata`: of safetensors files.
 Result<Checkpoint> Assemble(FileKind kind, std::shared_ptr<CheckpointStorage> storage,
-                            const std::string& path) {
+                            const SafetensorsMetadata& weights_metadata, const std::string& path,
+                            std::string_view flavour) {
   Checkpoint c;
   c.path = path;
   BATON_ASSIGN(const Architecture* architecture, FindArchitecture(kind, storage->metadata));
+  if (architecture->native && kind == FileKind::kHuggingFace)
+    BATON_TRY(CompareWithWeights(storage->metadata, weights_metadata));
   BATON_ASSIGN(c.config, ReadConfig(kind, *architecture, storage->metadata));
   if (c.config.vocab == 0) {
     for (const TensorInfo& t : storage->tensors) {
-      if (t.name == "token_embd.weight") c.config.vocab = t.shape.front();
+      if (t.name == "token_embd.weight" && !t.shape.empty()) c.config.vocab = t.shape.front();
     }
+  }
+  if (c.config.vocab > kMaxVocab)
+    return Error::Corrupt("token_embd.weight has {} rows, expected at most {}", c.config.vocab,
+                          kMaxVocab);
+  if (kind == FileKind::kHuggingFace && !RoutedBackbone(storage->metadata).empty()) {
+    BATON_ASSIGN(RouterFile router,
+                 PublishedRouter(storage->metadata, storage->tensors, c.config, flavour));
+    c.router = std::make_shared<const RouterFile>(std::move(router));
+  } else if (!flavour.empty()) {
+    return Error::InvalidArgument("router flavour '{}' of a model without layer routers",
+                                  Printable(flavour))
+        .Hint("a router file of its own needs no flavour");
   }
   BATON_TRY(Binder(kind, *architecture, *storage, c).Bind());
   c.fingerprint = Fingerprint(c.config, storage->tensors);
@@ -182,7 +225,7 @@ Result<Checkpoint> Assemble(FileKind kind, std::shared_ptr<CheckpointStorage> st
   return c;
 }
 
-Result<Checkpoint> OpenGguf(const std::string& path) {
+Result<Checkpoint> OpenGguf(const std::string& path, std::string_view flavour) {
   auto storage = std::make_shared<CheckpointStorage>();
   BATON_ASSIGN(MappedFile file, MappedFile::Open(path));
   Result<GgufFile> gguf = ParseGguf(file.bytes());
@@ -194,12 +237,12 @@ Result<Checkpoint> OpenGguf(const std::string& path) {
   storage->files.push_back(std::move(file));
   storage->tensors = std::move(gguf->tensors);
   storage->metadata = std::move(gguf->metadata);
-  Result<Checkpoint> c = Assemble(FileKind::kGguf, std::move(storage), path);
+  Result<Checkpoint> c = Assemble(FileKind::kGguf, std::move(storage), {}, path, flavour);
   if (!c.ok()) return std::move(c).error().At(path);
   return c;
 }
 
-Result<Checkpoint> OpenFolder(const std::string& path) {
+Result<Checkpoint> OpenFolder(const std::string& path, std::string_view flavour) {
   const std::string config = path + "/config.json";
   std::error_code ignored;
   if (!fs::exists(config, ignored)) {
@@ -218,24 +261,25 @@ Result<Checkpoint> OpenFolder(const std::string& path) {
   BATON_ASSIGN(SafetensorsFolder weights, OpenSafetensorsFolder(path));
   storage->files = std::move(weights.files);
   storage->tensors = std::move(weights.tensors);
-  Result<Checkpoint> c = Assemble(FileKind::kHuggingFace, std::move(storage), path);
+  Result<Checkpoint> c =
+      Assemble(FileKind::kHuggingFace, std::move(storage), weights.metadata, path, flavour);
   if (!c.ok()) return std::move(c).error().At(path);
   return c;
 }
 
 }  // namespace
 
-Result<Checkpoint> Checkpoint::Open(const std::string& path) {
+Result<Checkpoint> Checkpoint::Open(const std::string& path, std::string_view router_flavour) {
   std::error_code ec;
   const fs::file_status status = fs::status(path, ec);
   if (!fs::exists(status))
     return Error::NotFound("{}: no such file or folder", path)
         .Hint("give a .gguf file, or a folder with config.json and .safetensors files");
-  if (fs::is_directory(status)) return OpenFolder(path);
+  if (fs::is_directory(status)) return OpenFolder(path, router_flavour);
   if (path.ends_with(".safetensors") || path.ends_with(".json"))
     return Error::InvalidArgument("{}: one file of a model folder", path)
         .Hint("give the folder itself");
-  return OpenGguf(path);
+  return OpenGguf(path, router_flavour);
 }
 
 void Checkpoint::Release(const TensorInfo& tensor) const {

@@ -4,12 +4,14 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "baton/error.h"
 #include "formats/gguf.h"
 #include "formats/tokenizer.h"
 #include "model/spec/config.h"
+#include "model/spec/router.h"
 #include "model/spec/tensors.h"
 
 namespace baton {
@@ -22,10 +24,15 @@ struct Checkpoint {
                             // of each tensor's bytes
   std::string path;
 
+  // Of a folder that holds layer routers beside the model; null if it holds none.
+  std::shared_ptr<const RouterFile> router;
+
   // Opens `path` (a .gguf file or a folder with config.json), checks names, types and shapes of all
   // tensors and reports every mismatch in one error. The tokenizer is loaded separately, because
-  // tests and converters need only the tensors.
-  static Result<Checkpoint> Open(const std::string& path);
+  // tests and converters need only the tensors. A folder with layer routers needs their flavour
+  // (PublishedRouter), others take none.
+  static Result<Checkpoint> Open(const std::string& path, std::string_view router_flavour = {});
+  // kNotFound: the model comes without a tokenizer; it runs on token ids.
   Result<Tokenizer> LoadTokenizer() const;
   // Of a tensor that is not read again soon: its pages leave the process's memory.
   void Release(const TensorInfo& tensor) const;

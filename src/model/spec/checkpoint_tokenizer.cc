@@ -3,6 +3,9 @@
 namespace baton {
 
 Result<Tokenizer> Checkpoint::LoadTokenizer() const {
+  if (!storage->folder && storage->metadata.String("tokenizer.ggml.model") == nullptr)
+    return Error::NotFound("{}: no tokenizer in the file", path)
+        .Hint("give token ids instead of text");
   Result<Tokenizer> tokenizer =
       storage->folder ? Tokenizer::FromFolder(path) : Tokenizer::FromGguf(storage->metadata);
   if (!tokenizer.ok()) return std::move(tokenizer).error().At(path);

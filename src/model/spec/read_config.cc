@@ -5,17 +5,11 @@
 
 #include "formats/printable.h"
 #include "model/spec/architectures.h"
+#include "model/spec/limits.h"
+#include "model/spec/native_config.h"
 
 namespace baton {
 namespace {
-
-constexpr int64_t kMaxLayers = 1024;
-constexpr int64_t kMaxHeads = 1024;
-constexpr int64_t kMaxHeadDim = 512;
-constexpr int64_t kMaxWidth = 1 << 18;
-constexpr int64_t kMaxFfnWidth = 1 << 20;
-constexpr int64_t kMaxVocab = 1 << 22;
-constexpr int64_t kMaxContext = 1 << 26;
 
 // The same fact under its two names; GGUF names follow the architecture's prefix.
 struct Key {
@@ -341,6 +335,7 @@ Result<double> AttentionScale(const Reader& r, const Architecture& a, const Mode
 }  // namespace
 
 Result<ModelConfig> ReadConfig(FileKind kind, const Architecture& a, const Metadata& metadata) {
+  if (a.native) return ReadNativeConfig(kind, a, metadata);
   const Reader r(kind, a, metadata);
   ModelConfig c{.architecture = std::string(a.name)};
   const std::string* name = metadata.String(r.gguf() ? "general.name" : "_name_or_path");
