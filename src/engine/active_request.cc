@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "engine/routing.h"
 
 namespace baton {
 
@@ -13,7 +14,11 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
     : engine_(engine),
       id_(id),
       request_(std::move(prepared.request)),
-      low_bit_(std::move(prepared.low_bit)),
+      caches_(prepared.plan.caches),
+      plan_hash_(request_.route ? fmt::format("{} {} {} {}", prepared.plan.hash,
+                                              static_cast<int>(request_.route->mode),
+                                              request_.route->margin, request_.route->mask)
+                                : prepared.plan.hash),
       conversation_(prepared.conversation),
       callbacks_(std::move(callbacks)),
       sampler_(request_.sampling),
@@ -23,7 +28,7 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
   sequence_.prompt_tokens = static_cast<int64_t>(sequence_.tokens.size());
   sequence_.kv_limit = prepared.kv_tokens;
   Watch& watch = sequence_.watch;
-  watch.interval = sequence_.plan ? request_.watch.interval : 0;
+  watch.interval = sequence_.plan.changes_layers ? request_.watch.interval : 0;
   watch.threshold = request_.watch.threshold;
   if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
   result_.stats.prompt_tokens = sequence_.prompt_tokens;
@@ -32,32 +37,83 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
 
 void ActiveRequest::Admit(std::shared_ptr<KvStore> store) {
   KvSequence kv = store->NewSequence();
-  Admit(std::move(store), std::move(kv), 0);
+  Begin(std::move(store), std::move(kv), 0);
+  if (Status status = StartRouting(); !status.ok()) Fail(std::move(status).error());
 }
 
-void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length) {
-  BATON_CHECK(!admitted() && length < sequence_.prompt_tokens);
+void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
+                          const ResolvedPlan& routed) {
+  sequence_.plan = routed;  // a conversation keeps its windows: what they dropped is gone
+  Begin(std::move(store), std::move(kv), length);
+  StartPrompt(PrefillOrder::kTokenMajor);
+}
+
+void ActiveRequest::Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length) {
+  BATON_CHECK(!admitted_ && length < sequence_.prompt_tokens);
+  admitted_ = true;
   sequence_.store = std::move(store);
   sequence_.kv = std::move(kv);
   sequence_.kv.Truncate(length);
   sequence_.prompt_position = length;
   result_.stats.reused_tokens = length;
+}
+
+// A prompt whose layers have to be routed first, as it runs or ahead of it.
+Status ActiveRequest::StartRouting() {
+  if (!request_.route) {
+    StartPrompt(PrefillOrder::kTokenMajor);
+    return Status::Ok();
+  }
+  const RouterFile* router = engine_.router ? &*engine_.router : nullptr;
+  routing_ = std::make_unique<Routing>(engine_, router, *request_.route,
+                                       std::span<const int32_t>(sequence_.tokens),
+                                       &sequence_.plan, &sequence_.kv);
+  using Mode = RouteOptions::Mode;
+  const Mode mode = request_.route->mode;
+  if (mode == Mode::kExact || mode == Mode::kDense) {
+    const bool chunks = mode == Mode::kExact && routing_->forced();
+    if (chunks) routing_->DecideForced();
+    StartPrompt(chunks ? PrefillOrder::kTokenMajor : PrefillOrder::kLayerMajor);
+    return Status::Ok();
+  }
+  BATON_ASSIGN(ahead_, RoutingAhead::Create(engine_, *request_.route, sequence_.tokens,
+                                            sequence_.plan));
+  return Status::Ok();
+}
+
+void ActiveRequest::StartPrompt(PrefillOrder order) {
+  const auto length = static_cast<size_t>(sequence_.kv.length());
   prompt_.emplace(
       engine_,
-      PromptParams{.tokens = std::span(sequence_.tokens).subspan(static_cast<size_t>(length)),
+      PromptParams{.tokens = std::span(sequence_.tokens).subspan(length),
                    .kv = &sequence_.kv,
-                   .plan = sequence_.plan_or_null(),
-                   .on_logits = [this](int64_t, View<const float> logits) {
-                     Accept(std::span(logits.data(), static_cast<size_t>(logits.dim(1))));
-                   }});
+                   .plan = &sequence_.plan,
+                   .on_logits =
+                       [this](int64_t, View<const float> logits) {
+                         Accept(std::span(logits.data(), static_cast<size_t>(logits.dim(1))));
+                       },
+                   .order = order,
+                   .routing = order == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
+}
+
+// One pass of the prompt, or of the routing that runs ahead of it.
+Status ActiveRequest::StepPrompt() {
+  if (!ahead_) return prompt_->Step();
+  BATON_TRY(ahead_->Step());
+  if (!ahead_->done()) return Status::Ok();
+  routing_->DecideAs(ahead_->routing());
+  ahead_.reset();
+  StartPrompt(PrefillOrder::kTokenMajor);
+  return Status::Ok();
 }
 
 void ActiveRequest::PromptPass() {
   const auto start = std::chrono::steady_clock::now();
-  Status status = prompt_->Step();
+  Status status = StepPrompt();
   if (!status.ok()) return Fail(std::move(status).error());
   result_.stats.prompt_seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (!prompt_) return;
   sequence_.prompt_position = result_.stats.reused_tokens + prompt_->tokens_done();
   if (callbacks_.on_prompt) {
     callbacks_.on_prompt(sequence_.prompt_position, sequence_.prompt_tokens);
@@ -144,8 +200,10 @@ void ActiveRequest::Emit(std::string piece, bool last) {
 void ActiveRequest::Finish() {
   BATON_CHECK(done_);
   if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
-  sequence_.Release();
   RequestStats& s = result_.stats;
+  if (sequence_.store) s.kv_bytes_held = sequence_.kv.held_bytes();
+  if (routing_) s.routing = routing_->Report(sequence_.kv.length());
+  sequence_.Release();
   s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
   s.kv_bytes_per_token = decode_steps_ > 0 ? kv_bytes_ / static_cast<double>(decode_steps_) : 0;
   const std::vector<Watch::Layer>& layers = sequence_.watch.layers;

@@ -8,6 +8,7 @@
 
 #include "engine/engine_impl.h"
 #include "engine/prompt_run.h"
+#include "engine/routing_ahead.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
 
@@ -17,8 +18,7 @@ namespace baton {
 struct PreparedRequest {
   Request request;
   std::vector<int32_t> tokens;  // of the prompt
-  std::optional<ResolvedPlan> plan;
-  std::vector<bool> low_bit;  // [layers] whose pages carry the low-bit copy of K
+  ResolvedPlan plan;
   int64_t kv_tokens = 0;      // the most positions of cache it may use
   // Continues from, and becomes, the engine's conversation (chat requests of Engine::Generate).
   bool conversation = false;
@@ -36,8 +36,10 @@ class ActiveRequest {
 
   RequestId id() const { return id_; }
   Sequence& sequence() { return sequence_; }
-  const std::vector<bool>& low_bit() const { return low_bit_; }
-  std::string plan_hash() const { return sequence_.plan ? sequence_.plan->hash : ""; }
+  // What its store must offer: the plan's caches as they were submitted.
+  const std::vector<CacheSpec>& caches() const { return caches_; }
+  // The plan as it was submitted, and how it is routed.
+  const std::string& plan_hash() const { return plan_hash_; }
   // Pages of cache that are set aside for it from admission on: all that it may ever use.
   int64_t claimed_pages() const { return PagesOf(sequence_.kv_limit); }
   bool conversation() const { return conversation_; }
@@ -45,13 +47,15 @@ class ActiveRequest {
 
   bool done() const { return done_; }
   bool failed() const { return error_.has_value(); }
-  bool admitted() const { return prompt_.has_value(); }
-  bool in_prompt() const { return prompt_ && !prompt_->done(); }
+  bool admitted() const { return admitted_; }
+  bool in_prompt() const { return ahead_ || (prompt_ && !prompt_->done()); }
 
   // Gives it a cache: an empty one of `store`, or one that already holds the first `length` tokens
   // of its prompt.
   void Admit(std::shared_ptr<KvStore> store);
-  void Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length);
+  // `routed`: the plan that routing made of this request's plan when the cache was filled.
+  void Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
+             const ResolvedPlan& routed);
 
   // One pass of its prompt. A failure ends the request.
   void PromptPass();
@@ -73,15 +77,23 @@ class ActiveRequest {
 
  private:
   void Emit(std::string piece, bool last);
+  void Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length);
+  Status StartRouting();
+  void StartPrompt(PrefillOrder order);
+  Status StepPrompt();
 
   Engine::Impl& engine_;
   const RequestId id_;
   const Request request_;
-  const std::vector<bool> low_bit_;
+  const std::vector<CacheSpec> caches_;
+  const std::string plan_hash_;
   const bool conversation_;
   RequestCallbacks callbacks_;
   Sequence sequence_;
-  std::optional<PromptRun> prompt_;  // from admission on; points into sequence_
+  bool admitted_ = false;
+  std::unique_ptr<Routing> routing_;     // of a routed request whose prompt starts its cache
+  std::unique_ptr<RoutingAhead> ahead_;  // decides before the prompt is processed
+  std::optional<PromptRun> prompt_;      // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;
   std::optional<int32_t> picked_;  // by Accept, not yet seen by Advance

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "kv/kv_store.h"
 #include "model/run/transformer.h"
 #include "model/spec/checkpoint.h"
+#include "model/spec/router.h"
 #include "plan/kv_bytes.h"
 
 namespace baton {
@@ -27,7 +29,8 @@ struct Engine::Impl {
   Checkpoint checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Transformer> model;
-  ResolvedPlan model_plan;  // what runs without a user's plan
+  ResolvedPlan model_plan;            // what runs without a user's plan
+  std::optional<RouterFile> router;  // of layers of role route
   std::atomic<bool> cancelled{false};
   // The cache of the latest chat request, for its next turn.
   struct Conversation {
@@ -35,6 +38,7 @@ struct Engine::Impl {
     KvSequence sequence;
     std::vector<int32_t> tokens;  // what the sequence holds
     std::string plan_hash;
+    ResolvedPlan plan;  // as routing left it
   } conversation;
   Scheduler scheduler{*this};  // after what its requests use
 

@@ -4,6 +4,7 @@
 #include "baton/engine.h"
 #include "engine/active_request.h"
 #include "engine/engine_impl.h"
+#include "engine/routing.h"
 
 namespace baton {
 namespace {
@@ -39,16 +40,45 @@ Result<std::vector<int32_t>> PromptTokens(const Engine& engine, const Engine::Im
   return tokens;
 }
 
+// The plan that a request runs under; its routed layers are still open.
+Result<ResolvedPlan> PlanOf(const Engine::Impl& impl, const Request& r) {
+  if (!r.plan && !r.route) return impl.model_plan;
+  Plan plan = r.plan ? *r.plan : Plan::Dense(impl.info.layers);
+  const bool names = std::any_of(plan.layers.begin(), plan.layers.end(),
+                                 [](const LayerRole& l) { return l.role == Role::kRoute; });
+  if (!r.route) {
+    if (names)
+      return Error::InvalidArgument("the plan routes layers, and there is nothing to decide them by")
+          .Hint("give a router (--router FILE) or a mask (--route-mask)");
+    return impl.ResolvePlan(plan, nullptr);
+  }
+  BATON_TRY(CheckRouteOptions(*r.route, impl.info.layers));
+  if (impl.shape().trained_sparse())
+    return Error::Unsupported("a {} model has its own attention; its layers cannot be routed",
+                              impl.info.architecture);
+  if (!names && r.plan)
+    return Error::InvalidArgument("the plan names no layer of role route")
+        .Hint("leave out --plan to route every layer");
+  if (!names) plan = RouteEveryLayer(impl.shape(), impl.router ? impl.router->settings
+                                                               : RouterSettings{});
+  if (!impl.router && (r.route->mask.empty() || r.route->mask.find('?') != std::string::npos))
+    return Error::InvalidArgument("routing needs a router, or a mask that decides every layer")
+        .Hint("give --router FILE");
+  const bool layer_major = r.route->mode == RouteOptions::Mode::kExact ||
+                           r.route->mode == RouteOptions::Mode::kDense;
+  if (plan.prefill.sparse && layer_major)
+    return Error::Unsupported("a plan with sparse prompts cannot be routed layer by layer")
+        .Hint("use the prompt mode two_pass or probe");
+  return impl.ResolvePlan(plan, nullptr);
+}
+
 Result<PreparedRequest> Prepare(const Engine& engine, const Engine::Impl& impl, Request r) {
   PreparedRequest p;
   BATON_TRY(CheckSampling(r.sampling));
   if (r.max_tokens < 0)
     return Error::InvalidArgument("max tokens must be 0 or more, got {}", r.max_tokens);
   BATON_ASSIGN(p.tokens, PromptTokens(engine, impl, r));
-  if (r.plan) {
-    BATON_ASSIGN(p.plan, impl.ResolvePlan(*r.plan, nullptr));
-  }
-  p.low_bit = impl.LowBitLayers(p.plan ? &*p.plan : nullptr);
+  BATON_ASSIGN(p.plan, PlanOf(impl, r));
   const auto prompt = static_cast<int64_t>(p.tokens.size());
   const int64_t most = impl.options.kv_tokens;
   if (prompt > most) {

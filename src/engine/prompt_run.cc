@@ -68,6 +68,13 @@ Status PromptRun::Step() {
     batch.leave = Kept(keep);
     batch.leave_from = keep - pass.first_row;
   }
+  std::vector<Rows> rotated;
+  if (params_.gap > 0) {
+    const int64_t before = std::clamp<int64_t>(params_.gap_at - pass.first_row, 0, pass.rows());
+    rotated = {{0, before, pass.first_row},
+               {before, pass.rows() - before, pass.first_row + before + params_.gap}};
+    batch.rotated = rotated;
+  }
   std::vector<int64_t> rows;
   const int64_t wanted = std::max(wanted_, pass.first_row);
   if (params_.on_logits && pass.end_layer == engine_.info.layers && wanted < pass.end_row) {
@@ -81,6 +88,10 @@ Status PromptRun::Step() {
   BATON_TRY(engine_.model->Forward(batch));
   ++next_;
   if (params_.routing) params_.routing->After(pass);
+  if (params_.only_decide && pass.end_row == end_) {
+    const int cache = params_.plan->OwnCache(pass.first_layer);
+    if (cache >= 0) params_.kv->Keep(cache, 0, 1);
+  }
   params_.kv->Evict();
   // All caches have come to the prompt's end.
   return done() ? params_.kv->Reserve(end_) : Status::Ok();

@@ -26,6 +26,10 @@ struct PromptParams {
   PrefillOrder order = PrefillOrder::kTokenMajor;
   // Decides routed layers as their turn comes, in the plan that `plan` points at; null: none.
   Routing* routing = nullptr;
+  // Rows from this one on are rotated as if `gap` positions lay before them.
+  int64_t gap_at = 0, gap = 0;
+  // Nothing but decisions is wanted of a layer-major run: a layer's cache goes with its last row.
+  bool only_decide = false;
 };
 
 class PromptRun {

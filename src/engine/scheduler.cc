@@ -31,7 +31,7 @@ class DecodeBatch {
     const auto row = static_cast<int64_t>(rows_.size());
     segments_.push_back({.rows = {row, 1, position},
                          .kv = &s.kv,
-                         .plan = s.plan_or_null(),
+                         .plan = &s.plan,
                          .prompt = false,
                          .watch = s.watch_or_null()});
     tokens_.push_back(s.tokens.back());
@@ -153,9 +153,12 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
     const size_t most = std::min(last.tokens.size(), s.tokens.size() - 1);
     size_t common = 0;
     while (common < most && last.tokens[common] == s.tokens[common]) ++common;
-    r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common));
-    last = {};  // a request that fails leaves no conversation behind
-    return true;
+    // Rings cannot go back behind what they dropped: such a prompt starts anew.
+    if (common > 0 && last.sequence.CanTruncate(static_cast<int64_t>(common))) {
+      r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common), last.plan);
+      last = {};  // a request that fails leaves no conversation behind
+      return true;
+    }
   }
   if (r.conversation() || pages + PagesOf(last.sequence.length()) > max_pages()) {
     last.sequence = {};  // before its store
@@ -170,13 +173,13 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
   return true;
 }
 
-// Requests whose plans need the same low-bit copies share a store; all stores together hold no more
+// Requests whose plans need the same caches share a store; all stores together hold no more
 // than max_pages(), and each could.
 Result<std::shared_ptr<KvStore>> Scheduler::StoreFor(ActiveRequest& r) {
   for (auto& other : requests_) {
-    if (other->admitted() && other->low_bit() == r.low_bit()) return other->sequence().store;
+    if (other->admitted() && other->caches() == r.caches()) return other->sequence().store;
   }
-  return engine_.Store(r.low_bit(), r.sequence().kv_limit);
+  return engine_.Store(r.caches(), r.sequence().kv_limit);
 }
 
 void Scheduler::RunPass() {
@@ -224,10 +227,10 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (ActiveRequest* r : batch.rows()) {
-    const Sequence& s = r->sequence();
-    r->CountDecode(seconds, static_cast<double>(
-                                s.plan ? KvBytesPerToken(*s.plan, engine_.shape(), s.kv.length())
-                                       : DenseKvBytesPerToken(engine_.shape(), s.kv.length())));
+    Sequence& s = r->sequence();
+    s.kv.Evict();
+    r->CountDecode(seconds, static_cast<double>(KvBytesPerToken(
+                                s.plan, engine_.shape(), s.kv.length(), engine_.cache_element())));
     r->Advance();
   }
 }
@@ -242,10 +245,16 @@ void Scheduler::FinishDone() {
     Sequence& s = r->sequence();
     if (r->conversation() && r->chat() && s.store && !r->failed()) {
       // Of a prompt that was interrupted, what its passes completed.
-      s.kv.Truncate(r->in_prompt() ? s.prompt_position : s.kv.length());
-      s.tokens.resize(std::min(s.tokens.size(), static_cast<size_t>(s.kv.length())));
+      const int64_t whole = std::min(r->in_prompt() ? s.prompt_position : s.kv.length(),
+                                     s.kv.length());
       engine_.conversation.sequence = {};  // before its store
-      engine_.conversation = {s.store, std::move(s.kv), s.tokens, r->plan_hash()};
+      engine_.conversation = {};
+      if (s.kv.CanTruncate(whole)) {
+        s.kv.Truncate(whole);
+        s.tokens.resize(std::min(s.tokens.size(), static_cast<size_t>(whole)));
+        engine_.conversation = {s.store, std::move(s.kv), s.tokens, r->plan_hash(), s.plan};
+        s.kv = {};
+      }
     }
     r->Finish();
   }

@@ -18,13 +18,12 @@ struct Sequence {
   std::shared_ptr<KvStore> store;  // null before admission; declared before `kv`, which needs it
   KvSequence kv;
   int64_t kv_limit = 0;              // most positions `kv` may hold
-  std::optional<ResolvedPlan> plan;  // the request's own copy; none: dense
+  ResolvedPlan plan;  // the request's own copy: routing changes it
   Watch watch;
   std::vector<int32_t> tokens;  // the prompt, then what was generated
   int64_t prompt_tokens = 0;    // of `tokens`
   int64_t prompt_position = 0;  // prompt tokens that need no further pass
 
-  const ResolvedPlan* plan_or_null() const { return plan ? &*plan : nullptr; }
   Watch* watch_or_null() { return watch.interval > 0 ? &watch : nullptr; }
 
   // Room for positions [0, length). Error::Resource, with nothing changed, past kv_limit or when

@@ -58,20 +58,22 @@ int64_t LayerKvBytes(const ResolvedPlan& plan, int layer, int64_t visible, KvEle
 }
 
 int64_t DenseKvBytesPerToken(const ModelShape& model, int64_t visible, KvElement element) {
-  const ResolvedPlan own = ModelPlan(model);
+  if (model.plan.empty()) return DenseKvBytesPerToken(model.Completed(), visible, element);
   int64_t bytes = 0;
-  for (int l = 0; l < model.layers; ++l) bytes += LayerKvBytes(own, l, visible, element);
+  for (const LayerPlan& layer : model.plan)
+    bytes += LayerBytes(model.plan, model.caches, layer, visible, element);
   return bytes;
 }
 
 int64_t KvBytesPerToken(const ResolvedPlan& plan, const ModelShape& model, int64_t visible,
                         KvElement element) {
   BATON_CHECK_EQ(static_cast<int>(plan.layers.size()), model.layers);
-  const ResolvedPlan own = ModelPlan(model);
+  if (model.plan.empty()) return KvBytesPerToken(plan, model.Completed(), visible, element);
   int64_t bytes = 0;
-  for (int l = 0; l < model.layers; ++l) {
-    const bool planned = visible > plan.min_context || plan.layer(l).at_any_length;
-    bytes += LayerKvBytes(planned ? plan : own, l, visible, element);
+  for (size_t l = 0; l < plan.layers.size(); ++l) {
+    const bool planned = visible > plan.min_context || plan.layers[l].at_any_length;
+    bytes += LayerBytes(planned ? plan.layers : model.plan, plan.caches,
+                        planned ? plan.layers[l] : model.plan[l], visible, element);
   }
   return bytes;
 }

@@ -256,8 +256,10 @@ void Transformer::AddBranch(const View<float>& input, const Matrix& w, const flo
 }
 
 void Transformer::PrepareRope(const ForwardBatch& batch) {
-  std::vector<Rows> rows;
-  for (const AttentionSegment& s : batch.segments) rows.push_back(s.rows);
+  std::vector<Rows> rows(batch.rotated.begin(), batch.rotated.end());
+  if (rows.empty()) {
+    for (const AttentionSegment& s : batch.segments) rows.push_back(s.rows);
+  }
   const int64_t pairs = config_.rope_dims / 2;
   for (size_t r = 0; r < rope_.size(); ++r) {
     RopeTable& table = rope_[r];

@@ -29,6 +29,8 @@ struct ForwardBatch {
   float* leave = nullptr;         // [T - leave_from, C]
   int64_t leave_from = 0;
 
+  // Positions that rows are rotated by, where they are not those of the segments.
+  std::span<const Rows> rotated;
   AttentionObserver* observer = nullptr;
   // Receives the stream that enters each layer: [layers][T, C].
   float* capture = nullptr;
