@@ -1,0 +1,36 @@
+// Routing decided before the prompt is processed, in a cache of its own that is thrown away: from
+// the prompt's first and last rows alone (probe), or by an exact pass (two_pass). The prompt then
+// runs in chunks under decided layers.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/prompt_run.h"
+#include "engine/routing.h"
+
+namespace baton {
+
+class RoutingAhead {
+ public:
+  // `tokens`: the whole prompt. Errors: no memory for the cache.
+  static Result<std::unique_ptr<RoutingAhead>> Create(Engine::Impl& engine,
+                                                      const RouteOptions& options,
+                                                      std::span<const int32_t> tokens,
+                                                      const ResolvedPlan& plan);
+  bool done() const { return run_->done(); }
+  Status Step();
+  const Routing& routing() const { return *routing_; }
+
+ private:
+  RoutingAhead() = default;
+
+  std::vector<int32_t> tokens_;
+  ResolvedPlan plan_;
+  std::shared_ptr<KvStore> store_;
+  KvSequence kv_;
+  std::unique_ptr<Routing> routing_;
+  std::unique_ptr<PromptRun> run_;
+};
+
+}  // namespace baton
