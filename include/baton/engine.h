@@ -44,6 +44,15 @@ struct EngineOptions {
   std::string router, router_flavour;
 };
 
+// What a layer's attention is by the model's own design.
+struct LayerInfo {
+  std::string kind;     // full, window, cross index, ...
+  std::string branches;  // "own window 512", "layer 12 list of 25 + recent 128", ...
+  std::string cache;    // "all", "ring 128", "none"
+  std::string publishes;  // "tokens 1024", "blocks 1024 of 64", or empty
+  bool rope = true, gated = false, sink_logits = false;
+};
+
 struct ModelInfo {
   std::string path, name, architecture, fingerprint,
       weight_types;  // weight_types: "210 x Q4_1, 1 x Q8_0, 61 x F32"
@@ -51,6 +60,14 @@ struct ModelInfo {
   int64_t head_dim = 0, width = 0, ffn_width = 0, vocab = 0, context = 0;
   int64_t parameters = 0, weight_bytes = 0, kv_bytes_per_token = 0;
   std::vector<int64_t> window;  // [layers], 0 = whole context
+  // Bytes of cache at some lengths: what a decode step reads and a sequence holds, beside a dense
+  // model of this shape with a full cache in every layer.
+  struct CacheBytes {
+    int64_t tokens = 0, read = 0, held = 0, dense = 0;
+  };
+  std::vector<CacheBytes> cache_bytes;
+  std::vector<LayerInfo> layer;  // [layers]
+  std::string router;            // "64 + 64 rows, sink 128, window 2048"; empty: none
   bool has_chat_template = false;
   std::string backend;  // "cpu (avx512)", "ref", ...
   int threads = 0;

@@ -17,10 +17,15 @@ struct PerplexityOptions {
   int64_t chunks = 0;        // 0: all
   bool score_all = false;    // every position instead of the second half of each chunk
   std::optional<Plan> plan;  // decode semantics for every scored position
+  // One document of these tokens in place of a text: no BOS is added, and it is scored even where
+  // it is shorter than the context.
+  std::vector<int32_t> tokens;
+  bool logprobs = false;  // keep those of the scored tokens
 };
 struct PerplexityResult {
   double perplexity = 0, standard_error = 0, mean_nll = 0;
   int64_t tokens_scored = 0, chunks = 0;
+  std::vector<double> logprobs;  // nats, of the scored tokens in order; empty unless asked for
 };
 // llama.cpp's convention: text tokenised with BOS where the model adds one and one final newline
 // dropped, disjoint chunks of `context` tokens, BOS in place of each chunk's first token for such

@@ -115,6 +115,30 @@ void AddJsonFlag(CLI::App* command, bool& json) {
   command->add_flag("--json", json, "Print one JSON object on standard output");
 }
 
+void AddTokenFileFlag(CLI::App* command, std::string& path) {
+  command->add_option("--token-file", path,
+                      "JSON array of token ids, one document; no BOS is added");
+}
+
+Result<std::vector<int32_t>> ReadTokens(const std::string& path) {
+  BATON_ASSIGN(const std::string text, ReadFile(path));
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  const char* hint = "expected a JSON array of token ids, such as [1, 2, 3]";
+  if (!json.is_array() || json.empty())
+    return Error::InvalidArgument("{}: {}", path,
+                                  json.is_discarded()  ? "no JSON"
+                                  : json.is_array() ? "an empty array"
+                                                    : "no array")
+        .Hint(hint);
+  std::vector<int32_t> tokens;
+  for (const auto& item : json) {
+    if (!item.is_number_integer() || item < 0 || item > INT32_MAX)
+      return Error::InvalidArgument("{}: item {} is no token id", path, tokens.size()).Hint(hint);
+    tokens.push_back(item.get<int32_t>());
+  }
+  return tokens;
+}
+
 void AddTextFlag(CLI::App* command, std::vector<std::string>& paths) {
   command->add_option("--text", paths, "Text files, read in this order")->required();
 }

@@ -76,6 +76,9 @@ struct EngineFlags {
 
 void AddPlanFlag(CLI::App* command, std::string& path);
 void AddJsonFlag(CLI::App* command, bool& json);
+// A JSON array of token ids: one document, taken as it is.
+void AddTokenFileFlag(CLI::App* command, std::string& path);
+Result<std::vector<int32_t>> ReadTokens(const std::string& path);
 // One file or several; the text is that of all, in order.
 void AddTextFlag(CLI::App* command, std::vector<std::string>& paths);
 // --prompt, --file, or what is piped in.

@@ -7,14 +7,17 @@ namespace {
 
 struct PerplexityFlags {
   EngineFlags engine;
-  std::string file, plan, score = "half";
+  std::string file, token_file, plan, score = "half";
   PerplexityOptions options;
   bool json = false;
 };
 
 void AddOptions(CLI::App* command, PerplexityFlags& o) {
   o.engine.AddModel(command);
-  command->add_option("-f,--file", o.file, "Text")->required();
+  auto* source = command->add_option_group("input", "One of these");
+  source->add_option("-f,--file", o.file, "Text");
+  AddTokenFileFlag(source, o.token_file);
+  source->require_option(1);
   command->add_option("--context", o.options.context, "Tokens of a chunk")
       ->check(AtLeast(8))
       ->capture_default_str();
@@ -24,17 +27,24 @@ void AddOptions(CLI::App* command, PerplexityFlags& o) {
                    "half: the second half of each chunk, as llama.cpp does; all: every position")
       ->check(CLI::IsMember({"half", "all"}))
       ->capture_default_str();
+  command->add_flag("--logprobs", o.options.logprobs,
+                    "Also print the log-probability of every scored token (with --json)");
   AddPlanFlag(command, o.plan);
   AddJsonFlag(command, o.json);
   o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);
 }
 
 Result<int> Run(const PerplexityFlags& o, const Invocation& invocation) {
-  BATON_ASSIGN(const Texts text, ReadTexts({o.file}));
+  Texts text;
+  PerplexityOptions options = o.options;
+  if (o.token_file.empty()) {
+    BATON_ASSIGN(text, ReadTexts({o.file}));
+  } else {
+    BATON_ASSIGN(options.tokens, ReadTokens(o.token_file));
+  }
   EngineFlags flags = o.engine;
   flags.options.context = o.options.context;
   BATON_ASSIGN(auto engine, flags.Load());
-  PerplexityOptions options = o.options;
   options.score_all = o.score == "all";
   BATON_ASSIGN(options.plan, LoadPlan(*engine, o.plan));
   if (options.plan) {
@@ -67,7 +77,8 @@ void AddPerplexity(CLI::App& app, Action& action) {
   CLI::App* command = AddCommand(
       app, "perplexity", "Perplexity of a text, dense or under a plan",
       "  baton perplexity model.gguf --file book.txt --context 1024 --chunks 4\n"
-      "  baton perplexity model.gguf --file book.txt --plan plan.json --score all --json");
+      "  baton perplexity model.gguf --file book.txt --plan plan.json --score all --json\n"
+      "  baton perplexity model.gguf --token-file ids.json --score all --logprobs --json");
   AddCommandWith<PerplexityFlags>(command, action, AddOptions, Run);
 }
 

@@ -1,6 +1,8 @@
 // baton run: one answer, or a chat.
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
+#include <numeric>
 
 #include "apps/command.h"
 
@@ -10,7 +12,8 @@ namespace {
 struct RunOptions {
   EngineFlags engine;
   TextSource text;
-  std::string plan, system;
+  std::string plan, system, token_file;
+  RouteOptions route;
   Request request;  // everything but what it asks and the plan
   CLI::Option* watch_interval = nullptr;
   CLI::Option* watch_threshold = nullptr;
@@ -44,10 +47,44 @@ void AddSampling(CLI::App* command, Request& request) {
       ->group(group);
 }
 
+void AddRouting(CLI::App* command, RunOptions& o) {
+  const std::string group = "Routing";
+  using Mode = RouteOptions::Mode;
+  command
+      ->add_option("--router", o.engine.options.router,
+                   "Layer routers (safetensors, or the folder of a published checkpoint): each "
+                   "layer becomes full or a window, once per request")
+      ->group(group);
+  command
+      ->add_option("--router-flavour", o.engine.options.router_flavour,
+                   "Which method a published checkpoint's routers are of: flux")
+      ->group(group);
+  command
+      ->add_option("--route-mode", o.route.mode,
+                   "exact: layer by layer on the whole prompt (the default); probe: from its ends; "
+                   "two_pass: exact decisions, then chunks; dense: the prompt attends fully")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Mode>{{"exact", Mode::kExact},
+                                                                      {"probe", Mode::kProbe},
+                                                                      {"two_pass", Mode::kTwoPass},
+                                                                      {"dense", Mode::kDense}}))
+      ->group(group);
+  command
+      ->add_option("--route-margin", o.route.margin,
+                   "A layer becomes a window only if its logits differ by at least this")
+      ->check(AtLeast(0))
+      ->group(group);
+  command
+      ->add_option("--route-mask", o.route.mask,
+                   "full, sparse, or one letter a layer: F, S, or ? for the router")
+      ->group(group);
+}
+
 void AddOptions(CLI::App* command, RunOptions& o) {
   o.engine.AddModel(command);
   o.text.Add(command);
+  AddTokenFileFlag(command, o.token_file);
   AddPlanFlag(command, o.plan);
+  AddRouting(command, o);
   command->add_flag("--raw", o.raw,
                     "No chat template: the text itself, control tokens parsed, BOS where the model "
                     "adds one");
@@ -96,6 +133,19 @@ double DenseBytes(const Engine& engine, const RequestStats& stats) {
 // New prompt tokens: those whose cache a chat still held cost nothing.
 int64_t ProcessedPrompt(const RequestStats& s) { return s.prompt_tokens - s.reused_tokens; }
 
+void PrintRouting(const RoutingReport& r) {
+  const auto sparse = std::count(r.bitmap.begin(), r.bitmap.end(), 'S');
+  const int64_t held =
+      std::accumulate(r.held_token_equivalents.begin(), r.held_token_equivalents.end(), int64_t{0});
+  Note(fmt::format("routing  {} ({} of {} layers are windows, {}{})", r.bitmap, sparse,
+                   r.bitmap.size(), r.source,
+                   r.rows_pooled ? fmt::format(", {} rows pooled", r.rows_pooled) : ""));
+  Note(fmt::format("         holds {} of {} token-equivalents, {}", Count(held),
+                   Count(r.dense_token_equivalents),
+                   Percent(static_cast<double>(held) /
+                           static_cast<double>(std::max<int64_t>(1, r.dense_token_equivalents)))));
+}
+
 void PrintStats(const Engine& engine, const Generation& g) {
   const RequestStats& s = g.stats;
   Note(fmt::format("prompt   {} tokens{}, {} tok/s", Count(s.prompt_tokens),
@@ -108,6 +158,9 @@ void PrintStats(const Engine& engine, const Generation& g) {
   if (s.kv_bytes_per_token > 0)
     Note(fmt::format("KV read  {} per token{}", Bytes(s.kv_bytes_per_token),
                      dense > 0 ? ", " + Percent(s.kv_bytes_per_token / dense) + " of dense" : ""));
+  if (s.kv_bytes_held > 0)
+    Note(fmt::format("KV held  {}", Bytes(static_cast<double>(s.kv_bytes_held))));
+  if (s.routing) PrintRouting(*s.routing);
   const MemoryUse memory = Engine::Memory();
   Note(fmt::format("memory   {}, {} on huge pages{}",
                    Bytes(static_cast<double>(memory.anonymous_bytes)),
@@ -219,7 +272,9 @@ Result<int64_t> Ask(const Engine& engine, const RunOptions& o, std::string text,
 }
 
 Result<int> Run(const RunOptions& o, const Invocation& invocation) {
-  const bool interactive = !o.text.Given() && StdinIsTerminal();
+  const bool tokens = !o.token_file.empty();
+  const bool interactive = !tokens && !o.text.Given() && StdinIsTerminal();
+  if (tokens && o.text.Given()) UsageError("--token-file", "stands in place of a text");
   for (const CLI::Option* watch : {o.watch_interval, o.watch_threshold}) {
     if (o.plan.empty() && watch->count() > 0)
       UsageError(watch->get_name(), "there is nothing to watch without --plan");
@@ -228,18 +283,22 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
   if (interactive && o.raw) UsageError("--raw", "needs --prompt, --file or piped input");
   if (o.raw && !o.system.empty()) UsageError("--system", "is part of a chat, --raw has none");
   std::string text;
-  if (!interactive) {
+  if (!interactive && !tokens) {
     BATON_ASSIGN(text, o.text.Read());
   }
   BATON_ASSIGN(auto engine, o.engine.Load());
-  if (!o.raw && !engine->info().has_chat_template)
+  if (!o.raw && !tokens && !engine->info().has_chat_template)
     return Error::Unsupported("{}: the model has no chat template", o.engine.model)
         .Hint("use --raw to continue the text itself");
   Request request = o.request;
   BATON_ASSIGN(request.plan, LoadPlan(*engine, o.plan));
   if (!o.system.empty()) request.chat.push_back({"system", o.system});
   std::vector<int64_t> visible;
-  if (!interactive) {
+  if (!o.engine.options.router.empty() || !o.route.mask.empty()) request.route = o.route;
+  if (tokens) {
+    BATON_ASSIGN(request.tokens, ReadTokens(o.token_file));
+    visible.push_back(static_cast<int64_t>(request.tokens.size()));
+  } else if (!interactive) {
     BATON_ASSIGN(const int64_t prompt_tokens, Ask(*engine, o, std::move(text), request));
     visible.push_back(prompt_tokens);
   }
@@ -260,7 +319,8 @@ void AddRun(CLI::App& app, Action& action) {
       "  baton run model.gguf                                      chat\n"
       "  baton run model.gguf --prompt 'Why is the sky blue?' -n 100\n"
       "  baton run model.gguf --plan plan.json --file book.txt --stats\n"
-      "  baton run model.gguf --raw --prompt 'The capital of France is' --json");
+      "  baton run model.gguf --raw --prompt 'The capital of France is' --json\n"
+      "  baton run model.gguf --router router.safetensors --file book.txt --stats");
   AddCommandWith<RunOptions>(command, action, AddOptions, Run);
 }
 

@@ -48,16 +48,8 @@ Status ScoreChunk(Engine& engine, Session& session, std::span<const int32_t> chu
                     [&](int64_t row, View<const float> logits) { score(first + row, logits); });
 }
 
-}  // namespace
-
-Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& text,
-                                           const PerplexityOptions& options,
-                                           const OnProgress& progress) {
-  BATON_TRY(CheckOptions(engine, options));
-  std::optional<ResolvedPlan> plan;
-  if (options.plan) {
-    BATON_ASSIGN(plan, engine.impl().ResolvePlan(*options.plan, nullptr));
-  }
+Result<std::vector<std::vector<int32_t>>> TextChunks(Engine& engine, const std::string& text,
+                                                     const PerplexityOptions& options) {
   std::string_view body = text;
   if (body.ends_with('\n')) body.remove_suffix(1);
   const std::vector<int32_t> tokens = engine.Tokenize(body, true, false);
@@ -70,19 +62,59 @@ Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& te
   }
   int64_t chunks = found / options.context;
   if (options.chunks > 0) chunks = std::min(chunks, options.chunks);
+  const std::optional<int32_t> bos = BosToken(engine);
+  std::vector<std::vector<int32_t>> windows;
+  for (int64_t c = 0; c < chunks; ++c)
+    windows.push_back(TextWindow(tokens, c * options.context, options.context, bos));
+  return windows;
+}
+
+// The given tokens as they are, the last chunk as long as it comes.
+Result<std::vector<std::vector<int32_t>>> TokenChunks(const Engine& engine,
+                                                      const PerplexityOptions& options) {
+  const std::vector<int32_t>& tokens = options.tokens;
+  if (tokens.size() < 2)
+    return Error::InvalidArgument("perplexity: {} token, at least 2 are needed", tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= engine.info().vocab)
+      return Error::InvalidArgument("token {} at position {} is outside the vocabulary of {}",
+                                    tokens[i], i, engine.info().vocab);
+  }
+  std::vector<std::vector<int32_t>> windows;
+  const auto step = static_cast<size_t>(options.context);
+  for (size_t at = 0; at + 1 < tokens.size(); at += step) {
+    if (options.chunks > 0 && static_cast<int64_t>(windows.size()) == options.chunks) break;
+    const auto begin = tokens.begin() + static_cast<int64_t>(at);
+    windows.emplace_back(begin, begin + static_cast<int64_t>(std::min(step, tokens.size() - at)));
+  }
+  return windows;
+}
+
+}  // namespace
+
+Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& text,
+                                           const PerplexityOptions& options,
+                                           const OnProgress& progress) {
+  BATON_TRY(CheckOptions(engine, options));
+  std::optional<ResolvedPlan> plan;
+  if (options.plan) {
+    BATON_ASSIGN(plan, engine.impl().ResolvePlan(*options.plan, nullptr));
+  }
+  BATON_ASSIGN(const std::vector<std::vector<int32_t>> windows,
+               options.tokens.empty() ? TextChunks(engine, text, options)
+                                      : TokenChunks(engine, options));
+  const auto chunks = static_cast<int64_t>(windows.size());
 
   BATON_ASSIGN(Session session,
                Session::Create(engine, plan ? plan->caches : engine.impl().model_plan.caches,
                                options.context));
-  const std::optional<int32_t> bos = BosToken(engine);
   std::vector<double> nll;
   Steps steps(progress, static_cast<double>(chunks));
   for (int64_t c = 0; c < chunks; ++c) {
     const std::string what = fmt::format("chunk {} of {}", c + 1, chunks);
     steps.Begin(what);
-    const std::vector<int32_t> chunk =
-        TextWindow(tokens, c * options.context, options.context, bos);
-    BATON_TRY(ScoreChunk(engine, session, chunk, plan ? &*plan : nullptr, options.score_all, nll));
+    BATON_TRY(ScoreChunk(engine, session, windows[static_cast<size_t>(c)],
+                         plan ? &*plan : nullptr, options.score_all, nll));
     steps.Done(1, what);
   }
   const MeanError mean = MeanOf(nll);
@@ -92,6 +124,9 @@ Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& te
   r.standard_error = r.perplexity * mean.standard_error;
   r.tokens_scored = static_cast<int64_t>(nll.size());
   r.chunks = chunks;
+  if (options.logprobs) {
+    for (const double x : nll) r.logprobs.push_back(-x);
+  }
   return r;
 }
 

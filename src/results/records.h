@@ -73,6 +73,23 @@ void Fields(auto& v, InfoRecord::Share& s) {
   v("kv_bytes_share", s.kv_bytes_share);
 }
 
+void Fields(auto& v, ModelInfo::CacheBytes& c) {
+  v("tokens", c.tokens);
+  v("read", c.read);
+  v("held", c.held);
+  v("dense", c.dense);
+}
+
+void Fields(auto& v, LayerInfo& l) {
+  v("kind", l.kind);
+  v("branches", l.branches);
+  v("cache", l.cache);
+  v.NonEmpty("publishes", l.publishes);
+  v("rope", l.rope);
+  v("gated", l.gated);
+  v("sink_logits", l.sink_logits);
+}
+
 void Fields(auto& v, InfoRecord& r) {
   ModelInfo& m = r.origin.model;
   Fields(v, r.origin);
@@ -87,6 +104,9 @@ void Fields(auto& v, InfoRecord& r) {
   v("weight_bytes", m.weight_bytes);
   v("kv_bytes_per_token", m.kv_bytes_per_token);
   v("window", m.window);
+  v("cache_bytes", m.cache_bytes);
+  v("layers_table", m.layer);
+  v.NonEmpty("router", m.router);
   v("has_chat_template", m.has_chat_template);
   v("load_seconds", m.load_seconds);
   v.Object("plan", !r.plan.empty(), [&](auto& plan) {
@@ -122,6 +142,15 @@ constexpr const char* StopName(Generation::Stop stop) {
   return kStopNames.begin()[static_cast<size_t>(stop)];
 }
 
+void Fields(auto& v, RoutingReport& r) {
+  v("bitmap", r.bitmap);
+  v("logits", r.logits);
+  v("source", r.source);
+  v("rows_pooled", r.rows_pooled);
+  v("held_token_equivalents", r.held_token_equivalents);
+  v("dense_token_equivalents", r.dense_token_equivalents);
+}
+
 void Fields(auto& v, RunRecord& r) {
   Generation& g = r.generation;
   RequestStats& s = g.stats;
@@ -136,8 +165,10 @@ void Fields(auto& v, RunRecord& r) {
   v("decode_tokens_per_s", r.decode_tokens_per_s);
   v("kv_bytes_per_token", s.kv_bytes_per_token);
   v("kv_bytes_per_token_dense", r.kv_bytes_per_token_dense);
+  v("kv_bytes_held", s.kv_bytes_held);
   v("logits_hash", s.logits_hash);
   v("watched", s.watched);
+  v.NonEmpty("routing", s.routing);
   v("memory", r.memory);
 }
 
@@ -160,6 +191,7 @@ void Fields(auto& v, PerplexityRecord& r) {
   v("mean_nll", r.result.mean_nll);
   v("tokens_scored", r.result.tokens_scored);
   v("chunks", r.result.chunks);
+  v.NonEmpty("logprobs", r.result.logprobs);
 }
 
 // `baton eval`. One plan's figures stand in the record itself, those of several in a list "plans".
