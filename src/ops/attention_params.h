@@ -117,33 +117,48 @@ struct MergeParams {
 // Which heads share a set: one per layer, per KV head, or per query head (profiling only).
 enum class MassScope { kAll, kGroup, kHead };
 
-// mass[s, g, n] = attention probability of key n, pooled over the query heads of scope g (sum or
-// max) and summed over the rows of set s. Keys a row cannot see count as 0. The probabilities are
-// the exact ones (from K and the given lse, or from stored scores) or those of the 4-bit copy of K
-// (their own softmax). Segments share no row.
+// How much each key is attended to. Segments share no row.
+//
+// kProbability: mass[s, g, n] = attention probability of key n, pooled over the query heads of
+// scope g (sum or max) and summed over the rows of set s. Keys a row cannot see count as 0.
+//
+// kLogProbability: mass[s, g, n] = log of the same for sets of one row: the largest z_hn - lse_h of
+// the heads h of scope g (Pool::kMax; arXiv 2602.03560 eq. 3, whose e^(z - lse) would underflow to
+// ties), or log sum_h e^(z_hn - lse_h) (kSum), z being scaled scores. Keys a row cannot see are
+// -inf. An indexer (arXiv 2606.06467) ranks by plain scores: one head and no lse.
+//
+// The probabilities are the exact ones (from K and the given lse, or from stored scores) or those
+// of the 4-bit copy of K (their own softmax; kProbability only).
 struct MassParams {
   enum class Source { kExact, kScores, kLowBit } source = Source::kExact;
+  enum class Score { kProbability, kLogProbability } score = Score::kProbability;
   struct Segment {
     Rows rows;
     KvView kv;
     const float* scores = nullptr;  // kScores: as written by Attend
     int64_t score_stride = 0;
-    int64_t rows_per_set = 1;
-    float* mass = nullptr;    // [sets = ceil(rows / rows_per_set), groups, mass_stride]
-    int64_t mass_stride = 0;  // >= position + count
+    int64_t rows_per_set = 1;  // kLogProbability: 1
+    float* mass = nullptr;     // [sets = ceil(rows / rows_per_set), groups, mass_stride]
+    int64_t mass_stride = 0;   // >= position + count
   };
   View<const float> q;  // [T, Hq, D]
   float scale = 0;
-  View<const float> lse;  // [T, Hq]: kExact and kScores
+  // [T, Hq]: kExact and kScores. kLogProbability: empty for lse = 0.
+  View<const float> lse;
   MassScope scope = MassScope::kAll;
   Pool pool = Pool::kSum;
+  // kLogProbability with kSum: each head counts with its largest score of a block of so many
+  // consecutive tokens (counted from position 0), and every visible token of the block gets the
+  // block's value. Of no effect with kMax, where a block's maximum is the same either way.
+  int64_t block = 1;
   std::span<const Segment> segments;
 };
 
 // The k heaviest keys of each set: the first `sink` and last `recent` visible keys first, then by
-// mass; equal mass: the lower position. With block > 1, blocks of consecutive tokens are ranked by
-// the sum of their mass and k / block blocks are taken (a block that holds a forced token is
-// forced).
+// mass; equal mass: the lower position. Any mass but NaN is ranked, -0.0 like 0.0, -inf last. With
+// block > 1, blocks of consecutive tokens are ranked by the sum or the maximum of their mass and
+// k / block blocks are taken (a block that holds a forced token is forced). At least one token or
+// block is taken, unless k = 0 and nothing is forced: then the list is empty.
 struct SelectParams {
   struct Segment {
     const float* mass = nullptr;  // [sets, groups, mass_stride]
@@ -158,6 +173,7 @@ struct SelectParams {
   int64_t groups = 1;
   int64_t sink = 0;
   int64_t block = 1;
+  enum class BlockScore { kSum, kMax } block_score = BlockScore::kSum;
   std::span<const Segment> segments;
 };
 

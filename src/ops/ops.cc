@@ -141,10 +141,14 @@ void Ops::Merge(const MergeParams& p) {
 }
 
 void Ops::Mass(const MassParams& p) {
+  const bool log = p.score == MassParams::Score::kLogProbability;
+  BATON_CHECK(p.block >= 1 && (log || p.block == 1));
+  BATON_CHECK(!log || p.source != MassParams::Source::kLowBit);
+  BATON_CHECK(log || p.source == MassParams::Source::kLowBit || !p.lse.empty());
   double bytes = 0, flops = 0;
   for (const auto& s : p.segments) {
     CheckRows(s.rows, p.q.dim(0), s.kv);
-    BATON_CHECK(s.mass != nullptr && s.rows_per_set >= 1);
+    BATON_CHECK(s.mass != nullptr && s.rows_per_set >= 1 && (!log || s.rows_per_set == 1));
     BATON_CHECK_GE(s.mass_stride, s.rows.position + s.rows.count);
     BATON_CHECK(p.source != MassParams::Source::kScores || s.scores != nullptr);
     BATON_CHECK(p.source != MassParams::Source::kLowBit || s.kv.layout.low_bit);

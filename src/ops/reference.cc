@@ -338,8 +338,8 @@ class ReferenceOps final : public Ops {
     return 1 / (1 + std::exp(-logit));
   }
 
-  // Probabilities of one query head over keys [0, position], [position + 1].
-  std::vector<float> Probabilities(const MassParams& p, const MassParams::Segment& s, int64_t i,
+  // Scaled scores of one query head and keys [0, position], [position + 1].
+  static std::vector<float> Scores(const MassParams& p, const MassParams::Segment& s, int64_t i,
                                    int64_t h) {
     const int64_t dim = p.q.dim(2);
     const int64_t heads = p.q.dim(1);
@@ -361,6 +361,13 @@ class ReferenceOps final : public Ops {
       }
       x[static_cast<size_t>(j)] = p.scale * std::inner_product(q, q + dim, k.begin(), 0.0f);
     }
+    return x;
+  }
+
+  // Probabilities of one query head over keys [0, position], [position + 1].
+  static std::vector<float> Probabilities(const MassParams& p, const MassParams::Segment& s,
+                                          int64_t i, int64_t h) {
+    std::vector<float> x = Scores(p, s, i, h);
     double lse;
     if (p.source == MassParams::Source::kLowBit) {
       const float largest = *std::max_element(x.begin(), x.end());
@@ -374,6 +381,33 @@ class ReferenceOps final : public Ops {
     return x;
   }
 
+  // One set of kLogProbability, its heads [first, last).
+  static void LogProbabilities(const MassParams& p, const MassParams::Segment& s, int64_t i,
+                               int64_t first, int64_t last, float* mass) {
+    std::vector<std::vector<float>> heads;  // z - lse, or a block's largest
+    const auto larger = [](float a, float b) { return a >= b || std::isnan(a) ? a : b; };
+    for (int64_t h = first; h < last; ++h) {
+      std::vector<float>& x = heads.emplace_back(Scores(p, s, i, h));
+      const float lse = p.lse.empty() ? 0.0f : p.lse.row(s.rows.first + i)[h];
+      for (float& v : x) v -= lse;
+      const auto block = static_cast<size_t>(p.pool == Pool::kSum ? p.block : 1);
+      for (size_t n = 0; n < x.size(); n += block) {
+        const auto begin = x.begin() + static_cast<int64_t>(n);
+        const auto end = x.begin() + static_cast<int64_t>(std::min(x.size(), n + block));
+        std::fill(begin, end, std::accumulate(begin, end, kMinusInfinity, larger));
+      }
+    }
+    std::fill_n(mass, s.rows.position + s.rows.count, kMinusInfinity);
+    for (size_t n = 0; n < heads[0].size(); ++n) {
+      float largest = kMinusInfinity;
+      double sum = 0;
+      for (const auto& x : heads) largest = larger(largest, x[n]);
+      for (const auto& x : heads) sum += std::exp(static_cast<double>(x[n]) - largest);
+      const bool add = p.pool == Pool::kSum && largest > kMinusInfinity;  // false for NaN
+      mass[n] = add ? static_cast<float>(largest + std::log(sum)) : largest;
+    }
+  }
+
   void DoMass(const MassParams& p) override {
     const int64_t heads = p.q.dim(1);
     for (const auto& s : p.segments) {
@@ -384,12 +418,15 @@ class ReferenceOps final : public Ops {
       threads_.For(sets * groups, [&](int64_t unit, int) {
         const int64_t set = unit / groups;
         const int64_t group = unit % groups;
+        const int64_t first_head = group * heads / groups, end_head = (group + 1) * heads / groups;
         float* mass = s.mass + unit * s.mass_stride;
+        if (p.score == MassParams::Score::kLogProbability)
+          return LogProbabilities(p, s, set, first_head, end_head, mass);
         std::fill_n(mass, s.rows.position + s.rows.count, 0.0f);
         const int64_t last = std::min(s.rows.count, (set + 1) * s.rows_per_set);
         for (int64_t i = set * s.rows_per_set; i < last; ++i) {
           std::vector<float> pooled(static_cast<size_t>(s.rows.position + i + 1));
-          for (int64_t h = group * heads / groups; h < (group + 1) * heads / groups; ++h) {
+          for (int64_t h = first_head; h < end_head; ++h) {
             const std::vector<float> x = Probabilities(p, s, i, h);
             for (size_t n = 0; n < x.size(); ++n) {
               pooled[n] = p.pool == Pool::kSum ? pooled[n] + x[n] : std::max(pooled[n], x[n]);
@@ -416,16 +453,19 @@ class ReferenceOps final : public Ops {
     const int64_t visible = s.visible[static_cast<size_t>(set)];
     const int64_t recent = s.recent[static_cast<size_t>(set)];
     const int64_t units = (visible + p.block - 1) / p.block;
-    const int64_t take =
-        std::min(units, std::max<int64_t>(1, s.k[static_cast<size_t>(set)] / p.block));
-    std::vector<float> score(static_cast<size_t>(units), 0.0f);
+    const int64_t k = s.k[static_cast<size_t>(set)];
+    const bool none = k == 0 && p.sink <= 0 && recent <= 0;
+    const int64_t take = none ? 0 : std::min(units, std::max<int64_t>(1, k / p.block));
+    const bool max = p.block > 1 && p.block_score == SelectParams::BlockScore::kMax;
+    std::vector<float> score(static_cast<size_t>(units), max ? kMinusInfinity : 0.0f);
     std::vector<char> forced(static_cast<size_t>(units), 0);
     for (int64_t n = 0; n < visible; ++n) {
       if (std::isnan(mass[n])) {
         return Error::InvalidArgument("attention mass is not a number at position {} of set {}", n,
                                       set);
       }
-      score[static_cast<size_t>(n / p.block)] += mass[n];
+      float& of_unit = score[static_cast<size_t>(n / p.block)];
+      of_unit = max ? std::max(of_unit, mass[n]) : of_unit + mass[n];
       if (n < p.sink || n >= visible - recent) forced[static_cast<size_t>(n / p.block)] = 1;
     }
     std::vector<int64_t> order(static_cast<size_t>(units));

@@ -39,9 +39,8 @@ struct Case {
       parts.push_back(part);
     }
     out.assign(static_cast<size_t>(rows * heads * dim), NAN);
-    return {.parts = parts,
-            .gated_sum = gated_sum,
-            .out = View<float>(out.data(), {rows, heads, dim})};
+    return {
+        .parts = parts, .gated_sum = gated_sum, .out = View<float>(out.data(), {rows, heads, dim})};
   }
   std::vector<float> Run(Ops& ops) const {
     std::vector<MergeParams::Part> parts;
@@ -118,8 +117,7 @@ TEST_P(BranchesTest, IsOneSoftmaxOverAllKeysAndTheSink) {
         for (int64_t n = begin; n < end; ++n) {
           const double e = std::exp(static_cast<double>(scores[static_cast<size_t>(n)]));
           sum += e;
-          for (size_t d = 0; d < kDim; ++d)
-            o[d] += e * values[static_cast<size_t>(n) * kDim + d];
+          for (size_t d = 0; d < kDim; ++d) o[d] += e * values[static_cast<size_t>(n) * kDim + d];
         }
         for (size_t d = 0; d < kDim && sum > 0; ++d) b.o[d] = static_cast<float>(o[d] / sum);
         b.lse[0] = static_cast<float>(sum > 0 ? std::log(sum) : kDoubleNothing);

@@ -349,6 +349,196 @@ TEST_P(MassTest, SetsHoldTheMassThatTheReferencesSetsHold) {
   }
 }
 
+// ---- log-probabilities
+
+struct LogCase {
+  Source source = Source::kExact;
+  MassScope scope = MassScope::kAll;
+  Pool pool = Pool::kMax;
+  int64_t block = 1;
+  bool lse = true;
+};
+
+// As RunMass.
+std::vector<float> RunLogMass(Ops& ops, const Case& c, const LogCase& l) {
+  const int64_t groups = l.scope == MassScope::kAll     ? 1
+                         : l.scope == MassScope::kGroup ? c.shape.kv_heads
+                                                        : c.shape.heads;
+  std::vector<MassParams::Segment> segments = c.segments;
+  size_t total = 0;
+  for (const auto& s : segments)
+    total += static_cast<size_t>(s.rows.count * groups * (s.rows.position + s.rows.count + 5));
+  std::vector<float> mass(total, kUntouched);
+  float* at = mass.data();
+  for (auto& s : segments) {
+    s.mass = at;
+    s.mass_stride = s.rows.position + s.rows.count + 5;
+    at += s.rows.count * groups * s.mass_stride;
+  }
+  MassParams p{.source = l.source,
+               .score = MassParams::Score::kLogProbability,
+               .q = {c.q.data(), {c.rows, c.shape.heads, c.shape.dim}},
+               .scale = 1.0f / std::sqrt(static_cast<float>(c.shape.dim)),
+               .scope = l.scope,
+               .pool = l.pool,
+               .block = l.block,
+               .segments = segments};
+  if (l.lse) p.lse = {c.lse.data(), {c.rows, c.shape.heads}};
+  ops.Mass(p);
+  return mass;
+}
+
+TEST_P(MassTest, LogProbabilitiesEqualReference) {
+  for (const Shape shape : {Shape{9, 3, 64}, Shape{4, 1, 256}, Shape{4, 2, 80}, Shape{1, 1, 128}}) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+      for (const Spec spec : {Spec{0, 1}, Spec{62, 3}, Spec{520, 2}, Spec{0, 140}}) {
+        const Case c = MakeCase(threads_, shape, {spec, {70, 2, 1}}, dtype, 20, true);
+        for (Source source : {Source::kExact, Source::kScores}) {
+          for (MassScope scope : kScopes) {
+            for (int64_t block : {1, 16, 48}) {
+              for (Pool pool : {Pool::kMax, Pool::kSum}) {
+                const LogCase l{source, scope, pool, block, block != 16};
+                // Queries keep 16 bits of mantissa where the kernels round them.
+                const bool rounds = dtype == DType::kBF16 && source == Source::kExact &&
+                                    (GetParam() == "avx512" || GetParam() == "amx");
+                test::ExpectClose(
+                    RunLogMass(*ops_, c, l), RunLogMass(*ref_, c, l),
+                    {.relative = 1e-5,
+                     .absolute = rounds ? 1e-3 : 2e-5,
+                     .cosine = 0.999999,
+                     .scaled = false},
+                    fmt::format("{} {} {} scope {} pool {} block {} position {}", Name(shape),
+                                Info(dtype).name, Name(source), static_cast<int>(scope),
+                                static_cast<int>(pool), block, spec.position));
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(MassTest, LogProbabilitiesAreLogarithmsOfProbabilities) {
+  const Case c = MakeCase(threads_, {6, 2, 32}, {{700, 3, 1}}, DType::kF32, 21, true);
+  for (Source source : {Source::kExact, Source::kScores}) {
+    for (MassScope scope : kScopes) {
+      for (Pool pool : {Pool::kMax, Pool::kSum}) {
+        std::vector<float> got = RunLogMass(*ops_, c, {source, scope, pool});
+        for (float& x : got) x = x == kUntouched ? x : std::exp(x);
+        test::ExpectClose(got, RunMass(*ref_, c, source, scope, pool),
+                          {.relative = 2e-5, .absolute = 1e-6}, Name(source));
+      }
+    }
+  }
+}
+
+// Scores so far apart that every probability but one is zero in single precision.
+TEST_P(MassTest, LogProbabilitiesRankWhatProbabilitiesCannot) {
+  Case c = MakeCase(threads_, {2, 1, 32}, {{299, 1, 1}}, DType::kBF16, 22, true);
+  const int64_t stride = c.segments[0].score_stride;
+  for (int64_t h = 0; h < 2; ++h) {
+    for (int64_t n = 0; n < 300; ++n) {
+      c.scores[0][static_cast<size_t>(h * stride + n)] = static_cast<float>(-500 - n);
+    }
+    c.lse[static_cast<size_t>(h)] = 0;
+  }
+  for (Pool pool : {Pool::kMax, Pool::kSum}) {
+    const std::vector<float> mass = RunLogMass(*ops_, c, {Source::kScores, MassScope::kAll, pool});
+    for (size_t n = 1; n < 300; ++n) ASSERT_LT(mass[n], mass[n - 1]) << n;
+  }
+}
+
+TEST_P(MassTest, LogProbabilitiesOfRowsDependOnNothingElse) {
+  const std::vector<Spec> specs = {{700, 1, 1}, {64, 1, 1}, {1030, 19, 1}, {3, 1, 1}};
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    const Case all = MakeCase(threads_, {9, 3, 64}, specs, dtype, 23, true);
+    ThreadPool three(3);
+    const auto ops3 = test::MakeBackend(GetParam(), three);
+    for (const LogCase& l : {LogCase{}, LogCase{.source = Source::kScores},
+                             LogCase{.pool = Pool::kSum, .block = 16}}) {
+      const std::vector<float> together = RunLogMass(*ops_, all, l);
+      test::ExpectSameBits(RunLogMass(*ops3, all, l), together, "3 threads");
+      const float* want = together.data();
+      for (size_t i = 0; i < specs.size(); ++i) {
+        for (int64_t row = 0; row < specs[i].count; ++row) {
+          Case alone{.shape = all.shape};
+          alone.segments = {all.segments[i]};
+          Rows& rows = alone.segments[0].rows;
+          rows = {.first = rows.first + row, .count = 1, .position = rows.position + row};
+          alone.segments[0].scores += row * 9 * alone.segments[0].score_stride;
+          alone.q = all.q, alone.lse = all.lse, alone.rows = all.rows;
+          const auto keys = static_cast<size_t>(rows.position + 1);
+          const std::vector<float> got = RunLogMass(*ops_, alone, l);
+          test::ExpectSameBits(std::span(got).first(keys), {want, keys},
+                               fmt::format("segment {} row {}", i, row));
+          want += specs[i].position + specs[i].count + 5;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(MassTest, NanReachesTheLogProbabilitiesOfItsKeysAlone) {
+  Case c = MakeCase(threads_, {6, 2, 32}, {{200, 2, 1}}, DType::kBF16, 24, true);
+  c.q[5] = NAN;
+  c.scores[0][7] = NAN;
+  for (Pool pool : {Pool::kMax, Pool::kSum}) {
+    for (int64_t block : {1, 16}) {
+      const std::vector<float> exact =
+          RunLogMass(*ops_, c, {Source::kExact, MassScope::kAll, pool, block});
+      const std::vector<float> stored =
+          RunLogMass(*ops_, c, {Source::kScores, MassScope::kAll, pool, block});
+      for (size_t n = 0; n < 201; ++n) {
+        EXPECT_TRUE(std::isnan(exact[n])) << n;
+        const bool of_block = pool == Pool::kSum && block == 16 && n < 16;
+        EXPECT_EQ(std::isnan(stored[n]), n == 7 || of_block) << n;
+      }
+      EXPECT_FALSE(std::isnan(exact[207]));
+    }
+  }
+}
+
+// An indexer's keys: one head, K alone, ranked by plain scores, pages in no order.
+TEST_P(MassTest, PlainScoresOfACacheOfKeysAlone) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+    for (int64_t rows : {1, 5, 16}) {
+      constexpr int64_t kKeys = 1500, kDim = 64;
+      const KvLayout layout{.dtype = dtype, .kv_heads = 1, .head_dim = kDim, .values = false};
+      std::vector<int32_t> pages((kKeys + 63) / 64);
+      for (size_t i = 0; i < pages.size(); ++i) pages[i] = static_cast<int32_t>(i * 7 % 24);
+      Buffer memory = Buffer::AllocateOrDie(layout.arena_bytes(24));
+      const KvView kv{
+          .arena = memory.data(), .pages = pages.data(), .length = kKeys, .layout = layout};
+      test::Rng rng(25);
+      std::vector<float> k = test::RandomNormal(rng, kKeys * kDim);
+      const std::vector<float> q = test::RandomNormal(rng, rows * kDim);
+      const StoreParams::Segment segment{{.count = kKeys}, kv};
+      ref_->Store({.k = View<float>(k.data(), {kKeys, 1, kDim}), .segments = {&segment, 1}});
+      const auto run = [&](Ops& ops) {
+        std::vector<float> mass(static_cast<size_t>(rows * kKeys));
+        const MassParams::Segment s{.rows = {.count = rows, .position = kKeys - rows},
+                                    .kv = kv,
+                                    .mass = mass.data(),
+                                    .mass_stride = kKeys};
+        ops.Mass({.score = MassParams::Score::kLogProbability,
+                  .q = {q.data(), {rows, 1, kDim}},
+                  .scale = 0.125f,
+                  .pool = Pool::kMax,
+                  .segments = {&s, 1}});
+        return mass;
+      };
+      const std::vector<float> got = run(*ops_);
+      test::ExpectClose(got, run(*ref_),
+                        {.absolute = dtype == DType::kF32 ? 2e-6 : 1e-4, .cosine = 0.9999999});
+      double want = 0;
+      for (size_t d = 0; d < kDim; ++d)
+        want += 0.125 * static_cast<double>(q[d]) * k[700 * kDim + d];
+      EXPECT_NEAR(got[700], want, dtype == DType::kI8 ? 0.1 : 0.02);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, MassTest, testing::ValuesIn(test::BackendNames()),
                          [](const auto& info) { return info.param; });
 

@@ -13,6 +13,7 @@ namespace {
 struct Set {
   std::vector<float> mass;
   int64_t k = 0, sink = 0, recent = 0, block = 1;
+  bool max = false;  // how a block is ranked
   int64_t visible() const { return std::ssize(mass); }
 };
 
@@ -26,19 +27,22 @@ std::vector<int32_t> BruteForce(const Set& s) {
   };
   std::vector<Unit> order;
   for (int64_t u = 0; u < units; ++u) {
-    Unit unit{u, false, 0.0f};
+    Unit unit{u, false, s.max ? -INFINITY : 0.0f};
     for (int64_t n = u * s.block; n < std::min(s.visible(), (u + 1) * s.block); ++n) {
-      unit.mass += s.mass[static_cast<size_t>(n)];
+      const float mass = s.mass[static_cast<size_t>(n)];
+      unit.mass = s.max ? std::max(unit.mass, mass) : unit.mass + mass;
       unit.forced |= n < s.sink || n >= s.visible() - s.recent;
     }
     order.push_back(unit);
   }
-  std::sort(order.begin(), order.end(), [](const Unit& a, const Unit& b) {
+  std::stable_sort(order.begin(), order.end(), [](const Unit& a, const Unit& b) {
     if (a.forced != b.forced) return a.forced;
     if (!a.forced && a.mass != b.mass) return a.mass > b.mass;
     return a.index < b.index;
   });
-  order.resize(static_cast<size_t>(std::min(units, std::max<int64_t>(1, s.k / s.block))));
+  const bool none = s.k == 0 && s.sink == 0 && s.recent == 0;
+  order.resize(
+      static_cast<size_t>(none ? 0 : std::min(units, std::max<int64_t>(1, s.k / s.block))));
   std::vector<int32_t> positions;
   for (const Unit& u : order) {
     for (int64_t n = u.index * s.block; n < std::min(s.visible(), (u.index + 1) * s.block); ++n) {
@@ -60,7 +64,11 @@ Result<std::vector<int32_t>> SelectOne(Ops& ops, const Set& s) {
                                       .k = {&s.k, 1},
                                       .recent = {&s.recent, 1},
                                       .out = &out};
-  BATON_TRY(ops.Select({.sink = s.sink, .block = s.block, .segments = {&segment, 1}}));
+  BATON_TRY(ops.Select(
+      {.sink = s.sink,
+       .block = s.block,
+       .block_score = s.max ? SelectParams::BlockScore::kMax : SelectParams::BlockScore::kSum,
+       .segments = {&segment, 1}}));
   return std::vector<int32_t>(out.list(0, 0), out.list(0, 0) + out.count(0, 0));
 }
 
@@ -73,6 +81,20 @@ std::vector<float> Masses(uint32_t seed, int64_t n, int levels) {
     m = levels > 0 ? static_cast<float>(rng() % static_cast<uint32_t>(levels)) * 0.25f
                    : std::exp(normal(rng) - 8);
     if (m == 0 && rng() % 2) m = -0.0f;
+  }
+  return mass;
+}
+
+// Log-probabilities or plain scores of an indexer: either sign, few values where levels > 0, both
+// zeros, and -inf where nothing is to be seen.
+std::vector<float> Scores(uint32_t seed, int64_t n, int levels, bool hidden) {
+  test::Rng rng(seed);
+  std::normal_distribution<float> normal(-3, 4);
+  std::vector<float> mass(static_cast<size_t>(n));
+  for (float& m : mass) {
+    m = levels > 0 ? static_cast<float>(rng() % static_cast<uint32_t>(levels)) - 1 : normal(rng);
+    if (m == 0 && rng() % 2) m = -0.0f;
+    if (hidden && rng() % 3 == 0) m = -INFINITY;
   }
   return mass;
 }
@@ -195,6 +217,72 @@ TEST_P(SelectTest, ExtremeValues) {
   s.mass.assign(1000, 0.125f);
   s.mass[999] = 0.25f;
   Check(s, "one above");
+}
+
+TEST_P(SelectTest, ScoresOfEitherSignEqualAStableSort) {
+  for (int64_t n : {63, 64, 65, 127, 129, 5000, 40000}) {
+    for (int levels : {0, 1, 3}) {  // 1: all are equal
+      for (bool hidden : {false, true}) {
+        const std::vector<float> mass = Scores(static_cast<uint32_t>(n), n, levels, hidden);
+        for (int64_t k : {int64_t{1}, n / 3 - 1, n / 3, n / 3 + 1, n - 1, n, n + 1}) {
+          const std::string what =
+              fmt::format("n {} levels {} hidden {} k {}", n, levels, hidden, k);
+          Check({.mass = mass, .k = k}, what);
+          Check({.mass = mass, .k = k + 20, .sink = 4, .recent = 16}, "forced, " + what);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SelectTest, BlocksRankedByTheirMaximum) {
+  for (int64_t n : {1, 63, 64, 65, 127, 129, 1000, 1023, 70000}) {
+    for (int64_t block : {2, 16, 64}) {
+      for (int levels : {0, 3}) {
+        for (bool hidden : {false, true}) {
+          const std::vector<float> mass =
+              Scores(static_cast<uint32_t>(n + block), n, levels, hidden);
+          for (int64_t k : {block, 4 * block, 16 * block, n + block}) {
+            const std::string what =
+                fmt::format("n {} block {} k {} levels {} hidden {}", n, block, k, levels, hidden);
+            Check({.mass = mass, .k = k, .block = block, .max = true}, what);
+            Check({.mass = mass,
+                   .k = k + 3 * block,
+                   .sink = 1,
+                   .recent = 5,
+                   .block = block,
+                   .max = true},
+                  "forced, " + what);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SelectTest, AMaximumHidesNoNan) {
+  for (int64_t at : {0, 37, 64, 199}) {
+    Set s{.mass = Scores(1, 200, 0, true), .k = 64, .block = 16, .max = true};
+    s.mass[static_cast<size_t>(at)] = NAN;
+    const auto got = SelectOne(*ops_, s);
+    ASSERT_FALSE(got.ok()) << at;
+    EXPECT_NE(got.error().message().find(fmt::format("position {} ", at)), std::string::npos);
+  }
+}
+
+TEST_P(SelectTest, NoBudgetTakesNothingUnlessForced) {
+  for (int64_t block : {1, 16}) {
+    Set s{.mass = Masses(4, 100, 0), .block = block};
+    Check(s, "nothing");
+    ASSERT_TRUE(SelectOne(*ops_, s).value().empty());
+    s.recent = 1;
+    Check(s, "forced");
+    ASSERT_FALSE(SelectOne(*ops_, s).value().empty());
+  }
+  for (int64_t visible : {1, 5, 32}) {  // a row with no more keys than are forced
+    Set s{.mass = Masses(5, visible, 0), .k = visible, .recent = 32};
+    ASSERT_EQ(std::ssize(SelectOne(*ops_, s).value()), visible);
+  }
 }
 
 TEST_P(SelectTest, NoKeysNoSet) {

@@ -19,11 +19,19 @@ namespace baton::cpu {
 constexpr int64_t kMassBlock = KvLayout::kSlots;
 constexpr float kLog2E = std::numbers::log2e_v<float>;
 
+// Where a head's K of the page after the one at `position` lies, which is prefetched while that one
+// is packed: a thread's pages follow each other. The page itself at the sequence's end.
+[[gnu::always_inline]] inline const std::byte* NextKeys(const KvView& kv, int64_t position,
+                                                        int head) {
+  const int64_t next = position + kMassBlock;
+  return kv.row(next < kv.length ? next : position) + head * kv.layout.head_bytes();
+}
+
 struct MassQuery {
   // Written by pack_query. Those of a call's queries lie 4 dim bytes apart, and after the last one
   // another 15 may be read.
   const void* q = nullptr;
-  float lse = 0;           // log2 units
+  float lse = 0;           // log2 units; natural for log_max
   int32_t visible = 0;     // keys of the block that the query may see; <= 0: none, >= 64: all
   float* out = nullptr;    // accumulate: [64]
   float* stats = nullptr;  // log_sum: {largest score, sum of 2^(score - largest)}, log2 units
@@ -45,6 +53,10 @@ struct MassKernels {
   // 1 for a score that is not a number.
   void (*accumulate)(const void* keys, int64_t dim, MassForm form, float scale,
                      const MassQuery* queries, int64_t count, bool max);
+  // out[n] = max(out[n], scale q.k[n] - lse) for the n that the query sees, a NaN before all:
+  // natural logarithms, scale and lse in the same unit. Not kLowBit.
+  void (*log_max)(const void* keys, int64_t dim, MassForm form, float scale,
+                  const MassQuery* queries, int64_t count);
   // Adds the visible scores to each query's running stats.
   void (*log_sum)(const void* keys, int64_t dim, MassForm form, float scale,
                   const MassQuery* queries, int64_t count);
@@ -102,7 +114,19 @@ struct LowBitKernels {
 
 namespace portable {
 const MassKernels& GetMassKernels();  // every cache type
-}
+
+// Pool log-probabilities x = scores[h * stride + n] - lse[h] over heads, for all instruction sets;
+// lse null: 0. A NaN makes the result NaN.
+//   out[n] = max_h x
+void MaxOfHeads(const float* scores, int64_t stride, const float* lse, int64_t heads, int64_t n,
+                float* out);
+//   out[n] = log sum_h e^x; -inf where every x is
+void LogSumOfHeads(const float* scores, int64_t stride, const float* lse, int64_t heads, int64_t n,
+                   float* out);
+// out[b] = the largest of x[b * block, (b + 1) * block), the last block being cut at n; NaN where
+// one of them is.
+void MaxOfBlocks(const float* x, int64_t n, int64_t block, float* out);
+}  // namespace portable
 namespace avx2 {
 const MassKernels& GetMassKernels();  // bf16 caches and low-bit copies
 const LowBitKernels& GetLowBitKernels();

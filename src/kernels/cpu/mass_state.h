@@ -23,6 +23,7 @@ struct MassScratch {
   std::vector<std::byte> tile_queries;  // packed, by segment [Hkv][rows][Hq / Hkv]
   std::vector<float> lse;               // [T, Hq] log2 units
   std::vector<float> stats;             // per tile task {largest, sum} of [rows, Hq]
+  std::vector<float> head_scores;       // sums of log-probabilities: [rows][Hq][keys]
   // Low-bit rows:
   Buffer weights;                          // bf16 [rows][chunks][Hq][keys of a chunk]
   std::vector<float> starts;               // [rows][Hq]

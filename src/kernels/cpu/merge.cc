@@ -1,14 +1,14 @@
 // Joining the branches of a layer: row by row, head by head, each value read once. What a row and
 // head need of exponentials of sinks, log-sum-exps and gates per head is a handful; gates per
 // channel are the work, and those are vectors (portable/merge.cc).
-#include "kernels/cpu/merge_kernels.h"
+#include "kernels/merge.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/merge.h"
+#include "kernels/cpu/merge_kernels.h"
 
 namespace baton::cpu {
 namespace {

@@ -8,16 +8,23 @@
 #include <limits>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/mass_kernels.h"
 #include "kernels/cpu/mass_state.h"
 #include "kernels/cpu/select_kernels.h"
 
 namespace baton::cpu {
 namespace {
 
-// Adds in ascending order, each block from zero: the sums are the reference's to the last bit.
-const float* UnitMass(const float* mass, int64_t visible, int64_t block, SelectScratch& scratch) {
+// Sums add in ascending order, each block from zero: the sums are the reference's to the last bit.
+const float* UnitMass(const SelectParams& p, const float* mass, int64_t visible,
+                      SelectScratch& scratch) {
+  const int64_t block = p.block;
   if (block == 1) return mass;
   scratch.unit_mass.resize(static_cast<size_t>((visible + block - 1) / block));
+  if (p.block_score == SelectParams::BlockScore::kMax) {
+    portable::MaxOfBlocks(mass, visible, block, scratch.unit_mass.data());
+    return scratch.unit_mass.data();
+  }
   int64_t n = 0;
   for (float& unit : scratch.unit_mass) {
     float sum = 0;
@@ -148,11 +155,12 @@ bool SelectSet(const SelectParams& p, const SelectParams::Segment& s, int64_t se
   const auto at = static_cast<size_t>(set);
   const int64_t visible = s.visible[at], recent = std::clamp<int64_t>(s.recent[at], 0, visible);
   const int64_t units = (visible + p.block - 1) / p.block;
-  const int64_t take = std::min(units, std::max<int64_t>(1, s.k[at] / p.block));
+  const bool none = s.k[at] == 0 && p.sink <= 0 && recent == 0;
+  const int64_t take = none ? 0 : std::min(units, std::max<int64_t>(1, s.k[at] / p.block));
   const int64_t forced_low = std::min(units, (std::min(p.sink, visible) + p.block - 1) / p.block);
   const int64_t forced_high = recent == 0 ? units : (visible - recent) / p.block;
   const float* mass = s.mass + (set * p.groups + group) * s.mass_stride;
-  const Choice choice{.mass = UnitMass(mass, visible, p.block, scratch),
+  const Choice choice{.mass = UnitMass(p, mass, visible, scratch),
                       .n = units,
                       .take = take,
                       .forced_low = forced_low,

@@ -12,6 +12,7 @@ using namespace avx512;
 
 constexpr int64_t kPairBytes = kMassBlock * 4;
 
+// log_max is only called with single rows, whose form is kFine.
 bool OnTiles(int64_t dim, MassForm form) { return form != MassForm::kFine && dim % 32 == 0; }
 
 void PackQuery(const float* q, int64_t dim, MassForm form, void* out) {
@@ -161,6 +162,7 @@ const MassKernels& GetMassKernels() {
   static const MassKernels kKernels = {.pack_query = PackQuery,
                                        .pack_keys = PackKeys,
                                        .accumulate = Accumulate,
+                                       .log_max = avx512::GetMassKernels().log_max,
                                        .log_sum = LogSum,
                                        .pool_scores = avx512::GetMassKernels().pool_scores};
   return kKernels;

@@ -37,12 +37,15 @@ inline __m256 LoadHalves(const uint16_t* p) {
 void PackExactKeys(const KvView& kv, int64_t position, int head, float* out) {
   const int64_t dim = kv.layout.head_dim, stride = kv.layout.row_bytes();
   const std::byte* k = kv.row(position) + head * kv.layout.head_bytes();
+  const std::byte* next = NextKeys(kv, position, head);
   for (int64_t slot = 0; slot < kMassBlock; slot += 8) {
     for (int64_t c = 0; c < dim; c += 16) {
       __m256i r[8];
       const std::byte* from = k + slot * stride + c * 2;
-      for (int i = 0; i < 8; ++i, from += stride)
+      for (int i = 0; i < 8; ++i, from += stride) {
         r[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        if (c % 32 == 0) _mm_prefetch(next + (from - k), _MM_HINT_T1);
+      }
       Transpose8(r);  // r[i]: channels c + 2 i and c + 2 i + 1 of the slots
       for (int i = 0; i < 8; ++i) {
         const auto store = [&](int64_t channel, __m256i bits) {
@@ -242,6 +245,19 @@ void Accumulate(const void* keys, int64_t dim, MassForm form, float scale, const
                [&](const MassQuery& q, const float* dots) { one(q, dots, scale); });
 }
 
+void LogMax(const void* keys, int64_t dim, MassForm, float scale, const MassQuery* queries,
+            int64_t count) {
+  ForEachQuery(keys, dim, false, queries, count, [&](const MassQuery& q, const float* dots) {
+    const __m256 scales = _mm256_set1_ps(scale), lse = _mm256_set1_ps(q.lse);
+    for (int64_t n = 0; n < kMassBlock && n < q.visible; n += 8) {
+      const __m256 old = _mm256_loadu_ps(q.out + n);
+      const __m256 x = _mm256_fmsub_ps(_mm256_load_ps(dots + n), scales, lse);
+      const __m256 seen = _mm256_castsi256_ps(FirstLanes(q.visible - n));
+      _mm256_storeu_ps(q.out + n, _mm256_blendv_ps(old, MaxOrNan(old, x), seen));
+    }
+  });
+}
+
 void LogSum(const void* keys, int64_t dim, MassForm form, float scale, const MassQuery* queries,
             int64_t count) {
   const __m256 scales = _mm256_set1_ps(scale);
@@ -425,6 +441,7 @@ const MassKernels& GetMassKernels() {
   static const MassKernels kKernels = {.pack_query = PackQuery,
                                        .pack_keys = PackKeys,
                                        .accumulate = Accumulate,
+                                       .log_max = LogMax,
                                        .log_sum = LogSum,
                                        .pool_scores = portable::GetMassKernels().pool_scores};
   return kKernels;

@@ -46,12 +46,14 @@ void PackQuery(const float* q, int64_t dim, MassForm form, void* out) {
 void PackExactKeys(const KvView& kv, int64_t position, int head, uint32_t* out) {
   const int64_t pairs = kv.layout.head_dim / 2, stride = kv.layout.row_bytes();
   const std::byte* k = kv.row(position) + head * kv.layout.head_bytes();
+  const std::byte* next = NextKeys(kv, position, head);
   for (int64_t slot = 0; slot < kMassBlock; slot += 16) {
     for (int64_t c = 0; c < pairs; c += 16) {
       const __mmask16 m = FirstLanes(pairs - c);
       __m512i r[16];
       for (int i = 0; i < 16; ++i) {
         r[i] = _mm512_maskz_loadu_epi32(m, k + (slot + i) * stride + c * 4);
+        _mm_prefetch(next + (slot + i) * stride + c * 4, _MM_HINT_T1);
       }
       Transpose16(r);
       const int64_t n = std::min<int64_t>(16, pairs - c);
@@ -273,6 +275,36 @@ void Accumulate(const void* keys, int64_t dim, MassForm form, float scale, const
   all(keys, dim, form, scale, queries, count);
 }
 
+template <int M>
+void LogMaxQueries(const void* keys, int64_t dim, MassForm form, float scale,
+                   const MassQuery* queries) {
+  int32_t most = 0;
+  for (int m = 0; m < M; ++m) most = std::max(most, queries[m].visible);
+  if (most <= 0) return;
+  __m512 sums[M][4];
+  Dots<M, false>(keys, dim, form, queries, sums);
+  const __m512 scales = _mm512_set1_ps(scale);
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+    const MassQuery& q = queries[m];
+    const __m512 lse = _mm512_set1_ps(q.lse);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const __m512 old = _mm512_loadu_ps(q.out + 16 * j);
+      const __m512 joined = MaxOrNan(old, _mm512_fmsub_ps(sums[m][j], scales, lse));
+      _mm512_mask_storeu_ps(q.out + 16 * j, FirstLanes(q.visible - 16 * j), joined);
+    }
+  }
+}
+
+void LogMax(const void* keys, int64_t dim, MassForm form, float scale, const MassQuery* queries,
+            int64_t count) {
+  int64_t i = 0;
+  for (; i + 6 <= count; i += 6) LogMaxQueries<6>(keys, dim, form, scale, queries + i);
+  for (; i + 3 <= count; i += 3) LogMaxQueries<3>(keys, dim, form, scale, queries + i);
+  for (; i < count; ++i) LogMaxQueries<1>(keys, dim, form, scale, queries + i);
+}
+
 template <bool kBytes>
 void LogSumAll(const void* keys, int64_t dim, MassForm form, float scale, const MassQuery* queries,
                int64_t count) {
@@ -484,6 +516,7 @@ const MassKernels& GetMassKernels() {
   static constexpr MassKernels kKernels = {.pack_query = PackQuery,
                                            .pack_keys = PackKeys,
                                            .accumulate = Accumulate,
+                                           .log_max = LogMax,
                                            .log_sum = LogSum,
                                            .pool_scores = PoolScores};
   return kKernels;

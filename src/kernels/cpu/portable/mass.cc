@@ -88,6 +88,25 @@ void Accumulate(const void* keys, int64_t dim, float scale, const MassQuery* que
   }
 }
 
+void LogMax(const void* keys, int64_t dim, float scale, const MassQuery* queries, int64_t count) {
+  const hn::CappedTag<float, 16> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  for (int64_t i = 0; i < count; ++i) {
+    const MassQuery& q = queries[i];
+    if (q.visible <= 0) continue;
+    float scores[kMassBlock];
+    Dots(static_cast<const float*>(keys), dim, static_cast<const float*>(q.q), scores);
+    const int64_t visible = std::min<int64_t>(q.visible, kMassBlock);
+    for (int64_t n = 0; n < visible; n += lanes) {
+      const auto x = hn::LoadU(d, scores + n);
+      const auto old = hn::LoadU(d, q.out + n);
+      const auto joined = MaxOrNan(d, old, hn::MulSub(x, hn::Set(d, scale), hn::Set(d, q.lse)));
+      const auto mask = hn::FirstN(d, static_cast<size_t>(visible - n));
+      hn::StoreU(hn::IfThenElse(mask, joined, old), d, q.out + n);
+    }
+  }
+}
+
 void LogSum(const void* keys, int64_t dim, float scale, const MassQuery* queries, int64_t count) {
   const hn::CappedTag<float, 16> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -113,6 +132,72 @@ void LogSum(const void* keys, int64_t dim, float scale, const MassQuery* queries
       sum = hn::Add(sum, hn::IfThenElseZero(mask, e));
     }
     q.stats[1] += hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+}
+
+using Four = hn::FixedTag<float, 4>;
+
+// Four channels of one key as floats.
+template <DType kType>
+HWY_INLINE hn::Vec<Four> LoadFour(const std::byte* k, int64_t c, float scale) {
+  const Four f;
+  const hn::RebindToSigned<Four> i32;
+  if constexpr (kType == DType::kF32) {
+    return hn::LoadU(f, reinterpret_cast<const float*>(k) + c);
+  } else if constexpr (kType == DType::kBF16) {
+    const hn::RebindToUnsigned<Four> u32;
+    const hn::Rebind<uint16_t, Four> u16;
+    const auto bits = hn::LoadU(u16, reinterpret_cast<const uint16_t*>(k) + c);
+    return hn::BitCast(f, hn::ShiftLeft<16>(hn::PromoteTo(u32, bits)));
+  } else {
+    const hn::Rebind<int8_t, Four> i8;
+    const auto x = hn::LoadU(i8, reinterpret_cast<const int8_t*>(k) + c);
+    return hn::Mul(hn::ConvertTo(f, hn::PromoteTo(i32, x)), hn::Set(f, scale));
+  }
+}
+
+// K of a page as floats, [D][64 keys], by squares of four keys and channels; the next page's lines
+// are prefetched, a few per square.
+template <DType kType>
+void PackType(const KvView& kv, int64_t position, int head, float* out) {
+  const Four f;
+  const int64_t dim = kv.layout.head_dim, stride = kv.layout.row_bytes();
+  const std::byte* first = kv.row(position) + head * kv.layout.head_bytes();
+  const std::byte* next = NextKeys(kv, position, head);
+  const int64_t per_line = 64 / kv.layout.element_bytes();
+  for (int64_t slot = 0; slot < kMassBlock; slot += 4, out += 4) {
+    const std::byte* k[4];
+    float scale[4] = {};
+    for (int i = 0; i < 4; ++i) {
+      k[i] = first + (slot + i) * stride;
+      if (kType == DType::kI8) scale[i] = *kv.scale(position + slot + i, false, head);
+    }
+    for (int64_t c = 0; c < dim; c += 4) {
+      if (c % per_line == 0) {
+        for (int i = 0; i < 4; ++i)
+          __builtin_prefetch(next + (k[i] - first) + c * kv.layout.element_bytes(), 0, 2);
+      }
+      const auto a = LoadFour<kType>(k[0], c, scale[0]), b = LoadFour<kType>(k[1], c, scale[1]);
+      const auto e = LoadFour<kType>(k[2], c, scale[2]), g = LoadFour<kType>(k[3], c, scale[3]);
+      const auto ae0 = hn::InterleaveLower(f, a, e), ae1 = hn::InterleaveUpper(f, a, e);
+      const auto bg0 = hn::InterleaveLower(f, b, g), bg1 = hn::InterleaveUpper(f, b, g);
+      float* to = out + c * kMassBlock;
+      hn::StoreU(hn::InterleaveLower(f, ae0, bg0), f, to);
+      hn::StoreU(hn::InterleaveUpper(f, ae0, bg0), f, to + kMassBlock);
+      hn::StoreU(hn::InterleaveLower(f, ae1, bg1), f, to + 2 * kMassBlock);
+      hn::StoreU(hn::InterleaveUpper(f, ae1, bg1), f, to + 3 * kMassBlock);
+    }
+  }
+}
+
+void PackExact(const KvView& kv, int64_t position, int head, float* out) {
+  switch (kv.layout.dtype) {
+    case DType::kF32:
+      return PackType<DType::kF32>(kv, position, head, out);
+    case DType::kBF16:
+      return PackType<DType::kBF16>(kv, position, head, out);
+    default:
+      return PackType<DType::kI8>(kv, position, head, out);
   }
 }
 
@@ -150,8 +235,10 @@ namespace baton::cpu::portable {
 namespace {
 
 HWY_EXPORT(Accumulate);
+HWY_EXPORT(LogMax);
 HWY_EXPORT(LogSum);
 HWY_EXPORT(PoolScores);
+HWY_EXPORT(PackExact);
 
 void PackQuery(const float* q, int64_t dim, MassForm, void* out) {
   std::copy_n(q, dim, static_cast<float*>(out));
@@ -176,26 +263,7 @@ void PackLowBit(const KvView& kv, int64_t position, int head, float* out) {
 void PackKeys(const KvView& kv, int64_t position, int head, MassForm form, void* out) {
   auto* to = static_cast<float*>(out);
   if (form == MassForm::kLowBit) return PackLowBit(kv, position, head, to);
-  const int64_t dim = kv.layout.head_dim;
-  for (int64_t slot = 0; slot < kMassBlock; ++slot, ++to) {
-    const std::byte* k = kv.row(position + slot) + head * kv.layout.head_bytes();
-    switch (kv.layout.dtype) {
-      case DType::kF32:
-        for (int64_t c = 0; c < dim; ++c) to[c * kMassBlock] = reinterpret_cast<const float*>(k)[c];
-        break;
-      case DType::kBF16:
-        for (int64_t c = 0; c < dim; ++c) {
-          to[c * kMassBlock] = ToFloat(reinterpret_cast<const bf16*>(k)[c]);
-        }
-        break;
-      default: {
-        const float scale = *kv.scale(position + slot, false, head);
-        for (int64_t c = 0; c < dim; ++c) {
-          to[c * kMassBlock] = static_cast<float>(reinterpret_cast<const int8_t*>(k)[c]) * scale;
-        }
-      }
-    }
-  }
+  HWY_DYNAMIC_DISPATCH(PackExact)(kv, position, head, to);
 }
 
 }  // namespace
@@ -208,6 +276,12 @@ const MassKernels& GetMassKernels() {
           [](const void* keys, int64_t dim, MassForm, float scale, const MassQuery* queries,
              int64_t count, bool max) {
             HWY_DYNAMIC_DISPATCH(Accumulate)(keys, dim, scale, queries, count, max);
+          },
+      .log_max =
+          [](const void* keys, int64_t dim, MassForm, float scale, const MassQuery* queries,
+             int64_t count) {
+            HWY_DYNAMIC_DISPATCH(LogMax)
+            (keys, dim, scale, queries, count);
           },
       .log_sum =
           [](const void* keys, int64_t dim, MassForm, float scale, const MassQuery* queries,
