@@ -58,8 +58,14 @@ struct Values {
       case TensorRole::kPostFfnNorm:
       case TensorRole::kQNorm:
       case TensorRole::kKNorm:
+      case TensorRole::kMemoryNorm:
+      case TensorRole::kMemoryKNorm:
+      case TensorRole::kBridgeNorm:
         // Multiples of 1/64 near one: exact in bf16, with and without Gemma's +1.
         return 1.0f + std::round(unit * 8.0f) / 64.0f;
+      case TensorRole::kAttnSinks:
+      case TensorRole::kAttnSinksLocal:
+        return std::round(unit * 64.0f) / 64.0f;
       case TensorRole::kQBias:
       case TensorRole::kKBias:
       case TensorRole::kVBias:
@@ -130,6 +136,7 @@ Result<Model> MakeModel(const SyntheticSpec& spec, FileKind kind, const Metadata
   Model m;
   BATON_ASSIGN(m.architecture, RowOf(spec));
   BATON_ASSIGN(m.config, ReadConfig(kind, *m.architecture, metadata));
+  m.config.vocab = spec.vocab;
   for (const TensorSlot& slot : TensorSlots(m.config)) {
     const Need need = slot.rule->need;
     if (need == Need::kOptional || (need == Need::kUnlessTied && spec.tied_output)) continue;
@@ -142,6 +149,11 @@ Result<Metadata> GgufMetadata(const SyntheticSpec& s) {
   BATON_ASSIGN(const Architecture* a, RowOf(s));
   Metadata m;
   if (s.vocab >= kMinByteVocab && s.vocab <= (1 << 22)) m = ByteTokenizerMetadata(s.vocab);
+  if (a->native) {
+    BATON_ASSIGN(Metadata native, NativeMetadata(s, *a));
+    m.values.merge(native.values);
+    return m;
+  }
   const std::string p = std::string(a->gguf_name) + ".";
   m.values["general.architecture"] = std::string(a->gguf_name);
   m.values["general.name"] = fmt::format("synthetic {}", s.architecture);
@@ -164,6 +176,7 @@ Result<Metadata> GgufMetadata(const SyntheticSpec& s) {
 
 Result<Metadata> HfMetadata(const SyntheticSpec& s) {
   BATON_ASSIGN(const Architecture* a, RowOf(s));
+  if (a->native) return NativeMetadata(s, *a);
   Metadata m;
   m.values["model_type"] = std::string(a->hf_type);
   m.values["num_hidden_layers"] = static_cast<int64_t>(s.layers);
@@ -202,9 +215,10 @@ bool IsPlusOneNorm(const Model& m, const SyntheticTensor& t) {
 SafetensorsEntry FolderTensor(const Model& m, const SyntheticSpec& spec, const SyntheticTensor& t) {
   const int64_t columns = t.shape.size() == 2 ? t.shape[1] : 1;
   const Values values(spec, *t.rule, t.layer, columns);
-  SafetensorsEntry e{.name = t.rule->Name(FileKind::kHuggingFace, t.layer),
-                     .dtype = spec.weights,
-                     .shape = t.shape};
+  SafetensorsEntry e{
+      .name = t.rule->Name(TensorNames(FileKind::kHuggingFace, *m.architecture), t.layer),
+      .dtype = spec.weights,
+      .shape = t.shape};
   const int64_t size = Info(e.dtype).block_bytes;
   e.data.resize(static_cast<size_t>(t.shape[0] * columns * size));
   for (int64_t row = 0; row < t.shape[0]; ++row) {
@@ -268,10 +282,14 @@ Status WriteSyntheticFolder(const std::string& path, const SyntheticSpec& spec) 
   if (ec) return Error::Io("{}: cannot create: {}", path, ec.message());
   std::vector<SafetensorsEntry> entries;
   for (const SyntheticTensor& t : m.tensors) entries.push_back(FolderTensor(m, spec, t));
-  BATON_TRY(WriteText(path + "/config.json", ToHfConfig(metadata)));
+  const bool native = m.architecture->native;
+  const std::string config = native ? ToFlatConfig(metadata) : ToHfConfig(metadata);
+  BATON_TRY(WriteText(path + "/config.json", config));
   BATON_TRY(WriteText(path + "/tokenizer.json", ByteTokenizerJson(spec.vocab)));
   BATON_TRY(WriteText(path + "/tokenizer_config.json", ByteTokenizerConfigJson()));
-  return WriteSafetensors(path + "/model.safetensors", entries);
+  SafetensorsMetadata copy;
+  if (native) copy["baton.config"] = config;
+  return WriteSafetensors(path + "/model.safetensors", entries, copy);
 }
 
 }  // namespace baton

@@ -28,6 +28,24 @@ struct SyntheticSpec {
       DType::kF32;  // F32, F16, BF16, Q8_0 or Q4_0; norms and biases are F32 in GGUF files
   bool tied_output = true;
   uint64_t seed = 1;
+
+  // Of the trained-sparse architectures (native_config.h). One letter per layer: F full, W window,
+  // S sparse, C cross_full (fed as the first F is), R sparse_shared, D cross_dense, I cross_index,
+  // L cross_index_local. Readers use the publisher or the memory before them.
+  std::string layout;
+  std::string rope, gated, sinks;  // letters of the layers that rotate, have gates, sink logits
+  Gate gate = Gate::kChannel;      // of those with gates
+  int64_t rope_dims = 0;           // 0: the whole head
+  int64_t sink_tokens = 0;         // of windows
+  bool qk_norm = false, memory_qk_norm = false;
+  int exit_layer = -1;
+  int64_t top_k = 0, block = 1, recent = 0, sink = 0;  // select.*
+  Scope scope = Scope::kAll;
+  Pool pool = Pool::kMax;
+  int64_t index_dim = 0;  // of an indexer; 0: none
+
+  // Of named shapes: what was chosen because nothing is published, or stands in for something.
+  std::string note;
 };
 
 // Matrices have mean 0 and standard deviation 1 / sqrt(inputs), so that activations keep their size
@@ -40,10 +58,16 @@ Status WriteSyntheticGguf(const std::string& path, const SyntheticSpec& spec,
 // created if missing. Only F32 and BF16; the whole model is held in memory.
 Status WriteSyntheticFolder(const std::string& path, const SyntheticSpec& spec);
 
+// The keys of a trained-sparse spec. Whether they agree is left to the reader.
+struct Architecture;
+Result<Metadata> NativeMetadata(const SyntheticSpec& spec, const Architecture& architecture);
+// The letters of a model's layers; empty for ordinary models.
+std::string LayoutOf(const ModelConfig& config);
+
 // The shape of a well-known model, 4-bit, with a context of 2^20 + 4096 tokens: what there is to
 // time but the numbers in it. An unknown name is an error that lists the known ones.
 Result<SyntheticSpec> NamedShape(std::string_view name);
-std::string ShapeNames();  // "llama-1b, llama-8b"
+std::string ShapeNames();  // "llama-1b, llama-8b, ..."
 // An error that says in which sizes a model is not of a shape. Weight types and context may differ.
 Status CheckShape(const ModelConfig& model, const SyntheticSpec& shape);
 
