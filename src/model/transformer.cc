@@ -93,7 +93,10 @@ Status Transformer::Forward(const ForwardBatch& batch) {
   if (batch.hidden) {
     std::copy_n(batch.hidden, x.size(), x.data());
   } else {
-    Embed(batch.tokens);
+    ops_.Embed({.table = &weights_.embedding,
+                .tokens = batch.tokens,
+                .scale = config_.embedding_scale,
+                .x = x});
   }
   const int end = batch.end_layer < 0 ? config_.layers : batch.end_layer;
   for (int l = batch.first_layer; l < end; ++l) {
@@ -182,46 +185,23 @@ void Transformer::AddBranch(const View<float>& input, const Matrix& w,
     ops_.Norm(
         {.x = branch, .weight = norm.data(), .eps = config_.norm_eps, .y = x, .accumulate = true});
   } else {
-    for (int64_t i = 0; i < x.size(); ++i) x.data()[i] += branch.data()[i];
+    ops_.Add({.x = x, .y = branch});
   }
 }
 
-void Transformer::Embed(std::span<const int32_t> tokens) {
-  const RawMatrix& e = weights_.embedding;
-  for (int64_t t = 0; t < rows_; ++t) {
-    const int64_t id = tokens[static_cast<size_t>(t)];
-    BATON_CHECK(id >= 0 && id < e.rows);
-    float* row = x_.data() + t * e.cols;
-    Dequantize(e.dtype, e.data, id * e.cols, e.cols, row);
-    if (config_.embedding_scale != 1.0f) {
-      for (int64_t i = 0; i < e.cols; ++i) row[i] *= config_.embedding_scale;
-    }
-  }
-}
-
-// Angles in double: at position 10^6 a float has no digits left for the fraction of a turn.
 void Transformer::PrepareRope(const ForwardBatch& batch) {
-  const int64_t half = config_.head_dim / 2;
+  std::vector<Rows> segments;
+  for (const AttentionSegment& s : batch.segments) segments.push_back(s.rows);
   for (size_t r = 0; r < rope_.size(); ++r) {
     RopeTable& table = rope_[r];
-    const float gain = config_.rope[r].scaling == RopeConfig::Scaling::kYarn
-                           ? config_.rope[r].attention_factor
-                           : 1.0f;
-    table.cos.resize(static_cast<size_t>(rows_ * half));
-    table.sin.resize(static_cast<size_t>(rows_ * half));
-    for (const AttentionSegment& s : batch.segments) {
-      ops_.threads().For((s.rows.count + 31) / 32, [&](int64_t block, int) {
-        for (int64_t i = block * 32; i < std::min(s.rows.count, block * 32 + 32); ++i) {
-          for (int64_t d = 0; d < half; ++d) {
-            const double angle = static_cast<double>(s.rows.position + i) *
-                                 table.frequencies[static_cast<size_t>(d)];
-            const auto at = static_cast<size_t>((s.rows.first + i) * half + d);
-            table.cos[at] = static_cast<float>(std::cos(angle)) * gain;
-            table.sin[at] = static_cast<float>(std::sin(angle)) * gain;
-          }
-        }
-      });
-    }
+    const RopeConfig& config = config_.rope[r];
+    const int64_t half = std::ssize(table.frequencies);
+    ops_.RotaryTable(
+        {.frequencies = table.frequencies,
+         .gain = config.scaling == RopeConfig::Scaling::kYarn ? config.attention_factor : 1.0f,
+         .segments = segments,
+         .cos = Matrix2(table.cos, rows_, half),
+         .sin = Matrix2(table.sin, rows_, half)});
   }
 }
 
@@ -231,10 +211,10 @@ void Transformer::Output(const ForwardBatch& batch) {
   for (int64_t first = 0; first < wanted; first += kLogitRows) {
     const int64_t n = std::min(kLogitRows, wanted - first);
     const View<float> rows = Matrix2(rows_x_, n, config_.width);
-    for (int64_t i = 0; i < n; ++i) {
-      std::copy_n(x_.data() + batch.logit_rows[static_cast<size_t>(first + i)] * config_.width,
-                  config_.width, rows.row(i));
-    }
+    ops_.CopyRows(
+        {.from = Matrix2(x_, rows_, config_.width),
+         .rows = batch.logit_rows.subspan(static_cast<size_t>(first), static_cast<size_t>(n)),
+         .to = rows});
     const View<float> logits = Matrix2(logits_, n, config_.vocab);
     const LinearParams::Out out{weights_.output.get(), nullptr, logits};
     ops_.Linear({.x = rows,

@@ -70,7 +70,6 @@ class Transformer {
     std::vector<float> frequencies;  // [D/2]
     std::vector<float> cos, sin;     // [T, D/2] of the current batch
   };
-  void Embed(std::span<const int32_t> tokens);
   void PrepareRope(const ForwardBatch& batch);
   Status Layer(int l, const ForwardBatch& batch);
   void Output(const ForwardBatch& batch);
