@@ -9,16 +9,9 @@
 #include "base/view.h"
 #include "baton/plan.h"
 #include "kv/page.h"
+#include "ops/params.h"
 
 namespace baton {
-
-// Rows of one sequence in a batch: `rows` consecutive positions from `position` on, at row `first`
-// of the batch tensors.
-struct Rows {
-  int64_t first = 0;
-  int64_t count = 0;
-  int64_t position = 0;
-};
 
 // Per head of q and k: optional RMS norm, rotation; then K and V are written to the cache (and the
 // 4-bit copy of K, where the layout has one). q and k are changed in place.

@@ -183,4 +183,64 @@ Status Ops::Select(const SelectParams& p) {
   return DoSelect(p);
 }
 
+void Ops::Embed(const EmbedParams& p) {
+  BATON_CHECK(p.table != nullptr && p.x.rank() == 2);
+  BATON_CHECK_EQ(p.x.dim(0), std::ssize(p.tokens));
+  BATON_CHECK_EQ(p.x.dim(1), p.table->cols);
+  for (int32_t token : p.tokens) BATON_CHECK(token >= 0 && token < p.table->rows);
+  const double bytes = static_cast<double>(p.x.dim(0)) *
+                       static_cast<double>(BytesOf(p.table->dtype, p.table->cols) + 4 * p.x.dim(1));
+  Trace::Scope scope(trace_, OpKind::kEmbed, bytes, static_cast<double>(p.x.size()));
+  DoEmbed(p);
+}
+
+void Ops::CopyRows(const CopyRowsParams& p) {
+  BATON_CHECK(p.from.rank() == 2 && p.to.rank() == 2);
+  BATON_CHECK_EQ(p.to.dim(0), std::ssize(p.rows));
+  BATON_CHECK_EQ(p.to.dim(1), p.from.dim(1));
+  for (int64_t row : p.rows) BATON_CHECK(row >= 0 && row < p.from.dim(0));
+  Trace::Scope scope(trace_, OpKind::kCopyRows, 8.0 * static_cast<double>(p.to.size()), 0);
+  DoCopyRows(p);
+}
+
+void Ops::Add(const AddParams& p) {
+  BATON_CHECK(p.x.contiguous() && p.y.contiguous());
+  BATON_CHECK_EQ(p.x.size(), p.y.size());
+  Trace::Scope scope(trace_, OpKind::kAdd, 12.0 * static_cast<double>(p.x.size()),
+                     static_cast<double>(p.x.size()));
+  DoAdd(p);
+}
+
+void Ops::RotaryTable(const RotaryTableParams& p) {
+  BATON_CHECK(p.cos.rank() == 2 && p.sin.rank() == 2);
+  BATON_CHECK_EQ(p.cos.dim(1), std::ssize(p.frequencies));
+  BATON_CHECK_EQ(p.sin.dim(1), std::ssize(p.frequencies));
+  double bytes = 0;
+  for (const Rows& r : p.segments) {
+    BATON_CHECK(r.first >= 0 && r.count >= 0 && r.position >= 0);
+    BATON_CHECK(r.first + r.count <= p.cos.dim(0) && r.first + r.count <= p.sin.dim(0));
+    bytes += 8.0 * static_cast<double>(r.count * p.cos.dim(1));
+  }
+  Trace::Scope scope(trace_, OpKind::kRotaryTable, bytes, 0);
+  DoRotaryTable(p);
+}
+
+void Ops::Route(const RouteParams& p) {
+  BATON_CHECK(p.q.rank() == 3 && p.q.dim(0) > 0 && p.weights != nullptr && p.logits != nullptr);
+  double parameters = 0;
+  int64_t in = p.q.dim(2);
+  const auto check = [&](const RouterWeights::Layer& l) {
+    BATON_CHECK(l.weight.rank() == 2 && l.bias != nullptr);
+    BATON_CHECK_EQ(l.weight.dim(1), in);
+    in = l.weight.dim(0);
+    parameters += static_cast<double>(l.weight.size() + in);
+  };
+  for (const auto& l : p.weights->encoder) check(l);
+  for (const auto& l : p.weights->head) check(l);
+  BATON_CHECK_EQ(in, 2);
+  Trace::Scope scope(trace_, OpKind::kRoute, 4 * (parameters + static_cast<double>(p.q.size())),
+                     2 * parameters + static_cast<double>(p.q.size()));
+  DoRoute(p);
+}
+
 }  // namespace baton

@@ -36,6 +36,12 @@ class Ops {
   // An error if a mass is NaN; it names the position.
   Status Select(const SelectParams& p);
 
+  void Embed(const EmbedParams& p);
+  void CopyRows(const CopyRowsParams& p);
+  void Add(const AddParams& p);
+  void RotaryTable(const RotaryTableParams& p);
+  void Route(const RouteParams& p);
+
   Trace& trace() { return trace_; }
   ThreadPool& threads() { return threads_; }
 
@@ -49,6 +55,13 @@ class Ops {
   virtual void DoMerge(const MergeParams& p) = 0;
   virtual void DoMass(const MassParams& p) = 0;
   virtual Status DoSelect(const SelectParams& p) = 0;
+  // Small or bound by memory: one implementation serves every backend that computes on the host
+  // (row_ops.cc, route.cc).
+  virtual void DoEmbed(const EmbedParams& p);
+  virtual void DoCopyRows(const CopyRowsParams& p);
+  virtual void DoAdd(const AddParams& p);
+  virtual void DoRotaryTable(const RotaryTableParams& p);
+  virtual void DoRoute(const RouteParams& p);
 
   ThreadPool& threads_;
   Trace trace_;

@@ -71,4 +71,60 @@ struct NormParams {
   bool accumulate = false;
 };
 
+// x[t] = scale * row tokens[t] of the table.
+struct EmbedParams {
+  const RawMatrix* table = nullptr;  // [vocab, C]
+  std::span<const int32_t> tokens;   // [T], each below vocab
+  float scale = 1;
+  View<float> x;  // [T, C]
+};
+
+// to[i] = from[rows[i]]. A row may be copied more than once.
+struct CopyRowsParams {
+  View<const float> from;         // [T, C]
+  std::span<const int64_t> rows;  // [n], each below T
+  View<float> to;                 // [n, C]; no part of `from`
+};
+
+// x += y, any equal shapes, contiguous.
+struct AddParams {
+  View<float> x;
+  View<const float> y;
+};
+
+// Rows of one sequence in a batch: `rows` consecutive positions from `position` on, at row `first`
+// of the batch tensors.
+struct Rows {
+  int64_t first = 0;
+  int64_t count = 0;
+  int64_t position = 0;
+};
+
+// cos[t, i] = gain * cos(position of row t * frequencies[i]), and sin likewise. Angles in double:
+// at position 10^6 a float has no digits left for the fraction of a turn.
+struct RotaryTableParams {
+  std::span<const float> frequencies;  // [n/2]
+  float gain = 1;
+  std::span<const Rows> segments;  // rows of no segment stay as they are
+  View<float> cos, sin;            // [T, n/2]
+};
+
+// The layer router of Flux Attention (arXiv 2604.07394), d = D: a mean query, an encoder of two
+// products and a head of three, SiLU between the products of each.
+struct RouterWeights {
+  struct Layer {
+    View<const float> weight;     // [out, in]
+    const float* bias = nullptr;  // [out]
+  };
+  Layer encoder[2];  // cls_feat_extractor.0 [8d, d], .2 [2d, 8d]
+  Layer head[3];     // cls_router_head_agnostic.0 [4d, 2d], .2 [d, 4d], .4 [2, d]
+};
+
+// logits = head(encoder(u)), u [D] the mean over rows and heads of q. f32 with sums in double.
+struct RouteParams {
+  View<const float> q;  // [n, Hq, D], n > 0: the rows that are looked at, some perhaps twice
+  const RouterWeights* weights = nullptr;
+  float* logits = nullptr;  // [2]: sparse, full
+};
+
 }  // namespace baton

@@ -20,12 +20,18 @@ enum class OpKind {
   kMerge,
   kMass,
   kSelect,
+  kEmbed,
+  kCopyRows,
+  kAdd,
+  kRotaryTable,
+  kRoute,
   kCount
 };
 
 constexpr std::string_view Name(OpKind op) {
-  constexpr std::string_view kNames[] = {"linear", "glu",   "output layer", "norm",  "store",
-                                         "attend", "merge", "mass",         "select"};
+  constexpr std::string_view kNames[] = {"linear",    "glu",   "output layer", "norm",   "store",
+                                         "attend",    "merge", "mass",         "select", "embed",
+                                         "copy rows", "add",   "rotary table", "route"};
   static_assert(std::size(kNames) == static_cast<size_t>(OpKind::kCount));
   return kNames[static_cast<int>(op)];
 }
