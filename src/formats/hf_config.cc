@@ -90,8 +90,10 @@ Result<Metadata> ReadHfConfig(const std::string& path) {
 
 std::string ToFlatConfig(const Metadata& metadata) {
   json j = json::object();
-  for (const auto& [key, value] : metadata.values)
-    std::visit([&](const auto& v) { j[key] = v; }, value);
+  for (const auto& [key, value] : metadata.values) {
+    json& field = j[key];
+    std::visit([&](const auto& v) { field = v; }, value);
+  }
   return j.dump(1) + "\n";
 }
 

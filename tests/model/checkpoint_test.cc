@@ -99,6 +99,21 @@ TEST(Checkpoint, RowsDifferWhereTheArchitecturesDo) {
   EXPECT_EQ(gemma.config.rope[1].base, 10000.0f);
 }
 
+TEST(Checkpoint, OrdinaryModelsGetACachePerLayer) {
+  const Checkpoint gemma = Synthetic({.architecture = "gemma3", .layers = 6, .window = 32}, "plan");
+  EXPECT_TRUE(gemma.config.plan.empty());
+  EXPECT_EQ(gemma.config.rope_dims, 16);
+  const ModelShape shape = ShapeOf(gemma.config, gemma.fingerprint);
+  EXPECT_EQ(shape.fingerprint, gemma.fingerprint);
+  EXPECT_FALSE(shape.trained_sparse());
+  ASSERT_EQ(shape.plan.size(), 6u);
+  ASSERT_EQ(shape.caches.size(), 6u);
+  EXPECT_EQ(shape.plan[0].branches[0].set.recent, 32);
+  EXPECT_EQ(shape.plan[5].branches[0].set.kind, TokenSet::Kind::kAll);
+  EXPECT_EQ(shape.caches[4].owner, 4);
+  EXPECT_EQ(shape.caches[4].kv_heads, 2);
+}
+
 // The folder holds the same weights, but for the order of rotary pairs and Gemma's +1.
 TEST(Checkpoint, FolderAndFileOfOneSpecHoldTheSameWeights) {
   for (const char* architecture : kArchitectures) {

@@ -92,7 +92,7 @@ struct ModelConfig {
 // What plans are checked against and attention runs by. Plan and caches are complete.
 ModelShape ShapeOf(const ModelConfig& config, std::string_view fingerprint);
 
-// Inverse frequency of each rotary pair, [head_dim / 2], scaling applied.
-std::vector<float> RopeFrequencies(const RopeConfig& rope, int64_t head_dim);
+// Inverse frequency of each rotary pair, [rope_dims / 2], scaling applied.
+std::vector<float> RopeFrequencies(const RopeConfig& rope, int64_t rope_dims);
 
 }  // namespace baton
