@@ -134,7 +134,7 @@ void Attention::MergeBranches(int layer, const LayerInput& in, View<float> o) {
   }
   ops_.Merge({.parts = std::span(parts).first(plan.branches.size()),
               .gated_sum = plan.merge == Merge::kGatedSum,
-              .o = o});
+              .out = o});
 }
 
 Status Attention::Run(int layer, LayerInput in, View<float> o) {

@@ -90,14 +90,14 @@ void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<co
   ops_.Mass({.source = r.ranking == Publish::Ranking::kLowBit ? MassParams::Source::kLowBit
                        : stored                               ? MassParams::Source::kScores
                                                               : MassParams::Source::kExact,
+             .score = r.score == Publish::Score::kMass && !indexer
+                          ? MassParams::Score::kProbability
+                          : MassParams::Score::kLogProbability,
              .q = q,
              .scale = indexer ? r.index_scale : scale_,
              .lse = lse,
              .scope = r.scope == Scope::kAll ? MassScope::kAll : MassScope::kGroup,
              .pool = r.pool,
-             .score = r.score == Publish::Score::kMass && !indexer
-                          ? MassParams::Score::kProbability
-                          : MassParams::Score::kLogProbability,
              .block = r.block,
              .segments = mass_segments_});
 }

@@ -53,6 +53,16 @@ void CountWeights(const Checkpoint& c, ModelInfo& info) {
   }
 }
 
+// The routers of a file, or those that lie in a published checkpoint.
+Result<std::optional<RouterFile>> RouterOf(const Checkpoint& c, const EngineOptions& options) {
+  if (options.router.empty()) {
+    return c.router ? std::optional<RouterFile>(*c.router) : std::nullopt;
+  }
+  if (options.router == c.path && c.router) return std::optional<RouterFile>(*c.router);
+  BATON_ASSIGN(RouterFile file, LoadRouter(options.router, c.config));
+  return std::optional<RouterFile>(std::move(file));
+}
+
 }  // namespace
 
 std::string HashLogits(const float* logits, int64_t count) {
@@ -84,8 +94,8 @@ KvLayout Engine::Impl::LayoutOf(const CacheSpec& cache) const {
   return {.dtype = CacheType(options.kv),
           .kv_heads = cache.kv_heads,
           .head_dim = cache.head_dim,
-          .values = cache.values,
-          .low_bit = cache.low_bit};
+          .low_bit = cache.low_bit,
+          .values = cache.values};
 }
 
 Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<CacheSpec>& caches,
@@ -122,7 +132,8 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
                                   options.threads);
   }
   auto impl = std::make_unique<Impl>(options.threads);
-  BATON_ASSIGN(impl->checkpoint, Checkpoint::Open(path));
+  BATON_ASSIGN(impl->checkpoint, Checkpoint::Open(path, options.router_flavour));
+  BATON_ASSIGN(impl->router, RouterOf(impl->checkpoint, options));
   BATON_ASSIGN(impl->ops, MakeOps(options, impl->pool));
   BATON_ASSIGN(Tokenizer tokenizer, impl->checkpoint.LoadTokenizer());
   impl->tokenizer = std::make_unique<Tokenizer>(std::move(tokenizer));

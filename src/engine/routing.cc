@@ -8,6 +8,19 @@
 
 namespace baton {
 
+namespace {
+
+RouterWeights WeightsOf(const LayerRouter& router) {
+  const auto view = [](const RouterLinear& l) {
+    return RouterWeights::Layer{View<const float>(l.weight.data(), {l.outputs, l.inputs}),
+                                l.bias.data()};
+  };
+  const auto& l = router.linear;
+  return {.encoder = {view(l[0]), view(l[1])}, .head = {view(l[2]), view(l[3]), view(l[4])}};
+}
+
+}  // namespace
+
 Status CheckRouteOptions(const RouteOptions& o, int layers) {
   if (!(o.margin >= 0) || !std::isfinite(o.margin))
     return Error::InvalidArgument("routing: margin must be 0 or more, got {}", o.margin);
@@ -147,7 +160,8 @@ Status Routing::Ask(int l, std::span<const float> kept) {
   }
   engine_.model->Queries(l, x, q);
   std::array<float, 2>& z = logits_[static_cast<size_t>(l)];
-  ops.Route({.q = q, .weights = &router_->layers[static_cast<size_t>(l)], .logits = z});
+  const RouterWeights weights = WeightsOf(router_->layers[static_cast<size_t>(l)]);
+  ops.Route({.q = q, .weights = &weights, .logits = z.data()});
   if (!std::isfinite(z[0]) || !std::isfinite(z[1]))
     return Error::InvalidArgument("router of layer {}: logits {} and {} are no numbers", l, z[0],
                                   z[1])

@@ -32,8 +32,8 @@ Result<std::unique_ptr<CalibrationContext>> CalibrationContext::Build(Engine& en
   }
   BATON_ASSIGN(ProbeContext probes,
                HideProbes(engine, spec.probes, filler, spec.length - kQuestionRoom));
-  const std::vector<bool> all(static_cast<size_t>(engine.info().layers),
-                              engine.info().head_dim % 32 == 0);
+  std::vector<CacheSpec> all = engine.impl().model_plan.caches;
+  for (CacheSpec& c : all) c.low_bit = c.head_dim % 32 == 0;
   BATON_ASSIGN(Session session, Session::Create(engine, all, spec.length + kQuestionRoom));
   std::unique_ptr<CalibrationContext> c(new CalibrationContext(engine, std::move(session)));
   c->tokens_ = std::move(probes.tokens);

@@ -251,7 +251,7 @@ void Transformer::AddBranch(const View<float>& input, const Matrix& w, const flo
   if (norm) {
     ops_.Norm({.x = branch, .weight = norm, .eps = config_.norm_eps, .y = x, .accumulate = true});
   } else {
-    ops_.Add({.x = branch, .y = x});
+    ops_.Add({.x = x, .y = branch});
   }
 }
 

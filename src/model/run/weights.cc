@@ -14,6 +14,21 @@ std::vector<float> Expand(const TensorInfo& t, float add) {
 
 RawMatrix Raw(const TensorInfo& t) { return {t.dtype, t.data, t.shape[0], t.shape[1]}; }
 
+bool IsNorm(TensorRole role) {
+  switch (role) {
+    case TensorRole::kOutputNorm:
+    case TensorRole::kAttnNorm:
+    case TensorRole::kQNorm:
+    case TensorRole::kKNorm:
+    case TensorRole::kPostAttnNorm:
+    case TensorRole::kFfnNorm:
+    case TensorRole::kPostFfnNorm:
+      return true;
+    default:
+      return false;
+  }
+}
+
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, Ops& ops) : checkpoint_(checkpoint), ops_(ops) {}
