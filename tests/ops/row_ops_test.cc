@@ -60,8 +60,8 @@ TEST_P(RowOpsTest, CopyRowsAndAdd) {
     for (int64_t r : rows)
       want.insert(want.end(), from.begin() + r * width, from.begin() + (r + 1) * width);
     ExpectSameBits(to, want);
-    ops_->Add({.x = View<float>(to.data(), {5, width}),
-               .y = View<const float>(from.data(), {5, width})});
+    ops_->Add(
+        {.x = View<float>(to.data(), {5, width}), .y = View<const float>(from.data(), {5, width})});
     for (size_t i = 0; i < want.size(); ++i) want[i] += from[i];
     ExpectSameBits(to, want);
   }

@@ -1,5 +1,6 @@
-// Log-probabilities: a maximum over heads comes from the tiles (mass_tiles.cc) or, in one pass, from
-// stored scores. Sums over heads take two passes: scores per head, then pooling, block by block.
+// Log-probabilities: a maximum over heads comes from the tiles (mass_tiles.cc) or, in one pass,
+// from stored scores. Sums over heads take two passes: scores per head, then pooling, block by
+// block.
 #include <algorithm>
 #include <limits>
 #include <vector>

@@ -1,7 +1,7 @@
 // Mass by tiles: a task is (sets of about 128 rows, 512 keys); it recomputes the probabilities from
-// K and a known log-sum-exp and adds columns up at once, so that no [rows, N] matrix exists. Low-bit
-// sets with many rows estimate the log-sum-exp by a first pass over a quarter of the pages. Every
-// task owns its piece of the result: nothing to merge.
+// K and a known log-sum-exp and adds columns up at once, so that no [rows, N] matrix exists.
+// Low-bit sets with many rows estimate the log-sum-exp by a first pass over a quarter of the pages.
+// Every task owns its piece of the result: nothing to merge.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -112,7 +112,8 @@ class Tiles {
     for (int64_t row = first; row < last; ++row) {
       for (int64_t h = kv_head * ratio; h < (kv_head + 1) * ratio; ++h, ++query) {
         *query = {.q = Packed(s, row, h), .lse = Lse(s.rows.first + row, h)};
-        query->visible = static_cast<int32_t>(std::min(s.rows.position + row + 1 - t.key, kMassChunk));
+        query->visible =
+            static_cast<int32_t>(std::min(s.rows.position + row + 1 - t.key, kMassChunk));
         set_up(row, h, *query);
       }
     }
