@@ -68,7 +68,7 @@ struct ModelInfo {
   std::vector<CacheBytes> cache_bytes;
   std::vector<LayerInfo> layer;  // [layers]
   std::string router;            // "64 + 64 rows, sink 128, window 2048"; empty: none
-  bool has_chat_template = false;
+  bool has_tokenizer = true, has_chat_template = false;
   std::string backend;  // "cpu (avx512)", "ref", ...
   int threads = 0;
   double load_seconds = 0;

@@ -287,6 +287,9 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
     BATON_ASSIGN(text, o.text.Read());
   }
   BATON_ASSIGN(auto engine, o.engine.Load());
+  if (!tokens && !engine->info().has_tokenizer)
+    return Error::NotFound("{}: the model has no tokenizer", o.engine.model)
+        .Hint("give --token-file instead of a text");
   if (!o.raw && !tokens && !engine->info().has_chat_template)
     return Error::Unsupported("{}: the model has no chat template", o.engine.model)
         .Hint("use --raw to continue the text itself");

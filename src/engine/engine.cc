@@ -53,6 +53,14 @@ void CountWeights(const Checkpoint& c, ModelInfo& info) {
   }
 }
 
+// A model of token ids alone has none; a tokenizer that cannot be read is an error.
+Result<Tokenizer> TokenizerOf(const Checkpoint& c) {
+  Result<Tokenizer> tokenizer = c.LoadTokenizer();
+  if (!tokenizer.ok() && tokenizer.error().code() == Error::Code::kNotFound)
+    return Tokenizer::None();
+  return tokenizer;
+}
+
 // The routers of a file, or those that lie in a published checkpoint.
 Result<std::optional<RouterFile>> RouterOf(const Checkpoint& c, const EngineOptions& options) {
   if (options.router.empty()) {
@@ -135,7 +143,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   BATON_ASSIGN(impl->checkpoint, Checkpoint::Open(path, options.router_flavour));
   BATON_ASSIGN(impl->router, RouterOf(impl->checkpoint, options));
   BATON_ASSIGN(impl->ops, MakeOps(options, impl->pool));
-  BATON_ASSIGN(Tokenizer tokenizer, impl->checkpoint.LoadTokenizer());
+  BATON_ASSIGN(Tokenizer tokenizer, TokenizerOf(impl->checkpoint));
   impl->tokenizer = std::make_unique<Tokenizer>(std::move(tokenizer));
   BATON_ASSIGN(Weights weights, Weights::Load(impl->checkpoint, *impl->ops));
 
@@ -160,6 +168,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   info.context = c.context;
   CountWeights(impl->checkpoint, info);
   for (const LayerConfig& l : c.layer) info.window.push_back(l.window);
+  info.has_tokenizer = impl->tokenizer->vocab_size() > 0;
   info.has_chat_template = !impl->tokenizer->chat_template().empty();
   info.backend = impl->ops->name();
   info.threads = impl->pool.threads();

@@ -16,6 +16,9 @@ Result<std::vector<int32_t>> PromptTokens(const Engine& engine, const Engine::Im
     return Error::InvalidArgument("a request needs one of prompt, tokens or chat, got {}", given)
         .Hint("an empty prompt gives the model nothing to continue");
   }
+  if (r.tokens.empty() && !impl.info.has_tokenizer)
+    return Error::NotFound("{}: the model has no tokenizer", impl.info.path)
+        .Hint("give token ids instead of text");
   std::vector<int32_t> tokens = r.tokens;
   if (!r.prompt.empty()) tokens = engine.Tokenize(r.prompt, true, true);
   if (!r.chat.empty()) {

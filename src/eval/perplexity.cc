@@ -50,6 +50,9 @@ Status ScoreChunk(Engine& engine, Session& session, std::span<const int32_t> chu
 
 Result<std::vector<std::vector<int32_t>>> TextChunks(Engine& engine, const std::string& text,
                                                      const PerplexityOptions& options) {
+  if (!engine.info().has_tokenizer)
+    return Error::NotFound("{}: the model has no tokenizer", engine.info().path)
+        .Hint("give --token-file instead of a text");
   std::string_view body = text;
   if (body.ends_with('\n')) body.remove_suffix(1);
   const std::vector<int32_t> tokens = engine.Tokenize(body, true, false);

@@ -337,12 +337,15 @@ Result<Tokenizer> Tokenizer::FromSpec(const TokenizerSpec& spec) {
   return Tokenizer(std::move(impl));
 }
 
+Tokenizer Tokenizer::None() { return Tokenizer(std::make_unique<Impl>()); }
+
 Result<Tokenizer> Tokenizer::FromGguf(const Metadata& metadata) {
   BATON_ASSIGN(const TokenizerSpec spec, SpecFromGguf(metadata));
   return FromSpec(spec);
 }
 
 std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOptions& options) const {
+  if (impl_->vocab.size() == 0) return {};
   std::vector<int32_t> ids;
   if (options.bos && impl_->adds_bos) ids.push_back(impl_->bos);
   Impl::Work work{.merger = {}, .symbols = {}, .out = ids};

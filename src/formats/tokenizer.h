@@ -32,6 +32,8 @@ class Tokenizer {
   static Result<Tokenizer> FromGguf(const Metadata& metadata);
   // From tokenizer.json or tokenizer.model (+ tokenizer_config.json) in a Hugging Face folder.
   static Result<Tokenizer> FromFolder(const std::string& folder);
+  // Of a model that came without one: no text becomes tokens, no token is text.
+  static Tokenizer None();
   // From what one of those was read into; checks ids, types, merges and patterns.
   static Result<Tokenizer> FromSpec(const TokenizerSpec& spec);
 
@@ -45,7 +47,7 @@ class Tokenizer {
   // away again; use StreamDecoder for ids that continue a text.
   std::string Decode(std::span<const int32_t> ids, bool special = false) const;
 
-  int32_t vocab_size() const;
+  int32_t vocab_size() const;  // 0: None
   int32_t bos() const;  // -1: none
   bool adds_bos() const;
   bool IsEndOfGeneration(int32_t id) const;  // eos, <|im_end|>, <end_of_turn>, <|eot_id|>, ...

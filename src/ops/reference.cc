@@ -231,6 +231,7 @@ class ReferenceOps final : public Ops {
     const KvLayout& l = kv.layout;
     std::vector<float> all(static_cast<size_t>(n * l.kv_heads * l.head_dim));
     threads_.For(n, [&](int64_t i, int) {
+      if (kv.pages[i / KvLayout::kSlots] < 0) return;  // dropped by a ring: no row reads it
       float* to = all.data() + i * l.kv_heads * l.head_dim;
       for (int h = 0; h < l.kv_heads; ++h) {
         for (int64_t d = 0; d < l.head_dim; ++d) *to++ = LoadElement(kv, i, value, h, d);
