@@ -46,9 +46,9 @@ struct EngineOptions {
 
 // What a layer's attention is by the model's own design.
 struct LayerInfo {
-  std::string kind;     // full, window, cross index, ...
-  std::string branches;  // "own window 512", "layer 12 list of 25 + recent 128", ...
-  std::string cache;    // "all", "ring 128", "none"
+  std::string kind;       // full, window, cross index, ...
+  std::string branches;   // "own window 512", "layer 12 list of 25 + recent 128", ...
+  std::string cache;      // "all", "ring 128", "none"
   std::string publishes;  // "tokens 1024", "blocks 1024 of 64", or empty
   bool rope = true, gated = false, sink_logits = false;
 };
@@ -112,10 +112,10 @@ struct RouteOptions {
 };
 
 struct RoutingReport {
-  std::string bitmap;                          // [layers] F full, S sparse
-  std::vector<std::array<float, 2>> logits;    // [layers] sparse, full; 0, 0 where none ran
-  std::string source;                          // exact, probe, two_pass, dense, forced
-  int64_t rows_pooled = 0;                     // prompt rows that each decision saw
+  std::string bitmap;                           // [layers] F full, S sparse
+  std::vector<std::array<float, 2>> logits;     // [layers] sparse, full; 0, 0 where none ran
+  std::string source;                           // exact, probe, two_pass, dense, forced
+  int64_t rows_pooled = 0;                      // prompt rows that each decision saw
   std::vector<int64_t> held_token_equivalents;  // [layers] tokens of cache held at the end
   int64_t dense_token_equivalents = 0;          // what all layers full would hold
 };

@@ -126,9 +126,9 @@ Result<std::vector<int32_t>> ReadTokens(const std::string& path) {
   const char* hint = "expected a JSON array of token ids, such as [1, 2, 3]";
   if (!json.is_array() || json.empty())
     return Error::InvalidArgument("{}: {}", path,
-                                  json.is_discarded()  ? "no JSON"
-                                  : json.is_array() ? "an empty array"
-                                                    : "no array")
+                                  json.is_discarded() ? "no JSON"
+                                  : json.is_array()   ? "an empty array"
+                                                      : "no array")
         .Hint(hint);
   std::vector<int32_t> tokens;
   for (const auto& item : json) {

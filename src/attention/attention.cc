@@ -191,8 +191,8 @@ void Attention::Observe(int layer, const View<float>& q) {
   const View<const float> lse(lse_[0].data(), {q.dim(0), shape_.heads});
   for (const Part& p : parts_) {
     if (p.segment->prompt) continue;
-    AttentionObserver::Tap tap{layer, p.rows, q, lse,
-                               CacheOf(p, p.layer(layer).branches[0].cache), nullptr};
+    AttentionObserver::Tap tap{layer,  p.rows, q, lse, CacheOf(p, p.layer(layer).branches[0].cache),
+                               nullptr};
     for (size_t i = 0; i < p.live; ++i)
       if (p.published[i]->publisher == layer) tap.sets = &p.published[i]->sets;
     observer_->OnLayer(tap);

@@ -66,8 +66,8 @@ Status ActiveRequest::StartRouting() {
   }
   const RouterFile* router = engine_.router ? &*engine_.router : nullptr;
   routing_ = std::make_unique<Routing>(engine_, router, *request_.route,
-                                       std::span<const int32_t>(sequence_.tokens),
-                                       &sequence_.plan, &sequence_.kv);
+                                       std::span<const int32_t>(sequence_.tokens), &sequence_.plan,
+                                       &sequence_.kv);
   using Mode = RouteOptions::Mode;
   const Mode mode = request_.route->mode;
   if (mode == Mode::kExact || mode == Mode::kDense) {
@@ -76,8 +76,8 @@ Status ActiveRequest::StartRouting() {
     StartPrompt(chunks ? PrefillOrder::kTokenMajor : PrefillOrder::kLayerMajor);
     return Status::Ok();
   }
-  BATON_ASSIGN(ahead_, RoutingAhead::Create(engine_, *request_.route, sequence_.tokens,
-                                            sequence_.plan));
+  BATON_ASSIGN(ahead_,
+               RoutingAhead::Create(engine_, *request_.route, sequence_.tokens, sequence_.plan));
   return Status::Ok();
 }
 

@@ -19,7 +19,7 @@ struct PreparedRequest {
   Request request;
   std::vector<int32_t> tokens;  // of the prompt
   ResolvedPlan plan;
-  int64_t kv_tokens = 0;      // the most positions of cache it may use
+  int64_t kv_tokens = 0;  // the most positions of cache it may use
   // Continues from, and becomes, the engine's conversation (chat requests of Engine::Generate).
   bool conversation = false;
 };

@@ -29,7 +29,7 @@ struct Engine::Impl {
   Checkpoint checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Transformer> model;
-  ResolvedPlan model_plan;            // what runs without a user's plan
+  ResolvedPlan model_plan;           // what runs without a user's plan
   std::optional<RouterFile> router;  // of layers of role route
   std::atomic<bool> cancelled{false};
   // The cache of the latest chat request, for its next turn.

@@ -181,8 +181,7 @@ RoutingReport Routing::Report(int64_t tokens) const {
   for (int l = 0; l < engine_.info.layers; ++l) {
     report.bitmap += decisions_[static_cast<size_t>(l)] == Decision::kSparse ? 'S' : 'F';
     const int cache = plan_->OwnCache(l);
-    report.held_token_equivalents.push_back(
-        plan_->caches[static_cast<size_t>(cache)].Held(tokens));
+    report.held_token_equivalents.push_back(plan_->caches[static_cast<size_t>(cache)].Held(tokens));
     report.dense_token_equivalents += tokens;
   }
   return report;

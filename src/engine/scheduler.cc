@@ -245,8 +245,8 @@ void Scheduler::FinishDone() {
     Sequence& s = r->sequence();
     if (r->conversation() && r->chat() && s.store && !r->failed()) {
       // Of a prompt that was interrupted, what its passes completed.
-      const int64_t whole = std::min(r->in_prompt() ? s.prompt_position : s.kv.length(),
-                                     s.kv.length());
+      const int64_t whole =
+          std::min(r->in_prompt() ? s.prompt_position : s.kv.length(), s.kv.length());
       engine_.conversation.sequence = {};  // before its store
       engine_.conversation = {};
       if (s.kv.CanTruncate(whole)) {

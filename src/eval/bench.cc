@@ -61,9 +61,8 @@ std::vector<int32_t> MadeUpTokens(int64_t count, int64_t vocab, uint64_t seed) {
 // What one decode step of one sequence reads of the cache.
 double KvBytes(const Engine::Impl& engine, const ResolvedPlan* plan, int64_t visible) {
   const KvElement element = engine.cache_element();
-  return static_cast<double>(plan
-                                 ? KvBytesPerToken(*plan, engine.shape(), visible, element)
-                                 : DenseKvBytesPerToken(engine.shape(), visible, element));
+  return static_cast<double>(plan ? KvBytesPerToken(*plan, engine.shape(), visible, element)
+                                  : DenseKvBytesPerToken(engine.shape(), visible, element));
 }
 
 // Sequences of one depth that decode together, dense or under a plan. `sessions` are at least
@@ -143,7 +142,7 @@ class Lane {
       BATON_TRY(sequence.Reserve(position + 1));
       segments.push_back({.rows = {static_cast<int64_t>(i), 1, position},
                           .kv = &sequence,
-                          .plan = plan_,
+                          .plan = plan_ ? plan_ : &impl.model_plan,
                           .prompt = false,
                           .watch = nullptr});
     }
@@ -251,13 +250,14 @@ class Bench {
     if (large && bytes > static_cast<double>(kAliasBytes)) {
       store.alias_bytes = kAliasBytes / batch;
       // Layers that share have one layout.
-      const bool low_bit = std::any_of(caches.begin(), caches.end(),
-                                       [](const CacheSpec& c) { return c.low_bit; });
+      const bool low_bit =
+          std::any_of(caches.begin(), caches.end(), [](const CacheSpec& c) { return c.low_bit; });
       for (CacheSpec& c : caches) c.low_bit = low_bit;
     }
     std::vector<Session> sessions;
     for (int i = 0; i < batch; ++i) {
-      BATON_ASSIGN(Session s, Session::Create(engine_, caches, depth + room, {.store = store, .rollback = room}));
+      BATON_ASSIGN(Session s, Session::Create(engine_, caches, depth + room,
+                                              {.store = store, .rollback = room}));
       sessions.push_back(std::move(s));
     }
     bytes = sessions[0].store().bytes_per_token() * tokens;

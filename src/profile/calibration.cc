@@ -206,7 +206,8 @@ Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunO
 
 Result<PlanMeasure> CalibrationContext::RunWithPrefill(const ResolvedPlan& plan) {
   PlanMeasure result;
-  BATON_ASSIGN(Session session, Session::Create(engine_, plan.caches, length() + 2 * kQuestionRoom));
+  BATON_ASSIGN(Session session,
+               Session::Create(engine_, plan.caches, length() + 2 * kQuestionRoom));
   BATON_TRY(session.Prefill(std::span(tokens_).first(static_cast<size_t>(snapshot_from_)), &plan));
   for (Group& g : groups_) {
     if (g.probe) {

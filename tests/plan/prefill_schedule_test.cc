@@ -24,12 +24,11 @@ ModelShape Shape(const std::string& layout, int exit) {
     memory |= kind == 'd';
     LayerPlan plan;
     plan.branches.resize(1);
-    if (kind == 'w')
-      plan.branches[0].set = {.kind = TokenSet::Kind::kWindow, .recent = kWindow};
+    if (kind == 'w') plan.branches[0].set = {.kind = TokenSet::Kind::kWindow, .recent = kWindow};
     m.plan.push_back(plan);
     if (kind != 'd')
-      m.caches.push_back({.owner = l, .kv_input = kind == 'c' ? 1 : l, .kv_heads = 1,
-                          .head_dim = 16});
+      m.caches.push_back(
+          {.owner = l, .kv_input = kind == 'c' ? 1 : l, .kv_heads = 1, .head_dim = 16});
   }
   if (memory) m.caches.push_back({.kv_input = exit, .kv_heads = 1, .head_dim = 16});
   return m;
@@ -38,8 +37,8 @@ ModelShape Shape(const std::string& layout, int exit) {
 // Runs a schedule on counters: what would be wrong in the forward pass is wrong here.
 void Check(const ModelShape& m, const PrefillRequest& r) {
   const PrefillSchedule s = MakePrefillSchedule(m, r);
-  std::map<int64_t, int> reached;                      // row -> layers run
-  std::set<std::pair<size_t, int64_t>> written;        // cache, row
+  std::map<int64_t, int> reached;                // row -> layers run
+  std::set<std::pair<size_t, int64_t>> written;  // cache, row
   for (const Pass& p : s.passes) {
     ASSERT_LT(p.first_row, p.end_row);
     ASSERT_LE(p.rows(), r.chunk);
@@ -63,9 +62,9 @@ void Check(const ModelShape& m, const PrefillRequest& r) {
     }
     for (size_t c = 0; c < m.caches.size(); ++c) {
       const CacheSpec& cache = m.caches[c];
-      const bool window = cache.owner >= 0 &&
-                          m.plan[static_cast<size_t>(cache.owner)].branches[0].set.kind ==
-                              TokenSet::Kind::kWindow;
+      const bool window =
+          cache.owner >= 0 &&
+          m.plan[static_cast<size_t>(cache.owner)].branches[0].set.kind == TokenSet::Kind::kWindow;
       if (!window || row > r.end - kWindow) {
         ASSERT_TRUE(written.contains({c, row}));
       }

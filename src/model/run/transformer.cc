@@ -114,24 +114,25 @@ void Transformer::Feed(int l) {
 void Transformer::FeedCache(int c) {
   const CacheSpec& cache = shape_.caches[static_cast<size_t>(c)];
   const bool memory = cache.owner == CacheSpec::kMemory;
-  const WeightSet& w =
-      memory ? weights_.model : weights_.layers[static_cast<size_t>(cache.owner)];
+  const WeightSet& w = memory ? weights_.model : weights_.layers[static_cast<size_t>(cache.owner)];
   const float* norm = memory ? w.vector(R::kMemoryNorm) : w.vector(R::kBridgeNorm);
   if (norm == nullptr)
     norm = weights_.layers[static_cast<size_t>(cache.kv_input)].vector(R::kAttnNorm);
   const View<float> k = Matrix2(k_, rows_, cache.kv_heads * cache.head_dim);
   const View<float> v = Matrix2(v_, rows_, k.dim(1));
-  const LinearParams::Out outs[] = {
-      {w.matrix(!memory ? R::kK : cache.values ? R::kMemoryK : R::kIndexerK), nullptr, k},
-      {w.matrix(memory ? R::kMemoryV : R::kV), nullptr, v}};
+  const LinearParams::Out outs[] = {{w.matrix(!memory        ? R::kK
+                                              : cache.values ? R::kMemoryK
+                                                             : R::kIndexerK),
+                                     nullptr, k},
+                                    {w.matrix(memory ? R::kMemoryV : R::kV), nullptr, v}};
   ops_.Linear({.x = Matrix2(x_, rows_, config_.width),
                .norm_weight = norm,
                .norm_eps = config_.norm_eps,
                .outs = std::span(outs).first(cache.values ? 2 : 1),
                .fine = fine_});
-  StoreParams store{.k = Heads(k, cache.kv_heads),
-                    .k_norm = !cache.values ? nullptr
-                                            : w.vector(memory ? R::kMemoryKNorm : R::kKNorm)};
+  StoreParams store{
+      .k = Heads(k, cache.kv_heads),
+      .k_norm = !cache.values ? nullptr : w.vector(memory ? R::kMemoryKNorm : R::kKNorm)};
   if (cache.values) store.v = Heads(v, cache.kv_heads);
   store.round_bf16 = !cache.values && config_.indexer.bf16;
   SetRotation(memory ? -1 : config_.layer[static_cast<size_t>(cache.owner)].rope, &store);
@@ -280,10 +281,10 @@ void Transformer::Output(const ForwardBatch& batch) {
   for (int64_t first = 0; first < wanted; first += kLogitRows) {
     const int64_t n = std::min(kLogitRows, wanted - first);
     const View<float> rows = Matrix2(rows_x_, n, config_.width);
-    ops_.CopyRows({.from = Matrix2(x_, rows_, config_.width),
-                   .rows = batch.logit_rows.subspan(static_cast<size_t>(first),
-                                                    static_cast<size_t>(n)),
-                   .to = rows});
+    ops_.CopyRows(
+        {.from = Matrix2(x_, rows_, config_.width),
+         .rows = batch.logit_rows.subspan(static_cast<size_t>(first), static_cast<size_t>(n)),
+         .to = rows});
     const View<float> logits = Matrix2(logits_, n, config_.vocab);
     const LinearParams::Out out{weights_.model.matrix(R::kOutput), nullptr, logits};
     ops_.Linear({.x = rows,

@@ -79,7 +79,7 @@ class Transformer {
   ModelShape shape_;
   Attention attention_;
   std::vector<RopeTable> rope_;
-  std::vector<int> own_cache_;  // [layers] -1: none
+  std::vector<int> own_cache_;                             // [layers] -1: none
   std::vector<std::vector<const Matrix*>> first_product_;  // [layers + 1]; the last: the output
   int64_t rows_ = 0;
   bool fine_ = false;  // the batch decodes: see LinearParams
