@@ -145,9 +145,11 @@ struct RequestStats {
   int64_t prompt_tokens = 0, generated_tokens = 0;
   int64_t reused_tokens = 0;  // prompt tokens whose cache was still there (chat)
   double prompt_seconds = 0, decode_seconds = 0;
-  double kv_bytes_per_token = 0;  // mean over decode steps
-  int64_t kv_bytes_held = 0;      // of cache at the end: tokens that later rows could still read
-  std::string logits_hash;        // of the last step's logits
+  // Means over decode steps: read, and what a dense step reads (of models trained for sparse
+  // attention: a model of the same shape with a full cache in every layer).
+  double kv_bytes_per_token = 0, kv_bytes_per_token_dense = 0;
+  int64_t kv_bytes_held = 0;  // of cache at the end: tokens that later rows could still read
+  std::string logits_hash;    // of the last step's logits
   std::optional<RoutingReport> routing;
   std::vector<LayerWatch> watched;
 };

@@ -146,10 +146,21 @@ void ActiveRequest::Advance() {
   if (sequence_.kv.length() + 1 > engine_.options.context) return Stop(Generation::Stop::kContext);
 }
 
-void ActiveRequest::CountDecode(double seconds, double kv_bytes) {
+void ActiveRequest::CountDecode(double seconds) {
+  const int64_t visible = sequence_.kv.length();
+  const ModelShape& shape = engine_.shape();
+  const KvElement element = engine_.cache_element();
   result_.stats.decode_seconds += seconds;
-  kv_bytes_ += kv_bytes;
+  kv_bytes_ += static_cast<double>(KvBytesPerToken(sequence_.plan, shape, visible, element));
+  dense_kv_bytes_ +=
+      static_cast<double>(shape.trained_sparse() ? FullKvBytes(shape, visible, element)
+                                                 : DenseKvBytesPerToken(shape, visible, element));
   decode_steps_++;
+}
+
+void ActiveRequest::MeasureCache() {
+  if (sequence_.store) result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
+  if (routing_) result_.stats.routing = routing_->Report(sequence_.kv.length());
 }
 
 void ActiveRequest::Stop(Generation::Stop why) {
@@ -200,12 +211,12 @@ void ActiveRequest::Emit(std::string piece, bool last) {
 void ActiveRequest::Finish() {
   BATON_CHECK(done_);
   if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
-  RequestStats& s = result_.stats;
-  if (sequence_.store) s.kv_bytes_held = sequence_.kv.held_bytes();
-  if (routing_) s.routing = routing_->Report(sequence_.kv.length());
   sequence_.Release();
+  RequestStats& s = result_.stats;
   s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
-  s.kv_bytes_per_token = decode_steps_ > 0 ? kv_bytes_ / static_cast<double>(decode_steps_) : 0;
+  const double steps = static_cast<double>(std::max<int64_t>(1, decode_steps_));
+  s.kv_bytes_per_token = kv_bytes_ / steps;
+  s.kv_bytes_per_token_dense = dense_kv_bytes_ / steps;
   const std::vector<Watch::Layer>& layers = sequence_.watch.layers;
   for (size_t l = 0; l < layers.size(); ++l) {
     if (layers[l].sampled)

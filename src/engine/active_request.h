@@ -65,10 +65,12 @@ class ActiveRequest {
   // After the pass: the picked token becomes text and perhaps the last one.
   void Advance();
   // Of a decode pass that it was part of.
-  void CountDecode(double seconds, double kv_bytes);
+  void CountDecode(double seconds);
 
   void Stop(Generation::Stop why);  // no effect on a request that is done
   void Fail(Error error);           // likewise
+  // What its cache holds, for the result; before the cache is freed or handed on.
+  void MeasureCache();
   // Hands out what it held back, frees the cache and calls on_done. Once, when done.
   void Finish();
 
@@ -100,7 +102,7 @@ class ActiveRequest {
   Generation result_;
   std::optional<Error> error_;
   std::string held_;  // text that may turn out to be the start of a stop string
-  double kv_bytes_ = 0;
+  double kv_bytes_ = 0, dense_kv_bytes_ = 0;
   int64_t decode_steps_ = 0;
   bool done_ = false;
 };

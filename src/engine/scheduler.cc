@@ -229,8 +229,7 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   for (ActiveRequest* r : batch.rows()) {
     Sequence& s = r->sequence();
     s.kv.Evict();
-    r->CountDecode(seconds, static_cast<double>(KvBytesPerToken(
-                                s.plan, engine_.shape(), s.kv.length(), engine_.cache_element())));
+    r->CountDecode(seconds);
     r->Advance();
   }
 }
@@ -243,6 +242,7 @@ void Scheduler::FinishDone() {
   std::erase(requests_, nullptr);
   for (auto& r : done) {
     Sequence& s = r->sequence();
+    r->MeasureCache();
     if (r->conversation() && r->chat() && s.store && !r->failed()) {
       // Of a prompt that was interrupted, what its passes completed.
       const int64_t whole =

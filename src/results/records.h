@@ -119,7 +119,7 @@ void Fields(auto& v, InfoRecord& r) {
 struct RunRecord {
   Origin origin;
   Generation generation;
-  double prompt_tokens_per_s = 0, decode_tokens_per_s = 0, kv_bytes_per_token_dense = 0;
+  double prompt_tokens_per_s = 0, decode_tokens_per_s = 0;
   MemoryUse memory;
 };
 
@@ -164,7 +164,7 @@ void Fields(auto& v, RunRecord& r) {
   v("decode_seconds", s.decode_seconds);
   v("decode_tokens_per_s", r.decode_tokens_per_s);
   v("kv_bytes_per_token", s.kv_bytes_per_token);
-  v("kv_bytes_per_token_dense", r.kv_bytes_per_token_dense);
+  v("kv_bytes_per_token_dense", s.kv_bytes_per_token_dense);
   v("kv_bytes_held", s.kv_bytes_held);
   v("logits_hash", s.logits_hash);
   v("watched", s.watched);
