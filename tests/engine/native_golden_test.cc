@@ -88,8 +88,7 @@ class ListObserver : public AttentionObserver {
       auto& row = chosen[{tap.layer, t}];
       row.clear();
       for (int64_t g = 0; g < tap.sets->groups; ++g) {
-        const std::span positions(tap.sets->list(r, g),
-                                  static_cast<size_t>(tap.sets->count(r, g)));
+        const std::span positions(tap.sets->list(r, g), static_cast<size_t>(tap.sets->count(r, g)));
         EXPECT_TRUE(std::is_sorted(positions.begin(), positions.end()));
         row.push_back(lists_.Stored(positions, t));
       }
@@ -115,14 +114,14 @@ std::vector<double> Losses(Engine& engine, std::span<const int32_t> ids, int64_t
       for (int64_t i = 0; i < logits.dim(0); ++i) {
         const int64_t next = first + row + i + 1;
         if (next < n)
-          nll.push_back(NegativeLogProbability(logits.row(i), logits.dim(1),
-                                               ids[static_cast<size_t>(next)]));
+          nll.push_back(
+              NegativeLogProbability(logits.row(i), logits.dim(1), ids[static_cast<size_t>(next)]));
         else
           last->assign(logits.row(i), logits.row(i) + logits.dim(1));
       }
     };
-    const auto rows = ids.subspan(static_cast<size_t>(first),
-                                  static_cast<size_t>(std::min(pass, n - first)));
+    const auto rows =
+        ids.subspan(static_cast<size_t>(first), static_cast<size_t>(std::min(pass, n - first)));
     const Status status = session->Decode(rows, options);
     EXPECT_TRUE(status.ok()) << status.error().ToString();
   }
@@ -135,20 +134,19 @@ std::vector<double> PromptLosses(Engine& engine, std::span<const int32_t> ids) {
   auto session = Session::Create(engine, engine.impl().model_plan.caches, n, {.rollback = 0});
   EXPECT_TRUE(session.ok());
   std::vector<double> nll;
-  PromptRun run(engine.impl(),
-                {.tokens = ids,
-                 .kv = &session->sequence(),
-                 .plan = &engine.impl().model_plan,
-                 .on_logits =
-                     [&](int64_t first, View<const float> logits) {
-                       for (int64_t i = 0; i < logits.dim(0); ++i) {
-                         if (first + i + 1 == n) continue;
-                         nll.push_back(NegativeLogProbability(
-                             logits.row(i), logits.dim(1),
-                             ids[static_cast<size_t>(first + i + 1)]));
-                       }
-                     },
-                 .wanted = n});
+  PromptRun run(engine.impl(), {.tokens = ids,
+                                .kv = &session->sequence(),
+                                .plan = &engine.impl().model_plan,
+                                .on_logits =
+                                    [&](int64_t first, View<const float> logits) {
+                                      for (int64_t i = 0; i < logits.dim(0); ++i) {
+                                        if (first + i + 1 == n) continue;
+                                        nll.push_back(NegativeLogProbability(
+                                            logits.row(i), logits.dim(1),
+                                            ids[static_cast<size_t>(first + i + 1)]));
+                                      }
+                                    },
+                                .wanted = n});
   EXPECT_TRUE(run.RunAll().ok());
   return nll;
 }
@@ -187,8 +185,8 @@ TEST_P(NativeGolden, ReferenceReproducesLossesLogitsAndLists) {
       ASSERT_EQ(last.size(), logits.size());
       for (size_t i = 0; i < last.size(); ++i) EXPECT_NEAR(last[i], logits[i], 2e-4);
       for (const json& row : prompt["lists"]) {
-        const int publisher = row["publisher"].is_string() ? lists.indexer_layer
-                                                           : row["publisher"].get<int>();
+        const int publisher =
+            row["publisher"].is_string() ? lists.indexer_layer : row["publisher"].get<int>();
         const auto found = observer.chosen.find({publisher, row["row"].get<int64_t>()});
         ASSERT_NE(found, observer.chosen.end()) << row["publisher"] << " " << row["row"];
         EXPECT_EQ(found->second, row["lists"].get<std::vector<std::vector<int64_t>>>())

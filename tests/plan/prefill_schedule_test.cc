@@ -24,12 +24,11 @@ ModelShape Shape(const std::string& layout, int exit) {
     memory |= kind == 'd';
     LayerPlan plan;
     plan.branches.resize(1);
-    if (kind == 'w')
-      plan.branches[0].set = {.kind = TokenSet::Kind::kWindow, .recent = kWindow};
+    if (kind == 'w') plan.branches[0].set = {.kind = TokenSet::Kind::kWindow, .recent = kWindow};
     m.plan.push_back(plan);
     if (kind != 'd')
-      m.caches.push_back({.owner = l, .kv_input = kind == 'c' ? 1 : l, .kv_heads = 1,
-                          .head_dim = 16});
+      m.caches.push_back(
+          {.owner = l, .kv_input = kind == 'c' ? 1 : l, .kv_heads = 1, .head_dim = 16});
   }
   if (memory) m.caches.push_back({.kv_input = exit, .kv_heads = 1, .head_dim = 16});
   return m;
@@ -38,8 +37,8 @@ ModelShape Shape(const std::string& layout, int exit) {
 // Runs a schedule on counters: what would be wrong in the forward pass is wrong here.
 void Check(const ModelShape& m, const PrefillRequest& r) {
   const PrefillSchedule s = MakePrefillSchedule(m, r);
-  std::map<int64_t, int> reached;                      // row -> layers run
-  std::set<std::pair<size_t, int64_t>> written;        // cache, row
+  std::map<int64_t, int> reached;                // row -> layers run
+  std::set<std::pair<size_t, int64_t>> written;  // cache, row
   for (const Pass& p : s.passes) {
     ASSERT_LT(p.first_row, p.end_row);
     ASSERT_LE(p.rows(), r.chunk);
@@ -63,9 +62,9 @@ void Check(const ModelShape& m, const PrefillRequest& r) {
     }
     for (size_t c = 0; c < m.caches.size(); ++c) {
       const CacheSpec& cache = m.caches[c];
-      const bool window = cache.owner >= 0 &&
-                          m.plan[static_cast<size_t>(cache.owner)].branches[0].set.kind ==
-                              TokenSet::Kind::kWindow;
+      const bool window =
+          cache.owner >= 0 &&
+          m.plan[static_cast<size_t>(cache.owner)].branches[0].set.kind == TokenSet::Kind::kWindow;
       if (!window || row > r.end - kWindow) {
         ASSERT_TRUE(written.contains({c, row}));
       }
@@ -97,6 +96,7 @@ TEST(PrefillSchedule, SuffixIsTheWindowsBetweenAndTheWantedRows) {
   sinks.plan[3].branches[0].set.sink = 1;
   EXPECT_EQ(SuffixRows(sinks, 1, &from), -1) << "a sink is no window";
   EXPECT_EQ(SuffixRows(Shape("wffwcc", 4), 1, &from), -1) << "a layer that sees all is in the tail";
+  EXPECT_EQ(SuffixRows(Shape("fwwwcc", 4), 1, &from), -1) << "the ring of layer 1 is gone by then";
 }
 
 TEST(PrefillSchedule, RowsThatNobodyWantsLeaveAtTheExit) {
@@ -106,6 +106,23 @@ TEST(PrefillSchedule, RowsThatNobodyWantsLeaveAtTheExit) {
       {0, 2, 0, 6, false, true}, {0, 2, 6, 10, false, true}, {2, 4, 9, 10, true, false}};
   EXPECT_EQ(s.passes, expected);
   EXPECT_EQ(s.keep_from, 9);
+}
+
+// Lists live for one pass.
+TEST(PrefillSchedule, NoPassBeginsBetweenAListAndItsReader) {
+  ModelShape m = Shape("wfccwc", 3);
+  for (const int reader : {3, 4})
+    m.plan[static_cast<size_t>(reader)].branches[0].set = {.kind = TokenSet::Kind::kIndex,
+                                                           .publisher = 2};
+  const PrefillSchedule exits = MakePrefillSchedule(m, {.begin = 0, .end = 10, .wanted = 9});
+  EXPECT_EQ(exits.passes,
+            (std::vector<Pass>{{0, 5, 0, 10, false, true}, {5, 6, 9, 10, true, false}}));
+  const PrefillSchedule layers = MakePrefillSchedule(
+      m, {.begin = 0, .end = 10, .wanted = 9, .order = PrefillOrder::kLayerMajor});
+  EXPECT_EQ(layers.passes, (std::vector<Pass>{{0, 1, 0, 10, false, false},
+                                              {1, 2, 0, 10, false, false},
+                                              {2, 5, 0, 10, false, false},
+                                              {5, 6, 0, 10, false, false}}));
 }
 
 TEST(PrefillSchedule, AllRowsWantedIsTheWholePass) {
