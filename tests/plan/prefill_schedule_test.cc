@@ -27,8 +27,11 @@ ModelShape Shape(const std::string& layout, int exit) {
     if (kind == 'w') plan.branches[0].set = {.kind = TokenSet::Kind::kWindow, .recent = kWindow};
     m.plan.push_back(plan);
     if (kind != 'd')
-      m.caches.push_back(
-          {.owner = l, .kv_input = kind == 'c' ? 1 : l, .kv_heads = 1, .head_dim = 16});
+      m.caches.push_back({.owner = l,
+                          .kv_input = kind == 'c' ? 1 : l,
+                          .kv_heads = 1,
+                          .head_dim = 16,
+                          .recent = kind == 'w' ? kWindow : 0});
   }
   if (memory) m.caches.push_back({.kv_input = exit, .kv_heads = 1, .head_dim = 16});
   return m;
@@ -74,7 +77,8 @@ void Check(const ModelShape& m, const PrefillRequest& r) {
 
 RC_GTEST_PROP(PrefillSchedule, EveryRowMeetsWhatItMust, ()) {
   const std::vector<std::pair<std::string, int>> shapes = {
-      {"ffff", -1}, {"wwfw", -1}, {"wwdd", 2}, {"wwwddd", 3}, {"wfwwcc", 4}, {"wfc", 2}};
+      {"ffff", -1},  {"wwfw", -1}, {"wwdd", 2},  {"wwwddd", 3},
+      {"wfwwcc", 4}, {"wfc", 2},   {"fwwwcc", 4}};
   const auto [layout, exit] = *rc::gen::elementOf(shapes);
   const int64_t begin = *rc::gen::inRange<int64_t>(0, 20);
   const int64_t end = begin + *rc::gen::inRange<int64_t>(1, 60);
