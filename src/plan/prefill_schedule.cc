@@ -18,16 +18,46 @@ bool IsPlainWindow(const LayerPlan& layer) {
          layer.branches[0].set.sink == 0 && !layer.publish;
 }
 
+// Lists live for one pass: a pass may begin at `layer` only if neither it nor a later layer reads a
+// list that an earlier one publishes.
+bool MayBeginAt(const ModelShape& model, int layer) {
+  for (size_t l = static_cast<size_t>(layer); l < model.plan.size(); ++l) {
+    for (const Branch& b : model.plan[l].branches) {
+      if (b.set.kind == TokenSet::Kind::kIndex && b.set.publisher < layer) return false;
+    }
+  }
+  return true;
+}
+
+// The first layer from `layer` on where a pass may begin; model.layers: none.
+int NextBegin(const ModelShape& model, int layer) {
+  while (layer < model.layers && !MayBeginAt(model, layer)) ++layer;
+  return layer;
+}
+
+// Where rows nobody wants leave: the model's exit, or further down where a list crosses it.
+int ExitOf(const ModelShape& model) {
+  return model.exit_layer < 0 ? model.layers : NextBegin(model, model.exit_layer);
+}
+
+// The layer writes a ring. What a pass over all rows wrote of it ends with the last window, and a
+// later pass over some of these rows would find the windows of the first gone.
+bool WritesRing(const ModelShape& model, int layer) {
+  return std::any_of(model.caches.begin(), model.caches.end(),
+                     [&](const CacheSpec& c) { return c.owner == layer && c.ring(); });
+}
+
 }  // namespace
 
 int64_t SuffixRows(const ModelShape& model, int64_t wanted, int* from) {
-  const int exit = model.exit_layer;
-  if (exit < 0) return -1;
+  const int exit = ExitOf(model);
+  if (exit == model.layers) return -1;
   int last_fed = -1;
   for (const CacheSpec& c : model.caches) {
     if (c.owner == CacheSpec::kMemory || c.owner >= exit) last_fed = std::max(last_fed, c.kv_input);
   }
   if (last_fed < 0 || last_fed >= exit) return -1;
+  if (!MayBeginAt(model, last_fed) || WritesRing(model, last_fed)) return -1;
   int64_t rows = wanted;
   for (int l = last_fed + 1; l < exit; ++l) {
     const LayerPlan& layer = model.plan[static_cast<size_t>(l)];
@@ -47,25 +77,28 @@ PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillReques
     });
   };
   if (r.order == PrefillOrder::kLayerMajor) {
-    for (int l = 0; l < model.layers; ++l) {
+    for (int l = 0; l < model.layers;) {
+      const int next = NextBegin(model, l + 1);
       // Of the last layer's rows, only wanted ones go on to the logits; its cache needs all.
-      add(l, l + 1, r.begin, r.end, false, false);
+      add(l, next, r.begin, r.end, false, false);
+      l = next;
     }
     s.keep_from = r.begin;
     return s;
   }
-  if (model.exit_layer < 0 || r.wanted == r.begin) {
+  const int exit = ExitOf(model);
+  if (exit == model.layers || r.wanted == r.begin) {
     add(0, model.layers, r.begin, r.end, false, false);
     return s;
   }
-  int cut = model.exit_layer;
+  int cut = exit;
   const int64_t suffix = SuffixRows(model, r.end - r.wanted, &cut);
   const int64_t tail = suffix < 0 ? r.wanted : std::max(r.begin, r.end - suffix);
-  if (tail == r.begin) cut = model.exit_layer;
+  if (tail == r.begin) cut = exit;
   add(0, cut, r.begin, r.end, false, true);
-  if (cut < model.exit_layer) add(cut, model.exit_layer, tail, r.end, true, false);
-  add(model.exit_layer, model.layers, r.wanted, r.end, true, false);
-  s.keep_from = cut < model.exit_layer ? tail : r.wanted;
+  if (cut < exit) add(cut, exit, tail, r.end, true, false);
+  add(exit, model.layers, r.wanted, r.end, true, false);
+  s.keep_from = cut < exit ? tail : r.wanted;
   return s;
 }
 

@@ -30,7 +30,8 @@ struct Pass {
 enum class PrefillOrder {
   kTokenMajor,  // a chunk of rows through all layers, then the next chunk
   kLayerMajor,  // all rows through one layer, then the next layer: a router sees the whole prompt
-                // before its layer runs (arXiv 2604.07394), and a layer can free its cache early
+                // before its layer runs (arXiv 2604.07394), and a layer can free its cache early.
+                // Layers that read lists run in one pass with those that publish them
 };
 
 struct PrefillRequest {
@@ -49,12 +50,13 @@ struct PrefillSchedule {
 // Where the model lets rows go whose logits nobody wants (exit_layer), token-major schedules use
 // it: layers before it see every row, later ones the wanted rows alone (exact: arXiv 2606.06467,
 // 2609.26368). Where, further down, only sliding windows lie between the last layer that feeds a
-// shared cache and the exit, these see just the rows that a wanted row can still feel.
+// shared cache and the exit, these see just the rows that a wanted row can still feel. Lists live
+// for one pass: an exit between a publisher and a reader moves down behind the reader.
 PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillRequest& request);
 
 // Rows at the end of a prompt, for `wanted` wanted ones, that layers from `from` (returned) up to
-// the exit must see; -1: all rows (no exit, a layer that looks further than a window between, or
-// caches fed at the exit itself).
+// the exit must see; -1: all rows (no exit, a layer that looks further than a window between,
+// caches fed at the exit itself, or a layer `from` that writes a ring or reads an earlier list).
 int64_t SuffixRows(const ModelShape& model, int64_t wanted, int* from);
 
 }  // namespace baton

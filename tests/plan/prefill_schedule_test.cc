@@ -27,8 +27,11 @@ ModelShape Shape(const std::string& layout, int exit) {
     if (kind == 'w') plan.branches[0].set = {.kind = TokenSet::Kind::kWindow, .recent = kWindow};
     m.plan.push_back(plan);
     if (kind != 'd')
-      m.caches.push_back(
-          {.owner = l, .kv_input = kind == 'c' ? 1 : l, .kv_heads = 1, .head_dim = 16});
+      m.caches.push_back({.owner = l,
+                          .kv_input = kind == 'c' ? 1 : l,
+                          .kv_heads = 1,
+                          .head_dim = 16,
+                          .recent = kind == 'w' ? kWindow : 0});
   }
   if (memory) m.caches.push_back({.kv_input = exit, .kv_heads = 1, .head_dim = 16});
   return m;
@@ -74,7 +77,8 @@ void Check(const ModelShape& m, const PrefillRequest& r) {
 
 RC_GTEST_PROP(PrefillSchedule, EveryRowMeetsWhatItMust, ()) {
   const std::vector<std::pair<std::string, int>> shapes = {
-      {"ffff", -1}, {"wwfw", -1}, {"wwdd", 2}, {"wwwddd", 3}, {"wfwwcc", 4}, {"wfc", 2}};
+      {"ffff", -1},  {"wwfw", -1}, {"wwdd", 2},  {"wwwddd", 3},
+      {"wfwwcc", 4}, {"wfc", 2},   {"fwwwcc", 4}};
   const auto [layout, exit] = *rc::gen::elementOf(shapes);
   const int64_t begin = *rc::gen::inRange<int64_t>(0, 20);
   const int64_t end = begin + *rc::gen::inRange<int64_t>(1, 60);
@@ -96,6 +100,7 @@ TEST(PrefillSchedule, SuffixIsTheWindowsBetweenAndTheWantedRows) {
   sinks.plan[3].branches[0].set.sink = 1;
   EXPECT_EQ(SuffixRows(sinks, 1, &from), -1) << "a sink is no window";
   EXPECT_EQ(SuffixRows(Shape("wffwcc", 4), 1, &from), -1) << "a layer that sees all is in the tail";
+  EXPECT_EQ(SuffixRows(Shape("fwwwcc", 4), 1, &from), -1) << "the ring of layer 1 is gone by then";
 }
 
 TEST(PrefillSchedule, RowsThatNobodyWantsLeaveAtTheExit) {
@@ -105,6 +110,23 @@ TEST(PrefillSchedule, RowsThatNobodyWantsLeaveAtTheExit) {
       {0, 2, 0, 6, false, true}, {0, 2, 6, 10, false, true}, {2, 4, 9, 10, true, false}};
   EXPECT_EQ(s.passes, expected);
   EXPECT_EQ(s.keep_from, 9);
+}
+
+// Lists live for one pass.
+TEST(PrefillSchedule, NoPassBeginsBetweenAListAndItsReader) {
+  ModelShape m = Shape("wfccwc", 3);
+  for (const int reader : {3, 4})
+    m.plan[static_cast<size_t>(reader)].branches[0].set = {.kind = TokenSet::Kind::kIndex,
+                                                           .publisher = 2};
+  const PrefillSchedule exits = MakePrefillSchedule(m, {.begin = 0, .end = 10, .wanted = 9});
+  EXPECT_EQ(exits.passes,
+            (std::vector<Pass>{{0, 5, 0, 10, false, true}, {5, 6, 9, 10, true, false}}));
+  const PrefillSchedule layers = MakePrefillSchedule(
+      m, {.begin = 0, .end = 10, .wanted = 9, .order = PrefillOrder::kLayerMajor});
+  EXPECT_EQ(layers.passes, (std::vector<Pass>{{0, 1, 0, 10, false, false},
+                                              {1, 2, 0, 10, false, false},
+                                              {2, 5, 0, 10, false, false},
+                                              {5, 6, 0, 10, false, false}}));
 }
 
 TEST(PrefillSchedule, AllRowsWantedIsTheWholePass) {

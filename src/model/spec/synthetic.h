@@ -30,9 +30,10 @@ struct SyntheticSpec {
   uint64_t seed = 1;
 
   // Of the trained-sparse architectures (native_config.h). One letter per layer: F full, W window,
-  // S sparse, C cross_full (fed as the first F is), R sparse_shared, D cross_dense, I cross_index,
-  // L cross_index_local. Readers use the publisher or the memory before them.
+  // S sparse, C cross_full (fed as layer `bridge` is), R sparse_shared, D cross_dense,
+  // I cross_index, L cross_index_local. Readers use the publisher or the memory before them.
   std::string layout;
+  int bridge = -1;                 // -1: the first F
   std::string rope, gated, sinks;  // letters of the layers that rotate, have gates, sink logits
   Gate gate = Gate::kChannel;      // of those with gates
   int64_t rope_dims = 0;           // 0: the whole head

@@ -30,7 +30,8 @@ void SetLayers(const SyntheticSpec& s, Metadata& m, const std::string& p) {
   std::vector<std::string> kinds, publish, gates;
   std::vector<int64_t> source, input, index, rope, sinks;
   int64_t last = NativeKeys::kNone;
-  const auto bridge = static_cast<int64_t>(std::min(s.layout.find('F'), s.layout.size()));
+  const size_t first = std::min(s.layout.find('F'), s.layout.size());
+  const auto bridge = s.bridge >= 0 ? int64_t{s.bridge} : static_cast<int64_t>(first);
   for (size_t l = 0; l < s.layout.size(); ++l) {
     const char c = s.layout[l];
     const auto at = static_cast<int64_t>(l);
