@@ -35,8 +35,7 @@ ListSize ModelList(const Publish& r, const Budget& k, int64_t visible) {
 
 // Calls Mass and then Select for the parts whose layer publishes with `ranking`, those that pool
 // alike together.
-Status Attention::Rank(int layer, Publish::Ranking ranking, bool itself,
-                       const View<const float>& q) {
+void Attention::Rank(int layer, Publish::Ranking ranking, bool itself, const View<const float>& q) {
   std::vector<Part*> todo;
   for (Part& p : parts_) {
     if (p.Publishes(layer, ranking) && p.RanksItself(layer) == itself) todo.push_back(&p);
@@ -48,19 +47,17 @@ Status Attention::Rank(int layer, Publish::Ranking ranking, bool itself,
     int64_t stride = 0, sets = 0;
     for (Part* p : todo) {
       const int64_t wider = std::max(stride, RoundUp(p->end(), 16));
-      const bool fits = now.empty() ||
-                        (sets + p->sets()) * Lists(first, shape_) * wider <= kMassElements;
-      const bool alike =
-          Alike(*p->Publishes(layer, ranking), first) && p->stored_scores == stored;
+      const bool fits =
+          now.empty() || (sets + p->sets()) * Lists(first, shape_) * wider <= kMassElements;
+      const bool alike = Alike(*p->Publishes(layer, ranking), first) && p->stored_scores == stored;
       (alike && fits ? now : later).push_back(p);
       if (alike && fits) stride = wider, sets += p->sets();
     }
     mass_stride_ = stride;
     RankAlike(layer, now, q);
-    BATON_TRY(SelectSets(layer, now));
+    SelectSets(layer, now);
     todo = std::move(later);
   }
-  return Status::Ok();
 }
 
 void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<const float>& q) {
@@ -103,7 +100,7 @@ void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<co
 }
 
 // Index sets of a publisher's ranking, one for each budget that it or a later layer asks for.
-Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
+void Attention::SelectSets(int layer, std::span<Part* const> parts) {
   for (Part* part : parts) {
     const Publish& r = *part->layer(layer).publish;
     const PrefillMode& prefill = part->segment->plan->prefill;
@@ -136,10 +133,10 @@ Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
                                    prefill.fraction * static_cast<double>(visible[i]) + 0.5))
                     : asked[a].At(visible[i]);
           // Whole blocks within the budget, except that a budget for every key gets the last one.
-          const int64_t tokens =
-              budget >= visible[i] ? visible[i]
-                                   : std::min(visible[i], std::max(budget / r.block * r.block,
-                                                                   r.sink + size.recent));
+          const int64_t tokens = budget >= visible[i]
+                                     ? visible[i]
+                                     : std::min(visible[i], std::max(budget / r.block * r.block,
+                                                                     r.sink + size.recent));
           size.k = RoundUp(tokens, r.block);
         }
         recent[i] = size.recent;
@@ -148,6 +145,7 @@ Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
       }
     }
     std::vector<SelectParams::Segment> segments;
+    int64_t bad = -1;
     for (size_t a = 0; a < asked.size(); ++a) {
       if (part->live == part->published.size())
         part->published.push_back(std::make_unique<Part::Published>());
@@ -161,18 +159,21 @@ Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
                           .visible = visible,
                           .k = std::span(k).subspan(a * visible.size(), visible.size()),
                           .recent = recent,
-                          .out = &published.sets});
+                          .out = &published.sets,
+                          .bad_position = &bad});
     }
-    Status status = ops_.Select({.groups = lists,
-                                 .sink = r.sink,
-                                 .block = r.block,
-                                 .block_score = r.score == Publish::Score::kMass
-                                                    ? SelectParams::BlockScore::kSum
-                                                    : SelectParams::BlockScore::kMax,
-                                 .segments = segments});
-    if (!status.ok()) return std::move(status).error().At(fmt::format("layer {}", layer));
+    ops_.Select({.groups = lists,
+                 .sink = r.sink,
+                 .block = r.block,
+                 .block_score = r.score == Publish::Score::kMass ? SelectParams::BlockScore::kSum
+                                                                 : SelectParams::BlockScore::kMax,
+                 .segments = segments});
+    SegmentFailure* failure = part->segment->failure;
+    if (bad < 0 || failure == nullptr || (failure->failed() && failure->layer < layer)) continue;
+    // The lowest position, whatever the order in which a segment's parts are ranked.
+    failure->position = failure->failed() ? std::min(failure->position, bad) : bad;
+    failure->layer = layer;
   }
-  return Status::Ok();
 }
 
 }  // namespace baton

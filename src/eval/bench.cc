@@ -61,9 +61,8 @@ std::vector<int32_t> MadeUpTokens(int64_t count, int64_t vocab, uint64_t seed) {
 // What one decode step of one sequence reads of the cache.
 double KvBytes(const Engine::Impl& engine, const ResolvedPlan* plan, int64_t visible) {
   const KvElement element = engine.cache_element();
-  return static_cast<double>(plan
-                                 ? KvBytesPerToken(*plan, engine.shape(), visible, element)
-                                 : DenseKvBytesPerToken(engine.shape(), visible, element));
+  return static_cast<double>(plan ? KvBytesPerToken(*plan, engine.shape(), visible, element)
+                                  : DenseKvBytesPerToken(engine.shape(), visible, element));
 }
 
 // Sequences of one depth that decode together, dense or under a plan. `sessions` are at least
@@ -135,6 +134,7 @@ class Lane {
     Engine::Impl& impl = engine_->impl();
     if (impl.cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
     std::vector<AttentionSegment> segments;
+    SegmentFailure failure;
     std::vector<int64_t> rows(sessions_.size());
     std::iota(rows.begin(), rows.end(), int64_t{0});
     for (size_t i = 0; i < sessions_.size(); ++i) {
@@ -145,7 +145,8 @@ class Lane {
                           .kv = &sequence,
                           .plan = plan_,
                           .prompt = false,
-                          .watch = nullptr});
+                          .watch = nullptr,
+                          .failure = &failure});
     }
     ForwardBatch batch;
     batch.tokens = tokens_;
@@ -159,7 +160,8 @@ class Lane {
         if (last && first + i == 0) logits_.assign(row.begin(), row.end());
       }
     };
-    BATON_TRY(impl.model->Forward(batch));
+    impl.model->Forward(batch);
+    if (failure.failed()) return failure.ToError();
     tokens_ = std::move(next);
     return Status::Ok();
   }
@@ -251,13 +253,14 @@ class Bench {
     if (large && bytes > static_cast<double>(kAliasBytes)) {
       store.alias_bytes = kAliasBytes / batch;
       // Layers that share have one layout.
-      const bool low_bit = std::any_of(caches.begin(), caches.end(),
-                                       [](const CacheSpec& c) { return c.low_bit; });
+      const bool low_bit =
+          std::any_of(caches.begin(), caches.end(), [](const CacheSpec& c) { return c.low_bit; });
       for (CacheSpec& c : caches) c.low_bit = low_bit;
     }
     std::vector<Session> sessions;
     for (int i = 0; i < batch; ++i) {
-      BATON_ASSIGN(Session s, Session::Create(engine_, caches, depth + room, {.store = store, .rollback = room}));
+      BATON_ASSIGN(Session s, Session::Create(engine_, caches, depth + room,
+                                              {.store = store, .rollback = room}));
       sessions.push_back(std::move(s));
     }
     bytes = sessions[0].store().bytes_per_token() * tokens;
