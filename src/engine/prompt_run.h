@@ -41,8 +41,8 @@ class PromptRun {
   // Tokens that no further pass looks at, in proportion where passes are layers.
   int64_t tokens_done() const;
 
-  // One forward pass; there must be one left. Errors: the cache is full, or Transformer::Forward's;
-  // a run that failed must not be continued.
+  // One forward pass; there must be one left. Errors: the cache is full, a SegmentFailure, a router
+  // whose answer is no number; a run that failed must not be continued.
   Status Step();
   Status RunAll();  // until done, or cancelled
 

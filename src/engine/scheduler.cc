@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <numeric>
 #include <utility>
@@ -26,14 +27,14 @@ class DecodeBatch {
     if (Status room = s.Reserve(position + 1); !room.ok()) {
       return r.Fail(std::move(room).error());
     }
-    before_.push_back({position, s.watch});
     s.watch.steps++;
     const auto row = static_cast<int64_t>(rows_.size());
     segments_.push_back({.rows = {row, 1, position},
                          .kv = &s.kv,
                          .plan = &s.plan,
                          .prompt = false,
-                         .watch = s.watch_or_null()});
+                         .watch = s.watch_or_null(),
+                         .failure = &failures_[rows_.size()]});
     tokens_.push_back(s.tokens.back());
     logit_rows_.push_back(row);
     rows_.push_back(&r);
@@ -41,40 +42,31 @@ class DecodeBatch {
 
   std::span<ActiveRequest* const> rows() const { return rows_; }
 
-  Status Forward(Transformer& model) {
+  // Requests whose row failed end; the rows of others are what they would be without them.
+  void Forward(Transformer& model) {
     ForwardBatch batch;
     batch.tokens = tokens_;
     batch.segments = segments_;
     batch.logit_rows = logit_rows_;
     batch.on_logits = [this](int64_t first, View<const float> logits) {
       for (int64_t i = 0; i < logits.dim(0); ++i) {
-        rows_[static_cast<size_t>(first + i)]->Accept(
-            std::span(logits.row(i), static_cast<size_t>(logits.dim(1))));
+        const auto row = static_cast<size_t>(first + i);
+        if (failures_[row].failed()) continue;
+        rows_[row]->Accept(std::span(logits.row(i), static_cast<size_t>(logits.dim(1))));
       }
     };
-    return model.Forward(batch);
-  }
-
-  // Every sequence as it was before Add. (Transformer::Forward makes logits last: where it fails,
-  // no request has accepted any.)
-  void Undo() {
+    model.Forward(batch);
     for (size_t i = 0; i < rows_.size(); ++i) {
-      Sequence& s = rows_[i]->sequence();
-      s.kv.Truncate(before_[i].length);
-      s.watch = std::move(before_[i].watch);
+      if (failures_[i].failed()) rows_[i]->Fail(failures_[i].ToError());
     }
   }
 
  private:
-  struct Before {
-    int64_t length;
-    Watch watch;
-  };
   std::vector<ActiveRequest*> rows_;
   std::vector<int32_t> tokens_;
   std::vector<AttentionSegment> segments_;
   std::vector<int64_t> logit_rows_;
-  std::vector<Before> before_;
+  std::array<SegmentFailure, kDecodeRows> failures_;
 };
 
 }  // namespace
@@ -216,17 +208,11 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   DecodeBatch batch;
   for (ActiveRequest* r : requests) batch.Add(*r);
   if (batch.rows().empty()) return;
-  Status status = batch.Forward(*engine_.model);
-  if (!status.ok()) {
-    if (batch.rows().size() == 1) return batch.rows()[0]->Fail(std::move(status).error());
-    // The pass does not say whose row failed: alone, only the culprit's does.
-    batch.Undo();
-    for (ActiveRequest* const& r : batch.rows()) DecodePass(std::span(&r, 1));
-    return;
-  }
+  batch.Forward(*engine_.model);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (ActiveRequest* r : batch.rows()) {
+    if (r->failed()) continue;
     Sequence& s = r->sequence();
     s.kv.Evict();
     r->CountDecode(seconds);

@@ -134,6 +134,7 @@ class Lane {
     Engine::Impl& impl = engine_->impl();
     if (impl.cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
     std::vector<AttentionSegment> segments;
+    SegmentFailure failure;
     std::vector<int64_t> rows(sessions_.size());
     std::iota(rows.begin(), rows.end(), int64_t{0});
     for (size_t i = 0; i < sessions_.size(); ++i) {
@@ -144,7 +145,8 @@ class Lane {
                           .kv = &sequence,
                           .plan = plan_ ? plan_ : &impl.model_plan,
                           .prompt = false,
-                          .watch = nullptr});
+                          .watch = nullptr,
+                          .failure = &failure});
     }
     ForwardBatch batch;
     batch.tokens = tokens_;
@@ -158,7 +160,8 @@ class Lane {
         if (last && first + i == 0) logits_.assign(row.begin(), row.end());
       }
     };
-    BATON_TRY(impl.model->Forward(batch));
+    impl.model->Forward(batch);
+    if (failure.failed()) return failure.ToError();
     tokens_ = std::move(next);
     return Status::Ok();
   }
