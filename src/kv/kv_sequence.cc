@@ -59,6 +59,11 @@ KvSequence& KvSequence::operator=(KvSequence&& o) noexcept {
 
 KvSequence::~KvSequence() { Truncate(0); }
 
+int64_t KvSequence::Span(int cache) const {
+  const int64_t recent = at(cache).recent;
+  return recent == 0 ? 0 : recent + store_->spec(cache).rollback;
+}
+
 Status KvSequence::FullError(int cache, int64_t tokens) const {
   const int64_t free = store_->pool(cache).free_pages() * KvLayout::kSlots;
   return Error::Resource("KV cache {}: {} more tokens do not fit, {} of {} are free", cache, tokens,
@@ -133,7 +138,7 @@ Status KvSequence::StartRing(int cache, int64_t begin, int64_t end) {
   Cache& c = at(cache);
   BATON_CHECK(c.recent > 0);
   // Pages that rows from `begin` on do not read: as Evict's, but for a token that is not there.
-  const int64_t window = std::max<int64_t>(0, begin - c.recent + 1);
+  const int64_t window = std::max<int64_t>(0, begin - Span(cache) + 1);
   PageRange hole = {PagesOf(std::min(c.sink, begin)), window / KvLayout::kSlots};
   hole = Union(c.hole, hole.empty() ? PageRange{} : hole);
   const int64_t before = c.size(), size = PagesOf(end);
@@ -184,14 +189,14 @@ Status KvSequence::Resize(int64_t tokens) {
   const int64_t size = PagesOf(tokens);
   for (int i = 0; i < store_->caches(); ++i) {
     const Cache& c = at(i);
-    const int64_t need = size - DeadPages(c.sink, c.recent, tokens).size();
+    const int64_t need = size - DeadPages(c.sink, Span(i), tokens).size();
     if (tokens > store_->max_tokens() || need - c.held_pages() > store_->pool(i).free_pages())
       return FullError(i, tokens);
   }
   for (int i = 0; i < store_->caches(); ++i) {
     Cache& c = at(i);
     Reshape(i, {}, 0);
-    Reshape(i, DeadPages(c.sink, c.recent, tokens), size);
+    Reshape(i, DeadPages(c.sink, Span(i), tokens), size);
     store_->ReturnIdle(i);
     c.length = tokens;
     c.gap_begin = c.gap_end = 0;
@@ -213,7 +218,7 @@ void KvSequence::Keep(int cache, int64_t sink, int64_t recent) {
 void KvSequence::Evict(int cache) {
   BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
   const Cache& c = at(cache);
-  const PageRange hole = Union(c.hole, DeadPages(c.sink, c.recent, c.length));
+  const PageRange hole = Union(c.hole, DeadPages(c.sink, Span(cache), c.length));
   if (hole.begin == c.hole.begin && hole.end == c.hole.end) return;
   Reshape(cache, hole, c.size());
   store_->ReturnIdle(cache);

@@ -23,6 +23,8 @@ struct KvCacheSpec {
   // reads positions n <= m with n < sink or n > m - recent (arXiv 2604.07394), the rest is dropped.
   int64_t sink = 0;
   int64_t recent = 0;
+  // Tokens that a ring holds beyond its lifetime, so that a sequence can be cut back by as many.
+  int64_t rollback = 0;
 };
 
 // Of one token: K, V (where the layout has them), int8 scales and low-bit copy.
@@ -40,7 +42,7 @@ class KvStore {
   // Reserves address space for `max_tokens` (rounded up to pages) of every cache; memory is used
   // when first touched. Errors: no caches, a layout without heads or with a head size that is not a
   // positive multiple of 16 (of 32 with a low-bit copy), a dtype other than F32, BF16 and I8, a
-  // lifetime out of range, max_tokens < 1, layouts that differ under alias_bytes, address space.
+  // lifetime or rollback out of range, max_tokens < 1, layouts that differ under alias_bytes, address space.
   static Result<std::unique_ptr<KvStore>> Create(std::vector<KvCacheSpec> caches,
                                                  int64_t max_tokens, KvStoreOptions options = {});
   ~KvStore();  // every sequence must be gone
@@ -109,8 +111,8 @@ class KvSequence {
   // From now on this sequence's cache has a narrower lifetime (the next Evict drops what it no
   // longer keeps). A wider one is a bug once tokens are gone. recent = 0: every token.
   void Keep(int cache, int64_t sink, int64_t recent);
-  // Releases the pages that hold no position < sink and none among the last `recent`: no row from
-  // length(cache) on reads those. For after a forward pass, when all readers of the cache are done.
+  // Releases the pages that hold no position < sink and none among the last `recent` (and the
+  // spec's rollback): no row from length(cache) on reads those. For after a forward pass, when all readers of the cache are done.
   // O(pages released), or O(caches) when there are none. Invalidates views made before.
   void Evict(int cache);
   void Evict();
@@ -160,6 +162,8 @@ class KvSequence {
   Cache& at(int cache) { return caches_[static_cast<size_t>(cache)]; }
   const Cache& at(int cache) const { return caches_[static_cast<size_t>(cache)]; }
   static bool CanTruncate(const Cache& c, int64_t tokens);
+  // The latest tokens that Evict spares; 0: all.
+  int64_t Span(int cache) const;
   Status FullError(int cache, int64_t tokens) const;
   // Holds the pages [0, size) except `hole`, which includes the present one. There must be room.
   void Reshape(int cache, PageRange hole, int64_t size);

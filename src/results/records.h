@@ -259,6 +259,7 @@ void Fields(auto& v, EvalRecord& r) {
 struct BenchRecord {
   Origin origin;
   std::string shape;     // of --shape
+  std::string note;      // what of the shape is not published, and what stands in for it
   BenchOptions options;  // prompt, decode, repeats, whole_prompt
   BenchResult result;
 };
@@ -278,6 +279,7 @@ void Fields(auto& v, BenchRow& r) {
   v("prompt_tokens_per_s", r.prompt_tokens_per_s);
   v("decode_tokens_per_s", r.decode_tokens_per_s);
   v("kv_bytes_per_token", r.kv_bytes_per_token);
+  v("kv_bytes_held", r.kv_bytes_held, 0);
   v("weight_bytes_per_token", r.weight_bytes_per_token);
   v("decode_bytes_per_s", r.decode_bytes_per_s);
   v("read_bandwidth", r.read_bandwidth);
@@ -291,6 +293,7 @@ void Fields(auto& v, BenchRow& r) {
 void Fields(auto& v, BenchRecord& r) {
   Fields(v, r.origin);
   v.NonEmpty("shape", r.shape);
+  v.NonEmpty("shape_note", r.note);
   v("load_seconds", r.origin.model.load_seconds);
   v("peak_memory_bytes", r.result.peak_memory_bytes);
   v("expected_memory_bytes", r.result.expected_memory_bytes);
