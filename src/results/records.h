@@ -375,4 +375,49 @@ void Fields(auto& v, SearchRecord& r) {
   });
 }
 
+// `baton plan --windows-only`.
+struct WindowRecord {
+  Origin origin;
+  WindowOptions options;
+  WindowPlan list;
+};
+
+void Fields(auto& v, WindowOptions& o) {
+  v("share", o.share);
+  v.Word("rank", o.rank, {"harm", "entropy"});
+  v("sink", o.sink);
+  v("window", o.window);
+  v("route", o.route);
+}
+
+void Fields(auto& v, WindowMeasure& m) {
+  v("in_prompt", m.in_prompt);
+  v("kv_bytes_share", m.kv_bytes_share);
+  v("kv_held_share", m.kv_held_share);
+  v("kl", m.kl);
+  v("kl_standard_error", m.kl_standard_error);
+  v("answer_kl", m.answer_kl);
+  v("top1", m.top1);
+  v("found", m.found, -1);
+  v("dense_found", m.dense_found, -1);
+  v("probes", m.probes);
+}
+
+void Fields(auto& v, WindowPlan& p) {
+  std::string roles = Letters(p.plan);
+  v("roles", roles);
+  v("score", p.score);
+  v.NonEmpty("harm_text", p.harm_text);
+  v.NonEmpty("harm_answer", p.harm_answer);
+  v("measures", p.measures);
+  v("seconds", p.seconds);
+  if constexpr (std::remove_reference_t<decltype(v)>::kReads) p.plan = PlanOfLetters(roles);
+}
+
+void Fields(auto& v, WindowRecord& r) {
+  Fields(v, r.origin);
+  Fields(v, r.options);
+  Fields(v, r.list);
+}
+
 }  // namespace baton::results
