@@ -47,7 +47,7 @@ Status RunLayer(Engine& engine, Session& session, std::span<const int32_t> token
     batch.end_layer = layer + 1;
     batch.hidden = x.row(first);
     batch.leave = x.row(first);
-    BATON_TRY(impl.model->Forward(batch));
+    impl.model->Forward(batch);
   }
   return Status::Ok();
 }
