@@ -42,7 +42,8 @@ class KvStore {
   // Reserves address space for `max_tokens` (rounded up to pages) of every cache; memory is used
   // when first touched. Errors: no caches, a layout without heads or with a head size that is not a
   // positive multiple of 16 (of 32 with a low-bit copy), a dtype other than F32, BF16 and I8, a
-  // lifetime or rollback out of range, max_tokens < 1, layouts that differ under alias_bytes, address space.
+  // lifetime or rollback out of range, max_tokens < 1, layouts that differ under alias_bytes,
+  // address space.
   static Result<std::unique_ptr<KvStore>> Create(std::vector<KvCacheSpec> caches,
                                                  int64_t max_tokens, KvStoreOptions options = {});
   ~KvStore();  // every sequence must be gone
@@ -112,8 +113,9 @@ class KvSequence {
   // longer keeps). A wider one is a bug once tokens are gone. recent = 0: every token.
   void Keep(int cache, int64_t sink, int64_t recent);
   // Releases the pages that hold no position < sink and none among the last `recent` (and the
-  // spec's rollback): no row from length(cache) on reads those. For after a forward pass, when all readers of the cache are done.
-  // O(pages released), or O(caches) when there are none. Invalidates views made before.
+  // spec's rollback): no row from length(cache) on reads those. For after a forward pass, when all
+  // readers of the cache are done. O(pages released), or O(caches) when there are none. Invalidates
+  // views made before.
   void Evict(int cache);
   void Evict();
 
