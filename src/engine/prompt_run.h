@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/engine_impl.h"
@@ -59,6 +60,7 @@ class PromptRun {
   PrefillSchedule schedule_;
   size_t next_ = 0;
   std::vector<float> kept_;
+  std::vector<std::pair<int, int64_t>> suffix_rings_;  // cache, its first exact token
 };
 
 }  // namespace baton
