@@ -11,6 +11,7 @@ namespace baton {
 
 PromptRun::PromptRun(Engine::Impl& engine, PromptParams params)
     : engine_(engine), params_(std::move(params)) {
+  if (params_.plan == nullptr) params_.plan = &engine.model_plan;
   begin_ = params_.kv->length();
   end_ = begin_ + static_cast<int64_t>(params_.tokens.size());
   wanted_ = end_ - std::clamp<int64_t>(params_.wanted, 1, std::max<int64_t>(1, end_ - begin_));

@@ -19,7 +19,7 @@ class Routing;  // engine/routing.h
 struct PromptParams {
   std::span<const int32_t> tokens;     // what is not in the cache yet; must outlive the run
   KvSequence* kv = nullptr;            // the tokens are appended to it
-  const ResolvedPlan* plan = nullptr;  // its prefill mode applies
+  const ResolvedPlan* plan = nullptr;  // its prefill mode applies; null: the model's own plan
   // Logits of the last `wanted` tokens, [n, vocab] pieces for wanted tokens first, first + 1, ...,
   // in order. May be empty: no logits are made.
   std::function<void(int64_t first, View<const float> logits)> on_logits;
