@@ -112,8 +112,11 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<CacheS
   std::vector<KvCacheSpec> specs;
   for (const CacheSpec& c : caches) {
     KvCacheSpec spec{.layout = LayoutOf(c)};
-    if (c.ring() && rollback >= 0)
-      spec.sink = c.sink, spec.recent = c.recent, spec.rollback = rollback;
+    if (c.ring() && rollback >= 0) {
+      spec.sink = c.sink;
+      spec.recent = c.recent;
+      spec.rollback = rollback;
+    }
     specs.push_back(spec);
   }
   BATON_ASSIGN(std::unique_ptr<KvStore> store,

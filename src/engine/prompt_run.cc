@@ -38,9 +38,15 @@ Status PromptRun::Reserve(const Pass& pass) {
   const std::vector<CacheSpec>& caches = engine_.shape().caches;
   const bool all = pass.first_layer == 0 && pass.end_layer == engine_.info.layers;
   if (all && params_.order == PrefillOrder::kTokenMajor) return params_.kv->Reserve(pass.end_row);
-  for (size_t c = 0; c < caches.size(); ++c) {
-    if (pass.Writes(caches[c]))
-      BATON_TRY(params_.kv->Reserve(static_cast<int>(c), pass.first_row, pass.end_row));
+  for (size_t i = 0; i < caches.size(); ++i) {
+    if (!pass.Writes(caches[i])) continue;
+    const int c = static_cast<int>(i);
+    // What a ring of a suffix holds of the first rows is only good enough for the suffix.
+    const bool starts = pass.first_row > params_.kv->length(c);
+    BATON_TRY(params_.kv->Reserve(c, pass.first_row, pass.end_row));
+    if (starts)
+      suffix_rings_.push_back({c, FirstExactRow(engine_.shape(), pass.first_layer, pass.first_row,
+                                                caches[i].kv_input)});
   }
   return Status::Ok();
 }
@@ -97,8 +103,10 @@ Status PromptRun::Step() {
     if (cache >= 0) params_.kv->Keep(cache, 0, 1);
   }
   params_.kv->Evict();
+  if (!done()) return Status::Ok();
+  for (const auto& [cache, exact] : suffix_rings_) params_.kv->MarkInexact(cache, exact);
   // All caches have come to the prompt's end.
-  return done() ? params_.kv->Reserve(end_) : Status::Ok();
+  return params_.kv->Reserve(end_);
 }
 
 Status PromptRun::RunAll() {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/engine_impl.h"
@@ -18,7 +19,7 @@ class Routing;  // engine/routing.h
 struct PromptParams {
   std::span<const int32_t> tokens;     // what is not in the cache yet; must outlive the run
   KvSequence* kv = nullptr;            // the tokens are appended to it
-  const ResolvedPlan* plan = nullptr;  // its prefill mode applies; null: the model's own
+  const ResolvedPlan* plan = nullptr;  // its prefill mode applies; null: the model's own plan
   // Logits of the last `wanted` tokens, [n, vocab] pieces for wanted tokens first, first + 1, ...,
   // in order. May be empty: no logits are made.
   std::function<void(int64_t first, View<const float> logits)> on_logits;
@@ -41,8 +42,8 @@ class PromptRun {
   // Tokens that no further pass looks at, in proportion where passes are layers.
   int64_t tokens_done() const;
 
-  // One forward pass; there must be one left. Errors: the cache is full, a SegmentFailure, a router
-  // whose answer is no number; a run that failed must not be continued.
+  // One forward pass; there must be one left. Errors: the cache is full, or Transformer::Forward's;
+  // a run that failed must not be continued.
   Status Step();
   Status RunAll();  // until done, or cancelled
 
@@ -59,6 +60,7 @@ class PromptRun {
   PrefillSchedule schedule_;
   size_t next_ = 0;
   std::vector<float> kept_;
+  std::vector<std::pair<int, int64_t>> suffix_rings_;  // cache, its first exact token
 };
 
 }  // namespace baton

@@ -16,13 +16,6 @@ int64_t PagesOf(int64_t tokens) {
   return tokens / KvLayout::kSlots + (tokens % KvLayout::kSlots != 0);
 }
 
-// Pages that no row from position `length` on reads, when all up to `length` are held.
-PageRange DeadPages(int64_t sink, int64_t recent, int64_t length) {
-  if (recent == 0 || length <= recent) return {};
-  const PageRange dead{PagesOf(sink), (length - recent) / KvLayout::kSlots};
-  return dead.empty() ? PageRange{} : dead;
-}
-
 PageRange Union(PageRange hole, PageRange more) {
   if (hole.empty()) return more;
   if (more.empty()) return hole;
@@ -30,6 +23,14 @@ PageRange Union(PageRange hole, PageRange more) {
 }
 
 }  // namespace
+
+PageRange KvSequence::DeadPages(int cache, int64_t length) const {
+  const Cache& c = at(cache);
+  const int64_t recent = c.recent + store_->spec(cache).rollback;
+  if (c.recent == 0 || length <= recent) return {};
+  const PageRange dead{PagesOf(c.sink), (length - recent) / KvLayout::kSlots};
+  return dead.empty() ? PageRange{} : dead;
+}
 
 KvSequence::KvSequence(KvStore* store) : store_(store) {
   for (int c = 0; c < store->caches(); ++c) {
@@ -58,11 +59,6 @@ KvSequence& KvSequence::operator=(KvSequence&& o) noexcept {
 }
 
 KvSequence::~KvSequence() { Truncate(0); }
-
-int64_t KvSequence::Span(int cache) const {
-  const int64_t recent = at(cache).recent;
-  return recent == 0 ? 0 : recent + store_->spec(cache).rollback;
-}
 
 Status KvSequence::FullError(int cache, int64_t tokens) const {
   const int64_t free = store_->pool(cache).free_pages() * KvLayout::kSlots;
@@ -138,7 +134,7 @@ Status KvSequence::StartRing(int cache, int64_t begin, int64_t end) {
   Cache& c = at(cache);
   BATON_CHECK(c.recent > 0);
   // Pages that rows from `begin` on do not read: as Evict's, but for a token that is not there.
-  const int64_t window = std::max<int64_t>(0, begin - Span(cache) + 1);
+  const int64_t window = std::max<int64_t>(0, begin - c.recent + 1);
   PageRange hole = {PagesOf(std::min(c.sink, begin)), window / KvLayout::kSlots};
   hole = Union(c.hole, hole.empty() ? PageRange{} : hole);
   const int64_t before = c.size(), size = PagesOf(end);
@@ -153,6 +149,13 @@ Status KvSequence::StartRing(int cache, int64_t begin, int64_t end) {
   c.gap_end = begin;
   c.length = end;
   return Status::Ok();
+}
+
+void KvSequence::MarkInexact(int cache, int64_t end) {
+  BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
+  Cache& c = at(cache);
+  BATON_CHECK(c.gap_end > 0 && end <= c.length);
+  c.gap_end = std::max(c.gap_end, end);
 }
 
 // Zeroes positions [begin, end) where they are held, and all of pages from `first_new_page` on that
@@ -189,14 +192,14 @@ Status KvSequence::Resize(int64_t tokens) {
   const int64_t size = PagesOf(tokens);
   for (int i = 0; i < store_->caches(); ++i) {
     const Cache& c = at(i);
-    const int64_t need = size - DeadPages(c.sink, Span(i), tokens).size();
+    const int64_t need = size - DeadPages(i, tokens).size();
     if (tokens > store_->max_tokens() || need - c.held_pages() > store_->pool(i).free_pages())
       return FullError(i, tokens);
   }
   for (int i = 0; i < store_->caches(); ++i) {
     Cache& c = at(i);
     Reshape(i, {}, 0);
-    Reshape(i, DeadPages(c.sink, Span(i), tokens), size);
+    Reshape(i, DeadPages(i, tokens), size);
     store_->ReturnIdle(i);
     c.length = tokens;
     c.gap_begin = c.gap_end = 0;
@@ -218,7 +221,7 @@ void KvSequence::Keep(int cache, int64_t sink, int64_t recent) {
 void KvSequence::Evict(int cache) {
   BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
   const Cache& c = at(cache);
-  const PageRange hole = Union(c.hole, DeadPages(c.sink, Span(cache), c.length));
+  const PageRange hole = Union(c.hole, DeadPages(cache, c.length));
   if (hole.begin == c.hole.begin && hole.end == c.hole.end) return;
   Reshape(cache, hole, c.size());
   store_->ReturnIdle(cache);

@@ -28,10 +28,11 @@ Status CheckSpec(const KvCacheSpec& spec, size_t cache) {
     return Error::Unsupported("KV cache {}: head size is a multiple of {}, got {}", cache, multiple,
                               l.head_dim);
   }
-  if (spec.sink < 0 || spec.recent < 0 || std::max(spec.sink, spec.recent) > kMaxTokens) {
+  const int64_t least = std::min({spec.sink, spec.recent, spec.rollback});
+  if (least < 0 || std::max({spec.sink, spec.recent, spec.rollback}) > kMaxTokens) {
     return Error::InvalidArgument(
-        "KV cache {}: sink and recent tokens are between 0 and {}, got {} and {}", cache,
-        kMaxTokens, spec.sink, spec.recent);
+        "KV cache {}: sink, recent and rollback tokens are between 0 and {}, got {}, {} and {}",
+        cache, kMaxTokens, spec.sink, spec.recent, spec.rollback);
   }
   if (spec.rollback < 0 || spec.rollback > kMaxTokens) {
     return Error::InvalidArgument("KV cache {}: rollback is between 0 and {} tokens, got {}", cache,

@@ -23,7 +23,7 @@ struct KvCacheSpec {
   // reads positions n <= m with n < sink or n > m - recent (arXiv 2604.07394), the rest is dropped.
   int64_t sink = 0;
   int64_t recent = 0;
-  // Tokens that a ring holds beyond its lifetime, so that a sequence can be cut back by as many.
+  // Tokens by which a sequence may be cut back after Evict: a ring holds so many more.
   int64_t rollback = 0;
 };
 
@@ -42,8 +42,7 @@ class KvStore {
   // Reserves address space for `max_tokens` (rounded up to pages) of every cache; memory is used
   // when first touched. Errors: no caches, a layout without heads or with a head size that is not a
   // positive multiple of 16 (of 32 with a low-bit copy), a dtype other than F32, BF16 and I8, a
-  // lifetime or rollback out of range, max_tokens < 1, layouts that differ under alias_bytes,
-  // address space.
+  // lifetime out of range, max_tokens < 1, layouts that differ under alias_bytes, address space.
   static Result<std::unique_ptr<KvStore>> Create(std::vector<KvCacheSpec> caches,
                                                  int64_t max_tokens, KvStoreOptions options = {});
   ~KvStore();  // every sequence must be gone
@@ -108,14 +107,17 @@ class KvSequence {
   // which are zero bytes. Rows that attend to them are not what the model defines; the caller
   // throws them away. Only for rings.
   Status Reserve(int cache, int64_t begin, int64_t end);
+  // Of a ring that started inside the sequence: its tokens below `end`, at most length(cache), came
+  // from rows that saw a cut window. No cut may make later rows read them.
+  void MarkInexact(int cache, int64_t end);
 
   // From now on this sequence's cache has a narrower lifetime (the next Evict drops what it no
   // longer keeps). A wider one is a bug once tokens are gone. recent = 0: every token.
   void Keep(int cache, int64_t sink, int64_t recent);
-  // Releases the pages that hold no position < sink and none among the last `recent` (and the
-  // spec's rollback): no row from length(cache) on reads those. For after a forward pass, when all
-  // readers of the cache are done. O(pages released), or O(caches) when there are none. Invalidates
-  // views made before.
+  // Releases the pages that hold no position < sink and none among the last `recent` (and as many
+  // more as the spec's rollback): no row from length(cache) on reads those. For after a forward
+  // pass, when all readers of the cache are done. O(pages released), or O(caches) when there are
+  // none. Invalidates views made before.
   void Evict(int cache);
   void Evict();
 
@@ -153,7 +155,7 @@ class KvSequence {
     int64_t length = 0;
     std::vector<int32_t> pages;  // by position / 64
     PageRange hole;              // entries that are -1; all others are held
-    // Positions below a ring's start that no token was written to.
+    // Positions below a ring's start that no token was written to, or none that is exact.
     int64_t gap_begin = 0, gap_end = 0;
 
     int64_t size() const { return static_cast<int64_t>(pages.size()); }
@@ -164,8 +166,8 @@ class KvSequence {
   Cache& at(int cache) { return caches_[static_cast<size_t>(cache)]; }
   const Cache& at(int cache) const { return caches_[static_cast<size_t>(cache)]; }
   static bool CanTruncate(const Cache& c, int64_t tokens);
-  // The latest tokens that Evict spares; 0: all.
-  int64_t Span(int cache) const;
+  // Pages that a sequence of `length` tokens need not hold.
+  PageRange DeadPages(int cache, int64_t length) const;
   Status FullError(int cache, int64_t tokens) const;
   // Holds the pages [0, size) except `hole`, which includes the present one. There must be room.
   void Reshape(int cache, PageRange hole, int64_t size);

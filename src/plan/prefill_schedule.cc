@@ -68,6 +68,12 @@ int64_t SuffixRows(const ModelShape& model, int64_t wanted, int* from) {
   return rows;
 }
 
+int64_t FirstExactRow(const ModelShape& model, int from, int64_t row, int layer) {
+  for (int l = from + 1; l < layer; ++l)
+    row += model.plan[static_cast<size_t>(l)].branches[0].set.recent - 1;
+  return row;
+}
+
 PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillRequest& r) {
   BATON_CHECK(r.begin < r.end && r.chunk > 0 && r.wanted >= r.begin && r.wanted < r.end);
   PrefillSchedule s{.passes = {}, .keep_from = r.end};

@@ -59,4 +59,8 @@ PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillReques
 // caches fed at the exit itself, or a layer `from` that writes a ring or reads an earlier list).
 int64_t SuffixRows(const ModelShape& model, int64_t wanted, int* from);
 
+// The first row that enters `layer` as in a pass over all rows, where a suffix starts at `row` of
+// layer `from`: a window of w tokens spoils w - 1 rows more.
+int64_t FirstExactRow(const ModelShape& model, int from, int64_t row, int layer);
+
 }  // namespace baton

@@ -179,66 +179,67 @@ inline double CacheDifference(const KvSequence& a, const KvSequence& b,
 
 // A random model of one of the four architectures; tokens are drawn from 0..255.
 inline rc::Gen<SyntheticSpec> AnyNativeSpec() {
-  return rc::gen::exec([] {
-    const std::string architecture =
-        *rc::gen::element<std::string>("dense", "clsa", "hysparse", "hysparse2");
-    const auto some = [](const std::string& letters, int least, int most) {
-      std::string s;
-      for (int i = *rc::gen::inRange(least, most + 1); i > 0; --i)
-        s += letters[*rc::gen::inRange<size_t>(0, letters.size())];
-      return s;
-    };
-    std::string layout;
-    int exit = -1, bridge = -1;
-    bool gated_tail = false, indexer = false;
-    if (architecture == "dense") {
-      layout = some("WF", 1, 5);
-    } else if (architecture == "hysparse") {
-      layout = "F" + some("FSS", 1, 5);
-    } else if (architecture == "clsa") {
-      layout = some("W", 0, 3);
-      exit = static_cast<int>(layout.size());
-      gated_tail = *rc::gen::inRange(0, 3) == 0;
-      layout += some(gated_tail ? "LID" : "ID", 1, 3);
-      exit += *rc::gen::inRange(0, static_cast<int>(layout.size()) - exit);
-      if (layout.find('L') != std::string::npos) exit = -1;
-      indexer = layout.find_first_of("IL") != std::string::npos;
-    } else {
-      layout = some("W", 0, 2) + "F" + some("WWWF", 0, 3);
-      exit = static_cast<int>(layout.size());
-      gated_tail = *rc::gen::inRange(0, 3) == 0;
-      bridge = *rc::gen::inRange(-1, exit);
-      layout += "C" + some(gated_tail ? "CRS" : "CRW", 1, 4);
-      // A publisher is one whose list the next layer reads.
-      for (size_t l = 1; l < layout.size(); ++l)
-        if (layout[l] == 'W' && layout[l - 1] == 'C') layout[l] = 'R';
-      // No layer behind the exit has a window of its own.
-      exit = *rc::gen::inRange(exit, exit + 3);
-      exit = std::max(exit, static_cast<int>(layout.find_last_of("WS") + 1));
-      if (exit >= static_cast<int>(layout.size())) exit = -1;
-    }
-    SyntheticSpec s = NativeSpec(architecture, layout);
-    s.exit_layer = exit >= 0 && *rc::gen::inRange(0, 4) > 0 ? exit : -1;
-    s.bridge = bridge;
-    s.seed = *rc::gen::inRange<uint64_t>(1, 1000);
-    s.kv_heads = *rc::gen::element(1, 2, 4);
-    s.window = *rc::gen::element<int64_t>(1, 2, 4, 5, 30, 70);
-    s.sink_tokens = *rc::gen::element<int64_t>(0, 0, 1, 3);
-    s.qk_norm = *rc::gen::arbitrary<bool>();
-    s.memory_qk_norm = architecture == "clsa" && *rc::gen::arbitrary<bool>();
-    s.rope_dims = *rc::gen::element<int64_t>(0, 8);
-    s.gate = *rc::gen::element(Gate::kHead, Gate::kChannel);
-    s.pool = *rc::gen::element(Pool::kMax, Pool::kSum);
-    if (layout.find_first_of("SRIL") == std::string::npos) return s;
-    s.scope = indexer ? Scope::kAll : *rc::gen::element(Scope::kAll, Scope::kGroup);
-    s.top_k = *rc::gen::element<int64_t>(1, 2, 5, 8, 33);
-    if (indexer) s.index_dim = *rc::gen::element<int64_t>(16, 32);
-    if (architecture == "hysparse") s.block = *rc::gen::element<int64_t>(1, 2, 8);
-    const bool forced = s.block == 1 && layout.find('S') == std::string::npos;
-    if (forced) s.recent = *rc::gen::element<int64_t>(0, 1, 4, 9);
-    if (forced) s.sink = *rc::gen::element<int64_t>(0, 0, 2);
-    return s;
-  });
+  return rc::gen::resize(
+      100, rc::gen::exec([] {
+        const std::string architecture =
+            *rc::gen::element<std::string>("dense", "clsa", "hysparse", "hysparse2");
+        const auto some = [](const std::string& letters, int least, int most) {
+          std::string s;
+          for (int i = *rc::gen::inRange(least, most + 1); i > 0; --i)
+            s += letters[*rc::gen::inRange<size_t>(0, letters.size())];
+          return s;
+        };
+        std::string layout;
+        int exit = -1, bridge = -1;
+        bool gated_tail = false, indexer = false;
+        if (architecture == "dense") {
+          layout = some("WF", 1, 5);
+        } else if (architecture == "hysparse") {
+          layout = "F" + some("FSS", 1, 5);
+        } else if (architecture == "clsa") {
+          layout = some("W", 0, 3);
+          exit = static_cast<int>(layout.size());
+          gated_tail = *rc::gen::inRange(0, 3) == 0;
+          layout += some(gated_tail ? "LID" : "ID", 1, 3);
+          exit += *rc::gen::inRange(0, static_cast<int>(layout.size()) - exit);
+          if (layout.find('L') != std::string::npos) exit = -1;
+          indexer = layout.find_first_of("IL") != std::string::npos;
+        } else {
+          layout = some("W", 0, 2) + "F" + some("WWWF", 0, 3);
+          exit = static_cast<int>(layout.size());
+          gated_tail = *rc::gen::inRange(0, 3) == 0;
+          bridge = *rc::gen::inRange(-1, exit);
+          layout += "C" + some(gated_tail ? "CRS" : "CRW", 1, 4);
+          // A publisher is one whose list the next layer reads.
+          for (size_t l = 1; l < layout.size(); ++l)
+            if (layout[l] == 'W' && layout[l - 1] == 'C') layout[l] = 'R';
+          // No layer behind the exit has a window of its own.
+          exit = *rc::gen::inRange(exit, exit + 3);
+          exit = std::max(exit, static_cast<int>(layout.find_last_of("WS") + 1));
+          if (exit >= static_cast<int>(layout.size())) exit = -1;
+        }
+        SyntheticSpec s = NativeSpec(architecture, layout);
+        s.exit_layer = exit >= 0 && *rc::gen::inRange(0, 4) > 0 ? exit : -1;
+        s.bridge = bridge;
+        s.seed = *rc::gen::inRange<uint64_t>(1, 1000);
+        s.kv_heads = *rc::gen::element(1, 2, 4);
+        s.window = *rc::gen::element<int64_t>(1, 2, 4, 5, 30, 70);
+        s.sink_tokens = *rc::gen::element<int64_t>(0, 0, 1, 3);
+        s.qk_norm = *rc::gen::arbitrary<bool>();
+        s.memory_qk_norm = architecture == "clsa" && *rc::gen::arbitrary<bool>();
+        s.rope_dims = *rc::gen::element<int64_t>(0, 8);
+        s.gate = *rc::gen::element(Gate::kHead, Gate::kChannel);
+        s.pool = *rc::gen::element(Pool::kMax, Pool::kSum);
+        if (layout.find_first_of("SRIL") == std::string::npos) return s;
+        s.scope = indexer ? Scope::kAll : *rc::gen::element(Scope::kAll, Scope::kGroup);
+        s.top_k = *rc::gen::element<int64_t>(1, 2, 5, 8, 33);
+        if (indexer) s.index_dim = *rc::gen::element<int64_t>(16, 32);
+        if (architecture == "hysparse") s.block = *rc::gen::element<int64_t>(1, 2, 8);
+        const bool forced = s.block == 1 && layout.find('S') == std::string::npos;
+        if (forced) s.recent = *rc::gen::element<int64_t>(0, 1, 4, 9);
+        if (forced) s.sink = *rc::gen::element<int64_t>(0, 0, 2);
+        return s;
+      }));
 }
 
 }  // namespace baton::test

@@ -305,6 +305,34 @@ TEST(Ring, CutBelowItsStartIsAnOrdinaryRing) {
   EXPECT_TRUE(s.CanTruncate(320));
 }
 
+// A ring that holds `rollback` tokens more than it needs reports what it needs, and may be cut back
+// by as many, whatever page the cut falls on.
+TEST(Ring, RollbackIsHeldBesideTheLifetime) {
+  auto store = MakeStore({{.layout = kSmall, .sink = 0, .recent = 20, .rollback = 9}}, 4096);
+  KvSequence s = store->NewSequence();
+  for (int64_t n = 1; n < 400; ++n) {
+    ASSERT_TRUE(s.Reserve(n + 9).ok());
+    s.Evict();
+    EXPECT_EQ(s.held_tokens(0), std::min<int64_t>(n + 9, 20));
+    EXPECT_TRUE(s.CanTruncate(n)) << n;
+    s.Truncate(n);
+    for (const int64_t p : Window(n, 0, 20)) EXPECT_TRUE(Holds(s.View(0), p));
+  }
+  EXPECT_LE(HeldPages(s, 0), 2);
+}
+
+// The first rows of a suffix hold tokens, but not those a pass over all rows would have written.
+TEST(Ring, NoCutReadsInexactTokens) {
+  auto store = MakeStore({{.layout = kSmall, .sink = 0, .recent = 4}}, 4096);
+  KvSequence s = store->NewSequence();
+  ASSERT_TRUE(s.Reserve(0, 14, 21).ok());
+  EXPECT_TRUE(s.CanTruncate(17));
+  s.MarkInexact(0, 17);
+  EXPECT_FALSE(s.CanTruncate(19));
+  EXPECT_TRUE(s.CanTruncate(20));
+  EXPECT_TRUE(s.CanTruncate(0));
+}
+
 TEST(Ring, StartInsideIsAllOrNothing) {
   auto store = MakeStore({{.layout = kSmall, .sink = 0, .recent = 128}}, 640);
   KvSequence other = store->NewSequence(), s = store->NewSequence();

@@ -1,5 +1,5 @@
-// What attention with AVX2 is made of: the cache's values, and the packing and products of many rows
-// (attend.cc says how they work). Include from attend.cc only.
+// What attention with AVX2 is made of: the cache's values, and the packing and products of many
+// rows (attend.cc says how they work). Include from attend.cc only.
 #pragma once
 
 #include <immintrin.h>
