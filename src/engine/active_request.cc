@@ -42,7 +42,9 @@ void ActiveRequest::Admit(std::shared_ptr<KvStore> store) {
 }
 
 void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
-                          const ResolvedPlan& routed) {
+                          const ResolvedPlan& routed, std::optional<RoutingReport> report) {
+  kept_routes_ = std::move(report);
+  if (kept_routes_) kept_routes_->source = "cached";
   sequence_.plan = routed;  // a conversation keeps its windows: what they dropped is gone
   Begin(std::move(store), std::move(kv), length);
   StartPrompt(PrefillOrder::kTokenMajor);
@@ -66,8 +68,8 @@ Status ActiveRequest::StartRouting() {
   }
   const RouterFile* router = engine_.router ? &*engine_.router : nullptr;
   routing_ = std::make_unique<Routing>(engine_, router, *request_.route,
-                                       std::span<const int32_t>(sequence_.tokens),
-                                       &sequence_.plan, &sequence_.kv);
+                                       std::span<const int32_t>(sequence_.tokens), &sequence_.plan,
+                                       &sequence_.kv);
   using Mode = RouteOptions::Mode;
   const Mode mode = request_.route->mode;
   if (mode == Mode::kExact || mode == Mode::kDense) {
@@ -76,8 +78,8 @@ Status ActiveRequest::StartRouting() {
     StartPrompt(chunks ? PrefillOrder::kTokenMajor : PrefillOrder::kLayerMajor);
     return Status::Ok();
   }
-  BATON_ASSIGN(ahead_, RoutingAhead::Create(engine_, *request_.route, sequence_.tokens,
-                                            sequence_.plan));
+  BATON_ASSIGN(ahead_,
+               RoutingAhead::Create(engine_, *request_.route, sequence_.tokens, sequence_.plan));
   return Status::Ok();
 }
 
@@ -197,12 +199,20 @@ void ActiveRequest::Emit(std::string piece, bool last) {
   if (stopped) Stop(Generation::Stop::kStopString);
 }
 
+void ActiveRequest::CountCache() {
+  BATON_CHECK(done_);
+  if (!sequence_.store) return;
+  const int64_t tokens = sequence_.kv.length();
+  std::optional<RoutingReport>& routing = result_.stats.routing;
+  result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
+  routing = routing_ ? std::optional(routing_->Report()) : kept_routes_;
+  if (routing) CountHeld(sequence_.plan, tokens, *routing);
+}
+
 void ActiveRequest::Finish() {
   BATON_CHECK(done_);
   if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
   RequestStats& s = result_.stats;
-  if (sequence_.store) s.kv_bytes_held = sequence_.kv.held_bytes();
-  if (routing_) s.routing = routing_->Report(sequence_.kv.length());
   sequence_.Release();
   s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
   s.kv_bytes_per_token = decode_steps_ > 0 ? kv_bytes_ / static_cast<double>(decode_steps_) : 0;

@@ -39,6 +39,7 @@ struct Engine::Impl {
     std::vector<int32_t> tokens;  // what the sequence holds
     std::string plan_hash;
     ResolvedPlan plan;  // as routing left it
+    std::optional<RoutingReport> routing;
   } conversation;
   Scheduler scheduler{*this};  // after what its requests use
 

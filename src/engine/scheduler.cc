@@ -147,7 +147,8 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
     while (common < most && last.tokens[common] == s.tokens[common]) ++common;
     // Rings cannot go back behind what they dropped: such a prompt starts anew.
     if (common > 0 && last.sequence.CanTruncate(static_cast<int64_t>(common))) {
-      r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common), last.plan);
+      r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common), last.plan,
+              std::move(last.routing));
       last = {};  // a request that fails leaves no conversation behind
       return true;
     }
@@ -228,6 +229,7 @@ void Scheduler::FinishDone() {
   }
   std::erase(requests_, nullptr);
   for (auto& r : done) {
+    r->CountCache();
     Sequence& s = r->sequence();
     if (r->conversation() && r->chat() && s.store && !r->failed()) {
       // Of a prompt that was interrupted, what its passes completed.
@@ -238,7 +240,8 @@ void Scheduler::FinishDone() {
       if (s.kv.CanTruncate(whole)) {
         s.kv.Truncate(whole);
         s.tokens.resize(std::min(s.tokens.size(), static_cast<size_t>(whole)));
-        engine_.conversation = {s.store, std::move(s.kv), s.tokens, r->plan_hash(), s.plan};
+        engine_.conversation = {s.store,        std::move(s.kv), s.tokens,
+                                r->plan_hash(), s.plan,          r->routing()};
         s.kv = {};
       }
     }
