@@ -38,17 +38,18 @@ struct RoutedRun {
   }
 };
 
-// Routes and runs the first `prompt` tokens, then decodes the others one by one.
+// Routes and runs the first `prompt` tokens, then decodes the others one by one. The caches have
+// room for `room` more.
 inline std::unique_ptr<RoutedRun> RunRouted(Engine& engine, std::span<const int32_t> tokens,
                                             int64_t prompt, const RouteOptions& options,
-                                            const Plan& plan) {
+                                            const Plan& plan, int64_t room = 1) {
   Engine::Impl& impl = engine.impl();
   auto run = std::make_unique<RoutedRun>();
   run->plan = Resolved(engine, plan);
   const std::span<const int32_t> head = tokens.first(static_cast<size_t>(prompt));
   const ResolvedPlan before = run->plan;
-  auto session =
-      Session::Create(engine, before.caches, std::ssize(tokens) + 1, {.store = {}, .rollback = 0});
+  auto session = Session::Create(engine, before.caches, std::ssize(tokens) + room,
+                                 {.store = {}, .rollback = 0});
   EXPECT_TRUE(session.ok()) << session.error().ToString();
   run->session.emplace(std::move(session).value());
   const RouterFile* router = impl.router ? &*impl.router : nullptr;
@@ -89,14 +90,15 @@ inline std::unique_ptr<RoutedRun> RunRouted(Engine& engine, std::span<const int3
 // in prompts too where `in_prompts`.
 inline std::unique_ptr<RoutedRun> RunMasked(Engine& engine, std::span<const int32_t> tokens,
                                             int64_t prompt, const std::string& bitmap,
-                                            const Plan& plan, bool in_prompts = true) {
+                                            const Plan& plan, bool in_prompts = true,
+                                            int64_t room = 1) {
   auto run = std::make_unique<RoutedRun>();
   run->plan = Resolved(engine, plan);
   for (size_t l = 0; l < bitmap.size(); ++l) {
     if (run->plan.layers[l].role == Role::kRoute)
       run->plan.Decide(static_cast<int>(l), bitmap[l] == 'F', engine.impl().shape(), in_prompts);
   }
-  run->session.emplace(NewSession(engine, std::ssize(tokens) + 1));
+  run->session.emplace(NewSession(engine, std::ssize(tokens) + room));
   run->last = Prefill(*run->session, tokens.first(static_cast<size_t>(prompt)), &run->plan);
   for (const int32_t token : tokens.subspan(static_cast<size_t>(prompt))) {
     const Logits row = Decode(*run->session, std::span(&token, 1), &run->plan);
