@@ -112,10 +112,11 @@ struct RouteOptions {
 };
 
 struct RoutingReport {
-  std::string bitmap;                           // [layers] F full, S sparse
-  std::vector<std::array<float, 2>> logits;     // [layers] sparse, full; 0, 0 where none ran
-  std::string source;                           // exact, probe, two_pass, dense, forced
-  int64_t rows_pooled = 0;                      // prompt rows that each decision saw
+  std::string bitmap;                          // [layers] F full, S sparse
+  std::vector<std::array<float, 2>> logits;    // [layers] sparse, full; 0, 0 where none ran
+  // exact, probe, two_pass, dense, forced; cached: kept from the chat turn that decided
+  std::string source;
+  int64_t rows_pooled = 0;                     // prompt rows that each decision saw
   std::vector<int64_t> held_token_equivalents;  // [layers] tokens of cache held at the end
   int64_t dense_token_equivalents = 0;          // what all layers full would hold
 };

@@ -42,7 +42,9 @@ void ActiveRequest::Admit(std::shared_ptr<KvStore> store) {
 }
 
 void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
-                          const ResolvedPlan& routed) {
+                          const ResolvedPlan& routed, std::optional<RoutingReport> report) {
+  kept_routes_ = std::move(report);
+  if (kept_routes_) kept_routes_->source = "cached";
   sequence_.plan = routed;  // a conversation keeps its windows: what they dropped is gone
   Begin(std::move(store), std::move(kv), length);
   StartPrompt(PrefillOrder::kTokenMajor);
@@ -158,11 +160,6 @@ void ActiveRequest::CountDecode(double seconds) {
   decode_steps_++;
 }
 
-void ActiveRequest::MeasureCache() {
-  if (sequence_.store) result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
-  if (routing_) result_.stats.routing = routing_->Report(sequence_.kv.length());
-}
-
 void ActiveRequest::Stop(Generation::Stop why) {
   if (done_) return;
   result_.stop = why;
@@ -206,6 +203,16 @@ void ActiveRequest::Emit(std::string piece, bool last) {
     Stop(Generation::Stop::kCancelled);
   }
   if (stopped) Stop(Generation::Stop::kStopString);
+}
+
+void ActiveRequest::CountCache() {
+  BATON_CHECK(done_);
+  if (!sequence_.store) return;
+  const int64_t tokens = sequence_.kv.length();
+  std::optional<RoutingReport>& routing = result_.stats.routing;
+  result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
+  routing = routing_ ? std::optional(routing_->Report()) : kept_routes_;
+  if (routing) CountHeld(sequence_.plan, tokens, *routing);
 }
 
 void ActiveRequest::Finish() {

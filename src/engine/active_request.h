@@ -53,9 +53,10 @@ class ActiveRequest {
   // Gives it a cache: an empty one of `store`, or one that already holds the first `length` tokens
   // of its prompt.
   void Admit(std::shared_ptr<KvStore> store);
-  // `routed`: the plan that routing made of this request's plan when the cache was filled.
+  // `routed`: the plan that routing made of this request's plan when the cache was filled, which
+  // `report` tells about; none for requests that are not routed.
   void Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
-             const ResolvedPlan& routed);
+             const ResolvedPlan& routed, std::optional<RoutingReport> report);
 
   // One pass of its prompt. A failure ends the request.
   void PromptPass();
@@ -69,8 +70,10 @@ class ActiveRequest {
 
   void Stop(Generation::Stop why);  // no effect on a request that is done
   void Fail(Error error);           // likewise
-  // What its cache holds, for the result; before the cache is freed or handed on.
-  void MeasureCache();
+  // What its cache holds, and how its layers were routed, goes into the statistics. Once, when
+  // done, before a conversation takes the cache.
+  void CountCache();
+  const std::optional<RoutingReport>& routing() const { return result_.stats.routing; }
   // Hands out what it held back, frees the cache and calls on_done. Once, when done.
   void Finish();
 
@@ -93,9 +96,10 @@ class ActiveRequest {
   RequestCallbacks callbacks_;
   Sequence sequence_;
   bool admitted_ = false;
-  std::unique_ptr<Routing> routing_;     // of a routed request whose prompt starts its cache
-  std::unique_ptr<RoutingAhead> ahead_;  // decides before the prompt is processed
-  std::optional<PromptRun> prompt_;      // points into sequence_
+  std::unique_ptr<Routing> routing_;          // of a routed request whose prompt starts its cache
+  std::optional<RoutingReport> kept_routes_;  // of one that continues a cache
+  std::unique_ptr<RoutingAhead> ahead_;       // decides before the prompt is processed
+  std::optional<PromptRun> prompt_;           // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;
   std::optional<int32_t> picked_;  // by Accept, not yet seen by Advance

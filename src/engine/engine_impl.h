@@ -39,6 +39,8 @@ struct Engine::Impl {
     std::vector<int32_t> tokens;  // what the sequence holds
     std::string plan_hash;
     ResolvedPlan plan;  // as routing left it
+    std::optional<RoutingReport> routing;
+    int64_t prompt_tokens = 0;  // of `tokens`; the rest was generated
   } conversation;
   Scheduler scheduler{*this};  // after what its requests use
 

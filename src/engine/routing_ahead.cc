@@ -17,6 +17,8 @@ Result<std::unique_ptr<RoutingAhead>> RoutingAhead::Create(Engine::Impl& engine,
     ahead->tokens_.assign(tokens.begin(), tokens.end());
   }
   ahead->plan_ = plan;
+  // Lists live for one pass, and here every layer has passes of its own.
+  ahead->plan_.prefill = {};
   BATON_ASSIGN(ahead->store_,
                engine.NewStore(plan.caches, static_cast<int64_t>(ahead->tokens_.size())));
   ahead->kv_ = ahead->store_->NewSequence();

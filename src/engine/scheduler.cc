@@ -145,9 +145,12 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
     const size_t most = std::min(last.tokens.size(), s.tokens.size() - 1);
     size_t common = 0;
     while (common < most && last.tokens[common] == s.tokens[common]) ++common;
-    // Rings cannot go back behind what they dropped: such a prompt starts anew.
-    if (common > 0 && last.sequence.CanTruncate(static_cast<int64_t>(common))) {
-      r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common), last.plan);
+    // Rings cannot go back behind what they dropped: such a prompt starts anew. So does another
+    // conversation that begins alike, where layers are routed by what the whole prompt asks.
+    const bool continues = !last.routing || static_cast<int64_t>(common) >= last.prompt_tokens;
+    if (common > 0 && continues && last.sequence.CanTruncate(static_cast<int64_t>(common))) {
+      r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common), last.plan,
+              std::move(last.routing));
       last = {};  // a request that fails leaves no conversation behind
       return true;
     }
@@ -227,8 +230,8 @@ void Scheduler::FinishDone() {
   }
   std::erase(requests_, nullptr);
   for (auto& r : done) {
+    r->CountCache();
     Sequence& s = r->sequence();
-    r->MeasureCache();
     if (r->conversation() && r->chat() && s.store && !r->failed()) {
       // Of a prompt that was interrupted, what its passes completed.
       const int64_t whole =
@@ -238,7 +241,13 @@ void Scheduler::FinishDone() {
       if (s.kv.CanTruncate(whole)) {
         s.kv.Truncate(whole);
         s.tokens.resize(std::min(s.tokens.size(), static_cast<size_t>(whole)));
-        engine_.conversation = {s.store, std::move(s.kv), s.tokens, r->plan_hash(), s.plan};
+        engine_.conversation = {.store = s.store,
+                                .sequence = std::move(s.kv),
+                                .tokens = s.tokens,
+                                .plan_hash = r->plan_hash(),
+                                .plan = s.plan,
+                                .routing = r->routing(),
+                                .prompt_tokens = s.prompt_tokens};
         s.kv = {};
       }
     }
