@@ -111,8 +111,9 @@ std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& m
          row.prompt_tokens_per_s > 0 ? Number(row.prompt_tokens_per_s) : "-",
          Number(row.decode_tokens_per_s),
          row.decode_tokens_per_s > 0 ? Number(1e3 / row.decode_tokens_per_s * row.batch) : "-",
-         Bytes(row.kv_bytes_per_token), Bytes(static_cast<double>(row.kv_bytes_held)), Number(row.decode_bytes_per_s / 1e9),
-         Number(row.read_bandwidth / 1e9), Percent(row.share_of_read_bandwidth), row.logits_hash});
+         Bytes(row.kv_bytes_per_token), Bytes(static_cast<double>(row.kv_bytes_held)),
+         Number(row.decode_bytes_per_s / 1e9), Number(row.read_bandwidth / 1e9),
+         Percent(row.share_of_read_bandwidth), row.logits_hash});
   }
   std::string out = table.ToString();
   if (const std::string note = NoteOf(o); !note.empty())

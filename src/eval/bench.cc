@@ -58,9 +58,9 @@ std::vector<int32_t> MadeUpTokens(int64_t count, int64_t vocab, uint64_t seed) {
   return tokens;
 }
 
-// Layers share arenas only where their caches have one layout: where just the low-bit copies differ,
-// all get one. False where more differs (an indexer's keys, a full and a window layer of other
-// heads): such models keep few full caches, and these their own.
+// Layers share arenas only where their caches have one layout: where just the low-bit copies
+// differ, all get one. False where more differs (an indexer's keys, a full and a window layer of
+// other heads): such models keep few full caches, and these their own.
 bool MakeAlike(std::vector<CacheSpec>& caches) {
   const CacheSpec& first = caches[0];
   const bool low_bit =
@@ -76,9 +76,8 @@ bool MakeAlike(std::vector<CacheSpec>& caches) {
 // What one decode step of one sequence reads of the cache.
 double KvBytes(const Engine::Impl& engine, const ResolvedPlan* plan, int64_t visible) {
   const KvElement element = engine.cache_element();
-  return static_cast<double>(plan
-                                 ? KvBytesPerToken(*plan, engine.shape(), visible, element)
-                                 : DenseKvBytesPerToken(engine.shape(), visible, element));
+  return static_cast<double>(plan ? KvBytesPerToken(*plan, engine.shape(), visible, element)
+                                  : DenseKvBytesPerToken(engine.shape(), visible, element));
 }
 
 // Sequences of one depth that decode together, dense or under a plan. `sessions` are at least
@@ -336,9 +335,9 @@ class Bench {
     if (row.read_bandwidth > 0)
       row.share_of_read_bandwidth = row.decode_bytes_per_s / row.read_bandwidth;
     row.logits_hash = lane.hash();
-    row.kv_bytes_held = KvBytesHeld(
-        lane.plan() ? lane.plan()->caches : engine_.impl().model_plan.caches,
-        row.depth + options_.decode, engine_.impl().cache_element());
+    row.kv_bytes_held =
+        KvBytesHeld(lane.plan() ? lane.plan()->caches : engine_.impl().model_plan.caches,
+                    row.depth + options_.decode, engine_.impl().cache_element());
     row.aliased = lane.aliased();
     result_.rows.push_back(std::move(row));
   }
