@@ -1,16 +1,18 @@
 // What the trained-sparse architectures cost against what they should, on random weights and
 // synthetic caches of the papers' shapes; each comparison alternates both sides within one run.
 //
-//   sparse [--depth N] [--rounds N] [--threads N] [--folder PATH] [CASE...]
+//   sparse [--depth N] [--rounds N] [--layers N] [--threads N] [--folder PATH] [CASE...]
 //
 // decode-clsa, decode-hysparse: attention time of a decode step (attend, mass, select, merge)
-//   against the time per KV byte of a dense model of the same heads (8 layers of it, which no cache
+//   against the time per KV byte of a dense model of the same heads (4 layers of it, which no cache
 //   of the processor holds) times the bytes that the step reads. Limit 1.3.
 // exit-yoco, exit-clsa: a prompt with early exit against all rows through all layers, over the
 //   share of layers and rows that are left. Limit 1.15.
 // suffix-hysparse2: attention time of a 32K prompt over what its row-key pairs take at the speed of
 //   full attention at that depth. Limit 1.2. Width and FFN are 256: products beside attention take
 //   minutes and are not looked at.
+//
+// --layers N takes the first N layers of HySparse's decode, where memory or time are short.
 //
 // Models are written once into the folder (/tmp) and stay there.
 #include <algorithm>
@@ -34,6 +36,7 @@ struct Options {
   int64_t depth = 131072;
   int rounds = 9;
   int threads = 0;
+  int layers = 0;  // 0: all
   std::string folder = "/tmp";
   std::vector<std::string> cases;
 };
@@ -113,7 +116,7 @@ class Filled {
   AttentionTime Step() {
     engine_.SetTracing(true);
     const int32_t token = 7;
-    OrDie(session_.Decode(std::span(&token, 1), {.on_logits = [](int64_t, View<const float>) {}}));
+    OrDie(session_.Decode(std::span(&token, 1), {.on_logits = [](int64_t, View<const float>) {}, .end_layer = getenv("END") ? atoi(getenv("END")) : -1}));
     const AttentionTime t = TimeOf(engine_);
     engine_.SetTracing(false);
     session_.Truncate(depth_);
@@ -153,9 +156,13 @@ bool Verdict(const std::string& name, double ratio, double limit, const std::str
 }
 
 bool Decode(const Options& o, const std::string& name, const std::string& shape) {
-  const SyntheticSpec spec = OrDie(NamedShape(shape));
-  auto sparse = LoadSpec(o, shape, spec);
-  auto dense = LoadSpec(o, shape + "-dense8", DenseTwin(spec, 8));
+  SyntheticSpec spec = OrDie(NamedShape(shape));
+  if (o.layers > 0 && o.layers < spec.layers && spec.architecture == "baton-hysparse") {
+    spec.layers = o.layers;
+    spec.layout.resize(static_cast<size_t>(o.layers));
+  }
+  auto sparse = LoadSpec(o, fmt::format("{}-{}", shape, spec.layers), spec);
+  auto dense = LoadSpec(o, shape + "-dense4", DenseTwin(spec, 4));
   Filled sparse_at(*sparse, o.depth, 2), dense_at(*dense, o.depth, 2);
   const auto bytes = [&](Engine& e) {
     return static_cast<double>(KvBytesPerToken(e.impl().model_plan, e.impl().shape(), o.depth + 1));
@@ -174,9 +181,9 @@ bool Decode(const Options& o, const std::string& name, const std::string& shape)
   const auto ms = [](const std::vector<double>& v) { return 1e3 * Median(v); };
   return Verdict(
       name, Median(ratios), 1.3,
-      fmt::format("{} of {} rounds, depth {}: {:.1f} MB in {:.2f} ms = attend {:.2f} + mass {:.2f} "
-                  "+ select {:.2f} + merge {:.2f}; dense {:.1f} GB/s",
-                  "median", o.rounds, o.depth, sparse_bytes / 1e6,
+      fmt::format("{} layers, median of {} rounds, depth {}: {:.1f} MB in {:.2f} ms = attend {:.2f} "
+                  "+ mass {:.2f} + select {:.2f} + merge {:.2f}; dense {:.1f} GB/s",
+                  spec.layers, o.rounds, o.depth, sparse_bytes / 1e6,
                   ms(attend) + ms(mass) + ms(select) + ms(merge), ms(attend), ms(mass), ms(select),
                   ms(merge), dense_bytes / Median(dense_s) / 1e9));
 }
@@ -265,6 +272,8 @@ int Main(int argc, char** argv) {
       o.depth = std::atoll(value().c_str());
     } else if (arg == "--rounds") {
       o.rounds = std::max(1, std::atoi(value().c_str()));
+    } else if (arg == "--layers") {
+      o.layers = std::max(1, std::atoi(value().c_str()));
     } else if (arg == "--threads") {
       o.threads = std::atoi(value().c_str());
     } else if (arg == "--folder") {

@@ -117,6 +117,13 @@ double PerSecond(int64_t tokens, double seconds) {
 // What a dense decode step would have read in the middle of this request.
 double DenseBytes(const Engine& engine, const RequestStats& stats) {
   const ModelInfo& info = engine.info();
+  if (info.trained_sparse) {
+    // Beside a dense model of this shape.
+    const ModelInfo::CacheBytes& at = info.cache_bytes.back();
+    return static_cast<double>(at.dense) / static_cast<double>(at.tokens) *
+           (static_cast<double>(stats.prompt_tokens) +
+            static_cast<double>(stats.generated_tokens) / 2);
+  }
   const double per_layer =
       info.layers ? static_cast<double>(info.kv_bytes_per_token) / info.layers : 0;
   const auto visible =
@@ -305,6 +312,7 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
     BATON_ASSIGN(const int64_t prompt_tokens, Ask(*engine, o, std::move(text), request));
     visible.push_back(prompt_tokens);
   }
+  if (engine->info().trained_sparse) Note("layers: " + LayersLine(engine->info()));
   if (request.plan) {
     const int64_t limit = engine->options().context;
     visible.push_back(limit > 0 ? limit : engine->info().context);
