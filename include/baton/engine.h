@@ -51,6 +51,7 @@ struct LayerInfo {
   std::string cache;      // "all", "ring 128", "none"
   std::string publishes;  // "tokens 1024", "blocks 1024 of 64", or empty
   bool rope = true, gated = false, sink_logits = false;
+  bool operator==(const LayerInfo&) const = default;
 };
 
 struct ModelInfo {
@@ -67,6 +68,11 @@ struct ModelInfo {
   };
   std::vector<CacheBytes> cache_bytes;
   std::vector<LayerInfo> layer;  // [layers]
+  bool trained_sparse = false;   // some layer borrows, shares, gates or publishes by design
+  // Of prompts: from this layer on only rows whose logits are wanted run (-1: all rows everywhere),
+  // and, where windows alone lie before it, at the layers below as many rows as these (-1: all).
+  int exit_layer = -1;
+  int64_t suffix_rows = -1;
   std::string router;            // "64 + 64 rows, sink 128, window 2048"; empty: none
   bool has_tokenizer = true, has_chat_template = false;
   std::string backend;  // "cpu (avx512)", "ref", ...
@@ -211,6 +217,8 @@ class Engine {
   Status CheckPlan(const Plan& plan, std::vector<std::string>* warnings) const;
   // Bytes of KV that one decode step reads with `visible` keys: under the plan, and dense.
   Result<double> KvBytesShare(const Plan& plan, int64_t visible) const;
+  // Bytes of cache under a plan: what that step reads, what a sequence of as many tokens holds.
+  Result<ModelInfo::CacheBytes> CacheBytes(const Plan& plan, int64_t visible) const;
 
   using OnText = baton::OnText;
 

@@ -187,6 +187,25 @@ Result<std::string> PlanLine(const Engine& engine, const Plan& plan,
   return line;
 }
 
+std::string LayersLine(const ModelInfo& model) {
+  std::vector<std::pair<std::string, int>> kinds;  // in order of appearance
+  for (const LayerInfo& layer : model.layer) {
+    const auto same = [&](const auto& k) { return k.first == layer.kind; };
+    const auto at = std::find_if(kinds.begin(), kinds.end(), same);
+    if (at == kinds.end()) {
+      kinds.emplace_back(layer.kind, 1);
+    } else {
+      ++at->second;
+    }
+  }
+  std::string line;
+  for (const auto& [kind, count] : kinds)
+    line += fmt::format("{}{} {}", line.empty() ? "" : ", ", count, kind);
+  if (model.exit_layer >= 0) line += fmt::format(" | exit {}", model.exit_layer);
+  if (model.suffix_rows >= 0) line += fmt::format(", suffix {} rows", Count(model.suffix_rows));
+  return line;
+}
+
 results::Origin OriginOf(const std::string& kind, const Engine& engine,
                          const Invocation& invocation) {
   const char* kv[] = {"f32", "bf16", "int8"};

@@ -288,6 +288,7 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
     BATON_ASSIGN(const int64_t prompt_tokens, Ask(*engine, o, std::move(text), request));
     visible.push_back(prompt_tokens);
   }
+  if (engine->info().trained_sparse) Note("layers: " + LayersLine(engine->info()));
   if (request.plan) {
     const int64_t limit = engine->options().context;
     visible.push_back(limit > 0 ? limit : engine->info().context);

@@ -64,6 +64,9 @@ struct Engine::Impl {
   std::vector<CacheSpec> store_caches_;
 };
 
+// What a model's layers are and what its caches take, from its shape and its own plan.
+void DescribeLayers(const Engine::Impl& engine, ModelInfo& info);
+
 // Of the bits of a row of logits, 8 hex digits.
 std::string HashLogits(const float* logits, int64_t count);
 

@@ -62,6 +62,7 @@ struct InfoRecord {
   struct Share {
     int64_t tokens = 0;
     double kv_bytes_share = 0;
+    int64_t read = 0, held = 0;
   };
   Origin origin;
   std::string plan;                // summary; empty: none was given
@@ -71,6 +72,8 @@ struct InfoRecord {
 void Fields(auto& v, InfoRecord::Share& s) {
   v("tokens", s.tokens);
   v("kv_bytes_share", s.kv_bytes_share);
+  v("read", s.read, 0);
+  v("held", s.held, 0);
 }
 
 void Fields(auto& v, ModelInfo::CacheBytes& c) {
@@ -106,7 +109,11 @@ void Fields(auto& v, InfoRecord& r) {
   v("window", m.window);
   v("cache_bytes", m.cache_bytes);
   v("layers_table", m.layer);
+  v("trained_sparse", m.trained_sparse, false);
+  v("exit_layer", m.exit_layer, -1);
+  v("suffix_rows", m.suffix_rows, -1);
   v.NonEmpty("router", m.router);
+  v("has_tokenizer", m.has_tokenizer, true);
   v("has_chat_template", m.has_chat_template);
   v("load_seconds", m.load_seconds);
   v.Object("plan", !r.plan.empty(), [&](auto& plan) {
