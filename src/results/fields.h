@@ -185,11 +185,11 @@ class Reader {
     }
     return true;
   }
-  template <typename E, size_t n>
-  bool Convert(const Json& json, std::array<E, n>& to) {
-    std::vector<E> list;
-    if (!Convert(json, list) || list.size() != n) return WrongKind();
-    std::copy(list.begin(), list.end(), to.begin());
+  template <typename E, size_t N>
+  bool Convert(const Json& json, std::array<E, N>& to) {
+    std::vector<E> items;
+    if (!Convert(json, items) || items.size() != N) return WrongKind();
+    std::copy(items.begin(), items.end(), to.begin());
     return true;
   }
   // The library's own conversions would let a number out of range become any other.
