@@ -116,7 +116,9 @@ class Filled {
   AttentionTime Step() {
     engine_.SetTracing(true);
     const int32_t token = 7;
-    OrDie(session_.Decode(std::span(&token, 1), {.on_logits = [](int64_t, View<const float>) {}, .end_layer = getenv("END") ? atoi(getenv("END")) : -1}));
+    OrDie(session_.Decode(std::span(&token, 1),
+                          {.on_logits = [](int64_t, View<const float>) {},
+                           .end_layer = getenv("END") ? atoi(getenv("END")) : -1}));
     const AttentionTime t = TimeOf(engine_);
     engine_.SetTracing(false);
     session_.Truncate(depth_);
@@ -181,11 +183,12 @@ bool Decode(const Options& o, const std::string& name, const std::string& shape)
   const auto ms = [](const std::vector<double>& v) { return 1e3 * Median(v); };
   return Verdict(
       name, Median(ratios), 1.3,
-      fmt::format("{} layers, median of {} rounds, depth {}: {:.1f} MB in {:.2f} ms = attend {:.2f} "
-                  "+ mass {:.2f} + select {:.2f} + merge {:.2f}; dense {:.1f} GB/s",
-                  spec.layers, o.rounds, o.depth, sparse_bytes / 1e6,
-                  ms(attend) + ms(mass) + ms(select) + ms(merge), ms(attend), ms(mass), ms(select),
-                  ms(merge), dense_bytes / Median(dense_s) / 1e9));
+      fmt::format(
+          "{} layers, median of {} rounds, depth {}: {:.1f} MB in {:.2f} ms = attend {:.2f} "
+          "+ mass {:.2f} + select {:.2f} + merge {:.2f}; dense {:.1f} GB/s",
+          spec.layers, o.rounds, o.depth, sparse_bytes / 1e6,
+          ms(attend) + ms(mass) + ms(select) + ms(merge), ms(attend), ms(mass), ms(select),
+          ms(merge), dense_bytes / Median(dense_s) / 1e9));
 }
 
 bool Exit(const Options& o, const std::string& name, const std::string& shape) {

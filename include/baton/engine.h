@@ -73,7 +73,7 @@ struct ModelInfo {
   // and, where windows alone lie before it, at the layers below as many rows as these (-1: all).
   int exit_layer = -1;
   int64_t suffix_rows = -1;
-  std::string router;            // "64 + 64 rows, sink 128, window 2048"; empty: none
+  std::string router;  // "64 + 64 rows, sink 128, window 2048"; empty: none
   bool has_tokenizer = true, has_chat_template = false;
   std::string backend;  // "cpu (avx512)", "ref", ...
   int threads = 0;
@@ -118,11 +118,11 @@ struct RouteOptions {
 };
 
 struct RoutingReport {
-  std::string bitmap;                          // [layers] F full, S sparse
-  std::vector<std::array<float, 2>> logits;    // [layers] sparse, full; 0, 0 where none ran
+  std::string bitmap;                        // [layers] F full, S sparse
+  std::vector<std::array<float, 2>> logits;  // [layers] sparse, full; 0, 0 where none ran
   // exact, probe, two_pass, dense, forced; cached: kept from the chat turn that decided
   std::string source;
-  int64_t rows_pooled = 0;                     // prompt rows that each decision saw
+  int64_t rows_pooled = 0;                      // prompt rows that each decision saw
   std::vector<int64_t> held_token_equivalents;  // [layers] tokens of cache held at the end
   int64_t dense_token_equivalents = 0;          // what all layers full would hold
 };

@@ -11,8 +11,8 @@
 namespace baton {
 
 struct ReportInputs {
-  std::string profile_json;  // contents of the files that `baton profile|plan|eval|bench|run|info --json`
-                             // wrote; empty: absent
+  std::string profile_json;  // contents of the files that `baton profile|plan|eval|bench|run|info
+                             // --json` wrote; empty: absent
   std::string plan_json;
   std::string search_json;
   std::vector<std::string> eval_json;  // one per context or plan
