@@ -46,11 +46,12 @@ struct EngineOptions {
 
 // What a layer's attention is by the model's own design.
 struct LayerInfo {
-  std::string kind;     // full, window, cross index, ...
-  std::string branches;  // "own window 512", "layer 12 list of 25 + recent 128", ...
-  std::string cache;    // "all", "ring 128", "none"
+  std::string kind;       // full, window, cross index, ...
+  std::string branches;   // "own window 512", "layer 12 list of 25 + recent 128", ...
+  std::string cache;      // "all", "ring 128", "none"
   std::string publishes;  // "tokens 1024", "blocks 1024 of 64", or empty
   bool rope = true, gated = false, sink_logits = false;
+  bool operator==(const LayerInfo&) const = default;
 };
 
 struct ModelInfo {
@@ -67,6 +68,11 @@ struct ModelInfo {
   };
   std::vector<CacheBytes> cache_bytes;
   std::vector<LayerInfo> layer;  // [layers]
+  bool trained_sparse = false;   // some layer borrows, shares, gates or publishes by design
+  // Of prompts: from this layer on only rows whose logits are wanted run (-1: all rows everywhere),
+  // and, where windows alone lie before it, at the layers below as many rows as these (-1: all).
+  int exit_layer = -1;
+  int64_t suffix_rows = -1;
   std::string router;            // "64 + 64 rows, sink 128, window 2048"; empty: none
   bool has_tokenizer = true, has_chat_template = false;
   std::string backend;  // "cpu (avx512)", "ref", ...
@@ -114,7 +120,8 @@ struct RouteOptions {
 struct RoutingReport {
   std::string bitmap;                          // [layers] F full, S sparse
   std::vector<std::array<float, 2>> logits;    // [layers] sparse, full; 0, 0 where none ran
-  std::string source;                          // exact, probe, two_pass, dense, forced
+  // exact, probe, two_pass, dense, forced; cached: kept from the chat turn that decided
+  std::string source;
   int64_t rows_pooled = 0;                     // prompt rows that each decision saw
   std::vector<int64_t> held_token_equivalents;  // [layers] tokens of cache held at the end
   int64_t dense_token_equivalents = 0;          // what all layers full would hold
@@ -145,9 +152,11 @@ struct RequestStats {
   int64_t prompt_tokens = 0, generated_tokens = 0;
   int64_t reused_tokens = 0;  // prompt tokens whose cache was still there (chat)
   double prompt_seconds = 0, decode_seconds = 0;
-  double kv_bytes_per_token = 0;  // mean over decode steps
-  int64_t kv_bytes_held = 0;      // of cache at the end: tokens that later rows could still read
-  std::string logits_hash;        // of the last step's logits
+  // Means over decode steps: read, and what a dense step reads (of models trained for sparse
+  // attention: a model of the same shape with a full cache in every layer).
+  double kv_bytes_per_token = 0, kv_bytes_per_token_dense = 0;
+  int64_t kv_bytes_held = 0;  // of cache at the end: tokens that later rows could still read
+  std::string logits_hash;    // of the last step's logits
   std::optional<RoutingReport> routing;
   std::vector<LayerWatch> watched;
 };
@@ -208,6 +217,8 @@ class Engine {
   Status CheckPlan(const Plan& plan, std::vector<std::string>* warnings) const;
   // Bytes of KV that one decode step reads with `visible` keys: under the plan, and dense.
   Result<double> KvBytesShare(const Plan& plan, int64_t visible) const;
+  // Bytes of cache under a plan: what that step reads, what a sequence of as many tokens holds.
+  Result<ModelInfo::CacheBytes> CacheBytes(const Plan& plan, int64_t visible) const;
 
   using OnText = baton::OnText;
 

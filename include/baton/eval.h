@@ -85,6 +85,7 @@ struct BenchRow {
   int batch = 1;
   double prompt_tokens_per_s = 0, decode_tokens_per_s = 0;
   double kv_bytes_per_token = 0, weight_bytes_per_token = 0;
+  int64_t kv_bytes_held = 0;  // of cache, per sequence, after the timed steps
   double decode_bytes_per_s = 0, share_of_read_bandwidth = 0;
   double read_bandwidth = 0;  // bytes/s, measured just before on huge pages with all threads
   std::string logits_hash;

@@ -129,4 +129,45 @@ Result<PlanSearch> SearchPlan(Engine& engine, const Profile& profile, const Plan
 // The front and the evidence as JSON, for reports.
 std::string ToJson(const PlanSearch& search);
 
+// Layers on a sink and a window without a trained router (arXiv 2604.07394, its training-free
+// fallback): a static list of them.
+enum class WindowRank {
+  kHarm,     // KL to dense on text plus KL at probe answers, with one layer on its window; measured
+  kEntropy,  // spectral entropy of the layer's normalised attention input, the paper's ranking
+};
+
+struct WindowOptions {
+  double share = 0.5;  // of the layers that see the whole context; rounded down, at least one
+  WindowRank rank = WindowRank::kHarm;
+  int64_t sink = 64, window = 512;  // tokens that stay: the first, and the latest
+  bool route = false;  // role route instead of window: a mask or a router decides at run time
+};
+
+// One way to run the list, against dense on the test split.
+struct WindowMeasure {
+  bool in_prompt = false;     // windows hold for the prompt's rows too, not in decode alone
+  double kv_bytes_share = 0;  // read by a decode step, of dense
+  double kv_held_share = 0;   // held at the end of the context, of dense
+  double kl = 0, kl_standard_error = 0, answer_kl = 0, top1 = 0;
+  int found = 0, dense_found = 0, probes = 0;
+};
+
+struct WindowPlan {
+  Plan plan;  // with evidence: its last measure
+  // [layers] what they were ranked by, lowest first; NaN where the model has a window of its own.
+  std::vector<double> score;
+  std::vector<double> harm_text, harm_answer;  // [layers] nats, the parts of the harm; or empty
+  // Of role window: in decode alone, as plans run. Of role route with a mask that makes all of them
+  // windows: also in the prompt.
+  std::vector<WindowMeasure> measures;
+  double seconds = 0;
+};
+
+// Ranks on the profile split, measures on the test split. Harm is taken from the profile where it
+// holds that sink and window, and measured otherwise. Errors: a share that leaves no layer, a
+// window that covers the context, another model, texts that changed, a model with its own sparse
+// attention.
+Result<WindowPlan> PlanWindows(Engine& engine, const Profile& profile, const WindowOptions& options,
+                               const OnProgress& progress = nullptr);
+
 }  // namespace baton

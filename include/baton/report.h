@@ -11,12 +11,14 @@
 namespace baton {
 
 struct ReportInputs {
-  std::string profile_json;  // contents of the files that `baton profile|plan|eval|bench --json`
+  std::string profile_json;  // contents of the files that `baton profile|plan|eval|bench|run|info --json`
                              // wrote; empty: absent
   std::string plan_json;
   std::string search_json;
   std::vector<std::string> eval_json;  // one per context or plan
   std::vector<std::string> bench_json;
+  std::vector<std::string> run_json;  // of routed requests, one each
+  std::string info_json;
   std::string title;
 };
 

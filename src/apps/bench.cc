@@ -94,9 +94,15 @@ Status PrepareShape(const BenchFlags& o) {
   return Status::Ok();
 }
 
+// What of the shape is not published, and what stands in for it.
+std::string NoteOf(const BenchFlags& o) {
+  const auto shape = NamedShape(o.shape);
+  return shape.ok() ? shape->note : "";
+}
+
 std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& model) {
-  Table table({"attention", "depth", "prompt tok/s", "decode tok/s", "ms/token", "KV/token", "GB/s",
-               "limit", "share", "logits"});
+  Table table({"attention", "depth", "prompt tok/s", "decode tok/s", "ms/token", "KV/token",
+               "KV held", "GB/s", "limit", "share", "logits"});
   bool aliased = false;
   for (const BenchRow& row : r.rows) {
     aliased |= row.aliased;
@@ -105,10 +111,13 @@ std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& m
          row.prompt_tokens_per_s > 0 ? Number(row.prompt_tokens_per_s) : "-",
          Number(row.decode_tokens_per_s),
          row.decode_tokens_per_s > 0 ? Number(1e3 / row.decode_tokens_per_s * row.batch) : "-",
-         Bytes(row.kv_bytes_per_token), Number(row.decode_bytes_per_s / 1e9),
-         Number(row.read_bandwidth / 1e9), Percent(row.share_of_read_bandwidth), row.logits_hash});
+         Bytes(row.kv_bytes_per_token), Bytes(static_cast<double>(row.kv_bytes_held)),
+         Number(row.decode_bytes_per_s / 1e9), Number(row.read_bandwidth / 1e9),
+         Percent(row.share_of_read_bandwidth), row.logits_hash});
   }
   std::string out = table.ToString();
+  if (const std::string note = NoteOf(o); !note.empty())
+    out += fmt::format("{}: {}\n", o.shape, note);
   out += fmt::format("batch {}; limit: what memory reads, measured beside each depth\n",
                      o.options.batch);
   out += fmt::format("loaded in {:.2f} s; memory: peak {}, weights and largest cache {}\n",
@@ -153,6 +162,7 @@ Result<int> Run(const BenchFlags& o, const Invocation& invocation) {
   BATON_TRY(PrintJson(
       results::ToJson(results::BenchRecord{.origin = OriginOf("bench", *engine, invocation),
                                            .shape = o.shape,
+                                           .note = NoteOf(o),
                                            .options = options,
                                            .result = r})));
   return 0;

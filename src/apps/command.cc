@@ -126,9 +126,9 @@ Result<std::vector<int32_t>> ReadTokens(const std::string& path) {
   const char* hint = "expected a JSON array of token ids, such as [1, 2, 3]";
   if (!json.is_array() || json.empty())
     return Error::InvalidArgument("{}: {}", path,
-                                  json.is_discarded()  ? "no JSON"
-                                  : json.is_array() ? "an empty array"
-                                                    : "no array")
+                                  json.is_discarded() ? "no JSON"
+                                  : json.is_array()   ? "an empty array"
+                                                      : "no array")
         .Hint(hint);
   std::vector<int32_t> tokens;
   for (const auto& item : json) {
@@ -184,6 +184,25 @@ Result<std::string> PlanLine(const Engine& engine, const Plan& plan,
     line += fmt::format("{} {}{} at {} tokens", i ? "," : "", Percent(share),
                         i ? "" : " of the KV bytes", Count(visible[i]));
   }
+  return line;
+}
+
+std::string LayersLine(const ModelInfo& model) {
+  std::vector<std::pair<std::string, int>> kinds;  // in order of appearance
+  for (const LayerInfo& layer : model.layer) {
+    const auto same = [&](const auto& k) { return k.first == layer.kind; };
+    const auto at = std::find_if(kinds.begin(), kinds.end(), same);
+    if (at == kinds.end()) {
+      kinds.emplace_back(layer.kind, 1);
+    } else {
+      ++at->second;
+    }
+  }
+  std::string line;
+  for (const auto& [kind, count] : kinds)
+    line += fmt::format("{}{} {}", line.empty() ? "" : ", ", count, kind);
+  if (model.exit_layer >= 0) line += fmt::format(" | exit {}", model.exit_layer);
+  if (model.suffix_rows >= 0) line += fmt::format(", suffix {} rows", Count(model.suffix_rows));
   return line;
 }
 

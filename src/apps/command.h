@@ -104,6 +104,9 @@ Result<std::string> PlanLine(const Engine& engine, const Plan& plan,
                              const std::vector<int64_t>& visible);
 
 // What every JSON result starts with; `kind` is its format's name after "baton-".
+// "24 window, 1 full, 4 cross full, 20 sparse shared | exit 25, suffix 1,525 rows".
+std::string LayersLine(const ModelInfo& model);
+
 results::Origin OriginOf(const std::string& kind, const Engine& engine,
                          const Invocation& invocation);
 

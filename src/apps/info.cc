@@ -27,7 +27,46 @@ std::vector<int64_t> Lengths(int64_t context) {
   return lengths;
 }
 
+// Where rows of a prompt go no further.
+std::string PromptText(const ModelInfo& m) {
+  std::string text =
+      fmt::format("from layer {} on only rows whose logits are wanted", m.exit_layer);
+  if (m.suffix_rows >= 0)
+    text += fmt::format("; below it, behind the last cache that all rows feed, the last {} rows",
+                        Count(m.suffix_rows));
+  return text;
+}
+
+std::string LayerTable(const ModelInfo& m) {
+  Table table({"layers", "kind", "reads", "cache", "publishes", "rope", "gate", "sink"}, 8);
+  const auto yes = [](bool b) { return std::string(b ? "yes" : "-"); };
+  for (size_t first = 0; first < m.layer.size();) {
+    const LayerInfo& l = m.layer[first];
+    size_t end = first + 1;
+    while (end < m.layer.size() && m.layer[end] == l) ++end;
+    table.Row({end == first + 1 ? fmt::format("{}", first) : fmt::format("{}-{}", first, end - 1),
+               l.kind, l.branches, l.cache, l.publishes.empty() ? "-" : l.publishes, yes(l.rope),
+               yes(l.gated), yes(l.sink_logits)});
+    first = end;
+  }
+  return table.ToString();
+}
+
+std::string CacheTable(const ModelInfo& m) {
+  Table table({"tokens", "read per step", "held", "dense model", "read / dense", "held / dense"},
+              0);
+  for (const ModelInfo::CacheBytes& c : m.cache_bytes) {
+    const auto dense = static_cast<double>(c.dense);
+    table.Row({Count(c.tokens), Bytes(static_cast<double>(c.read)),
+               Bytes(static_cast<double>(c.held)), Bytes(dense),
+               Percent(static_cast<double>(c.read) / dense),
+               Percent(static_cast<double>(c.held) / dense)});
+  }
+  return table.ToString() + "dense model: a full cache of its own in every layer\n";
+}
+
 std::string WindowText(const ModelInfo& info) {
+  if (info.trained_sparse) return "layers below";
   std::set<int64_t> widths;
   int limited = 0;
   for (const int64_t w : info.window)
@@ -45,7 +84,9 @@ Result<results::InfoRecord> RecordOf(const Engine& engine, const std::optional<P
   record.plan = plan->Summary();
   for (const int64_t n : Lengths(engine.info().context)) {
     BATON_ASSIGN(const double share, engine.KvBytesShare(*plan, n));
-    record.decode_step.push_back({.tokens = n, .kv_bytes_share = share});
+    BATON_ASSIGN(const ModelInfo::CacheBytes bytes, engine.CacheBytes(*plan, n));
+    record.decode_step.push_back(
+        {.tokens = n, .kv_bytes_share = share, .read = bytes.read, .held = bytes.held});
   }
   return record;
 }
@@ -66,9 +107,14 @@ Status PrintText(const Engine& engine, const std::optional<Plan>& plan) {
   line("context", fmt::format("{} tokens, {}", Count(m.context), WindowText(m)));
   line("KV cache", fmt::format("{} per token, {} for the whole context",
                                Bytes(static_cast<double>(m.kv_bytes_per_token)),
-                               Bytes(static_cast<double>(m.kv_bytes_per_token * m.context))));
+                               Bytes(static_cast<double>(m.cache_bytes.back().held))));
   line("vocabulary", fmt::format("{} tokens, {}", Count(m.vocab),
-                                 m.has_chat_template ? "chat template" : "no chat template"));
+                                 !m.has_tokenizer      ? "no tokenizer"
+                                 : m.has_chat_template ? "chat template"
+                                                       : "no chat template"));
+  if (m.trained_sparse) line("layers", LayersLine(m));
+  if (m.exit_layer >= 0) line("prompts", PromptText(m));
+  if (!m.router.empty()) line("router", m.router);
   line("fingerprint", m.fingerprint);
   line("engine",
        fmt::format("{}, {} threads, loaded in {:.1f} s", m.backend, m.threads, m.load_seconds));
@@ -76,10 +122,14 @@ Status PrintText(const Engine& engine, const std::optional<Plan>& plan) {
     line("plan", plan->Summary());
     for (const int64_t n : Lengths(m.context)) {
       BATON_ASSIGN(const double share, engine.KvBytesShare(*plan, n));
-      line("", fmt::format("a decode step at {:>9} tokens reads {:>7} of the KV bytes", Count(n),
-                           Percent(share)));
+      BATON_ASSIGN(const ModelInfo::CacheBytes bytes, engine.CacheBytes(*plan, n));
+      line("", fmt::format("a decode step at {:>9} tokens reads {:>7} of the KV bytes, {:>8}; "
+                           "held {:>8}",
+                           Count(n), Percent(share), Bytes(static_cast<double>(bytes.read)),
+                           Bytes(static_cast<double>(bytes.held))));
     }
   }
+  out += "\n" + LayerTable(m) + "\n" + CacheTable(m);
   return Print(out);
 }
 

@@ -1,7 +1,8 @@
-// baton plan: search the cheapest plan that meets a target, verify it, write it.
+// baton plan: search the cheapest plan that meets a target, or list window layers; verify, write.
 #include <algorithm>
 
 #include "apps/command.h"
+#include "apps/plan_windows.h"
 #include "baton/profile.h"
 
 namespace baton::apps {
@@ -11,6 +12,7 @@ struct PlanFlags {
   EngineFlags engine;  // its model comes from --model or the profile
   std::string profile, output, search_json, cost = "bytes";
   PlanOptions options;
+  WindowFlags windows;
   PrefillMode prefill = options.prefills.front();
   std::vector<double> fractions;
   bool no_scan = false, no_windows = false, no_local_search = false, dense_prompts = false;
@@ -113,6 +115,7 @@ void AddOptions(CLI::App* command, PlanFlags& o) {
   AddJsonFlag(command, o.json);
   AddTarget(command, o);
   AddSearch(command, o);
+  o.windows.Add(command, {"Target", "Search"});
   o.engine.Add(command, EngineFlags::Context::kOwnedByCommand);
 }
 
@@ -204,6 +207,10 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
     return Error::InvalidArgument("{} does not name its model", o.profile).Hint("give --model");
   BATON_ASSIGN(auto engine, flags.Load());
   InterruptGuard guard(*engine);
+  if (o.windows.given->count() > 0) {
+    if (!o.search_json.empty()) UsageError("--search-json", "--windows-only searches nothing");
+    return RunPlanWindows(*engine, profile, o.windows.options, o.output, o.json, invocation);
+  }
   const PlanOptions options = SearchOptions(o);
   std::optional<PlanSearch> search;
   {
@@ -227,7 +234,9 @@ void AddPlan(CLI::App& app, Action& action) {
       app, "plan", "Search the cheapest plan that meets a target, verify it, write it",
       "  baton plan profile.json --max-bytes 0.125 -o plan.json\n"
       "  baton plan profile.json --max-kl 0.01 --no-scan -o plan.json --search-json search.json\n"
-      "  baton plan profile.json --min-speedup 2 --cost time -o plan.json");
+      "  baton plan profile.json --min-speedup 2 --cost time -o plan.json\n"
+      "  baton plan profile.json --windows-only 0.5 --rank harm --window 512 --sink 64 -o "
+      "plan.json");
   AddCommandWith<PlanFlags>(command, action, AddOptions, Run);
 }
 

@@ -7,8 +7,8 @@ namespace baton::apps {
 namespace {
 
 struct ReportFlags {
-  std::string profile, plan, search, title, output;
-  std::vector<std::string> evals, benches;
+  std::string profile, plan, search, info, title, output;
+  std::vector<std::string> evals, benches, runs;
 };
 
 void AddOptions(CLI::App* command, ReportFlags& o) {
@@ -17,6 +17,9 @@ void AddOptions(CLI::App* command, ReportFlags& o) {
   command->add_option("--search", o.search, "From `baton plan --search-json`");
   command->add_option("--eval", o.evals, "From `baton eval --json`; one or several");
   command->add_option("--bench", o.benches, "From `baton bench --json`; one or several");
+  command->add_option("--run-json", o.runs,
+                      "From `baton run --json` of routed requests; one or several");
+  command->add_option("--info-json", o.info, "From `baton info --json`: the model's layers");
   command->add_option("--title", o.title, "Title of the page; without it: the model's name");
   command->add_option("-o,--output", o.output, "HTML file to write")->required();
 }
@@ -42,6 +45,8 @@ Result<int> Run(const ReportFlags& o, const Invocation&) {
   BATON_ASSIGN(inputs.search_json, ReadIfGiven(o.search));
   BATON_ASSIGN(inputs.eval_json, ReadEach(o.evals));
   BATON_ASSIGN(inputs.bench_json, ReadEach(o.benches));
+  BATON_ASSIGN(inputs.run_json, ReadEach(o.runs));
+  BATON_ASSIGN(inputs.info_json, ReadIfGiven(o.info));
   BATON_ASSIGN(const std::string page, RenderReport(inputs));
   BATON_TRY(WriteFile(o.output, page));
   Note(fmt::format("{}: {}", o.output, Bytes(static_cast<double>(page.size()))));
@@ -52,9 +57,10 @@ Result<int> Run(const ReportFlags& o, const Invocation&) {
 
 void AddReport(CLI::App& app, Action& action) {
   CLI::App* command = AddCommand(
-      app, "report", "One self-contained HTML page from profile, plan, eval and bench results",
+      app, "report", "One self-contained HTML page from the results of the other commands",
       "  baton report --profile profile.json --plan plan.json --search search.json \\\n"
-      "               --eval eval.json --bench bench.json -o report.html");
+      "               --eval eval.json --bench bench.json -o report.html\n"
+      "  baton report --run-json first.json second.json -o routing.html");
   AddCommandWith<ReportFlags>(command, action, AddOptions, Run);
 }
 

@@ -114,22 +114,6 @@ double PerSecond(int64_t tokens, double seconds) {
   return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
 }
 
-// What a dense decode step would have read in the middle of this request.
-double DenseBytes(const Engine& engine, const RequestStats& stats) {
-  const ModelInfo& info = engine.info();
-  const double per_layer =
-      info.layers ? static_cast<double>(info.kv_bytes_per_token) / info.layers : 0;
-  const auto visible =
-      static_cast<double>(stats.prompt_tokens) + static_cast<double>(stats.generated_tokens) / 2;
-  double bytes = 0;
-  for (int l = 0; l < info.layers; ++l) {
-    const auto at = static_cast<size_t>(l);
-    const auto window = at < info.window.size() ? static_cast<double>(info.window[at]) : 0;
-    bytes += per_layer * (window > 0 ? std::min(window, visible) : visible);
-  }
-  return bytes;
-}
-
 // New prompt tokens: those whose cache a chat still held cost nothing.
 int64_t ProcessedPrompt(const RequestStats& s) { return s.prompt_tokens - s.reused_tokens; }
 
@@ -146,7 +130,7 @@ void PrintRouting(const RoutingReport& r) {
                            static_cast<double>(std::max<int64_t>(1, r.dense_token_equivalents)))));
 }
 
-void PrintStats(const Engine& engine, const Generation& g) {
+void PrintStats(const Generation& g) {
   const RequestStats& s = g.stats;
   Note(fmt::format("prompt   {} tokens{}, {} tok/s", Count(s.prompt_tokens),
                    s.reused_tokens ? fmt::format(" ({} cached)", Count(s.reused_tokens)) : "",
@@ -154,7 +138,7 @@ void PrintStats(const Engine& engine, const Generation& g) {
   Note(fmt::format("decode   {} tokens, {} tok/s, stopped by {}", Count(s.generated_tokens),
                    Number(PerSecond(s.generated_tokens, s.decode_seconds)),
                    results::StopName(g.stop)));
-  const double dense = DenseBytes(engine, s);
+  const double dense = s.kv_bytes_per_token_dense;
   if (s.kv_bytes_per_token > 0)
     Note(fmt::format("KV read  {} per token{}", Bytes(s.kv_bytes_per_token),
                      dense > 0 ? ", " + Percent(s.kv_bytes_per_token / dense) + " of dense" : ""));
@@ -185,7 +169,6 @@ results::RunRecord RecordOf(const Engine& engine, const Generation& g,
           .generation = g,
           .prompt_tokens_per_s = PerSecond(ProcessedPrompt(s), s.prompt_seconds),
           .decode_tokens_per_s = PerSecond(s.generated_tokens, s.decode_seconds),
-          .kv_bytes_per_token_dense = DenseBytes(engine, s),
           .memory = Engine::Memory()};
 }
 
@@ -209,7 +192,7 @@ Result<int> Answer(Engine& engine, const RunOptions& o, const Request& request,
   if (o.json) {
     BATON_TRY(PrintJson(results::ToJson(RecordOf(engine, *generation, invocation))));
   }
-  if (o.stats) PrintStats(engine, *generation);
+  if (o.stats) PrintStats(*generation);
   return guard.Interrupted() ? kExitInterrupted : 0;
 }
 
@@ -232,7 +215,7 @@ Result<int> Chat(Engine& engine, const RunOptions& o, const Request& base) {
       continue;
     }
     if (line == "/stats") {
-      if (last) PrintStats(engine, *last);
+      if (last) PrintStats(*last);
       continue;
     }
     if (line.starts_with("/")) {
@@ -253,7 +236,7 @@ Result<int> Chat(Engine& engine, const RunOptions& o, const Request& base) {
       continue;
     }
     turns.push_back({"assistant", generation->text});
-    if (o.stats) PrintStats(engine, *generation);
+    if (o.stats) PrintStats(*generation);
     last = std::move(*generation);
   }
 }
@@ -305,6 +288,7 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
     BATON_ASSIGN(const int64_t prompt_tokens, Ask(*engine, o, std::move(text), request));
     visible.push_back(prompt_tokens);
   }
+  if (engine->info().trained_sparse) Note("layers: " + LayersLine(engine->info()));
   if (request.plan) {
     const int64_t limit = engine->options().context;
     visible.push_back(limit > 0 ? limit : engine->info().context);

@@ -137,7 +137,7 @@ void Attention::MergeBranches(int layer, const LayerInput& in, View<float> o) {
               .out = o});
 }
 
-Status Attention::Run(int layer, LayerInput in, View<float> o) {
+void Attention::Run(int layer, LayerInput in, View<float> o) {
   const View<float> q = in.store.q;
   const size_t branches = shape_.plan[static_cast<size_t>(layer)].branches.size();
   store_segments_.clear();
@@ -153,8 +153,8 @@ Status Attention::Run(int layer, LayerInput in, View<float> o) {
   in.store.segments = store_segments_;
   ops_.Store(in.store);
 
-  BATON_TRY(Rank(layer, Publish::Ranking::kLowBit, false, q));
-  BATON_TRY(Rank(layer, Publish::Ranking::kIndexer, false, in.index_q));
+  Rank(layer, Publish::Ranking::kLowBit, false, q);
+  Rank(layer, Publish::Ranking::kIndexer, false, in.index_q);
   const View<float> lse = Scratch(lse_[0], {q.dim(0), shape_.heads});
   attend_segments_.clear();
   for (const Part& p : parts_) {
@@ -165,7 +165,7 @@ Status Attention::Run(int layer, LayerInput in, View<float> o) {
   }
   if (!attend_segments_.empty()) {
     ops_.Attend({.q = q, .scale = scale_, .segments = attend_segments_, .o = o, .lse = lse});
-    BATON_TRY(Rank(layer, Publish::Ranking::kExact, true, q));
+    Rank(layer, Publish::Ranking::kExact, true, q);
   }
 
   float* scores = Scratch(scores_, {score_size}).data();
@@ -175,7 +175,7 @@ Status Attention::Run(int layer, LayerInput in, View<float> o) {
     scores += p.rows.count * shape_.heads * p.score_stride;
   }
   AttendBranch(layer, 0, q, o, lse);
-  BATON_TRY(Rank(layer, Publish::Ranking::kExact, false, q));
+  Rank(layer, Publish::Ranking::kExact, false, q);
   if (branches > 1) {
     AttendBranch(layer, 1, q, Scratch(branch_o_, {q.dim(0), q.dim(1), q.dim(2)}),
                  Scratch(lse_[1], {q.dim(0), shape_.heads}));
@@ -183,7 +183,6 @@ Status Attention::Run(int layer, LayerInput in, View<float> o) {
   MergeBranches(layer, in, o);
   SampleWatch(layer, q);
   Observe(layer, q);
-  return Status::Ok();
 }
 
 void Attention::Observe(int layer, const View<float>& q) {
@@ -191,8 +190,8 @@ void Attention::Observe(int layer, const View<float>& q) {
   const View<const float> lse(lse_[0].data(), {q.dim(0), shape_.heads});
   for (const Part& p : parts_) {
     if (p.segment->prompt) continue;
-    AttentionObserver::Tap tap{layer, p.rows, q, lse,
-                               CacheOf(p, p.layer(layer).branches[0].cache), nullptr};
+    AttentionObserver::Tap tap{layer,  p.rows, q, lse, CacheOf(p, p.layer(layer).branches[0].cache),
+                               nullptr};
     for (size_t i = 0; i < p.live; ++i)
       if (p.published[i]->publisher == layer) tap.sets = &p.published[i]->sets;
     observer_->OnLayer(tap);

@@ -33,6 +33,20 @@ struct Watch {
   std::vector<Layer> layers;
 };
 
+// What kept a segment from being ranked: in this layer the mass of this key was not a number. The
+// pass runs to its end, other segments are not touched by it, and what it computed for this one
+// means nothing.
+struct SegmentFailure {
+  int layer = -1;  // -1: none
+  int64_t position = -1;
+
+  bool failed() const { return layer >= 0; }
+  Error ToError() const {
+    return Error::InvalidArgument("layer {}: attention mass is not a number at position {}", layer,
+                                  position);
+  }
+};
+
 // Consecutive rows of one sequence in a forward pass. The caches already have room for them.
 struct AttentionSegment {
   Rows rows;
@@ -40,6 +54,7 @@ struct AttentionSegment {
   const ResolvedPlan* plan = nullptr;
   bool prompt = false;  // the plan's prefill mode; otherwise every row decodes
   Watch* watch = nullptr;
+  SegmentFailure* failure = nullptr;  // receives the first one of a pass; null: nobody asks
 };
 
 // What a layer brings to its attention.
@@ -80,9 +95,9 @@ class Attention {
   // Writes k and v (no q) into a cache that another layer's stream feeds.
   void Append(int cache, StoreParams store);
 
-  // One layer: rotates q and k, writes K and V, ranks, attends. o: [T, Hq, D]. An error if a
-  // ranking met a number that is none; it names the layer.
-  Status Run(int layer, LayerInput in, View<float> o);
+  // One layer: rotates q and k, writes K and V, ranks, attends. o: [T, Hq, D]. A segment whose
+  // ranking met a number that is none is told so (AttentionSegment::failure).
+  void Run(int layer, LayerInput in, View<float> o);
 
   const ModelShape& shape() const { return shape_; }
 
@@ -96,9 +111,9 @@ class Attention {
   void AttendBranch(int layer, size_t branch, const View<float>& q, View<float> o, View<float> lse);
   void MergeBranches(int layer, const LayerInput& in, View<float> o);
   // Rankings of the parts that publish so: Mass and Select, in pieces of bounded memory.
-  Status Rank(int layer, Publish::Ranking ranking, bool itself, const View<const float>& q);
+  void Rank(int layer, Publish::Ranking ranking, bool itself, const View<const float>& q);
   void RankAlike(int layer, std::span<Part* const> parts, const View<const float>& q);
-  Status SelectSets(int layer, std::span<Part* const> parts);
+  void SelectSets(int layer, std::span<Part* const> parts);
   void SampleWatch(int layer, const View<float>& q);
   void Observe(int layer, const View<float>& q);
   View<float> Scratch(std::vector<float>& storage, std::initializer_list<int64_t> dims);

@@ -48,10 +48,9 @@ Status Attention::Rank(int layer, Publish::Ranking ranking, bool itself,
     int64_t stride = 0, sets = 0;
     for (Part* p : todo) {
       const int64_t wider = std::max(stride, RoundUp(p->end(), 16));
-      const bool fits = now.empty() ||
-                        (sets + p->sets()) * Lists(first, shape_) * wider <= kMassElements;
-      const bool alike =
-          Alike(*p->Publishes(layer, ranking), first) && p->stored_scores == stored;
+      const bool fits =
+          now.empty() || (sets + p->sets()) * Lists(first, shape_) * wider <= kMassElements;
+      const bool alike = Alike(*p->Publishes(layer, ranking), first) && p->stored_scores == stored;
       (alike && fits ? now : later).push_back(p);
       if (alike && fits) stride = wider, sets += p->sets();
     }
@@ -135,10 +134,10 @@ Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
                                    prefill.fraction * static_cast<double>(visible[i]) + 0.5))
                     : asked[a].At(visible[i]);
           // Whole blocks within the budget, except that a budget for every key gets the last one.
-          const int64_t tokens =
-              budget >= visible[i] ? visible[i]
-                                   : std::min(visible[i], std::max(budget / r.block * r.block,
-                                                                   r.sink + size.recent));
+          const int64_t tokens = budget >= visible[i]
+                                     ? visible[i]
+                                     : std::min(visible[i], std::max(budget / r.block * r.block,
+                                                                     r.sink + size.recent));
           size.k = RoundUp(tokens, r.block);
         }
         recent[i] = size.recent;

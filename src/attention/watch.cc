@@ -25,9 +25,9 @@ void Attention::SampleWatch(int layer, const View<float>& q) {
     double captured = 0;
     for (int64_t t = p.rows.first; t < p.rows.first + p.rows.count; ++t) {
       for (int h = 0; h < shape_.heads; ++h) {
-        captured += std::exp(
-            static_cast<double>(lse_[0][static_cast<size_t>(t * shape_.heads + h)]) -
-            lse.row(t)[h]);
+        captured +=
+            std::exp(static_cast<double>(lse_[0][static_cast<size_t>(t * shape_.heads + h)]) -
+                     lse.row(t)[h]);
       }
     }
     captured /= static_cast<double>(p.rows.count * shape_.heads);

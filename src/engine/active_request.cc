@@ -42,7 +42,9 @@ void ActiveRequest::Admit(std::shared_ptr<KvStore> store) {
 }
 
 void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
-                          const ResolvedPlan& routed) {
+                          const ResolvedPlan& routed, std::optional<RoutingReport> report) {
+  kept_routes_ = std::move(report);
+  if (kept_routes_) kept_routes_->source = "cached";
   sequence_.plan = routed;  // a conversation keeps its windows: what they dropped is gone
   Begin(std::move(store), std::move(kv), length);
   StartPrompt(PrefillOrder::kTokenMajor);
@@ -66,8 +68,8 @@ Status ActiveRequest::StartRouting() {
   }
   const RouterFile* router = engine_.router ? &*engine_.router : nullptr;
   routing_ = std::make_unique<Routing>(engine_, router, *request_.route,
-                                       std::span<const int32_t>(sequence_.tokens),
-                                       &sequence_.plan, &sequence_.kv);
+                                       std::span<const int32_t>(sequence_.tokens), &sequence_.plan,
+                                       &sequence_.kv);
   using Mode = RouteOptions::Mode;
   const Mode mode = request_.route->mode;
   if (mode == Mode::kExact || mode == Mode::kDense) {
@@ -76,8 +78,8 @@ Status ActiveRequest::StartRouting() {
     StartPrompt(chunks ? PrefillOrder::kTokenMajor : PrefillOrder::kLayerMajor);
     return Status::Ok();
   }
-  BATON_ASSIGN(ahead_, RoutingAhead::Create(engine_, *request_.route, sequence_.tokens,
-                                            sequence_.plan));
+  BATON_ASSIGN(ahead_,
+               RoutingAhead::Create(engine_, *request_.route, sequence_.tokens, sequence_.plan));
   return Status::Ok();
 }
 
@@ -146,9 +148,15 @@ void ActiveRequest::Advance() {
   if (sequence_.kv.length() + 1 > engine_.options.context) return Stop(Generation::Stop::kContext);
 }
 
-void ActiveRequest::CountDecode(double seconds, double kv_bytes) {
+void ActiveRequest::CountDecode(double seconds) {
+  const int64_t visible = sequence_.kv.length();
+  const ModelShape& shape = engine_.shape();
+  const KvElement element = engine_.cache_element();
   result_.stats.decode_seconds += seconds;
-  kv_bytes_ += kv_bytes;
+  kv_bytes_ += static_cast<double>(KvBytesPerToken(sequence_.plan, shape, visible, element));
+  dense_kv_bytes_ +=
+      static_cast<double>(shape.trained_sparse() ? FullKvBytes(shape, visible, element)
+                                                 : DenseKvBytesPerToken(shape, visible, element));
   decode_steps_++;
 }
 
@@ -197,15 +205,25 @@ void ActiveRequest::Emit(std::string piece, bool last) {
   if (stopped) Stop(Generation::Stop::kStopString);
 }
 
+void ActiveRequest::CountCache() {
+  BATON_CHECK(done_);
+  if (!sequence_.store) return;
+  const int64_t tokens = sequence_.kv.length();
+  std::optional<RoutingReport>& routing = result_.stats.routing;
+  result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
+  routing = routing_ ? std::optional(routing_->Report()) : kept_routes_;
+  if (routing) CountHeld(sequence_.plan, tokens, *routing);
+}
+
 void ActiveRequest::Finish() {
   BATON_CHECK(done_);
   if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
-  RequestStats& s = result_.stats;
-  if (sequence_.store) s.kv_bytes_held = sequence_.kv.held_bytes();
-  if (routing_) s.routing = routing_->Report(sequence_.kv.length());
   sequence_.Release();
+  RequestStats& s = result_.stats;
   s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
-  s.kv_bytes_per_token = decode_steps_ > 0 ? kv_bytes_ / static_cast<double>(decode_steps_) : 0;
+  const double steps = static_cast<double>(std::max<int64_t>(1, decode_steps_));
+  s.kv_bytes_per_token = kv_bytes_ / steps;
+  s.kv_bytes_per_token_dense = dense_kv_bytes_ / steps;
   const std::vector<Watch::Layer>& layers = sequence_.watch.layers;
   for (size_t l = 0; l < layers.size(); ++l) {
     if (layers[l].sampled)

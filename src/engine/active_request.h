@@ -19,7 +19,7 @@ struct PreparedRequest {
   Request request;
   std::vector<int32_t> tokens;  // of the prompt
   ResolvedPlan plan;
-  int64_t kv_tokens = 0;      // the most positions of cache it may use
+  int64_t kv_tokens = 0;  // the most positions of cache it may use
   // Continues from, and becomes, the engine's conversation (chat requests of Engine::Generate).
   bool conversation = false;
 };
@@ -53,9 +53,10 @@ class ActiveRequest {
   // Gives it a cache: an empty one of `store`, or one that already holds the first `length` tokens
   // of its prompt.
   void Admit(std::shared_ptr<KvStore> store);
-  // `routed`: the plan that routing made of this request's plan when the cache was filled.
+  // `routed`: the plan that routing made of this request's plan when the cache was filled, which
+  // `report` tells about; none for requests that are not routed.
   void Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
-             const ResolvedPlan& routed);
+             const ResolvedPlan& routed, std::optional<RoutingReport> report);
 
   // One pass of its prompt. A failure ends the request.
   void PromptPass();
@@ -65,10 +66,14 @@ class ActiveRequest {
   // After the pass: the picked token becomes text and perhaps the last one.
   void Advance();
   // Of a decode pass that it was part of.
-  void CountDecode(double seconds, double kv_bytes);
+  void CountDecode(double seconds);
 
   void Stop(Generation::Stop why);  // no effect on a request that is done
   void Fail(Error error);           // likewise
+  // What its cache holds, and how its layers were routed, goes into the statistics. Once, when
+  // done, before a conversation takes the cache.
+  void CountCache();
+  const std::optional<RoutingReport>& routing() const { return result_.stats.routing; }
   // Hands out what it held back, frees the cache and calls on_done. Once, when done.
   void Finish();
 
@@ -91,16 +96,17 @@ class ActiveRequest {
   RequestCallbacks callbacks_;
   Sequence sequence_;
   bool admitted_ = false;
-  std::unique_ptr<Routing> routing_;     // of a routed request whose prompt starts its cache
-  std::unique_ptr<RoutingAhead> ahead_;  // decides before the prompt is processed
-  std::optional<PromptRun> prompt_;      // points into sequence_
+  std::unique_ptr<Routing> routing_;          // of a routed request whose prompt starts its cache
+  std::optional<RoutingReport> kept_routes_;  // of one that continues a cache
+  std::unique_ptr<RoutingAhead> ahead_;       // decides before the prompt is processed
+  std::optional<PromptRun> prompt_;           // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;
   std::optional<int32_t> picked_;  // by Accept, not yet seen by Advance
   Generation result_;
   std::optional<Error> error_;
   std::string held_;  // text that may turn out to be the start of a stop string
-  double kv_bytes_ = 0;
+  double kv_bytes_ = 0, dense_kv_bytes_ = 0;
   int64_t decode_steps_ = 0;
   bool done_ = false;
 };

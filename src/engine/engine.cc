@@ -179,8 +179,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   impl->model = std::make_unique<Transformer>(c, std::move(weights), *impl->ops,
                                               ShapeOf(c, impl->checkpoint.fingerprint));
   impl->model_plan = ModelPlan(impl->model->shape());
-  for (const CacheSpec& cache : impl->model_plan.caches)
-    info.kv_bytes_per_token += RowBytes(cache, impl->cache_element());
+  DescribeLayers(*impl, info);
   info.load_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));

@@ -29,7 +29,7 @@ struct Engine::Impl {
   Checkpoint checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Transformer> model;
-  ResolvedPlan model_plan;            // what runs without a user's plan
+  ResolvedPlan model_plan;           // what runs without a user's plan
   std::optional<RouterFile> router;  // of layers of role route
   std::atomic<bool> cancelled{false};
   // The cache of the latest chat request, for its next turn.
@@ -39,6 +39,8 @@ struct Engine::Impl {
     std::vector<int32_t> tokens;  // what the sequence holds
     std::string plan_hash;
     ResolvedPlan plan;  // as routing left it
+    std::optional<RoutingReport> routing;
+    int64_t prompt_tokens = 0;  // of `tokens`; the rest was generated
   } conversation;
   Scheduler scheduler{*this};  // after what its requests use
 
@@ -61,6 +63,9 @@ struct Engine::Impl {
   std::shared_ptr<KvStore> store_;
   std::vector<CacheSpec> store_caches_;
 };
+
+// What a model's layers are and what its caches take, from its shape and its own plan.
+void DescribeLayers(const Engine::Impl& engine, ModelInfo& info);
 
 // Of the bits of a row of logits, 8 hex digits.
 std::string HashLogits(const float* logits, int64_t count);

@@ -51,7 +51,8 @@ Result<ResolvedPlan> PlanOf(const Engine::Impl& impl, const Request& r) {
                                  [](const LayerRole& l) { return l.role == Role::kRoute; });
   if (!r.route) {
     if (names)
-      return Error::InvalidArgument("the plan routes layers, and there is nothing to decide them by")
+      return Error::InvalidArgument(
+                 "the plan routes layers, and there is nothing to decide them by")
           .Hint("give a router (--router FILE) or a mask (--route-mask)");
     return impl.ResolvePlan(plan, nullptr);
   }
@@ -62,13 +63,13 @@ Result<ResolvedPlan> PlanOf(const Engine::Impl& impl, const Request& r) {
   if (!names && r.plan)
     return Error::InvalidArgument("the plan names no layer of role route")
         .Hint("leave out --plan to route every layer");
-  if (!names) plan = RouteEveryLayer(impl.shape(), impl.router ? impl.router->settings
-                                                               : RouterSettings{});
+  if (!names)
+    plan = RouteEveryLayer(impl.shape(), impl.router ? impl.router->settings : RouterSettings{});
   if (!impl.router && (r.route->mask.empty() || r.route->mask.find('?') != std::string::npos))
     return Error::InvalidArgument("routing needs a router, or a mask that decides every layer")
         .Hint("give --router FILE");
-  const bool layer_major = r.route->mode == RouteOptions::Mode::kExact ||
-                           r.route->mode == RouteOptions::Mode::kDense;
+  const bool layer_major =
+      r.route->mode == RouteOptions::Mode::kExact || r.route->mode == RouteOptions::Mode::kDense;
   if (plan.prefill.sparse && layer_major)
     return Error::Unsupported("a plan with sparse prompts cannot be routed layer by layer")
         .Hint("use the prompt mode two_pass or probe");

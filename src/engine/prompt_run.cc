@@ -56,11 +56,13 @@ Status PromptRun::Step() {
   const Pass pass = schedule_.passes[next_];
   if (params_.routing) BATON_TRY(params_.routing->Before(pass, kept_));
   BATON_TRY(Reserve(pass));
+  SegmentFailure failure;
   const AttentionSegment segment{.rows = {0, pass.rows(), pass.first_row},
                                  .kv = params_.kv,
                                  .plan = params_.plan,
                                  .prompt = true,
-                                 .watch = nullptr};
+                                 .watch = nullptr,
+                                 .failure = &failure};
   ForwardBatch batch;
   batch.tokens = params_.tokens.subspan(static_cast<size_t>(pass.first_row - begin_),
                                         static_cast<size_t>(pass.rows()));
@@ -89,10 +91,11 @@ Status PromptRun::Step() {
     std::iota(rows.begin(), rows.end(), wanted - pass.first_row);
     batch.logit_rows = rows;
     batch.on_logits = [&](int64_t first, View<const float> logits) {
-      params_.on_logits(wanted - wanted_ + first, logits);
+      if (!failure.failed()) params_.on_logits(wanted - wanted_ + first, logits);
     };
   }
-  BATON_TRY(engine_.model->Forward(batch));
+  engine_.model->Forward(batch);
+  if (failure.failed()) return failure.ToError();
   ++next_;
   if (params_.routing) params_.routing->After(pass);
   if (params_.only_decide && pass.end_row == end_) {

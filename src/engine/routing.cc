@@ -104,8 +104,9 @@ void Routing::Decide(int layer, bool full) {
 // Frees what a layer that has become a window does not read.
 void Routing::Narrow(int layer) {
   if (decisions_[static_cast<size_t>(layer)] != Decision::kSparse) return;
+  // After a dense prompt: later prompts, of a chat's next turns, find the window alone.
   if (plan_->layer(layer).role == Role::kRoute)
-    plan_->Decide(layer, false, engine_.shape(), /*in_prompts=*/false);
+    plan_->Decide(layer, false, engine_.shape(), /*in_prompts=*/true);
   const int cache = plan_->OwnCache(layer);
   const CacheSpec& spec = plan_->caches[static_cast<size_t>(cache)];
   kv_->Keep(cache, spec.sink, spec.recent);
@@ -172,20 +173,25 @@ Status Routing::Ask(int l, std::span<const float> kept) {
   return Status::Ok();
 }
 
-RoutingReport Routing::Report(int64_t tokens) const {
+RoutingReport Routing::Report() const {
   constexpr const char* kSources[] = {"exact", "probe", "two_pass", "dense"};
   RoutingReport report;
   report.source = asked_ ? kSources[static_cast<int>(options_.mode)] : "forced";
   report.logits = logits_;
   report.rows_pooled = rows_pooled_;
-  for (int l = 0; l < engine_.info.layers; ++l) {
-    report.bitmap += decisions_[static_cast<size_t>(l)] == Decision::kSparse ? 'S' : 'F';
-    const int cache = plan_->OwnCache(l);
-    report.held_token_equivalents.push_back(
-        plan_->caches[static_cast<size_t>(cache)].Held(tokens));
+  for (const Decision decision : decisions_)
+    report.bitmap += decision == Decision::kSparse ? 'S' : 'F';
+  return report;
+}
+
+void CountHeld(const ResolvedPlan& plan, int64_t tokens, RoutingReport& report) {
+  report.held_token_equivalents.clear();
+  report.dense_token_equivalents = 0;
+  for (size_t l = 0; l < plan.layers.size(); ++l) {
+    const int cache = plan.OwnCache(static_cast<int>(l));
+    report.held_token_equivalents.push_back(plan.caches[static_cast<size_t>(cache)].Held(tokens));
     report.dense_token_equivalents += tokens;
   }
-  return report;
 }
 
 }  // namespace baton

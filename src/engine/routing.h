@@ -17,6 +17,9 @@ Status CheckRouteOptions(const RouteOptions& options, int layers);
 // Every layer that sees the whole context routed, with the windows of the router's settings.
 Plan RouteEveryLayer(const ModelShape& model, const RouterSettings& settings);
 
+// What a request that holds `tokens` tokens of context keeps under a plan whose layers are decided.
+void CountHeld(const ResolvedPlan& plan, int64_t tokens, RoutingReport& report);
+
 class Routing {
  public:
   // `router` may be null where the mask decides every routed layer. `plan` is the request's own; it
@@ -37,8 +40,8 @@ class Routing {
   // After a pass: a layer that is a window from now on frees the rest of its cache.
   void After(const Pass& pass);
 
-  // Of a request that holds `tokens` tokens of context.
-  RoutingReport Report(int64_t tokens) const;
+  // What was decided and by what; CountHeld adds what it keeps.
+  RoutingReport Report() const;
 
  private:
   enum class Decision : uint8_t { kOpen, kFull, kSparse };

@@ -17,14 +17,16 @@ Result<std::unique_ptr<RoutingAhead>> RoutingAhead::Create(Engine::Impl& engine,
     ahead->tokens_.assign(tokens.begin(), tokens.end());
   }
   ahead->plan_ = plan;
+  // Lists live for one pass, and here every layer has passes of its own.
+  ahead->plan_.prefill = {};
   BATON_ASSIGN(ahead->store_,
                engine.NewStore(plan.caches, static_cast<int64_t>(ahead->tokens_.size())));
   ahead->kv_ = ahead->store_->NewSequence();
   RouteOptions exact = options;
   exact.mode = RouteOptions::Mode::kExact;
   const RouterFile* router = engine.router ? &*engine.router : nullptr;
-  ahead->routing_ = std::make_unique<Routing>(engine, router, exact, ahead->tokens_, &ahead->plan_,
-                                              &ahead->kv_);
+  ahead->routing_ =
+      std::make_unique<Routing>(engine, router, exact, ahead->tokens_, &ahead->plan_, &ahead->kv_);
   // The rows of a probe keep the positions that they have in the prompt.
   PromptParams params{.tokens = ahead->tokens_,
                       .kv = &ahead->kv_,

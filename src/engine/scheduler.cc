@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <numeric>
 #include <utility>
@@ -26,14 +27,14 @@ class DecodeBatch {
     if (Status room = s.Reserve(position + 1); !room.ok()) {
       return r.Fail(std::move(room).error());
     }
-    before_.push_back({position, s.watch});
     s.watch.steps++;
     const auto row = static_cast<int64_t>(rows_.size());
     segments_.push_back({.rows = {row, 1, position},
                          .kv = &s.kv,
                          .plan = &s.plan,
                          .prompt = false,
-                         .watch = s.watch_or_null()});
+                         .watch = s.watch_or_null(),
+                         .failure = &failures_[rows_.size()]});
     tokens_.push_back(s.tokens.back());
     logit_rows_.push_back(row);
     rows_.push_back(&r);
@@ -41,40 +42,31 @@ class DecodeBatch {
 
   std::span<ActiveRequest* const> rows() const { return rows_; }
 
-  Status Forward(Transformer& model) {
+  // Requests whose row failed end; the rows of others are what they would be without them.
+  void Forward(Transformer& model) {
     ForwardBatch batch;
     batch.tokens = tokens_;
     batch.segments = segments_;
     batch.logit_rows = logit_rows_;
     batch.on_logits = [this](int64_t first, View<const float> logits) {
       for (int64_t i = 0; i < logits.dim(0); ++i) {
-        rows_[static_cast<size_t>(first + i)]->Accept(
-            std::span(logits.row(i), static_cast<size_t>(logits.dim(1))));
+        const auto row = static_cast<size_t>(first + i);
+        if (failures_[row].failed()) continue;
+        rows_[row]->Accept(std::span(logits.row(i), static_cast<size_t>(logits.dim(1))));
       }
     };
-    return model.Forward(batch);
-  }
-
-  // Every sequence as it was before Add. (Transformer::Forward makes logits last: where it fails,
-  // no request has accepted any.)
-  void Undo() {
+    model.Forward(batch);
     for (size_t i = 0; i < rows_.size(); ++i) {
-      Sequence& s = rows_[i]->sequence();
-      s.kv.Truncate(before_[i].length);
-      s.watch = std::move(before_[i].watch);
+      if (failures_[i].failed()) rows_[i]->Fail(failures_[i].ToError());
     }
   }
 
  private:
-  struct Before {
-    int64_t length;
-    Watch watch;
-  };
   std::vector<ActiveRequest*> rows_;
   std::vector<int32_t> tokens_;
   std::vector<AttentionSegment> segments_;
   std::vector<int64_t> logit_rows_;
-  std::vector<Before> before_;
+  std::array<SegmentFailure, kDecodeRows> failures_;
 };
 
 }  // namespace
@@ -153,9 +145,12 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
     const size_t most = std::min(last.tokens.size(), s.tokens.size() - 1);
     size_t common = 0;
     while (common < most && last.tokens[common] == s.tokens[common]) ++common;
-    // Rings cannot go back behind what they dropped: such a prompt starts anew.
-    if (common > 0 && last.sequence.CanTruncate(static_cast<int64_t>(common))) {
-      r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common), last.plan);
+    // Rings cannot go back behind what they dropped: such a prompt starts anew. So does another
+    // conversation that begins alike, where layers are routed by what the whole prompt asks.
+    const bool continues = !last.routing || static_cast<int64_t>(common) >= last.prompt_tokens;
+    if (common > 0 && continues && last.sequence.CanTruncate(static_cast<int64_t>(common))) {
+      r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common), last.plan,
+              std::move(last.routing));
       last = {};  // a request that fails leaves no conversation behind
       return true;
     }
@@ -216,21 +211,14 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   DecodeBatch batch;
   for (ActiveRequest* r : requests) batch.Add(*r);
   if (batch.rows().empty()) return;
-  Status status = batch.Forward(*engine_.model);
-  if (!status.ok()) {
-    if (batch.rows().size() == 1) return batch.rows()[0]->Fail(std::move(status).error());
-    // The pass does not say whose row failed: alone, only the culprit's does.
-    batch.Undo();
-    for (ActiveRequest* const& r : batch.rows()) DecodePass(std::span(&r, 1));
-    return;
-  }
+  batch.Forward(*engine_.model);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (ActiveRequest* r : batch.rows()) {
+    if (r->failed()) continue;
     Sequence& s = r->sequence();
     s.kv.Evict();
-    r->CountDecode(seconds, static_cast<double>(KvBytesPerToken(
-                                s.plan, engine_.shape(), s.kv.length(), engine_.cache_element())));
+    r->CountDecode(seconds);
     r->Advance();
   }
 }
@@ -242,17 +230,24 @@ void Scheduler::FinishDone() {
   }
   std::erase(requests_, nullptr);
   for (auto& r : done) {
+    r->CountCache();
     Sequence& s = r->sequence();
     if (r->conversation() && r->chat() && s.store && !r->failed()) {
       // Of a prompt that was interrupted, what its passes completed.
-      const int64_t whole = std::min(r->in_prompt() ? s.prompt_position : s.kv.length(),
-                                     s.kv.length());
+      const int64_t whole =
+          std::min(r->in_prompt() ? s.prompt_position : s.kv.length(), s.kv.length());
       engine_.conversation.sequence = {};  // before its store
       engine_.conversation = {};
       if (s.kv.CanTruncate(whole)) {
         s.kv.Truncate(whole);
         s.tokens.resize(std::min(s.tokens.size(), static_cast<size_t>(whole)));
-        engine_.conversation = {s.store, std::move(s.kv), s.tokens, r->plan_hash(), s.plan};
+        engine_.conversation = {.store = s.store,
+                                .sequence = std::move(s.kv),
+                                .tokens = s.tokens,
+                                .plan_hash = r->plan_hash(),
+                                .plan = s.plan,
+                                .routing = r->routing(),
+                                .prompt_tokens = s.prompt_tokens};
         s.kv = {};
       }
     }

@@ -35,9 +35,8 @@ class Scheduler {
   RequestId Submit(PreparedRequest prepared, RequestCallbacks callbacks);
   void Cancel(RequestId id);  // unknown and finished requests are ignored
 
-  // At most one forward pass; a decode pass that fails is run again, row by row. False when no
-  // request is left. Callbacks run on the calling thread, never within a forward pass. Not
-  // reentrant, one thread at a time.
+  // At most one forward pass. False when no request is left. Callbacks run on the calling thread,
+  // never within a forward pass. Not reentrant, one thread at a time.
   bool Step();
   bool stepping() const { return stepping_; }
 

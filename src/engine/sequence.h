@@ -17,8 +17,8 @@ struct Sequence {
 
   std::shared_ptr<KvStore> store;  // null before admission; declared before `kv`, which needs it
   KvSequence kv;
-  int64_t kv_limit = 0;              // most positions `kv` may hold
-  ResolvedPlan plan;  // the request's own copy: routing changes it
+  int64_t kv_limit = 0;  // most positions `kv` may hold
+  ResolvedPlan plan;     // the request's own copy: routing changes it
   Watch watch;
   std::vector<int32_t> tokens;  // the prompt, then what was generated
   int64_t prompt_tokens = 0;    // of `tokens`

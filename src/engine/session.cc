@@ -33,11 +33,13 @@ Status Session::Decode(std::span<const int32_t> tokens, const DecodeOptions& opt
   const auto count = static_cast<int64_t>(tokens.size());
   const int64_t position = length();
   BATON_TRY(sequence_.Reserve(position + count));
+  SegmentFailure failure;
   const AttentionSegment segment{.rows = {0, count, position},
                                  .kv = &sequence_,
                                  .plan = options.plan ? options.plan : &engine_->model_plan,
                                  .prompt = false,
-                                 .watch = options.watch};
+                                 .watch = options.watch,
+                                 .failure = &failure};
   std::vector<int64_t> all;
   ForwardBatch batch;
   batch.tokens = tokens;
@@ -48,7 +50,11 @@ Status Session::Decode(std::span<const int32_t> tokens, const DecodeOptions& opt
     std::iota(all.begin(), all.end(), int64_t{0});
     batch.logit_rows = all;
   }
-  batch.on_logits = options.on_logits;
+  if (options.on_logits) {
+    batch.on_logits = [&](int64_t first, View<const float> logits) {
+      if (!failure.failed()) options.on_logits(first, logits);
+    };
+  }
   batch.observer = options.observer;
   batch.first_layer = options.first_layer;
   batch.end_layer = options.end_layer;
@@ -56,7 +62,8 @@ Status Session::Decode(std::span<const int32_t> tokens, const DecodeOptions& opt
   batch.capture = options.capture;
   batch.tap_layer = options.tap_layer;
   batch.tap = options.tap;
-  BATON_TRY(engine_->model->Forward(batch));
+  engine_->model->Forward(batch);
+  if (failure.failed()) return failure.ToError();
   sequence_.Evict();
   return Status::Ok();
 }

@@ -58,12 +58,26 @@ std::vector<int32_t> MadeUpTokens(int64_t count, int64_t vocab, uint64_t seed) {
   return tokens;
 }
 
+// Layers share arenas only where their caches have one layout: where just the low-bit copies
+// differ, all get one. False where more differs (an indexer's keys, a full and a window layer of
+// other heads): such models keep few full caches, and these their own.
+bool MakeAlike(std::vector<CacheSpec>& caches) {
+  const CacheSpec& first = caches[0];
+  const bool low_bit =
+      std::any_of(caches.begin(), caches.end(), [](const CacheSpec& c) { return c.low_bit; });
+  for (const CacheSpec& c : caches) {
+    if (c.kv_heads != first.kv_heads || c.head_dim != first.head_dim || c.values != first.values)
+      return false;
+  }
+  for (CacheSpec& c : caches) c.low_bit = low_bit;
+  return true;
+}
+
 // What one decode step of one sequence reads of the cache.
 double KvBytes(const Engine::Impl& engine, const ResolvedPlan* plan, int64_t visible) {
   const KvElement element = engine.cache_element();
-  return static_cast<double>(plan
-                                 ? KvBytesPerToken(*plan, engine.shape(), visible, element)
-                                 : DenseKvBytesPerToken(engine.shape(), visible, element));
+  return static_cast<double>(plan ? KvBytesPerToken(*plan, engine.shape(), visible, element)
+                                  : DenseKvBytesPerToken(engine.shape(), visible, element));
 }
 
 // Sequences of one depth that decode together, dense or under a plan. `sessions` are at least
@@ -135,6 +149,7 @@ class Lane {
     Engine::Impl& impl = engine_->impl();
     if (impl.cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
     std::vector<AttentionSegment> segments;
+    SegmentFailure failure;
     std::vector<int64_t> rows(sessions_.size());
     std::iota(rows.begin(), rows.end(), int64_t{0});
     for (size_t i = 0; i < sessions_.size(); ++i) {
@@ -143,9 +158,10 @@ class Lane {
       BATON_TRY(sequence.Reserve(position + 1));
       segments.push_back({.rows = {static_cast<int64_t>(i), 1, position},
                           .kv = &sequence,
-                          .plan = plan_,
+                          .plan = plan_ ? plan_ : &impl.model_plan,
                           .prompt = false,
-                          .watch = nullptr});
+                          .watch = nullptr,
+                          .failure = &failure});
     }
     ForwardBatch batch;
     batch.tokens = tokens_;
@@ -159,7 +175,9 @@ class Lane {
         if (last && first + i == 0) logits_.assign(row.begin(), row.end());
       }
     };
-    BATON_TRY(impl.model->Forward(batch));
+    impl.model->Forward(batch);
+    if (failure.failed()) return failure.ToError();
+    for (Session& s : sessions_) s.sequence().Evict();
     tokens_ = std::move(next);
     return Status::Ok();
   }
@@ -235,8 +253,8 @@ class Bench {
 
   // Sequences of `depth` made-up tokens with room for more, in caches that suit every plan.
   Result<std::vector<Session>> Fill(int64_t depth, int64_t room, int batch) {
-    const ResolvedPlan* plan = plans_.back();
-    std::vector<CacheSpec> caches = plan ? plan->caches : engine_.impl().model_plan.caches;
+    std::vector<CacheSpec> caches = engine_.impl().model_plan.caches;
+    if (plans_.back()) caches = Together(caches, plans_.back()->caches);
     const double tokens = static_cast<double>(depth + room) * batch;
     const double available = AvailableMemory();
     double bytes = 0;
@@ -248,19 +266,16 @@ class Bench {
     }
     KvStoreOptions store;
     const bool large = depth > kMostOwnDepth || bytes > kMostShareOfMemory * available;
-    if (large && bytes > static_cast<double>(kAliasBytes)) {
-      store.alias_bytes = kAliasBytes / batch;
-      // Layers that share have one layout.
-      const bool low_bit = std::any_of(caches.begin(), caches.end(),
-                                       [](const CacheSpec& c) { return c.low_bit; });
-      for (CacheSpec& c : caches) c.low_bit = low_bit;
-    }
+    const bool alias =
+        large && bytes > static_cast<double>(kAliasBytes) && caches.size() > 1 && MakeAlike(caches);
+    if (alias) store.alias_bytes = kAliasBytes / batch;
     std::vector<Session> sessions;
     for (int i = 0; i < batch; ++i) {
-      BATON_ASSIGN(Session s, Session::Create(engine_, caches, depth + room, {.store = store, .rollback = room}));
+      BATON_ASSIGN(Session s, Session::Create(engine_, caches, depth + room,
+                                              {.store = store, .rollback = room}));
       sessions.push_back(std::move(s));
     }
-    bytes = sessions[0].store().bytes_per_token() * tokens;
+    if (alias) bytes = sessions[0].store().bytes_per_token() * tokens;
     if (bytes > available) {
       return Error::Resource("bench: a cache of {} x {} tokens takes {:.1f} GB, {:.1f} are free",
                              batch, depth + room, bytes / 1e9, available / 1e9)
@@ -323,6 +338,9 @@ class Bench {
     if (row.read_bandwidth > 0)
       row.share_of_read_bandwidth = row.decode_bytes_per_s / row.read_bandwidth;
     row.logits_hash = lane.hash();
+    row.kv_bytes_held =
+        KvBytesHeld(lane.plan() ? lane.plan()->caches : engine_.impl().model_plan.caches,
+                    row.depth + options_.decode, engine_.impl().cache_element());
     row.aliased = lane.aliased();
     result_.rows.push_back(std::move(row));
   }

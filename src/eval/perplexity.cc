@@ -103,9 +103,9 @@ Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& te
   if (options.plan) {
     BATON_ASSIGN(plan, engine.impl().ResolvePlan(*options.plan, nullptr));
   }
-  BATON_ASSIGN(const std::vector<std::vector<int32_t>> windows,
-               options.tokens.empty() ? TextChunks(engine, text, options)
-                                      : TokenChunks(engine, options));
+  BATON_ASSIGN(
+      const std::vector<std::vector<int32_t>> windows,
+      options.tokens.empty() ? TextChunks(engine, text, options) : TokenChunks(engine, options));
   const auto chunks = static_cast<int64_t>(windows.size());
 
   BATON_ASSIGN(Session session,
@@ -116,8 +116,8 @@ Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& te
   for (int64_t c = 0; c < chunks; ++c) {
     const std::string what = fmt::format("chunk {} of {}", c + 1, chunks);
     steps.Begin(what);
-    BATON_TRY(ScoreChunk(engine, session, windows[static_cast<size_t>(c)],
-                         plan ? &*plan : nullptr, options.score_all, nll));
+    BATON_TRY(ScoreChunk(engine, session, windows[static_cast<size_t>(c)], plan ? &*plan : nullptr,
+                         options.score_all, nll));
     steps.Done(1, what);
   }
   const MeanError mean = MeanOf(nll);

@@ -48,7 +48,7 @@ class Tokenizer {
   std::string Decode(std::span<const int32_t> ids, bool special = false) const;
 
   int32_t vocab_size() const;  // 0: None
-  int32_t bos() const;  // -1: none
+  int32_t bos() const;         // -1: none
   bool adds_bos() const;
   bool IsEndOfGeneration(int32_t id) const;  // eos, <|im_end|>, <end_of_turn>, <|eot_id|>, ...
   bool IsControl(int32_t id) const;          // control or unknown: no text of its own

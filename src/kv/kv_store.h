@@ -115,8 +115,9 @@ class KvSequence {
   // longer keeps). A wider one is a bug once tokens are gone. recent = 0: every token.
   void Keep(int cache, int64_t sink, int64_t recent);
   // Releases the pages that hold no position < sink and none among the last `recent` (and as many
-  // more as the spec's rollback): no row from length(cache) on reads those. For after a forward pass, when all readers of the cache are done.
-  // O(pages released), or O(caches) when there are none. Invalidates views made before.
+  // more as the spec's rollback): no row from length(cache) on reads those. For after a forward
+  // pass, when all readers of the cache are done. O(pages released), or O(caches) when there are
+  // none. Invalidates views made before.
   void Evict(int cache);
   void Evict();
 

@@ -148,10 +148,11 @@ struct MassParams {
 };
 
 // The k heaviest keys of each set: the first `sink` and last `recent` visible keys first, then by
-// mass; equal mass: the lower position. Any mass but NaN is ranked, -0.0 like 0.0, -inf last. With
-// block > 1, blocks of consecutive tokens are ranked by the sum or the maximum of their mass and
-// k / block blocks are taken (a block that holds a forced token is forced). At least one token or
-// block is taken, unless k = 0 and nothing is forced: then the list is empty.
+// mass; equal mass: the lower position. Any mass but NaN is ranked, -0.0 like 0.0, -inf last; a set
+// with a NaN is reported, and its list then holds the forced keys and the lowest others. With block
+// > 1, blocks of consecutive tokens are ranked by the sum or the maximum of their mass and k /
+// block blocks are taken (a block that holds a forced token is forced). At least one token or block
+// is taken, unless k = 0 and nothing is forced: then the list is empty.
 struct SelectParams {
   struct Segment {
     const float* mass = nullptr;  // [sets, groups, mass_stride]
@@ -160,8 +161,10 @@ struct SelectParams {
     std::span<const int64_t> visible;  // [sets] keys that the set may name: [0, visible)
     std::span<const int64_t> k;        // [sets] budget, counted in tokens
     std::span<const int64_t> recent;   // [sets] forced recent keys
-    IndexSets* out =
-        nullptr;  // reset by the caller to [sets, groups, >= max k rounded up to blocks]
+    // Reset by the caller to [sets, groups, >= max k rounded up to blocks].
+    IndexSets* out = nullptr;
+    // Receives the lowest position whose mass is NaN in any set, and is left alone where none is.
+    int64_t* bad_position = nullptr;  // or null
   };
   int64_t groups = 1;
   int64_t sink = 0;

@@ -167,7 +167,7 @@ void Ops::Mass(const MassParams& p) {
   DoMass(p);
 }
 
-Status Ops::Select(const SelectParams& p) {
+void Ops::Select(const SelectParams& p) {
   double bytes = 0;
   BATON_CHECK(p.block >= 1);
   for (const auto& s : p.segments) {
@@ -180,7 +180,7 @@ Status Ops::Select(const SelectParams& p) {
     }
   }
   Trace::Scope scope(trace_, OpKind::kSelect, bytes, 0);
-  return DoSelect(p);
+  DoSelect(p);
 }
 
 void Ops::Embed(const EmbedParams& p) {

@@ -33,8 +33,7 @@ class Ops {
   void Attend(const AttendParams& p);
   void Merge(const MergeParams& p);
   void Mass(const MassParams& p);
-  // An error if a mass is NaN; it names the position.
-  Status Select(const SelectParams& p);
+  void Select(const SelectParams& p);
 
   void Embed(const EmbedParams& p);
   void CopyRows(const CopyRowsParams& p);
@@ -54,7 +53,7 @@ class Ops {
   virtual void DoAttend(const AttendParams& p) = 0;
   virtual void DoMerge(const MergeParams& p) = 0;
   virtual void DoMass(const MassParams& p) = 0;
-  virtual Status DoSelect(const SelectParams& p) = 0;
+  virtual void DoSelect(const SelectParams& p) = 0;
   // Small or bound by memory: one implementation serves every backend that computes on the host
   // (row_ops.cc, route.cc).
   virtual void DoEmbed(const EmbedParams& p);

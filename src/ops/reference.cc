@@ -439,17 +439,20 @@ class ReferenceOps final : public Ops {
     }
   }
 
-  Status DoSelect(const SelectParams& p) override {
+  void DoSelect(const SelectParams& p) override {
     for (const auto& s : p.segments) {
+      int64_t bad = std::numeric_limits<int64_t>::max();
       for (int64_t set = 0; set < s.sets; ++set) {
-        for (int64_t group = 0; group < p.groups; ++group) BATON_TRY(SelectOne(p, s, set, group));
+        for (int64_t group = 0; group < p.groups; ++group)
+          bad = std::min(bad, SelectOne(p, s, set, group));
       }
+      if (s.bad_position && bad < std::numeric_limits<int64_t>::max()) *s.bad_position = bad;
     }
-    return Status::Ok();
   }
 
-  static Status SelectOne(const SelectParams& p, const SelectParams::Segment& s, int64_t set,
-                          int64_t group) {
+  // Returns the first position whose mass is NaN, or the largest number.
+  static int64_t SelectOne(const SelectParams& p, const SelectParams::Segment& s, int64_t set,
+                           int64_t group) {
     const float* mass = s.mass + (set * p.groups + group) * s.mass_stride;
     const int64_t visible = s.visible[static_cast<size_t>(set)];
     const int64_t recent = s.recent[static_cast<size_t>(set)];
@@ -460,15 +463,14 @@ class ReferenceOps final : public Ops {
     const bool max = p.block > 1 && p.block_score == SelectParams::BlockScore::kMax;
     std::vector<float> score(static_cast<size_t>(units), max ? kMinusInfinity : 0.0f);
     std::vector<char> forced(static_cast<size_t>(units), 0);
+    int64_t bad = std::numeric_limits<int64_t>::max();
     for (int64_t n = 0; n < visible; ++n) {
-      if (std::isnan(mass[n])) {
-        return Error::InvalidArgument("attention mass is not a number at position {} of set {}", n,
-                                      set);
-      }
+      if (std::isnan(mass[n])) bad = std::min(bad, n);
       float& of_unit = score[static_cast<size_t>(n / p.block)];
       of_unit = max ? std::max(of_unit, mass[n]) : of_unit + mass[n];
       if (n < p.sink || n >= visible - recent) forced[static_cast<size_t>(n / p.block)] = 1;
     }
+    if (bad < visible) std::fill(score.begin(), score.end(), 0.0f);  // by position alone
     std::vector<int64_t> order(static_cast<size_t>(units));
     std::iota(order.begin(), order.end(), int64_t{0});
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
@@ -487,7 +489,7 @@ class ReferenceOps final : public Ops {
       }
     }
     s.out->count(set, group) = count;
-    return Status::Ok();
+    return bad;
   }
 };
 

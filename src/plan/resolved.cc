@@ -386,8 +386,7 @@ bool ResolvedPlan::IsDense() const {
 }
 
 void ResolvedPlan::ReadList(int reader, int publisher, Budget k) {
-  layers[reader].branches[0].set = {
-      .kind = TokenSet::Kind::kIndex, .publisher = publisher, .k = k};
+  layers[reader].branches[0].set = {.kind = TokenSet::Kind::kIndex, .publisher = publisher, .k = k};
   AddBudget(layers[reader], &layers);
 }
 

@@ -13,8 +13,13 @@
 namespace baton {
 
 // Fields of a role in a plan file.
-enum RoleField : uint8_t { kNoField = 0, kSourceField = 1, kSizeField = 2, kBitsField = 4,
-                           kWindowField = 8 };
+enum RoleField : uint8_t {
+  kNoField = 0,
+  kSourceField = 1,
+  kSizeField = 2,
+  kBitsField = 4,
+  kWindowField = 8
+};
 
 struct BranchRule {
   enum class Cache : uint8_t { kOwn, kSource } cache = Cache::kOwn;
@@ -23,11 +28,11 @@ struct BranchRule {
 
 struct RoleRow {
   Role role = Role::kFull;
-  std::string_view name;   // in plan files and output
-  std::string_view kind;   // plan.kind of models that are trained for it; empty: plans only
-  char letter = '?';       // one per layer in bitmaps and tables
-  std::string_view says;   // one line for people
-  bool in_plans = false;   // a user's plan may give it
+  std::string_view name;  // in plan files and output
+  std::string_view kind;  // plan.kind of models that are trained for it; empty: plans only
+  char letter = '?';      // one per layer in bitmaps and tables
+  std::string_view says;  // one line for people
+  bool in_plans = false;  // a user's plan may give it
   uint8_t fields = kNoField;
   bool publishes = false;  // other layers may reuse its ranking
   int branch_count = 1;

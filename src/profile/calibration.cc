@@ -23,15 +23,18 @@ void PlanMeasure::Add(const PlanMeasure& o) {
   probes += o.probes;
 }
 
-Result<std::unique_ptr<CalibrationContext>> CalibrationContext::Build(Engine& engine,
-                                                                      const Spec& spec,
-                                                                      Observer* observer) {
+Result<ProbeContext> CalibrationContext::Compose(const Engine& engine, const Spec& spec) {
   std::vector<int32_t> filler(spec.text.size());
   for (size_t i = 0; i < filler.size(); ++i) {
     filler[i] = spec.text[(static_cast<size_t>(spec.offset) + i) % spec.text.size()];
   }
-  BATON_ASSIGN(ProbeContext probes,
-               HideProbes(engine, spec.probes, filler, spec.length - kQuestionRoom));
+  return HideProbes(engine, spec.probes, filler, spec.length - kQuestionRoom);
+}
+
+Result<std::unique_ptr<CalibrationContext>> CalibrationContext::Build(Engine& engine,
+                                                                      const Spec& spec,
+                                                                      Observer* observer) {
+  BATON_ASSIGN(ProbeContext probes, Compose(engine, spec));
   std::vector<CacheSpec> all = engine.impl().model_plan.caches;
   for (CacheSpec& c : all) c.low_bit = c.head_dim % 32 == 0;
   BATON_ASSIGN(Session session, Session::Create(engine, all, spec.length + kQuestionRoom));
@@ -206,7 +209,8 @@ Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunO
 
 Result<PlanMeasure> CalibrationContext::RunWithPrefill(const ResolvedPlan& plan) {
   PlanMeasure result;
-  BATON_ASSIGN(Session session, Session::Create(engine_, plan.caches, length() + 2 * kQuestionRoom));
+  BATON_ASSIGN(Session session,
+               Session::Create(engine_, plan.caches, length() + 2 * kQuestionRoom));
   BATON_TRY(session.Prefill(std::span(tokens_).first(static_cast<size_t>(snapshot_from_)), &plan));
   for (Group& g : groups_) {
     if (g.probe) {

@@ -41,6 +41,8 @@ class CalibrationContext {
   };
   static Result<std::unique_ptr<CalibrationContext>> Build(Engine& engine, const Spec& spec,
                                                            Observer* observer);
+  // What Build prefills: the text with the probes' facts in it, and their questions.
+  static Result<ProbeContext> Compose(const Engine& engine, const Spec& spec);
 
   // Sums over text rows of |o_dense - o|^2 and |o_dense|^2, o being a layer's attention output.
   struct OutputError {

@@ -67,6 +67,7 @@ Status LostMass::Rank(const Tap& tap, MassParams::Source source, std::vector<Ind
   for (int64_t t = 0; t < count_; ++t) visible[static_cast<size_t>(t)] = rows.position + t + 1;
   std::vector<std::vector<int64_t>> k;
   std::vector<SelectParams::Segment> segments;
+  SegmentFailure failure;
   for (int64_t budget : options_.budgets) k.emplace_back(visible.size(), budget);
   for (size_t b = 0; b < sets.size(); ++b) {
     sets[b].Reset(count_, groups_, options_.budgets[b] + options_.block);
@@ -76,10 +77,14 @@ Status LostMass::Rank(const Tap& tap, MassParams::Source source, std::vector<Ind
                         .visible = visible,
                         .k = k[b],
                         .recent = recent,
-                        .out = &sets[b]});
+                        .out = &sets[b],
+                        .bad_position = &failure.position});
   }
-  return ops_.Select(
+  ops_.Select(
       {.groups = groups_, .sink = options_.sink, .block = options_.block, .segments = segments});
+  if (failure.position < 0) return Status::Ok();
+  failure.layer = tap.layer;
+  return failure.ToError();
 }
 
 // Adds 1 - recovered mass of layer j (its head_mass_) over `sets`, averaged over heads, one entry

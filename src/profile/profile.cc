@@ -22,8 +22,12 @@ constexpr int64_t kPriceBudget = 256;
 constexpr double kLeastKl = 1e-5;
 constexpr double kLeastMass = 1e-3;
 
-Status CheckOptions(const ProfileOptions& o, const Engine& engine) {
+Status CheckOptions(const ProfileOptions& o, Engine& engine) {
   const ModelInfo& info = engine.info();
+  if (engine.impl().shape().trained_sparse()) {
+    return Error::Unsupported(
+        "a {} model is trained for its own attention: there is nothing to plan", info.architecture);
+  }
   BATON_TRY(o.Check());
   if (o.context > engine.options().context) {
     return Error::InvalidArgument("profile context must be at most {} tokens, got {}",

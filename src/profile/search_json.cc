@@ -27,4 +27,13 @@ std::string EvidenceDetails(const PlanSearch& search, const Profile& profile) {
       .dump();
 }
 
+std::string EvidenceDetails(const WindowPlan& list, const WindowOptions& options,
+                            const Profile& profile) {
+  auto details = results::ToJson<Json>(options);
+  details["seed"] = profile.options.seed;
+  details["score"] = list.score;
+  details["measures"] = results::ToJson<Json>(list)["measures"];
+  return details.dump();
+}
+
 }  // namespace baton

@@ -42,4 +42,8 @@ std::string SpeedBars(const std::vector<SpeedPoint>& points, const std::string& 
 // By depth (rows) and length (columns): how many of the needles that dense finds the plan finds.
 std::string RetrievalGrid(const std::vector<NeedleResult>& grid);
 
+// One cell per layer, F full or W for one that became a window; what the request holds of its
+// cache; and, where a router ran, how much the logit for full exceeds that for sparse.
+std::string RoutingStrip(const RoutingReport& routing);
+
 }  // namespace baton

@@ -132,6 +132,54 @@ std::string PlanStrip(const Plan& plan, int64_t context, const std::vector<int64
   return svg.ToString();
 }
 
+std::string RoutingStrip(const RoutingReport& r) {
+  const int layers = static_cast<int>(r.bitmap.size());
+  if (layers == 0) return "";
+  constexpr double kLeft = 76, kCell = 34, kBars = 50, kLogits = 84, kWidth = 1080, kTop = 4;
+  const double column = std::min((kWidth - kLeft - 8) / layers, 56.0);
+  double largest = 0;  // difference of logits
+  for (const auto& [sparse, full] : r.logits)
+    largest = std::max(largest, std::abs(static_cast<double>(full) - sparse));
+  const bool asked = largest > 0 && std::isfinite(largest);
+  const double bars = kTop + kCell + 10, foot = bars + kBars + (asked ? 14 + kLogits : 0);
+  const double zero = bars + kBars + 14 + kLogits / 2;
+  Svg svg(kWidth, foot + 26, "Routing of each layer");
+  svg.Text(kLeft - 10, kTop + 22, "routed", Anchor::kEnd, "axis-name");
+  svg.Text(kLeft - 10, bars + kBars / 2 + 4, "KV held", Anchor::kEnd, "axis-name");
+  svg.Text(kLeft - 10, foot + 17, "layer", Anchor::kEnd, "axis-name");
+  if (asked) {
+    svg.Text(kLeft - 10, zero + 4, "logits", Anchor::kEnd, "axis-name");
+    svg.Text(kLeft - 10, zero - kLogits / 2 + 10, "+" + Number(largest), Anchor::kEnd);
+    svg.Text(kLeft - 10, zero + kLogits / 2, "-" + Number(largest), Anchor::kEnd);
+    svg.Line(kLeft, zero, kLeft + layers * column, zero, "axis");
+  }
+  const double tokens = std::max(1.0, static_cast<double>(r.dense_token_equivalents) / layers);
+  for (int l = 0; l < layers; ++l) {
+    const auto at = static_cast<size_t>(l);
+    const RoleLook look = LookOf(r.bitmap[at] == 'S' ? Role::kWindow : Role::kFull);
+    const auto& [sparse, full] = r.logits[at];
+    const auto held = static_cast<double>(r.held_token_equivalents[at]);
+    const double share = std::clamp(held / tokens, 0.0, 1.0), difference = full - sparse;
+    const double x = kLeft + l * column, gap = column > 8 ? 2 : 0.5;
+    std::string title =
+        fmt::format("layer {}: {}, holds {} of {} tokens", l, look.name,
+                    Count(r.held_token_equivalents[at]), Count(static_cast<int64_t>(tokens)));
+    if (asked) title += fmt::format("; logits: full {:.3f}, sparse {:.3f}", full, sparse);
+    svg.Rect(x + gap / 2, kTop, column - gap, kCell, look.css, title);
+    if (column >= 11) svg.Text(x + column / 2, kTop + 22, look.letter, Anchor::kMiddle, "cell");
+    svg.Rect(x + gap / 2, bars, column - gap, kBars, "trough", title);
+    svg.Rect(x + gap / 2, bars + kBars * (1 - share), column - gap, kBars * share, look.css, title);
+    if (asked && std::isfinite(difference)) {
+      const double height = std::abs(difference) / largest * kLogits / 2;
+      svg.Rect(x + gap / 2, difference > 0 ? zero - height : zero, column - gap, height, look.css,
+               title);
+    }
+    if (l % LabelStep(column) == 0)
+      svg.Text(x + column / 2, foot + 17, std::to_string(l), Anchor::kMiddle);
+  }
+  return svg.ToString();
+}
+
 std::string RecoveredMass(const std::vector<float>& lost, int layers, const Plan* plan,
                           const std::string& what) {
   const auto n = static_cast<size_t>(layers);

@@ -13,6 +13,8 @@ std::string KindOf(const Json& j) {
   const auto has = [&](const char* key) { return j.is_object() && j.contains(key); };
   const auto is = [&](const char* format) { return has("format") && j["format"] == format; };
   if (is("baton-plan")) return "plan";
+  if (is("baton-run")) return "run";
+  if (is("baton-info")) return "info";
   if (has("chosen") && has("candidates")) return "search";
   if (has("kl_mean")) return "eval";
   if (has("plans")) return "eval of several plans";
@@ -23,21 +25,27 @@ std::string KindOf(const Json& j) {
 
 std::string WriterOf(const std::string& kind) {
   if (kind == "search") return "baton plan --search-json";
-  if (kind == "eval" || kind == "bench") return "baton " + kind + " --json";
+  if (kind == "eval" || kind == "bench" || kind == "run" || kind == "info")
+    return "baton " + kind + " --json";
   return "baton " + kind;
+}
+
+// Of `baton report`. What run and info print has its kind of file in the name.
+std::string OptionOf(const std::string& kind) {
+  return kind == "run" || kind == "info" ? "--" + kind + "-json" : "--" + kind;
 }
 
 Result<Json> ParseAs(const std::string& kind, const std::string& text) {
   Json j = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (j.is_discarded())
-    return Error::InvalidArgument("--{}: not a JSON file", kind)
+    return Error::InvalidArgument("{}: not a JSON file", OptionOf(kind))
         .Hint("give the file that `" + WriterOf(kind) + "` wrote");
   const std::string found = KindOf(j);
   if (found == kind) return j;
   return Error::InvalidArgument(
-             "--{}: expected a file from `{}`, got {}", kind, WriterOf(kind),
+             "{}: expected a file from `{}`, got {}", OptionOf(kind), WriterOf(kind),
              found.empty() ? "JSON of another kind" : "one from `" + WriterOf(found) + "`")
-      .Hint(found.empty() ? "see baton report --help" : "give it to --" + found);
+      .Hint(found.empty() ? "see baton report --help" : "give it to " + OptionOf(found));
 }
 
 template <typename T>
@@ -56,6 +64,23 @@ Result<Profile> ReadProfile(const std::string& text) {
   if (wrong.key.empty()) return p;
   return Error::Corrupt("profile: \"{}\" holds {} numbers, its layers call for {}", wrong.key,
                         wrong.held, wrong.lists.value_or(1) * wrong.numbers);
+}
+
+// A request that was routed; its lists hold one entry per layer.
+Result<RunRecord> ReadRun(const std::string& text) {
+  BATON_ASSIGN(RunRecord run, ReadAs<RunRecord>("run", text));
+  const auto& routing = run.generation.stats.routing;
+  if (!routing)
+    return Error::InvalidArgument("--run-json: the request was not routed")
+        .Hint("run it with --router or --route-mask");
+  const size_t layers = routing->bitmap.size();
+  if (layers == 0 || layers > 4096 || routing->bitmap.find_first_not_of("FS") != std::string::npos)
+    return Error::Corrupt("--run-json: \"bitmap\" must be letters F and S, one per layer");
+  if (routing->logits.size() != layers || routing->held_token_equivalents.size() != layers)
+    return Error::Corrupt(
+        "--run-json: the bitmap has {} layers, \"logits\" {} and \"held_token_equivalents\" {}",
+        layers, routing->logits.size(), routing->held_token_equivalents.size());
+  return run;
 }
 
 Origin OriginOf(const Profile& p) {
@@ -99,13 +124,21 @@ Result<ReportData> ReadInputs(const ReportInputs& inputs) {
     BATON_ASSIGN(BenchRecord bench, ReadAs<BenchRecord>("bench", text));
     data.benches.push_back(std::move(bench));
   }
+  for (const std::string& text : inputs.run_json) {
+    BATON_ASSIGN(RunRecord run, ReadRun(text));
+    data.runs.push_back(std::move(run));
+  }
+  if (!inputs.info_json.empty()) {
+    BATON_ASSIGN(data.info, ReadAs<InfoRecord>("info", inputs.info_json));
+  }
   std::stable_sort(data.evals.begin(), data.evals.end(),
                    [](const EvalRecord& a, const EvalRecord& b) {
                      return a.options.context < b.options.context;
                    });
-  if (!data.profile && !data.plan && !data.search && data.evals.empty() && data.benches.empty())
+  if (!data.profile && !data.plan && !data.search && !data.info && data.evals.empty() &&
+      data.benches.empty() && data.runs.empty())
     return Error::InvalidArgument("a report needs at least one result")
-        .Hint("give --profile, --plan, --search, --eval or --bench");
+        .Hint("give --profile, --plan, --search, --eval, --bench, --run-json or --info-json");
   if (data.profile && data.plan &&
       data.plan->layers.size() != static_cast<size_t>(data.profile->layers))
     return Error::InvalidArgument("the plan has {} layers, the profile {}",

@@ -20,7 +20,9 @@ namespace baton {
 using Maybe = std::optional<double>;
 using results::BenchRecord;
 using results::EvalRecord;
+using results::InfoRecord;
 using results::Origin;
+using results::RunRecord;
 using results::SearchRecord;
 
 // A number of a record, which is NaN, or -1 for a count, where the file has none.
@@ -37,6 +39,8 @@ struct ReportData {
   std::optional<SearchRecord> search;
   std::vector<EvalRecord> evals;  // of one plan each, ascending context
   std::vector<BenchRecord> benches;
+  std::vector<RunRecord> runs;  // with a routing of as many layers as its lists have
+  std::optional<InfoRecord> info;
 };
 
 Result<ReportData> ReadInputs(const ReportInputs& inputs);

@@ -10,29 +10,14 @@
 
 #include "report/figures.h"
 #include "report/format.h"
+#include "report/html.h"
 #include "report/inputs.h"
+#include "report/layer_sections.h"
 #include "report/style.h"
 #include "report/svg.h"
 
 namespace baton {
 namespace {
-
-std::string Section(const std::string& id, const std::string& title, const std::string& note,
-                    const std::string& body) {
-  if (body.empty()) return "";
-  return fmt::format("<section id=\"{}\">\n<h2>{}</h2>\n<p class=\"note\">{}</p>\n{}</section>\n",
-                     id, title, note, body);
-}
-
-std::string Figure(const std::string& svg) {
-  return svg.empty() ? "" : "<figure>" + svg + "</figure>\n";
-}
-
-std::string Row(const std::string& css, const std::vector<std::string>& figures) {
-  std::string inner;
-  for (const std::string& svg : figures) inner += Figure(svg);
-  return inner.empty() ? "" : fmt::format("<div class=\"row {}\">\n{}</div>\n", css, inner);
-}
 
 std::string LastPart(const std::string& path) {
   const size_t end = path.find_last_not_of('/');
@@ -48,6 +33,8 @@ std::vector<const Origin*> Origins(const ReportData& d) {
   if (d.search) all.push_back(&d.search->origin);
   for (const EvalRecord& e : d.evals) all.push_back(&e.origin);
   for (const BenchRecord& b : d.benches) all.push_back(&b.origin);
+  for (const RunRecord& r : d.runs) all.push_back(&r.origin);
+  if (d.info) all.push_back(&d.info->origin);
   return all;
 }
 
@@ -388,7 +375,9 @@ std::string MethodSection(const ReportData& d) {
 
 Result<std::string> RenderReport(const ReportInputs& inputs) {
   BATON_ASSIGN(const ReportData d, ReadInputs(inputs));
-  const std::string title = EscapeHtml(d.title.empty() ? ModelName(d) + ", planned" : d.title);
+  const bool planned = d.profile || d.plan || d.search || !d.evals.empty() || !d.benches.empty();
+  const std::string title =
+      EscapeHtml(!d.title.empty() ? d.title : ModelName(d) + (planned ? ", planned" : ""));
   std::string lead =
       "One layer looks at the context and passes what it found to the layers behind it.";
   if (const Headline h = HeadlineOf(d); Known(h.figures.kv_bytes_share) && h.context > 0)
@@ -401,8 +390,9 @@ Result<std::string> RenderReport(const ReportInputs& inputs) {
       "<title>{0}</title>\n<style>{1}</style>\n</head>\n<body>\n<main>\n<h1>{0}</h1>\n"
       "<p class=\"lead\">{2}</p>\n{3}</main>\n</body>\n</html>\n",
       title, kStyle, lead,
-      Cards(d) + PlanSection(d) + FrontSection(d) + SpeedSection(d) + QualitySection(d) +
-          RetrievalSection(d) + RecoveredSection(d) + SensitivitySection(d) + MethodSection(d));
+      Cards(d) + LayersSection(d) + PlanSection(d) + RoutingSection(d) + FrontSection(d) +
+          SpeedSection(d) + QualitySection(d) + RetrievalSection(d) + RecoveredSection(d) +
+          SensitivitySection(d) + MethodSection(d));
 }
 
 }  // namespace baton

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -182,6 +183,13 @@ class Reader {
       E value = Absent<E>();
       if (Convert(item, value) || std::floating_point<E>) to.push_back(std::move(value));
     }
+    return true;
+  }
+  template <typename E, size_t N>
+  bool Convert(const Json& json, std::array<E, N>& to) {
+    std::vector<E> items;
+    if (!Convert(json, items) || items.size() != N) return WrongKind();
+    std::copy(items.begin(), items.end(), to.begin());
     return true;
   }
   // The library's own conversions would let a number out of range become any other.

@@ -62,6 +62,7 @@ struct InfoRecord {
   struct Share {
     int64_t tokens = 0;
     double kv_bytes_share = 0;
+    int64_t read = 0, held = 0;
   };
   Origin origin;
   std::string plan;                // summary; empty: none was given
@@ -71,6 +72,8 @@ struct InfoRecord {
 void Fields(auto& v, InfoRecord::Share& s) {
   v("tokens", s.tokens);
   v("kv_bytes_share", s.kv_bytes_share);
+  v("read", s.read, 0);
+  v("held", s.held, 0);
 }
 
 void Fields(auto& v, ModelInfo::CacheBytes& c) {
@@ -106,7 +109,11 @@ void Fields(auto& v, InfoRecord& r) {
   v("window", m.window);
   v("cache_bytes", m.cache_bytes);
   v("layers_table", m.layer);
+  v("trained_sparse", m.trained_sparse, false);
+  v("exit_layer", m.exit_layer, -1);
+  v("suffix_rows", m.suffix_rows, -1);
   v.NonEmpty("router", m.router);
+  v("has_tokenizer", m.has_tokenizer, true);
   v("has_chat_template", m.has_chat_template);
   v("load_seconds", m.load_seconds);
   v.Object("plan", !r.plan.empty(), [&](auto& plan) {
@@ -119,7 +126,7 @@ void Fields(auto& v, InfoRecord& r) {
 struct RunRecord {
   Origin origin;
   Generation generation;
-  double prompt_tokens_per_s = 0, decode_tokens_per_s = 0, kv_bytes_per_token_dense = 0;
+  double prompt_tokens_per_s = 0, decode_tokens_per_s = 0;
   MemoryUse memory;
 };
 
@@ -164,7 +171,7 @@ void Fields(auto& v, RunRecord& r) {
   v("decode_seconds", s.decode_seconds);
   v("decode_tokens_per_s", r.decode_tokens_per_s);
   v("kv_bytes_per_token", s.kv_bytes_per_token);
-  v("kv_bytes_per_token_dense", r.kv_bytes_per_token_dense);
+  v("kv_bytes_per_token_dense", s.kv_bytes_per_token_dense);
   v("kv_bytes_held", s.kv_bytes_held);
   v("logits_hash", s.logits_hash);
   v("watched", s.watched);
@@ -259,6 +266,7 @@ void Fields(auto& v, EvalRecord& r) {
 struct BenchRecord {
   Origin origin;
   std::string shape;     // of --shape
+  std::string note;      // what of the shape is not published, and what stands in for it
   BenchOptions options;  // prompt, decode, repeats, whole_prompt
   BenchResult result;
 };
@@ -278,6 +286,7 @@ void Fields(auto& v, BenchRow& r) {
   v("prompt_tokens_per_s", r.prompt_tokens_per_s);
   v("decode_tokens_per_s", r.decode_tokens_per_s);
   v("kv_bytes_per_token", r.kv_bytes_per_token);
+  v("kv_bytes_held", r.kv_bytes_held, 0);
   v("weight_bytes_per_token", r.weight_bytes_per_token);
   v("decode_bytes_per_s", r.decode_bytes_per_s);
   v("read_bandwidth", r.read_bandwidth);
@@ -291,6 +300,7 @@ void Fields(auto& v, BenchRow& r) {
 void Fields(auto& v, BenchRecord& r) {
   Fields(v, r.origin);
   v.NonEmpty("shape", r.shape);
+  v.NonEmpty("shape_note", r.note);
   v("load_seconds", r.origin.model.load_seconds);
   v("peak_memory_bytes", r.result.peak_memory_bytes);
   v("expected_memory_bytes", r.result.expected_memory_bytes);
@@ -370,6 +380,51 @@ void Fields(auto& v, SearchRecord& r) {
     target("min_retrieval", r.target.min_retrieval);
     target("min_speedup", r.target.min_speedup);
   });
+}
+
+// `baton plan --windows-only`.
+struct WindowRecord {
+  Origin origin;
+  WindowOptions options;
+  WindowPlan list;
+};
+
+void Fields(auto& v, WindowOptions& o) {
+  v("share", o.share);
+  v.Word("rank", o.rank, {"harm", "entropy"});
+  v("sink", o.sink);
+  v("window", o.window);
+  v("route", o.route);
+}
+
+void Fields(auto& v, WindowMeasure& m) {
+  v("in_prompt", m.in_prompt);
+  v("kv_bytes_share", m.kv_bytes_share);
+  v("kv_held_share", m.kv_held_share);
+  v("kl", m.kl);
+  v("kl_standard_error", m.kl_standard_error);
+  v("answer_kl", m.answer_kl);
+  v("top1", m.top1);
+  v("found", m.found, -1);
+  v("dense_found", m.dense_found, -1);
+  v("probes", m.probes);
+}
+
+void Fields(auto& v, WindowPlan& p) {
+  std::string roles = Letters(p.plan);
+  v("roles", roles);
+  v("score", p.score);
+  v.NonEmpty("harm_text", p.harm_text);
+  v.NonEmpty("harm_answer", p.harm_answer);
+  v("measures", p.measures);
+  v("seconds", p.seconds);
+  if constexpr (std::remove_reference_t<decltype(v)>::kReads) p.plan = PlanOfLetters(roles);
+}
+
+void Fields(auto& v, WindowRecord& r) {
+  Fields(v, r.origin);
+  Fields(v, r.options);
+  Fields(v, r.list);
 }
 
 }  // namespace baton::results

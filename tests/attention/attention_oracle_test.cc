@@ -52,8 +52,7 @@ std::vector<double> Probabilities(const Inputs& in, int64_t position, int head,
 
 // The set that `in`'s layer publishes for the query at `position`, scope of KV head `group` or all
 // heads (-1).
-std::set<int64_t> TopK(const Inputs& in, const Plan& plan, int64_t position, int group,
-                       int64_t k) {
+std::set<int64_t> TopK(const Inputs& in, const Plan& plan, int64_t position, int group, int64_t k) {
   std::vector<double> score(static_cast<size_t>(position + 1), 0);
   for (int h = 0; h < kHeads; ++h) {
     if (group >= 0 && h / kRepeat != group) continue;

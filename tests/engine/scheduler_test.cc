@@ -463,11 +463,12 @@ TEST_P(SchedulerTest, PromptRunCountsItsPasses) {
   Session session = NewSession(*engine, 200);
   const std::vector<int32_t> tokens = RandomTokens(16 * 3 + 1, 1);
   Logits logits;
-  PromptRun run(
-      engine->impl(),
-      {.tokens = tokens, .kv = &session.sequence(), .on_logits = [&](int64_t, View<const float> l) {
-         logits.assign(l.data(), l.data() + l.size());
-       }});
+  PromptRun run(engine->impl(), {.tokens = tokens,
+                                 .kv = &session.sequence(),
+                                 .plan = &engine->impl().model_plan,
+                                 .on_logits = [&](int64_t, View<const float> l) {
+                                   logits.assign(l.data(), l.data() + l.size());
+                                 }});
   for (int64_t left = 4; left > 0; --left) {
     EXPECT_EQ(run.passes_left(), left);
     EXPECT_TRUE(logits.empty());
@@ -525,7 +526,7 @@ TEST_P(BrokenModelTest, FailureEndsItsRequestOnly) {
   std::vector<Request> requests;
   for (uint64_t seed = 0; seed < 12; ++seed) {
     Request r = TokensRequest(30, seed, 12);
-    // Half of them planned: ranking notices before there are logits, and fails the pass of all.
+    // Half of them planned: ranking notices before there are logits.
     if (seed % 2) {
       r.plan = SparsePlan(16);
       r.watch = {.interval = 3, .threshold = 0.5};
@@ -550,7 +551,13 @@ TEST_P(BrokenModelTest, FailureEndsItsRequestOnly) {
     ASSERT_GT(ended[planned], 0);
   }
   for (size_t i = 0; i < requests.size(); ++i) Submit(*engine, requests[i], together[i]);
-  StepUntilIdle(*engine);
+  engine->SetTracing(true);
+  int64_t steps = 0;
+  while (engine->Step()) ++steps;
+  // A row that fails costs the others no further pass.
+  for (const OpTime& op : engine->OpTimes())
+    EXPECT_TRUE(op.name != "embed" || op.calls <= steps + 1) << op.calls << " in " << steps;
+  engine->SetTracing(false);
   for (size_t i = 0; i < requests.size(); ++i) {
     ASSERT_TRUE(together[i].done());
     ASSERT_EQ(together[i].ok(), alone[i].ok()) << i;
@@ -561,6 +568,97 @@ TEST_P(BrokenModelTest, FailureEndsItsRequestOnly) {
       EXPECT_EQ(together[i].result->error().ToString(), alone[i].result->error().ToString());
     }
   }
+}
+
+// One request meets a token that is no number, one fills its cache, one is cancelled and one has
+// such a token in a sparse prompt; all while others run that must not notice.
+TEST_P(BrokenModelTest, FailuresOfEveryKindAtOnceLeaveNeighboursAlone) {
+  const auto load = [&](int64_t kv_tokens) {
+    return Engine::Load(BrokenModel(), {.backend = GetParam().backend,
+                                        .threads = 2,
+                                        .kv = GetParam().kv,
+                                        .kv_tokens = kv_tokens})
+        .value();
+  };
+  // Whatever picks a token of the broken rows fails by itself: those prompts are passed over.
+  std::vector<Request> healthy;
+  std::vector<Generation> alone;
+  for (uint64_t seed = 0; healthy.size() < 5 && seed < 100; ++seed) {
+    const size_t i = healthy.size();
+    Request r = TokensRequest(40 + 20 * static_cast<int64_t>(i), seed, 24);
+    if (i % 2) r.plan = SparsePlan(16, i == 3 ? 1 : 0);
+    if (i == 1) r.watch = {.interval = 3, .threshold = 0.5};
+    auto g = load(4096)->Generate(r);
+    if (!g.ok()) continue;
+    healthy.push_back(r);
+    alone.push_back(*std::move(g));
+  }
+  ASSERT_EQ(healthy.size(), 5u);
+  auto engine = load(1024);
+  std::vector<Seen> seen(healthy.size());
+  Seen nan, bad_prompt, full, cancelled;
+  for (size_t i = 0; i < 3; ++i) Submit(*engine, healthy[i], seen[i]);
+  Request r = TokensRequest(30, 50, 200, SparsePlan(16));
+  r.sampling = {.temperature = 1, .seed = 50};
+  Submit(*engine, r, nan);
+  const RequestId id = Submit(*engine, TokensRequest(30, 51, 60, SparsePlan(16)), cancelled);
+  r = TokensRequest(100, 52, 4, SparsePlan(16));
+  r.tokens[60] = kFirstBad;
+  r.plan->prefill = {.sparse = true, .tile = 16, .fraction = 0.1, .min = 24};
+  Submit(*engine, r, bad_prompt);
+  for (size_t i = 3; i < healthy.size(); ++i) Submit(*engine, healthy[i], seen[i]);
+  Submit(*engine, TokensRequest(800, 53, 4000), full);
+  for (int i = 0; i < 16; ++i) engine->Step();
+  engine->CancelRequest(id);
+  StepUntilIdle(*engine);
+
+  const auto error = [](const Seen& s) {
+    return s.done() && !s.ok() ? s.result->error().ToString() : "no error";
+  };
+  EXPECT_NE(error(nan).find("layer 0: attention mass is not a number at position "),
+            std::string::npos)
+      << error(nan);
+  EXPECT_NE(error(bad_prompt).find("layer 0: attention mass is not a number at position "),
+            std::string::npos)
+      << error(bad_prompt);
+  EXPECT_TRUE(bad_prompt.text.empty());
+  EXPECT_FALSE(full.ok());
+  EXPECT_NE(error(full).find("the cache holds 1024"), std::string::npos) << error(full);
+  ASSERT_TRUE(cancelled.ok());
+  EXPECT_EQ(cancelled.generation().stop, Generation::Stop::kCancelled);
+  for (size_t i = 0; i < healthy.size(); ++i) {
+    ASSERT_TRUE(seen[i].ok()) << i << ": " << error(seen[i]);
+    EXPECT_EQ(Fingerprint(seen[i].generation()), Fingerprint(alone[i])) << i;
+  }
+}
+
+// At the level of sessions the failure is the call's error, and a ranking that fails in a prompt
+// calls nobody with logits.
+TEST_P(BrokenModelTest, SessionsReturnTheFailure) {
+  auto engine = Load();
+  std::vector<int32_t> tokens = RandomTokens(100, 1);
+  tokens[50] = kFirstBad;
+  Plan plan = SparsePlan(16);
+  plan.prefill = {.sparse = true, .tile = 16, .fraction = 0.1, .min = 24};
+  const ResolvedPlan resolved = Resolved(*engine, plan);
+  bool called = false;
+  const auto on_logits = [&](int64_t, View<const float>) { called = true; };
+  Session prompt = NewSession(*engine, 200);
+  const Status prefill = prompt.Prefill(tokens, &resolved, on_logits);
+  ASSERT_FALSE(prefill.ok());
+  EXPECT_EQ(prefill.error().message(), "layer 0: attention mass is not a number at position 0");
+  Session decode = NewSession(*engine, 200);
+  Prefill(decode, std::span(tokens).first(45));
+  for (int64_t rows : {1, 20}) {  // few rows keep their scores, more do not
+    decode.Truncate(45);
+    Decode(decode, std::span(tokens).subspan(45, 5), &resolved);
+    const Status status =
+        decode.Decode(std::span(tokens).subspan(50, static_cast<size_t>(rows)),
+                      {.plan = &resolved, .logit_rows = {}, .on_logits = on_logits});
+    ASSERT_FALSE(status.ok());
+    EXPECT_EQ(status.error().message(), "layer 0: attention mass is not a number at position 0");
+  }
+  EXPECT_FALSE(called);
 }
 
 TEST_P(BrokenModelTest, LogitsWithoutANumberAreAnErrorThatSaysWhere) {

@@ -32,7 +32,8 @@ Direct DirectNll(Engine& engine, const std::string& text, int64_t context, bool 
   for (int64_t c = 0; (c + 1) * context <= static_cast<int64_t>(tokens.size()); ++c) {
     std::vector<int32_t> chunk(tokens.begin() + c * context, tokens.begin() + (c + 1) * context);
     if (!bos.empty()) chunk[0] = bos[0];
-    Session session = Session::Create(engine, p ? p->caches : engine.impl().model_plan.caches, context).value();
+    Session session =
+        Session::Create(engine, p ? p->caches : engine.impl().model_plan.caches, context).value();
     const int64_t first = all ? 0 : context / 2;
     EXPECT_TRUE(session.Prefill(std::span(chunk).first(static_cast<size_t>(first)), p).ok());
     for (int64_t i = first; i + 1 < context; ++i) {

@@ -49,12 +49,27 @@ constexpr const char* kBench = R"({"read_bandwidth":3.3e10,"rows":[
   {"depth":7168,"plan":"3 layers","prompt_tokens_per_s":120,"decode_tokens_per_s":196,
    "kv_bytes_per_token":18e6}]})";
 
+constexpr const char* kRun = R"({"format":"baton-run","prompt_tokens":4000,"kv_bytes_held":1400,
+  "model":{"path":"m/routed.gguf"},
+  "routing":{"bitmap":"FSS","logits":[[-1.0,2.0],[0.5,-0.25],[0.75,0.5]],"source":"exact",
+    "rows_pooled":128,"held_token_equivalents":[4000,1000,600],
+    "dense_token_equivalents":12000}})";
+
+constexpr const char* kInfo = R"({"format":"baton-info","model":{"layers":2},
+  "cache_bytes":[{"tokens":4096,"read":1000,"held":2000,"dense":8000}],
+  "layers_table":[{"kind":"full","branches":"own all","cache":"all","publishes":"tokens 1024",
+    "rope":true,"gated":false,"sink_logits":true},
+   {"kind":"sparse <x>","branches":"layer 0 list","cache":"ring 128","rope":false,"gated":true,
+    "sink_logits":false}]})";
+
 ReportInputs Everything() {
   return {.profile_json = kProfile,
           .plan_json = kPlan,
           .search_json = kSearch,
           .eval_json = {kEval},
-          .bench_json = {kBench}};
+          .bench_json = {kBench},
+          .run_json = {kRun},
+          .info_json = kInfo};
 }
 
 std::string Rendered(const ReportInputs& inputs) {
@@ -71,7 +86,7 @@ std::string ErrorOf(const ReportInputs& inputs) {
 TEST(Report, HasEverySectionWhenEverythingIsGiven) {
   const std::string page = Rendered(Everything());
   for (const char* id : {"summary", "plan", "front", "speed", "quality", "retrieval", "recovered",
-                         "sensitivity", "method"})
+                         "sensitivity", "routing", "layers", "method"})
     EXPECT_THAT(page, HasSubstr(std::string("<section id=\"") + id + "\""));
   EXPECT_THAT(page, HasSubstr("10.9 %"));
   EXPECT_THAT(page, HasSubstr("2.00×"));
@@ -81,7 +96,8 @@ TEST(Report, HasEverySectionWhenEverythingIsGiven) {
 TEST(Report, LeavesOutSectionsWithoutNumbers) {
   const std::string page = Rendered({.plan_json = kPlan});
   EXPECT_THAT(page, HasSubstr("<section id=\"plan\""));
-  for (const char* id : {"front", "speed", "quality", "retrieval", "recovered", "sensitivity"})
+  for (const char* id :
+       {"front", "speed", "quality", "retrieval", "recovered", "sensitivity", "routing", "layers"})
     EXPECT_THAT(page, Not(HasSubstr(std::string("<section id=\"") + id + "\""))) << id;
 }
 
@@ -90,6 +106,68 @@ TEST(Report, NumbersThatAreAbsentLeaveNoMark) {
                                      .bench_json = {R"({"rows":[{},{"depth":1}]})"}});
   EXPECT_THAT(page, Not(HasSubstr("nan")));
   EXPECT_THAT(page, Not(HasSubstr("<section id=\"speed\"")));
+}
+
+// y and height of the n-th rectangle that carries `title`.
+std::pair<double, double> Bar(const std::string& page, const std::string& title, int n) {
+  size_t at = 0;
+  for (int i = 0; i <= n; ++i) {
+    at = page.find("<title>" + title, at + 1);
+    if (at == std::string::npos) return {-1, -1};
+  }
+  const std::string rect = page.substr(page.rfind("<rect", at), at - page.rfind("<rect", at));
+  const auto number = [&](const std::string& name) {
+    return std::stod(rect.substr(rect.find(name + "=\"") + name.size() + 2));
+  };
+  return {number(" y"), number("height")};
+}
+
+TEST(Report, RoutingShowsDecisionsCacheAndLogits) {
+  const std::string page = Rendered({.run_json = {kRun, kRun}});
+  EXPECT_THAT(page, HasSubstr("routed.gguf"));
+  EXPECT_THAT(page, HasSubstr("Request 2"));
+  EXPECT_THAT(page, Not(HasSubstr("Request 3")));
+  // Three layers' tokens: 5,600 of 12,000 held, which are 1,400 bytes of 3,000.
+  EXPECT_THAT(page, HasSubstr("<td>2 of 3</td><td>1.40 KB</td><td>3.00 KB</td><td>46.7 %</td>"));
+  EXPECT_THAT(page, HasSubstr("router, exact"));
+  EXPECT_THAT(page, HasSubstr("layer 1: window, holds 1,000 of 4,000 tokens; logits: full -0.250"));
+  // Of each layer: its cell, the trough, the cache it holds, the logit.
+  const auto full = Bar(page, "layer 0: full", 3), close = Bar(page, "layer 1: window", 3);
+  EXPECT_NEAR(full.second, 42, 0.1);              // 3.0, the largest difference: half the panel
+  EXPECT_NEAR(close.second, 42 * 0.75 / 3, 0.1);  // -0.75
+  EXPECT_NEAR(full.first + full.second, close.first, 0.1);  // they meet at zero
+  EXPECT_NEAR(Bar(page, "layer 1: window", 2).second, Bar(page, "layer 1: window", 1).second / 4,
+              0.1);
+}
+
+TEST(Report, AMaskHasNoLogitsToShow) {
+  std::string run = kRun;
+  const std::string logits = "[[-1.0,2.0],[0.5,-0.25],[0.75,0.5]]";
+  run.replace(run.find(logits), logits.size(), "[[0,0],[0,0],[0,0]]");
+  run.replace(run.find("exact"), 5, "forced");
+  const std::string page = Rendered({.run_json = {run}});
+  EXPECT_THAT(page, HasSubstr("<td>mask</td>"));
+  EXPECT_THAT(page, Not(HasSubstr("logits: full")));
+}
+
+TEST(Report, RunsThatDoNotFitTogetherAreErrors) {
+  std::string run = kRun;
+  run.replace(run.find("FSS"), 3, "FS");
+  EXPECT_THAT(ErrorOf({.run_json = {run}}), HasSubstr("the bitmap has 2 layers"));
+  run.replace(run.find("FS"), 2, "F?S");
+  EXPECT_THAT(ErrorOf({.run_json = {run}}), HasSubstr("letters F and S"));
+  EXPECT_THAT(ErrorOf({.run_json = {R"({"format":"baton-run"})"}}), HasSubstr("not routed"));
+  EXPECT_THAT(ErrorOf({.run_json = {kInfo}}), HasSubstr("give it to --info-json"));
+  EXPECT_THAT(ErrorOf({.info_json = kRun}), HasSubstr("baton run --json"));
+}
+
+TEST(Report, LayersAreATableOfWhatTheyReadAndKeep) {
+  const std::string page = Rendered({.info_json = kInfo});
+  EXPECT_THAT(page, HasSubstr("<tr><td>0</td><td>full</td><td>own all</td><td>all</td><td>tokens "
+                              "1024</td><td>sink logits</td></tr>"));
+  EXPECT_THAT(page, HasSubstr("<td>sparse &lt;x&gt;</td><td>layer 0 list</td><td>ring "
+                              "128</td><td>–</td><td>no positions, gated</td>"));
+  EXPECT_THAT(page, HasSubstr("<td>4,096</td><td>1.00 KB</td><td>2.00 KB</td><td>8.00 KB</td>"));
 }
 
 TEST(Report, EscapesWhatItWasGiven) {

@@ -49,6 +49,11 @@ TEST(Records, WhatIsReadIsWrittenTheSame) {
   run.generation = {.text = "a \"b\"", .tokens = {1, 2}, .stop = Generation::Stop::kCancelled};
   run.generation.stats.watched = {{.layer = 4, .captured = 0.75, .promoted = true}};
   expect(ThereAndBack(run));
+  run.generation.stats.routing = RoutingReport{.bitmap = "FS",
+                                               .logits = {{1.5f, -2}, {0, 0.25f}},
+                                               .source = "exact",
+                                               .held_token_equivalents = {9, 3}};
+  expect(ThereAndBack(run));
   expect(ThereAndBack(PerplexityRecord{.origin = SomeOrigin("perplexity"), .score = "half"}));
   EvalRecord eval{.origin = SomeOrigin("eval"), .options = {.seed = UINT64_MAX}};
   eval.plans = {SomeEval("p")};
@@ -146,8 +151,8 @@ TEST(Records, AnOptionalRecordIsLeftOutOrNull) {
 }
 
 TEST(Records, LettersOfAnotherRoleMakeNoPlan) {
-  EXPECT_EQ(Letters(PlanOfLetters("FSCRW")), "FSCRW");
-  EXPECT_TRUE(PlanOfLetters("FSX").layers.empty());
+  EXPECT_EQ(Letters(PlanOfLetters("FSCRWX")), "FSCRWX");
+  EXPECT_TRUE(PlanOfLetters("FSZ").layers.empty());
 }
 
 }  // namespace

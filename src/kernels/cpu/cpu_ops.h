@@ -31,14 +31,14 @@ class CpuOps final : public Ops {
   Result<std::unique_ptr<Matrix>> Pack(const RawMatrix& raw) override;  // linear.cc
 
  protected:
-  void DoLinear(const LinearParams& p) override;    // linear.cc
-  void DoGlu(const GluParams& p) override;          // linear.cc
-  void DoNorm(const NormParams& p) override;        // store.cc
-  void DoStore(const StoreParams& p) override;      // store.cc
-  void DoAttend(const AttendParams& p) override;    // attend.cc
-  void DoMerge(const MergeParams& p) override;      // merge.cc
-  void DoMass(const MassParams& p) override;        // mass.cc
-  Status DoSelect(const SelectParams& p) override;  // select.cc
+  void DoLinear(const LinearParams& p) override;  // linear.cc
+  void DoGlu(const GluParams& p) override;        // linear.cc
+  void DoNorm(const NormParams& p) override;      // store.cc
+  void DoStore(const StoreParams& p) override;    // store.cc
+  void DoAttend(const AttendParams& p) override;  // attend.cc
+  void DoMerge(const MergeParams& p) override;    // merge.cc
+  void DoMass(const MassParams& p) override;      // mass.cc
+  void DoSelect(const SelectParams& p) override;  // select.cc
 
  private:
   // Scratch that lives between calls. Each file that needs some defines its state and makes it on

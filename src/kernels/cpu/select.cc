@@ -3,9 +3,9 @@
 // since mass.cc hands out its chunks in the same order. The answer is exact, so neither way shows
 // in it.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/mass_kernels.h"
@@ -86,6 +86,16 @@ class Chooser {
     return count;
   }
 
+  // The same without a look at the mass: the forced units and the lowest others.
+  int64_t Lowest() {
+    const int64_t low = low_ + need_;
+    scratch_.units.resize(static_cast<size_t>(low + high_));
+    std::iota(scratch_.units.begin(), scratch_.units.begin() + low, 0);
+    std::iota(scratch_.units.begin() + low, scratch_.units.end(),
+              static_cast<int32_t>(forced_high_));
+    return low + high_;
+  }
+
  private:
   // Calls body(slice, first unit, end) for the units between the forced ones.
   template <typename F>
@@ -149,7 +159,7 @@ class Chooser {
   int64_t slice_ = 0, slices_ = 0;
 };
 
-// False if a mass is NaN.
+// False if a mass is NaN; the list is valid either way.
 bool SelectSet(const SelectParams& p, const SelectParams::Segment& s, int64_t set, int64_t group,
                SelectScratch& scratch, ThreadPool* team) {
   const auto at = static_cast<size_t>(set);
@@ -165,14 +175,16 @@ bool SelectSet(const SelectParams& p, const SelectParams::Segment& s, int64_t se
                       .take = take,
                       .forced_low = forced_low,
                       .forced_high = forced_high};
-  const int64_t count = Chooser(choice, scratch, team).Run();
-  if (count < 0) return false;
+  Chooser chooser(choice, scratch, team);
+  int64_t count = chooser.Run();
+  const bool good = count >= 0;
+  if (!good) count = chooser.Lowest();
   int32_t* list = s.out->list(set, group);
   if (p.block == 1) {
     BATON_CHECK_LE(count, s.out->capacity);
     std::copy_n(scratch.units.data(), count, list);
     s.out->count(set, group) = static_cast<int32_t>(count);
-    return true;
+    return good;
   }
   int64_t tokens = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -182,40 +194,38 @@ bool SelectSet(const SelectParams& p, const SelectParams::Segment& s, int64_t se
     for (int64_t n = first; n < end; ++n) list[tokens++] = static_cast<int32_t>(n);
   }
   s.out->count(set, group) = static_cast<int32_t>(tokens);
-  return true;
+  return good;
 }
 
-Error NanError(const SelectParams& p, const SelectParams::Segment& s, int64_t set, int64_t group) {
+int64_t FirstNan(const SelectParams& p, const SelectParams::Segment& s, int64_t set,
+                 int64_t group) {
   const float* mass = s.mass + (set * p.groups + group) * s.mass_stride;
   int64_t n = 0;
   while (n + 1 < s.visible[static_cast<size_t>(set)] && !std::isnan(mass[n])) ++n;
-  return Error::InvalidArgument("attention mass is not a number at position {} of set {}", n, set);
+  return n;
 }
 
 }  // namespace
 
-Status CpuOps::DoSelect(const SelectParams& p) {
+void CpuOps::DoSelect(const SelectParams& p) {
   if (!mass_) mass_ = std::make_shared<MassState>();
   std::vector<SelectScratch>& scratch = mass_->select;
   scratch.resize(static_cast<size_t>(threads_.threads()));
   struct Task {
     const SelectParams::Segment* segment;
     int64_t set, group;
+    bool good = true;
   };
   std::vector<Task> tasks;
   for (const auto& s : p.segments) {
     for (int64_t set = 0; set < s.sets; ++set) {
-      for (int64_t group = 0; group < p.groups; ++group) tasks.push_back({&s, set, group});
+      for (int64_t group = 0; group < p.groups; ++group) tasks.push_back({&s, set, group, true});
     }
   }
   const auto count = static_cast<int64_t>(tasks.size());
-  // The first one, so that the message does not depend on timing.
-  std::atomic<int64_t> bad{count};
   const auto select = [&](int64_t i, int rank, ThreadPool* team) {
-    const Task& t = tasks[static_cast<size_t>(i)];
-    if (SelectSet(p, *t.segment, t.set, t.group, scratch[static_cast<size_t>(rank)], team)) return;
-    for (int64_t seen = bad.load(); i < seen && !bad.compare_exchange_weak(seen, i);) {
-    }
+    Task& t = tasks[static_cast<size_t>(i)];
+    t.good = SelectSet(p, *t.segment, t.set, t.group, scratch[static_cast<size_t>(rank)], team);
   };
   const bool long_ones = std::any_of(tasks.begin(), tasks.end(), [&](const Task& t) {
     return t.segment->visible[static_cast<size_t>(t.set)] / p.block >= kUnitsForTeam;
@@ -225,9 +235,14 @@ Status CpuOps::DoSelect(const SelectParams& p) {
   } else {
     threads_.For(count, [&](int64_t i, int rank) { select(i, rank, nullptr); });
   }
-  if (bad == count) return Status::Ok();
-  const Task& t = tasks[static_cast<size_t>(bad.load())];
-  return NanError(p, *t.segment, t.set, t.group);
+  const SelectParams::Segment* reported = nullptr;  // tasks are in the order of segments
+  for (const Task& t : tasks) {
+    if (t.good || t.segment->bad_position == nullptr) continue;
+    const int64_t n = FirstNan(p, *t.segment, t.set, t.group);
+    int64_t& bad = *t.segment->bad_position;
+    bad = reported == t.segment ? std::min(bad, n) : n;
+    reported = t.segment;
+  }
 }
 
 }  // namespace baton::cpu

@@ -55,9 +55,9 @@ std::vector<const Matrix*> Transformer::FirstProduct(int l) const {
   return all;
 }
 
-Status Transformer::Forward(const ForwardBatch& batch) {
+void Transformer::Forward(const ForwardBatch& batch) {
   rows_ = static_cast<int64_t>(batch.tokens.size());
-  if (rows_ == 0) return Status::Ok();
+  if (rows_ == 0) return;
   ThreadPool::Hot hot(ops_.threads());
   fine_ = std::any_of(batch.segments.begin(), batch.segments.end(),
                       [](const AttentionSegment& s) { return !s.prompt; });
@@ -76,7 +76,7 @@ Status Transformer::Forward(const ForwardBatch& batch) {
   for (int l = batch.first_layer; l < end; ++l) {
     if (batch.capture) std::copy_n(x.data(), x.size(), batch.capture + l * x.size());
     if (l > batch.first_layer || !batch.fed) Feed(l);
-    BATON_TRY(Layer(l, batch));
+    Layer(l, batch);
   }
   if (batch.feed_end) {
     Feed(end);
@@ -90,7 +90,6 @@ Status Transformer::Forward(const ForwardBatch& batch) {
     std::copy_n(from.data(), from.size(), batch.leave);
   }
   if (end == config_.layers) Output(batch);
-  return Status::Ok();
 }
 
 void Transformer::SetRotation(int rope, StoreParams* store) const {
@@ -114,24 +113,25 @@ void Transformer::Feed(int l) {
 void Transformer::FeedCache(int c) {
   const CacheSpec& cache = shape_.caches[static_cast<size_t>(c)];
   const bool memory = cache.owner == CacheSpec::kMemory;
-  const WeightSet& w =
-      memory ? weights_.model : weights_.layers[static_cast<size_t>(cache.owner)];
+  const WeightSet& w = memory ? weights_.model : weights_.layers[static_cast<size_t>(cache.owner)];
   const float* norm = memory ? w.vector(R::kMemoryNorm) : w.vector(R::kBridgeNorm);
   if (norm == nullptr)
     norm = weights_.layers[static_cast<size_t>(cache.kv_input)].vector(R::kAttnNorm);
   const View<float> k = Matrix2(k_, rows_, cache.kv_heads * cache.head_dim);
   const View<float> v = Matrix2(v_, rows_, k.dim(1));
-  const LinearParams::Out outs[] = {
-      {w.matrix(!memory ? R::kK : cache.values ? R::kMemoryK : R::kIndexerK), nullptr, k},
-      {w.matrix(memory ? R::kMemoryV : R::kV), nullptr, v}};
+  const LinearParams::Out outs[] = {{w.matrix(!memory        ? R::kK
+                                              : cache.values ? R::kMemoryK
+                                                             : R::kIndexerK),
+                                     nullptr, k},
+                                    {w.matrix(memory ? R::kMemoryV : R::kV), nullptr, v}};
   ops_.Linear({.x = Matrix2(x_, rows_, config_.width),
                .norm_weight = norm,
                .norm_eps = config_.norm_eps,
                .outs = std::span(outs).first(cache.values ? 2 : 1),
                .fine = fine_});
-  StoreParams store{.k = Heads(k, cache.kv_heads),
-                    .k_norm = !cache.values ? nullptr
-                                            : w.vector(memory ? R::kMemoryKNorm : R::kKNorm)};
+  StoreParams store{
+      .k = Heads(k, cache.kv_heads),
+      .k_norm = !cache.values ? nullptr : w.vector(memory ? R::kMemoryKNorm : R::kKNorm)};
   if (cache.values) store.v = Heads(v, cache.kv_heads);
   store.round_bf16 = !cache.values && config_.indexer.bf16;
   SetRotation(memory ? -1 : config_.layer[static_cast<size_t>(cache.owner)].rope, &store);
@@ -165,7 +165,7 @@ void Transformer::Queries(int l, View<const float> x, View<float> q) {
 }
 
 // Projects q (and k, v, gates where the layer has them) and attends.
-Status Transformer::Attend(int l, const ForwardBatch& batch, View<float> o) {
+void Transformer::Attend(int l, const ForwardBatch& batch, View<float> o) {
   const WeightSet& w = weights_.layers[static_cast<size_t>(l)];
   const ModelConfig& c = config_;
   const LayerPlan& plan = shape_.plan[static_cast<size_t>(l)];
@@ -200,18 +200,18 @@ Status Transformer::Attend(int l, const ForwardBatch& batch, View<float> o) {
   if (plan.publish && plan.publish->ranking == Publish::Ranking::kIndexer)
     in.index_q = IndexQueries(plan.publish->index_bf16);
   SetRotation(c.layer[static_cast<size_t>(l)].rope, &in.store);
-  return attention_.Run(l, in, Heads(o, c.heads));
+  attention_.Run(l, in, Heads(o, c.heads));
 }
 
 // The model card: x += attention(norm(x)); x += ffn(norm(x)). Norms in front are fused into the
 // products that follow them; where the model norms a branch before adding it (Gemma 3), the branch
 // is kept apart.
-Status Transformer::Layer(int l, const ForwardBatch& batch) {
+void Transformer::Layer(int l, const ForwardBatch& batch) {
   const WeightSet& w = weights_.layers[static_cast<size_t>(l)];
   const ModelConfig& c = config_;
   const View<float> x = Matrix2(x_, rows_, c.width);
   const View<float> o = Matrix2(o_, rows_, c.heads * c.head_dim);
-  BATON_TRY(Attend(l, batch, o));
+  Attend(l, batch, o);
   const Matrix* const gate[] = {w.matrix(R::kFfnGate)};
   AddBranch(o, *w.matrix(R::kO), w.vector(R::kPostAttnNorm), gate,
             batch.tap_layer == l ? batch.tap : nullptr);
@@ -230,7 +230,6 @@ Status Transformer::Layer(int l, const ForwardBatch& batch) {
             .fine = fine_});
   AddBranch(ffn, *w.matrix(R::kFfnDown), w.vector(R::kPostFfnNorm),
             first_product_[static_cast<size_t>(l) + 1], nullptr);
-  return Status::Ok();
 }
 
 // x += norm(input W^T), the norm where the model has one. `then` is what the next product
@@ -280,10 +279,10 @@ void Transformer::Output(const ForwardBatch& batch) {
   for (int64_t first = 0; first < wanted; first += kLogitRows) {
     const int64_t n = std::min(kLogitRows, wanted - first);
     const View<float> rows = Matrix2(rows_x_, n, config_.width);
-    ops_.CopyRows({.from = Matrix2(x_, rows_, config_.width),
-                   .rows = batch.logit_rows.subspan(static_cast<size_t>(first),
-                                                    static_cast<size_t>(n)),
-                   .to = rows});
+    ops_.CopyRows(
+        {.from = Matrix2(x_, rows_, config_.width),
+         .rows = batch.logit_rows.subspan(static_cast<size_t>(first), static_cast<size_t>(n)),
+         .to = rows});
     const View<float> logits = Matrix2(logits_, n, config_.vocab);
     const LinearParams::Out out{weights_.model.matrix(R::kOutput), nullptr, logits};
     ops_.Linear({.x = rows,

@@ -45,8 +45,8 @@ class Transformer {
   // `shape` is complete (ModelShape::Completed).
   Transformer(const ModelConfig& config, Weights weights, Ops& ops, ModelShape shape);
 
-  // An error only from attention (a mass that is not a number).
-  Status Forward(const ForwardBatch& batch);
+  // What goes wrong concerns one segment: AttentionSegment::failure.
+  void Forward(const ForwardBatch& batch);
   // A layer's queries for rows of the stream that enters it, after QK-norm and before rotation:
   // what a router pools (arXiv 2604.07394). x: [n, C]; q: [n, Hq, D].
   void Queries(int layer, View<const float> x, View<float> q);
@@ -66,8 +66,8 @@ class Transformer {
   void Feed(int layer);
   void FeedCache(int cache);
   View<float> IndexQueries(bool bf16);
-  Status Layer(int l, const ForwardBatch& batch);
-  Status Attend(int l, const ForwardBatch& batch, View<float> o);
+  void Layer(int l, const ForwardBatch& batch);
+  void Attend(int l, const ForwardBatch& batch, View<float> o);
   void Output(const ForwardBatch& batch);
   void AddBranch(const View<float>& input, const Matrix& w, const float* norm,
                  std::span<const Matrix* const> then, float* tap);
@@ -79,7 +79,7 @@ class Transformer {
   ModelShape shape_;
   Attention attention_;
   std::vector<RopeTable> rope_;
-  std::vector<int> own_cache_;  // [layers] -1: none
+  std::vector<int> own_cache_;                             // [layers] -1: none
   std::vector<std::vector<const Matrix*>> first_product_;  // [layers + 1]; the last: the output
   int64_t rows_ = 0;
   bool fine_ = false;  // the batch decodes: see LinearParams
