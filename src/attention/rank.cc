@@ -35,8 +35,7 @@ ListSize ModelList(const Publish& r, const Budget& k, int64_t visible) {
 
 // Calls Mass and then Select for the parts whose layer publishes with `ranking`, those that pool
 // alike together.
-Status Attention::Rank(int layer, Publish::Ranking ranking, bool itself,
-                       const View<const float>& q) {
+void Attention::Rank(int layer, Publish::Ranking ranking, bool itself, const View<const float>& q) {
   std::vector<Part*> todo;
   for (Part& p : parts_) {
     if (p.Publishes(layer, ranking) && p.RanksItself(layer) == itself) todo.push_back(&p);
@@ -56,10 +55,9 @@ Status Attention::Rank(int layer, Publish::Ranking ranking, bool itself,
     }
     mass_stride_ = stride;
     RankAlike(layer, now, q);
-    BATON_TRY(SelectSets(layer, now));
+    SelectSets(layer, now);
     todo = std::move(later);
   }
-  return Status::Ok();
 }
 
 void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<const float>& q) {
@@ -86,22 +84,23 @@ void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<co
   // An indexer's scores rank as they are: log-probabilities with a log-sum-exp of zero.
   View<const float> lse;
   if (!indexer) lse = View<const float>(lse_[0].data(), {q.dim(0), shape_.heads});
-  const bool log = r.score == Publish::Score::kLogProbability || indexer;
   ops_.Mass({.source = r.ranking == Publish::Ranking::kLowBit ? MassParams::Source::kLowBit
                        : stored                               ? MassParams::Source::kScores
                                                               : MassParams::Source::kExact,
-             .score = log ? MassParams::Score::kLogProbability : MassParams::Score::kProbability,
+             .score = r.score == Publish::Score::kMass && !indexer
+                          ? MassParams::Score::kProbability
+                          : MassParams::Score::kLogProbability,
              .q = q,
              .scale = indexer ? r.index_scale : scale_,
              .lse = lse,
              .scope = r.scope == Scope::kAll ? MassScope::kAll : MassScope::kGroup,
              .pool = r.pool,
-             .block = log ? r.block : 1,  // Select sums the mass of a block
+             .block = r.score == Publish::Score::kMass ? 1 : r.block,
              .segments = mass_segments_});
 }
 
 // Index sets of a publisher's ranking, one for each budget that it or a later layer asks for.
-Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
+void Attention::SelectSets(int layer, std::span<Part* const> parts) {
   for (Part* part : parts) {
     const Publish& r = *part->layer(layer).publish;
     const PrefillMode& prefill = part->segment->plan->prefill;
@@ -146,6 +145,7 @@ Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
       }
     }
     std::vector<SelectParams::Segment> segments;
+    int64_t bad = -1;
     for (size_t a = 0; a < asked.size(); ++a) {
       if (part->live == part->published.size())
         part->published.push_back(std::make_unique<Part::Published>());
@@ -159,18 +159,21 @@ Status Attention::SelectSets(int layer, std::span<Part* const> parts) {
                           .visible = visible,
                           .k = std::span(k).subspan(a * visible.size(), visible.size()),
                           .recent = recent,
-                          .out = &published.sets});
+                          .out = &published.sets,
+                          .bad_position = &bad});
     }
-    Status status = ops_.Select({.groups = lists,
-                                 .sink = r.sink,
-                                 .block = r.block,
-                                 .block_score = r.score == Publish::Score::kMass
-                                                    ? SelectParams::BlockScore::kSum
-                                                    : SelectParams::BlockScore::kMax,
-                                 .segments = segments});
-    if (!status.ok()) return std::move(status).error().At(fmt::format("layer {}", layer));
+    ops_.Select({.groups = lists,
+                 .sink = r.sink,
+                 .block = r.block,
+                 .block_score = r.score == Publish::Score::kMass ? SelectParams::BlockScore::kSum
+                                                                 : SelectParams::BlockScore::kMax,
+                 .segments = segments});
+    SegmentFailure* failure = part->segment->failure;
+    if (bad < 0 || failure == nullptr || (failure->failed() && failure->layer < layer)) continue;
+    // The lowest position, whatever the order in which a segment's parts are ranked.
+    failure->position = failure->failed() ? std::min(failure->position, bad) : bad;
+    failure->layer = layer;
   }
-  return Status::Ok();
 }
 
 }  // namespace baton
