@@ -84,17 +84,18 @@ void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<co
   // An indexer's scores rank as they are: log-probabilities with a log-sum-exp of zero.
   View<const float> lse;
   if (!indexer) lse = View<const float>(lse_[0].data(), {q.dim(0), shape_.heads});
-  const bool log = r.score == Publish::Score::kLogProbability || indexer;
   ops_.Mass({.source = r.ranking == Publish::Ranking::kLowBit ? MassParams::Source::kLowBit
                        : stored                               ? MassParams::Source::kScores
                                                               : MassParams::Source::kExact,
-             .score = log ? MassParams::Score::kLogProbability : MassParams::Score::kProbability,
+             .score = r.score == Publish::Score::kMass && !indexer
+                          ? MassParams::Score::kProbability
+                          : MassParams::Score::kLogProbability,
              .q = q,
              .scale = indexer ? r.index_scale : scale_,
              .lse = lse,
              .scope = r.scope == Scope::kAll ? MassScope::kAll : MassScope::kGroup,
              .pool = r.pool,
-             .block = log ? r.block : 1,  // Select sums the mass of a block
+             .block = r.score == Publish::Score::kMass ? 1 : r.block,
              .segments = mass_segments_});
 }
 

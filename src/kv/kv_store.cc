@@ -34,10 +34,6 @@ Status CheckSpec(const KvCacheSpec& spec, size_t cache) {
         "KV cache {}: sink, recent and rollback tokens are between 0 and {}, got {}, {} and {}",
         cache, kMaxTokens, spec.sink, spec.recent, spec.rollback);
   }
-  if (spec.rollback < 0 || spec.rollback > kMaxTokens) {
-    return Error::InvalidArgument("KV cache {}: rollback is between 0 and {} tokens, got {}", cache,
-                                  kMaxTokens, spec.rollback);
-  }
   return Status::Ok();
 }
 

@@ -21,6 +21,8 @@ std::string Describe(const Case& c) {
   for (const Request& r : c.requests) {
     out << r.tokens.size() << " + " << r.max_tokens << " tokens";
     if (r.plan) out << " under " << r.plan->ToJson();
+    if (r.route)
+      out << (r.route->mode == RouteOptions::Mode::kDense ? " dense " : " exact ") << r.route->mask;
     out << "; ";
   }
   out << "chunk " << c.chunk;
@@ -58,9 +60,9 @@ Plan RandomPlan(const ModelShape& model) {
       continue;
     }
     layer.role = *rc::gen::element(Role::kFull, Role::kSelect, Role::kScan, Role::kReuse,
-                                   Role::kReuse, Role::kWindow);
+                                   Role::kReuse, Role::kWindow, Role::kRoute);
     if (layer.role == Role::kReuse && publishers.empty()) layer.role = Role::kSelect;
-    if (layer.role == Role::kWindow) {
+    if (layer.role == Role::kWindow || layer.role == Role::kRoute) {
       layer.sink = *rc::gen::inRange<int64_t>(0, 5);
       layer.recent = *rc::gen::inRange<int64_t>(1, 80);
     }
@@ -73,12 +75,26 @@ Plan RandomPlan(const ModelShape& model) {
   return plan;
 }
 
+// Layers of role route are decided by a mask, before the prompt or layer by layer.
+void RouteByMask(Request& r) {
+  const auto& layers = r.plan->layers;
+  const bool routes = std::any_of(layers.begin(), layers.end(),
+                                  [](const LayerRole& l) { return l.role == Role::kRoute; });
+  if (!routes) return;
+  RouteOptions options{
+      .mode = *rc::gen::element(RouteOptions::Mode::kExact, RouteOptions::Mode::kDense)};
+  for (size_t l = 0; l < layers.size(); ++l) options.mask += *rc::gen::element('F', 'S');
+  r.route = options;
+}
+
 Case RandomCase(const ModelShape& model, bool plans) {
   Case c;
   const int requests = *rc::gen::inRange(1, 5);
   for (int i = 0; i < requests; ++i) {
     c.requests.push_back(RandomRequest());
-    if (plans && *rc::gen::inRange(0, 5) > 0) c.requests.back().plan = RandomPlan(model);
+    if (!plans || *rc::gen::inRange(0, 5) == 0) continue;
+    c.requests.back().plan = RandomPlan(model);
+    RouteByMask(c.requests.back());
   }
   c.chunk = RandomChunk();
   return c;
@@ -138,6 +154,7 @@ struct Tally {
   int64_t compared = 0, elsewhere = 0;
   void Count(Engine& fast, Engine& oracle, const Case& c, const std::vector<Answer>& answers) {
     for (size_t i = 0; i < c.requests.size(); ++i) {
+      if (c.requests[i].route) continue;  // only requests are routed
       const Logits expected = Follow(oracle, c.requests[i], answers[i], 512);
       const Logits got = Follow(fast, c.requests[i], answers[i], c.chunk);
       compared++;

@@ -228,7 +228,7 @@ Logits RunPasses(Engine& engine, KvSequence& kv, std::span<const int32_t> tokens
     batch.on_logits = [&](int64_t, View<const float> row) {
       logits.assign(row.data(), row.data() + row.size());
     };
-    EXPECT_TRUE(impl.model->Forward(batch).ok());
+    impl.model->Forward(batch);
     kv.Evict();
   }
   EXPECT_TRUE(kv.Reserve(end).ok());
