@@ -1,5 +1,6 @@
 // baton run: one answer, or a chat.
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <iostream>
 #include <numeric>
@@ -17,6 +18,7 @@ struct RunOptions {
   Request request;  // everything but what it asks and the plan
   CLI::Option* watch_interval = nullptr;
   CLI::Option* watch_threshold = nullptr;
+  std::array<CLI::Option*, 2> route_how{};  // mode and margin
   bool raw = false, stats = false, json = false;
 };
 
@@ -59,20 +61,25 @@ void AddRouting(CLI::App* command, RunOptions& o) {
       ->add_option("--router-flavour", o.engine.options.router_flavour,
                    "Which method a published checkpoint's routers are of: flux")
       ->group(group);
-  command
-      ->add_option("--route-mode", o.route.mode,
-                   "exact: layer by layer on the whole prompt (the default); probe: from its ends; "
-                   "two_pass: exact decisions, then chunks; dense: the prompt attends fully")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, Mode>{{"exact", Mode::kExact},
-                                                                      {"probe", Mode::kProbe},
-                                                                      {"two_pass", Mode::kTwoPass},
-                                                                      {"dense", Mode::kDense}}))
-      ->group(group);
-  command
-      ->add_option("--route-margin", o.route.margin,
-                   "A layer becomes a window only if its logits differ by at least this")
-      ->check(AtLeast(0))
-      ->group(group);
+  o.route_how[0] =
+      command
+          ->add_option(
+              "--route-mode", o.route.mode,
+              "exact: layer by layer on the whole prompt (the default); probe: from its ends; "
+              "two_pass: exact decisions, then chunks; dense: the prompt attends fully")
+          ->transform(
+              CLI::CheckedTransformer(std::map<std::string, Mode>{{"exact", Mode::kExact},
+                                                                  {"probe", Mode::kProbe},
+                                                                  {"two_pass", Mode::kTwoPass},
+                                                                  {"dense", Mode::kDense}}))
+          ->option_text("exact|probe|two_pass|dense")
+          ->group(group);
+  o.route_how[1] =
+      command
+          ->add_option("--route-margin", o.route.margin,
+                       "A layer becomes a window only if its logits differ by at least this")
+          ->check(AtLeast(0))
+          ->group(group);
   command
       ->add_option("--route-mask", o.route.mask,
                    "full, sparse, or one letter a layer: F, S, or ? for the router")
@@ -121,9 +128,13 @@ void PrintRouting(const RoutingReport& r) {
   const auto sparse = std::count(r.bitmap.begin(), r.bitmap.end(), 'S');
   const int64_t held =
       std::accumulate(r.held_token_equivalents.begin(), r.held_token_equivalents.end(), int64_t{0});
-  Note(fmt::format("routing  {} ({} of {} layers are windows, {}{})", r.bitmap, sparse,
-                   r.bitmap.size(), r.source,
-                   r.rows_pooled ? fmt::format(", {} rows pooled", r.rows_pooled) : ""));
+  const std::string by = r.source == "forced"   ? "by the mask"
+                         : r.source == "cached" ? "by an earlier turn"
+                                                : fmt::format("by the router ({}, {} prompt rows)",
+                                                              r.source, r.rows_pooled);
+  Note(fmt::format("routing  {}", r.bitmap));
+  Note(
+      fmt::format("         {} of {} layers are windows, decided {}", sparse, r.bitmap.size(), by));
   Note(fmt::format("         holds {} of {} token-equivalents, {}", Count(held),
                    Count(r.dense_token_equivalents),
                    Percent(static_cast<double>(held) /
@@ -262,6 +273,11 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
     if (o.plan.empty() && watch->count() > 0)
       UsageError(watch->get_name(), "there is nothing to watch without --plan");
   }
+  const bool routed = !o.engine.options.router.empty() || !o.route.mask.empty();
+  for (const CLI::Option* how : o.route_how) {
+    if (!routed && how->count() > 0)
+      UsageError(how->get_name(), "there is nothing to route by without --router or --route-mask");
+  }
   if (interactive && o.json) UsageError("--json", "needs --prompt, --file or piped input");
   if (interactive && o.raw) UsageError("--raw", "needs --prompt, --file or piped input");
   if (o.raw && !o.system.empty()) UsageError("--system", "is part of a chat, --raw has none");
@@ -280,7 +296,7 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
   BATON_ASSIGN(request.plan, LoadPlan(*engine, o.plan));
   if (!o.system.empty()) request.chat.push_back({"system", o.system});
   std::vector<int64_t> visible;
-  if (!o.engine.options.router.empty() || !o.route.mask.empty()) request.route = o.route;
+  if (routed) request.route = o.route;
   if (tokens) {
     BATON_ASSIGN(request.tokens, ReadTokens(o.token_file));
     visible.push_back(static_cast<int64_t>(request.tokens.size()));

@@ -11,6 +11,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "model/spec/router.h"
+
 namespace {
 
 using testing::AllOf;
@@ -82,6 +84,9 @@ TEST_F(Cli, UsageErrorsTeachAndExitWithTwo) {
   ExpectError(Baton("run model.gguf --prompt a --file b"), 2, "--file");
   ExpectError(Baton("bench model.gguf --kv f64"), 2, "--kv");
   ExpectError(Baton("plan profile.json"), 2, "--output");
+  ExpectError(Baton("run model.gguf --prompt a --route-mode dense"), 2, "nothing to route by");
+  ExpectError(Baton("run model.gguf --prompt a --route-margin 1"), 2, "nothing to route by");
+  ExpectError(Baton("run model.gguf --prompt a --route-mode all"), 2, "--route-mode");
 }
 
 TEST_F(Cli, FilesThatAreNotThereAreNamed) {
@@ -186,6 +191,37 @@ TEST_F(CliWithModel, APlanThatDoesNotFitNamesItsFile) {
   const std::string typo = File("typo.json", R"({"format":"baton-plan","version":1,"layrs":[]})");
   ExpectError(Baton(std::string("run ") + kModel + " --prompt x --plan '" + typo + "'"), 1,
               "typo.json");
+}
+
+TEST_F(CliWithModel, RoutingIsShownAndRecorded) {
+  const std::string router = (folder_ / "router.safetensors").string();
+  ASSERT_TRUE(baton::WriteRouter(
+                  router, baton::SyntheticRouter({.pool = 8, .sink = 4, .window = 16}, 30, 64, 1))
+                  .ok());
+  const std::string run =
+      std::string("run ") + kModel + " --prompt 'Name a colour.' -n 4 --router '" + router + "' ";
+  const Outcome shown = Baton(run + "--stats");
+  EXPECT_EQ(shown.status, 0) << shown.err;
+  EXPECT_THAT(shown.err, AllOf(HasSubstr("of 30 layers are windows, decided by the router (exact, "
+                                         "16 prompt rows)"),
+                               HasSubstr(" token-equivalents, ")));
+  const Outcome json = Baton(run + "--json");
+  ASSERT_EQ(json.status, 0) << json.err;
+  const auto routing = nlohmann::json::parse(json.out)["routing"];
+  const auto bitmap = routing["bitmap"].get<std::string>();
+  EXPECT_THAT(shown.err, HasSubstr("routing  " + bitmap + "\n"));
+  EXPECT_EQ(routing["source"], "exact");
+  EXPECT_EQ(routing["rows_pooled"], 16);
+  ASSERT_EQ(routing["logits"].size(), 30u);
+  ASSERT_EQ(routing["held_token_equivalents"].size(), 30u);
+  for (size_t l = 0; l < 30; ++l) {
+    const bool full = routing["logits"][l][1] > routing["logits"][l][0];
+    EXPECT_EQ(bitmap[l], full ? 'F' : 'S');
+    const auto held = routing["held_token_equivalents"][l].get<int64_t>();
+    EXPECT_EQ(held, full ? routing["dense_token_equivalents"].get<int64_t>() / 30 : 20);
+  }
+  EXPECT_THAT(Baton(run + "--stats --route-mask sparse").err,
+              HasSubstr("30 of 30 layers are windows, decided by the mask"));
 }
 
 TEST_F(CliWithModel, AModelOfAnotherShapeIsRefusedBeforeItIsLoaded) {
