@@ -3,7 +3,8 @@
 //
 //   sparse [--depth N] [--rounds N] [--layers N] [--threads N] [--folder PATH] [CASE...]
 //
-// decode-clsa, decode-hysparse: attention time of a decode step (attend, mass, select, merge)
+// decode-clsa, decode-hysparse: attention time of a decode step (gather, attend, mass, select,
+// merge)
 //   against the time per KV byte of a dense model of the same heads (4 layers of it, which no cache
 //   of the processor holds) times the bytes that the step reads. Limit 1.3.
 // exit-yoco, exit-clsa: a prompt with early exit against all rows through all layers, over the
@@ -94,7 +95,7 @@ struct AttentionTime {
 AttentionTime TimeOf(const Engine& engine) {
   AttentionTime t;
   for (const OpTime& op : engine.OpTimes()) {
-    if (op.name == "attend") t.attend += op.seconds;
+    if (op.name == "attend" || op.name == "gather") t.attend += op.seconds;
     if (op.name == "mass") t.mass += op.seconds;
     if (op.name == "select") t.select += op.seconds;
     if (op.name == "merge") t.merge += op.seconds;
@@ -116,7 +117,7 @@ class Filled {
   AttentionTime Step() {
     engine_.SetTracing(true);
     const int32_t token = 7;
-    OrDie(session_.Decode(std::span(&token, 1), {.on_logits = [](int64_t, View<const float>) {}, .end_layer = getenv("END") ? atoi(getenv("END")) : -1}));
+    OrDie(session_.Decode(std::span(&token, 1), {.on_logits = [](int64_t, View<const float>) {}}));
     const AttentionTime t = TimeOf(engine_);
     engine_.SetTracing(false);
     session_.Truncate(depth_);
@@ -181,11 +182,12 @@ bool Decode(const Options& o, const std::string& name, const std::string& shape)
   const auto ms = [](const std::vector<double>& v) { return 1e3 * Median(v); };
   return Verdict(
       name, Median(ratios), 1.3,
-      fmt::format("{} layers, median of {} rounds, depth {}: {:.1f} MB in {:.2f} ms = attend {:.2f} "
-                  "+ mass {:.2f} + select {:.2f} + merge {:.2f}; dense {:.1f} GB/s",
-                  spec.layers, o.rounds, o.depth, sparse_bytes / 1e6,
-                  ms(attend) + ms(mass) + ms(select) + ms(merge), ms(attend), ms(mass), ms(select),
-                  ms(merge), dense_bytes / Median(dense_s) / 1e9));
+      fmt::format(
+          "{} layers, median of {} rounds, depth {}: {:.1f} MB in {:.2f} ms = attend {:.2f} "
+          "+ mass {:.2f} + select {:.2f} + merge {:.2f}; dense {:.1f} GB/s",
+          spec.layers, o.rounds, o.depth, sparse_bytes / 1e6,
+          ms(attend) + ms(mass) + ms(select) + ms(merge), ms(attend), ms(mass), ms(select),
+          ms(merge), dense_bytes / Median(dense_s) / 1e9));
 }
 
 bool Exit(const Options& o, const std::string& name, const std::string& shape) {
