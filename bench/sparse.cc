@@ -3,7 +3,8 @@
 //
 //   sparse [--depth N] [--rounds N] [--layers N] [--threads N] [--folder PATH] [CASE...]
 //
-// decode-clsa, decode-hysparse: attention time of a decode step (attend, mass, select, merge)
+// decode-clsa, decode-hysparse: attention time of a decode step (gather, attend, mass, select,
+// merge)
 //   against the time per KV byte of a dense model of the same heads (4 layers of it, which no cache
 //   of the processor holds) times the bytes that the step reads. Limit 1.3.
 // exit-yoco, exit-clsa: a prompt with early exit against all rows through all layers, over the
@@ -94,7 +95,7 @@ struct AttentionTime {
 AttentionTime TimeOf(const Engine& engine) {
   AttentionTime t;
   for (const OpTime& op : engine.OpTimes()) {
-    if (op.name == "attend") t.attend += op.seconds;
+    if (op.name == "attend" || op.name == "gather") t.attend += op.seconds;
     if (op.name == "mass") t.mass += op.seconds;
     if (op.name == "select") t.select += op.seconds;
     if (op.name == "merge") t.merge += op.seconds;
@@ -116,9 +117,7 @@ class Filled {
   AttentionTime Step() {
     engine_.SetTracing(true);
     const int32_t token = 7;
-    OrDie(session_.Decode(std::span(&token, 1),
-                          {.on_logits = [](int64_t, View<const float>) {},
-                           .end_layer = getenv("END") ? atoi(getenv("END")) : -1}));
+    OrDie(session_.Decode(std::span(&token, 1), {.on_logits = [](int64_t, View<const float>) {}}));
     const AttentionTime t = TimeOf(engine_);
     engine_.SetTracing(false);
     session_.Truncate(depth_);

@@ -13,6 +13,9 @@ namespace {
 constexpr int64_t kStoredScoreRows = 4;
 // Prompt rows that are ranked one by one (models trained for it) come in parts of this many.
 constexpr int64_t kRankedRows = 64;
+// Layers that read one list from one cache share a copy of its tokens if they are as many as this:
+// the copy costs about as much as the first of them saves and half of the second.
+constexpr int kSharingLayers = 4;
 
 }  // namespace
 
@@ -102,11 +105,57 @@ void Attention::Append(int cache, StoreParams store) {
   ops_.Store(store);
 }
 
+int Attention::Readers(const Branch& branch) const {
+  int readers = 0;
+  for (const LayerPlan& layer : shape_.plan) {
+    for (const Branch& b : layer.branches)
+      readers += b.cache == branch.cache && b.set.kind == TokenSet::Kind::kIndex &&
+                 b.set.publisher == branch.set.publisher && b.set.k == branch.set.k;
+  }
+  return readers;
+}
+
+// Single rows alone: many would each need a copy. Lists by KV head have no tokens in common.
+bool Attention::SharesList(const Part& part, const Branch& branch) const {
+  if (branch.set.kind != TokenSet::Kind::kIndex || part.rows.count != 1) return false;
+  const Part::Published* list = part.Find(branch.set.publisher, part.ListBudget(branch.set.k));
+  return list != nullptr && list->sets.groups == 1 && list->sets.count(0, 0) > 0 &&
+         Readers(branch) >= kSharingLayers;
+}
+
+// The tokens of a list, front to back.
+KvView Attention::Gathered(Part& part, const Branch& branch) {
+  Part::Published& list = *part.Find(branch.set.publisher, part.ListBudget(branch.set.k));
+  const KvView from = CacheOf(part, branch.cache);
+  KvView to{.layout = from.layout};
+  to.layout.low_bit = false;
+  to.length = list.sets.count(0, 0);
+  const int64_t pages = RoundUp(to.length, KvLayout::kSlots) / KvLayout::kSlots;
+  if (list.tokens.size() < to.layout.arena_bytes(pages))
+    list.tokens = Buffer::AllocateOrDie(to.layout.arena_bytes(pages));
+  for (auto page = static_cast<int64_t>(list.pages.size()); page < pages; ++page)
+    list.pages.push_back(static_cast<int32_t>(page));
+  to.arena = list.tokens.data();
+  to.pages = list.pages.data();
+  if (list.gathered != branch.cache) {
+    ops_.Gather({.from = from,
+                 .positions = std::span(list.sets.list(0, 0), static_cast<size_t>(to.length)),
+                 .to = to});
+    list.gathered = branch.cache;
+  }
+  return to;
+}
+
 void Attention::AttendBranch(int layer, size_t branch, const View<float>& q, View<float> o,
                              View<float> lse) {
   attend_segments_.clear();
-  for (const Part& p : parts_) {
+  for (Part& p : parts_) {
     const Branch& b = p.layer(layer).branches[branch];
+    if (SharesList(p, b)) {
+      const KvView tokens = Gathered(p, b);
+      attend_segments_.push_back({.rows = {p.rows.first, 1, tokens.length - 1}, .kv = tokens});
+      continue;
+    }
     const bool scores = branch == 0 && p.stored_scores;
     attend_segments_.push_back({.rows = p.rows,
                                 .kv = CacheOf(p, b.cache),

@@ -108,6 +108,10 @@ class Attention {
                 int64_t rows_per_set);
   KvView CacheOf(const Part& part, int cache) const;
   KeySet Keys(int layer, const Part& part, const TokenSet& set) const;
+  // How many layers read the branch's list from its cache.
+  int Readers(const Branch& branch) const;
+  bool SharesList(const Part& part, const Branch& branch) const;
+  KvView Gathered(Part& part, const Branch& branch);
   void AttendBranch(int layer, size_t branch, const View<float>& q, View<float> o, View<float> lse);
   void MergeBranches(int layer, const LayerInput& in, View<float> o);
   // Rankings of the parts that publish so: Mass and Select, in pieces of bounded memory.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "base/buffer.h"
 
 namespace baton {
 
@@ -26,6 +27,11 @@ struct Attention::Part {
     int publisher;
     Budget k;
     IndexSets sets;
+    // The listed tokens of a cache that many layers read by this list: gathered when the first of
+    // them comes.
+    int gathered = -1;  // that cache; -1: none yet
+    Buffer tokens;
+    std::vector<int32_t> pages;
   };
   std::vector<std::unique_ptr<Published>> published;
   size_t live = 0;  // of `published`; the rest are kept for their memory
@@ -58,7 +64,7 @@ struct Attention::Part {
     return Publishes(l, Publish::Ranking::kExact) && set.kind == TokenSet::Kind::kIndex &&
            set.publisher == l;
   }
-  const Published* Find(int publisher, const Budget& k) const {
+  Published* Find(int publisher, const Budget& k) const {
     for (size_t i = 0; i < live; ++i) {
       if (published[i]->publisher == publisher && published[i]->k == k) return published[i].get();
     }

@@ -152,6 +152,7 @@ void Attention::SelectSets(int layer, std::span<Part* const> parts) {
       Part::Published& published = *part->published[part->live++];
       published.publisher = layer;
       published.k = asked[a];
+      published.gathered = -1;
       published.sets.Reset(sets, lists, largest + r.block);
       segments.push_back({.mass = mass_.data() + part->mass_offset,
                           .mass_stride = mass_stride_,

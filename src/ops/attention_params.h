@@ -85,6 +85,14 @@ struct AttendParams {
   View<float> lse;  // [T, Hq] natural log, or empty; -inf where a row has no key
 };
 
+// Copies listed tokens of a cache, K, V and int8 scales, to the front of another of the same layout
+// (low-bit copies aside): layers that read one list then read memory front to back.
+struct GatherParams {
+  KvView from;
+  std::span<const int32_t> positions;  // each in [0, from.length)
+  KvView to;                           // token i is from's positions[i]; length covers them
+};
+
 // Joins the partial results (o, lse) of a layer's branches, per row and head.
 //
 // One softmax over the union of the branches' keys (a key in two branches counts twice):

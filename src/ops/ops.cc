@@ -194,6 +194,18 @@ void Ops::Embed(const EmbedParams& p) {
   DoEmbed(p);
 }
 
+void Ops::Gather(const GatherParams& p) {
+  const KvLayout &from = p.from.layout, &to = p.to.layout;
+  BATON_CHECK(from.dtype == to.dtype && from.kv_heads == to.kv_heads &&
+              from.head_dim == to.head_dim && from.values == to.values);
+  BATON_CHECK_LE(std::ssize(p.positions), p.to.length);
+  for (const int32_t position : p.positions) BATON_CHECK(position >= 0 && position < p.from.length);
+  const double bytes =
+      2.0 * static_cast<double>(std::ssize(p.positions)) * static_cast<double>(from.row_bytes());
+  Trace::Scope scope(trace_, OpKind::kGather, bytes, 0);
+  DoGather(p);
+}
+
 void Ops::CopyRows(const CopyRowsParams& p) {
   BATON_CHECK(p.from.rank() == 2 && p.to.rank() == 2);
   BATON_CHECK_EQ(p.to.dim(0), std::ssize(p.rows));

@@ -30,6 +30,7 @@ class Ops {
   void Glu(const GluParams& p);
   void Norm(const NormParams& p);
   void Store(const StoreParams& p);
+  void Gather(const GatherParams& p);
   void Attend(const AttendParams& p);
   void Merge(const MergeParams& p);
   void Mass(const MassParams& p);
@@ -56,6 +57,7 @@ class Ops {
   virtual void DoSelect(const SelectParams& p) = 0;
   // Small or bound by memory: one implementation serves every backend that computes on the host
   // (row_ops.cc, route.cc).
+  virtual void DoGather(const GatherParams& p);
   virtual void DoEmbed(const EmbedParams& p);
   virtual void DoCopyRows(const CopyRowsParams& p);
   virtual void DoAdd(const AddParams& p);

@@ -22,6 +22,27 @@ void ForRows(ThreadPool& threads, int64_t rows, int64_t values, F&& body) {
 
 }  // namespace
 
+void Ops::DoGather(const GatherParams& p) {
+  constexpr int64_t kRowsPerUnit = KvLayout::kSlots;
+  constexpr int64_t kAhead = 8;  // rows lie anywhere: nothing but this fetches them in time
+  const KvLayout& l = p.from.layout;
+  const int64_t count = std::ssize(p.positions), bytes = l.row_bytes();
+  const int64_t scales = l.dtype == DType::kI8 ? l.planes() * l.kv_heads : 0;
+  threads_.For((count + kRowsPerUnit - 1) / kRowsPerUnit, [&](int64_t unit, int) {
+    const int64_t end = std::min(count, (unit + 1) * kRowsPerUnit);
+    for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
+      if (i + kAhead < count) {
+        const std::byte* next = p.from.row(p.positions[static_cast<size_t>(i + kAhead)]);
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(next + b, 0, 2);
+      }
+      const int64_t position = p.positions[static_cast<size_t>(i)];
+      std::copy_n(p.from.row(position), bytes, p.to.row(i));
+      if (scales > 0)
+        std::copy_n(p.from.scale(position, false, 0), scales, p.to.scale(i, false, 0));
+    }
+  });
+}
+
 void Ops::DoEmbed(const EmbedParams& p) {
   const RawMatrix& e = *p.table;
   ForRows(threads_, p.x.dim(0), e.cols, [&](int64_t first, int64_t end) {

@@ -16,6 +16,7 @@ enum class OpKind {
   kOutput,
   kNorm,
   kStore,
+  kGather,
   kAttend,
   kMerge,
   kMass,
@@ -29,9 +30,9 @@ enum class OpKind {
 };
 
 constexpr std::string_view Name(OpKind op) {
-  constexpr std::string_view kNames[] = {"linear",    "glu",   "output layer", "norm",   "store",
-                                         "attend",    "merge", "mass",         "select", "embed",
-                                         "copy rows", "add",   "rotary table", "route"};
+  constexpr std::string_view kNames[] = {
+      "linear", "glu",    "output layer", "norm",      "store", "gather",       "attend", "merge",
+      "mass",   "select", "embed",        "copy rows", "add",   "rotary table", "route"};
   static_assert(std::size(kNames) == static_cast<size_t>(OpKind::kCount));
   return kNames[static_cast<int>(op)];
 }
