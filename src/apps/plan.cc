@@ -1,4 +1,4 @@
-// baton plan: search the cheapest plan that meets a target, or list window layers; verify, write.
+// baton plan: search the cheapest plan for a target, or rank layers for windows; verify, write.
 #include <algorithm>
 
 #include "apps/command.h"
@@ -198,6 +198,8 @@ PlanOptions SearchOptions(const PlanFlags& o) {
 }
 
 Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
+  if (o.windows.given->count() > 0 && !o.search_json.empty())
+    UsageError("--search-json", "--windows-only searches nothing");
   BATON_TRY(CheckWritable(o.output));
   if (!o.search_json.empty()) BATON_TRY(CheckWritable(o.search_json));
   BATON_ASSIGN(const Profile profile, Profile::Load(o.profile));
@@ -208,7 +210,6 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
   BATON_ASSIGN(auto engine, flags.Load());
   InterruptGuard guard(*engine);
   if (o.windows.given->count() > 0) {
-    if (!o.search_json.empty()) UsageError("--search-json", "--windows-only searches nothing");
     return RunPlanWindows(*engine, profile, o.windows.options, o.output, o.json, invocation);
   }
   const PlanOptions options = SearchOptions(o);
