@@ -10,9 +10,9 @@
 
 namespace baton {
 
+// Contents of the files that `baton profile|plan|eval|bench|run|info --json` wrote; empty: absent.
 struct ReportInputs {
-  std::string profile_json;  // contents of the files that `baton profile|plan|eval|bench|run|info
-                             // --json` wrote; empty: absent
+  std::string profile_json;
   std::string plan_json;
   std::string search_json;
   std::vector<std::string> eval_json;  // one per context or plan

@@ -1,4 +1,4 @@
-// baton plan: search the cheapest plan that meets a target, or list window layers; verify, write.
+// baton plan: search the cheapest plan for a target, or rank layers for windows; verify, write.
 #include <algorithm>
 
 #include "apps/command.h"
@@ -111,7 +111,8 @@ void AddOptions(CLI::App* command, PlanFlags& o) {
   command->add_option("PROFILE", o.profile, "Profile (from `baton profile`)")->required();
   command->add_option("-m,--model", o.engine.model, "Model; without it: the one that was profiled");
   command->add_option("-o,--output", o.output, "Plan to write")->required();
-  command->add_option("--search-json", o.search_json, "Also write every candidate, for the report");
+  command->add_option("--search-json", o.search_json, "Also write every candidate, for the report")
+      ->group("Search");
   AddJsonFlag(command, o.json);
   AddTarget(command, o);
   AddSearch(command, o);
@@ -198,6 +199,7 @@ PlanOptions SearchOptions(const PlanFlags& o) {
 }
 
 Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
+  o.windows.CheckUse();
   BATON_TRY(CheckWritable(o.output));
   if (!o.search_json.empty()) BATON_TRY(CheckWritable(o.search_json));
   BATON_ASSIGN(const Profile profile, Profile::Load(o.profile));
@@ -207,8 +209,7 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
     return Error::InvalidArgument("{} does not name its model", o.profile).Hint("give --model");
   BATON_ASSIGN(auto engine, flags.Load());
   InterruptGuard guard(*engine);
-  if (o.windows.given->count() > 0) {
-    if (!o.search_json.empty()) UsageError("--search-json", "--windows-only searches nothing");
+  if (o.windows.Given()) {
     return RunPlanWindows(*engine, profile, o.windows.options, o.output, o.json, invocation);
   }
   const PlanOptions options = SearchOptions(o);
@@ -231,7 +232,8 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
 
 void AddPlan(CLI::App& app, Action& action) {
   CLI::App* command = AddCommand(
-      app, "plan", "Search the cheapest plan that meets a target, verify it, write it",
+      app, "plan",
+      "Search the cheapest plan that meets a target, or rank layers for windows; verify, write",
       "  baton plan profile.json --max-bytes 0.125 -o plan.json\n"
       "  baton plan profile.json --max-kl 0.01 --no-scan -o plan.json --search-json search.json\n"
       "  baton plan profile.json --min-speedup 2 --cost time -o plan.json\n"

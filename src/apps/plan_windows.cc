@@ -49,14 +49,13 @@ void WindowFlags::Add(CLI::App* command, const std::vector<std::string>& others)
   const auto in_other = [&](const CLI::Option* option) {
     return std::find(others.begin(), others.end(), option->get_group()) != others.end();
   };
-  const std::vector<CLI::Option*> excluded = command->get_options(in_other);
+  excluded = command->get_options(in_other);
   const std::string group = "Windows only, in place of a search";
   given = command
               ->add_option("--windows-only", options.share,
                            "This share of the layers keeps a sink and a window, the rest is full")
               ->check(Above(0) & Between(0.0, 1.0))
               ->group(group);
-  for (CLI::Option* option : excluded) given->excludes(option);
   command
       ->add_option("--rank", options.rank,
                    "Which layers: harm, measured with one layer windowed (the default), or entropy "
@@ -84,6 +83,13 @@ void WindowFlags::Add(CLI::App* command, const std::vector<std::string>& others)
           "of windows")
       ->needs(given)
       ->group(group);
+}
+
+void WindowFlags::CheckUse() const {
+  for (const CLI::Option* option : excluded) {
+    if (Given() && option->count() > 0)
+      UsageError(option->get_name(), "is for a search, and --windows-only searches nothing");
+  }
 }
 
 Result<int> RunPlanWindows(Engine& engine, const Profile& profile, const WindowOptions& options,

@@ -89,6 +89,17 @@ TEST_F(Cli, UsageErrorsTeachAndExitWithTwo) {
   ExpectError(Baton("run model.gguf --prompt a --route-mode all"), 2, "--route-mode");
 }
 
+TEST_F(Cli, WindowListsTakeNoSearchOptions) {
+  ExpectError(Baton("plan p.json -o plan.json --rank entropy"), 2, "--windows-only");
+  ExpectError(Baton("plan p.json -o plan.json --route"), 2, "--windows-only");
+  ExpectError(Baton("plan p.json -o plan.json --windows-only 0.5 --max-kl 0.1"), 2, "--max-kl");
+  ExpectError(Baton("plan p.json -o plan.json --windows-only 0.5 --forced 1"), 2, "--forced");
+  ExpectError(Baton("plan p.json -o plan.json --windows-only 0.5 --search-json s.json"), 2,
+              "--search-json");
+  ExpectError(Baton("plan p.json -o plan.json --windows-only 1.5"), 2, "--windows-only");
+  ExpectError(Baton("plan p.json -o plan.json --windows-only 0.5 --rank best"), 2, "--rank");
+}
+
 TEST_F(Cli, FilesThatAreNotThereAreNamed) {
   ExpectError(Baton("info absent.gguf"), 1, "absent.gguf");
   ExpectError(Baton("tokenize absent.gguf --prompt x"), 1, "absent.gguf");
@@ -116,6 +127,22 @@ TEST_F(Cli, AReportOfAPlanIsWritten) {
   ExpectError(Baton("report --plan '" + plan + "' -o '" + page + ".absent/page.html'"), 1,
               "cannot write");
   ExpectError(Baton("report --plan '" + plan + "' -o /dev/full"), 1, "No space left");
+}
+
+TEST_F(Cli, AReportOfRoutedRunsIsWritten) {
+  const auto run = [&](const std::string& name, const std::string& bitmap) {
+    return "'" +
+           File(name, R"({"format":"baton-run","routing":{"bitmap":")" + bitmap +
+                          R"(","logits":[[0,1],[1,0]],"source":"exact",
+        "held_token_equivalents":[9,3],"dense_token_equivalents":18}})") +
+           "'";
+  };
+  const std::string page = (folder_ / "page.html").string();
+  const std::string report = "report -o '" + page + "' --run-json ";
+  const Outcome o = Baton(report + run("a.json", "FS") + " " + run("b.json", "FF"));
+  EXPECT_EQ(o.status, 0) << o.err;
+  EXPECT_THAT(ReadAll(page), HasSubstr("Request 2"));
+  ExpectError(Baton(report + run("c.json", "FSF")), 1, "--run-json");
 }
 
 TEST_F(Cli, AnUnknownShapeIsToldTheKnownOnes) {

@@ -66,24 +66,28 @@ struct Fixture {
   Profile profile;
 };
 
+Fixture Profiled(SyntheticSpec spec) {
+  Fixture f{.engine = LoadEngine(spec, BackendCases().front())};
+  ProfileOptions o;
+  o.texts = {WriteFile("words.txt", Words(4000, 1))};
+  o.context = 512;
+  o.probes = 3;
+  o.budgets = {32};
+  o.windows = {64};
+  o.sink = 2;
+  o.recent = 8;
+  auto profile = MakeProfile(*f.engine, o);
+  BATON_CHECK(profile.ok());
+  f.profile = std::move(profile).value();
+  return f;
+}
+
+// Made once: most tests read it.
 Fixture& Shared() {
   static Fixture* const fixture = [] {
-    auto* f = new Fixture;
     SyntheticSpec spec = TinySpec();
     spec.layers = 4;
-    f->engine = LoadEngine(spec, BackendCases().front());
-    ProfileOptions o;
-    o.texts = {WriteFile("words.txt", Words(4000, 1))};
-    o.context = 512;
-    o.probes = 3;
-    o.budgets = {32};
-    o.windows = {64};
-    o.sink = 2;
-    o.recent = 8;
-    auto profile = MakeProfile(*f->engine, o);
-    BATON_CHECK(profile.ok());
-    f->profile = std::move(profile).value();
-    return f;
+    return new Fixture(Profiled(spec));
   }();
   return *fixture;
 }
@@ -95,27 +99,33 @@ WindowPlan Planned(const Profile& profile, const WindowOptions& options) {
 }
 
 TEST(InputEntropy, IsThatOfTheStreamsThatEnterTheLayers) {
-  Engine& engine = *Shared().engine;
-  const int64_t width = engine.info().width, count = 200;
-  const std::vector<int32_t> tokens = RandomTokens(count, 3);
-  int last = -1;
-  auto entropy = InputEntropy(engine, tokens, [&](int l) { last = l; });
-  ASSERT_TRUE(entropy.ok()) << entropy.error().ToString();
-  ASSERT_EQ(entropy->size(), 4u);
-  EXPECT_EQ(last, 3);
+  for (const char* architecture : {"llama", "gemma3"}) {
+    SCOPED_TRACE(architecture);
+    const auto engine = LoadEngine(TinySpec(architecture), BackendCases().front());
+    const ModelInfo& info = engine->info();
+    const int64_t count = 200;
+    const std::vector<int32_t> tokens = RandomTokens(count, 3);
+    int last = -1;
+    auto entropy = InputEntropy(*engine, tokens, [&](int l) { last = l; });
+    ASSERT_TRUE(entropy.ok()) << entropy.error().ToString();
+    ASSERT_EQ(static_cast<int>(entropy->size()), info.layers);
+    EXPECT_EQ(last, info.layers - 1);
 
-  std::vector<float> streams(static_cast<size_t>(4 * count * width)), x(streams.size() / 4);
-  Session session = NewSession(engine, count);
-  ASSERT_TRUE(session.Decode(tokens, {.capture = streams.data()}).ok());
-  for (int l = 0; l < 4; ++l) {
-    const View<float> normed(x.data(), {count, width});
-    engine.impl().ops->Norm(
-        {.x = View<const float>(streams.data() + l * count * width, {count, width}),
-         .weight = engine.impl().model->weights().layers[static_cast<size_t>(l)].vector(
-             TensorRole::kAttnNorm),
-         .eps = engine.impl().model->config().norm_eps,
-         .y = normed});
-    EXPECT_NEAR((*entropy)[static_cast<size_t>(l)], SpectralEntropy(normed), 1e-4);
+    const int64_t stream = count * info.width;
+    std::vector<float> streams(static_cast<size_t>(info.layers * stream)), x(count * info.width);
+    Session session = NewSession(*engine, count);
+    ASSERT_TRUE(session.Decode(tokens, {.capture = streams.data()}).ok());
+    const auto& layers = engine->impl().model->weights().layers;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      const View<float> normed(x.data(), {count, info.width});
+      engine->impl().ops->Norm(
+          {.x = View<const float>(streams.data() + static_cast<int64_t>(l) * stream,
+                                  {count, info.width}),
+           .weight = layers[l].vector(TensorRole::kAttnNorm),
+           .eps = engine->impl().model->config().norm_eps,
+           .y = normed});
+      EXPECT_NEAR((*entropy)[l], SpectralEntropy(normed), 1e-4);
+    }
   }
 }
 
@@ -196,6 +206,25 @@ TEST(PlanWindows, RoutedListsAreMeasuredAsAMaskRunsThem) {
   ASSERT_TRUE(g->stats.routing.has_value());
   for (size_t l = 0; l < 4; ++l) {
     EXPECT_EQ(g->stats.routing->bitmap[l] == 'S', list.plan.layers[l].role == Role::kRoute);
+  }
+}
+
+TEST(PlanWindows, LayersThatTheModelWindowsAreLeftAlone) {
+  Fixture f = Profiled(TinySpec("gemma3"));
+  for (const WindowRank rank : {WindowRank::kHarm, WindowRank::kEntropy}) {
+    auto list =
+        PlanWindows(*f.engine, f.profile, {.share = 0.5, .rank = rank, .sink = 2, .window = 62});
+    ASSERT_TRUE(list.ok()) << list.error().ToString();
+    int windows = 0;
+    for (size_t l = 0; l < list->score.size(); ++l) {
+      const bool own = f.profile.model_window[l] > 0;
+      EXPECT_EQ(std::isnan(list->score[l]), own);
+      if (own) EXPECT_EQ(list->plan.layers[l].role, Role::kFull);
+      windows += list->plan.layers[l].role == Role::kWindow;
+    }
+    EXPECT_EQ(windows, 1);                                // two of twelve see the whole context
+    const double rows = 10 * 96, dense = rows + 2 * 256;  // at 256 keys
+    EXPECT_NEAR(list->measures[0].kv_bytes_share, (rows + 256 + 64) / dense, 1e-9);
   }
 }
 
