@@ -133,9 +133,7 @@ class AttentionOracle : public ::testing::TestWithParam<test::BackendCase> {
       params.v = View<const float>(in.v.data(), {rows, kKvHeads, kDim});
       params.cos = View<const float>(cos.data(), {rows, kDim / 2});
       params.sin = View<const float>(sin.data(), {rows, kDim / 2});
-      const Status status =
-          attention.Run(l, {.store = params}, View<float>(o.data(), {rows, kHeads, kDim}));
-      ASSERT_TRUE(status.ok()) << status.error().ToString();
+      attention.Run(l, {.store = params}, View<float>(o.data(), {rows, kHeads, kDim}));
       for (int64_t t = 0; t < rows; ++t) Compare(plan, resolved.value(), inputs, l, t, o);
     }
   }
