@@ -112,10 +112,11 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<CacheS
   std::vector<KvCacheSpec> specs;
   for (const CacheSpec& c : caches) {
     KvCacheSpec spec{.layout = LayoutOf(c)};
-    if (c.ring() && rollback >= 0) {
+    // Also where nothing is dropped: a prompt's suffix starts inside rings alone.
+    if (c.ring()) {
       spec.sink = c.sink;
       spec.recent = c.recent;
-      spec.rollback = rollback;
+      spec.rollback = rollback < 0 ? tokens : rollback;
     }
     specs.push_back(spec);
   }

@@ -20,9 +20,9 @@ SyntheticSpec Clsa() {
 
 SyntheticSpec HySparse2() {
   return {.architecture = "baton-hysparse2",
-          .layers = 11,
+          .layers = 10,
           .kv_heads = 1,
-          .layout = "WFWWCRRRRRW",
+          .layout = "WFWWCRRRRR",
           .rope = "W",
           .gated = "WR",
           .sinks = "WR",
@@ -77,7 +77,8 @@ TEST(Gather, SharedListsGiveTheBitsOfTheirCaches) {
   int written = 0;
   for (const Case& c : Cases()) {
     const std::string path = Scratch().File("gather" + std::to_string(written++) + ".gguf");
-    ASSERT_TRUE(WriteSyntheticGguf(path, c.spec).ok());
+    const Status written_file = WriteSyntheticGguf(path, c.spec);
+    ASSERT_TRUE(written_file.ok()) << written_file.error().ToString();
     auto engine = Engine::Load(path, {.backend = c.backend, .threads = 2, .kv = c.kv});
     ASSERT_TRUE(engine.ok()) << engine.error().ToString();
     int64_t alone = 0, together = 0;
