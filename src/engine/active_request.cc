@@ -127,7 +127,7 @@ void ActiveRequest::Accept(std::span<const float> logits) {
   result_.stats.logits_hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()));
   if (!HoldNumber(logits)) {
     return Fail(
-        Error::Corrupt("the logits after position {} hold no number", sequence_.kv.length() - 1)
+        Error::Corrupt("the logits after position {} hold no number", sequence_.tokens.size() - 1)
             .Hint("weights that are not numbers, or values that overflow the cache's "
                   "type; compare with --backend ref"));
   }

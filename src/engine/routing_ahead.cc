@@ -17,7 +17,8 @@ Result<std::unique_ptr<RoutingAhead>> RoutingAhead::Create(Engine::Impl& engine,
     ahead->tokens_.assign(tokens.begin(), tokens.end());
   }
   ahead->plan_ = plan;
-  // Lists live for one pass, and here every layer has passes of its own.
+  // Passes are layers here, and lists live for one pass: layers that are not routed attend as the
+  // model defines them.
   ahead->plan_.prefill = {};
   BATON_ASSIGN(ahead->store_,
                engine.NewStore(plan.caches, static_cast<int64_t>(ahead->tokens_.size())));

@@ -128,7 +128,7 @@ class Resolver {
   Status CheckScan(int l) const;
   Status CheckWindow(int l) const;
   Status Index(int l, TokenSet* set);
-  Status Layer(int l, LayerPlan* out);
+  Status Layer(int l, LayerPlan* out, CacheSpec* cache);
   void SetPublishers(ResolvedPlan* out);
   int64_t MinContext() const;
 
@@ -272,7 +272,7 @@ Status Resolver::Index(int l, TokenSet* set) {
 }
 
 // What the plan makes of a layer; the model's own branches stay where it leaves them alone.
-Status Resolver::Layer(int l, LayerPlan* out) {
+Status Resolver::Layer(int l, LayerPlan* out, CacheSpec* cache) {
   const LayerRole& role = plan_.layers[l];
   BATON_TRY(CheckPlace(l));
   BATON_TRY(CheckWindow(l));
@@ -284,8 +284,11 @@ Status Resolver::Layer(int l, LayerPlan* out) {
   out->in_prompts = plan_.prefill.sparse && role.role != Role::kWindow;
   TokenSet& set = out->branches[0].set;
   if (role.role == Role::kRoute) out->route = {role.sink, role.recent};
-  if (role.role == Role::kWindow)
+  if (role.role == Role::kWindow) {
     set = {.kind = TokenSet::Kind::kWindow, .sink = role.sink, .recent = role.recent};
+    // A ring of the model keeps the plan's sink as well.
+    if (cache->ring()) cache->sink = std::max(cache->sink, role.sink);
+  }
   if (RowOf(role.role).branches[0].tokens == TokenSet::Kind::kIndex) BATON_TRY(Index(l, &set));
   return Status::Ok();
 }
@@ -360,7 +363,7 @@ Result<ResolvedPlan> Resolver::Run() {
   used_.assign(model_.layers, false);
   ResolvedPlan out = ModelPlan(model_);
   for (int l = 0; l < model_.layers; ++l) {
-    BATON_TRY(Layer(l, &out.layers[l]));
+    BATON_TRY(Layer(l, &out.layers[l], &out.caches[out.layers[l].branches[0].cache]));
     out.changes_layers |= plan_.layers[l].role != Role::kFull;
   }
   if (!out.changes_layers) return out;

@@ -227,6 +227,17 @@ TEST(Resolve, ScanWithoutReusersStillRanksForItself) {
   EXPECT_TRUE(plan.NeedsLowBit(1));
 }
 
+TEST(Resolve, RingOfTheModelKeepsTheSinkOfAPlansWindow) {
+  ModelShape model = Shape(3);
+  model.window = {0, 512, 512};
+  auto plan = Resolve(Of({kFull, Window(4, 256), Window(0, 512)}), model, nullptr);
+  ASSERT_TRUE(plan.ok()) << plan.error().ToString();
+  EXPECT_EQ(plan->caches[1].sink, 4);
+  EXPECT_EQ(plan->caches[1].recent, 512);
+  EXPECT_EQ(plan->caches[2].sink, 0);
+  EXPECT_FALSE(plan->caches[0].ring());
+}
+
 TEST(Resolve, DensePlansAreDense) {
   EXPECT_TRUE(Resolve(Plan::Dense(3), Shape(3), nullptr)->IsDense());
   EXPECT_TRUE(Resolve(Of({kSelect, kFull, kFull}), Shape(3), nullptr)->IsDense());
