@@ -22,6 +22,8 @@ constexpr int kSharingLayers = 4;
 Attention::Attention(Ops& ops, const ModelShape& shape, float scale)
     : ops_(ops), shape_(shape), scale_(scale) {
   BATON_CHECK_EQ(static_cast<int>(shape.plan.size()), shape.layers);
+  ranks_every_row_ = std::any_of(shape.plan.begin(), shape.plan.end(),
+                                 [](const LayerPlan& l) { return l.publish.has_value(); });
 }
 Attention::~Attention() = default;
 
@@ -38,9 +40,7 @@ void Attention::Begin(std::span<const AttentionSegment> segments, AttentionObser
 
 void Attention::AddParts(const AttentionSegment& s, int64_t begin, int64_t end, bool planned,
                          int64_t rows_per_set) {
-  const bool ranked = std::any_of(shape_.plan.begin(), shape_.plan.end(),
-                                  [](const LayerPlan& l) { return l.publish.has_value(); });
-  const int64_t step = ranked ? kRankedRows : std::max<int64_t>(end - begin, 1);
+  const int64_t step = ranks_every_row_ ? kRankedRows : std::max<int64_t>(end - begin, 1);
   for (int64_t row = begin; row < end; row += step) {
     Part p;
     p.segment = &s;

@@ -125,6 +125,7 @@ class Attention {
   Ops& ops_;
   const ModelShape& shape_;
   float scale_;
+  bool ranks_every_row_ = false;  // the model itself publishes rankings
   std::vector<Part> parts_;
   AttentionObserver* observer_ = nullptr;
   // Grown when needed, kept. lse_ and branch_o_ by branch.
