@@ -1,7 +1,5 @@
 #include "base/buffer.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -10,63 +8,37 @@
 #include "base/check.h"
 
 namespace baton {
-namespace {
-constexpr int64_t kHugePage = int64_t{2} << 20;
-}
 
 Buffer::Buffer(Buffer&& o) noexcept { *this = std::move(o); }
 
 Buffer& Buffer::operator=(Buffer&& o) noexcept {
+  std::swap(device_, o.device_);
   std::swap(data_, o.data_);
   std::swap(size_, o.size_);
-  std::swap(mapped_, o.mapped_);
   return *this;
 }
 
 Buffer::~Buffer() {
-  if (data_) munmap(data_, static_cast<size_t>(mapped_));
+  if (data_) device_->Free(data_, size_);
 }
 
-Result<Buffer> Buffer::Allocate(int64_t bytes) {
+Result<Buffer> Buffer::Allocate(int64_t bytes, Device& device) {
   Buffer b;
-  if (bytes < 0 || bytes > int64_t{1} << 46) {
-    return Error::Resource("cannot allocate {} bytes", bytes);
-  }
-  const int64_t size = (std::max<int64_t>(bytes, 1) + kHugePage - 1) / kHugePage * kHugePage;
-  // One huge page more than needed, so that an aligned range fits; the surplus is returned at once.
-  void* p = mmap(nullptr, static_cast<size_t>(size + kHugePage), PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) {
-    return Error::Resource("cannot allocate {:.1f} MB of memory", static_cast<double>(bytes) / 1e6)
-        .Hint("use a smaller model or --context");
-  }
-  auto* base = static_cast<std::byte*>(p);
-  const auto address = reinterpret_cast<uintptr_t>(base);
-  const int64_t head = static_cast<int64_t>((kHugePage - address % kHugePage) % kHugePage);
-  if (head > 0) munmap(base, static_cast<size_t>(head));
-  if (head < kHugePage) munmap(base + head + size, static_cast<size_t>(kHugePage - head));
-  b.data_ = base + head;
+  BATON_ASSIGN(b.data_, device.Allocate(bytes));
+  b.device_ = &device;
   b.size_ = bytes;
-  b.mapped_ = size;
-  // A small buffer would waste most of a huge page.
-  if (bytes >= kHugePage / 4) madvise(b.data_, static_cast<size_t>(size), MADV_HUGEPAGE);
   return b;
 }
 
-Buffer Buffer::AllocateOrDie(int64_t bytes) {
-  Result<Buffer> b = Allocate(bytes);
+Buffer Buffer::AllocateOrDie(int64_t bytes, Device& device) {
+  Result<Buffer> b = Allocate(bytes, device);
   BATON_CHECK(b.ok());
   return std::move(b).value();
 }
 
 int64_t Buffer::Discard(int64_t begin, int64_t bytes) {
   BATON_CHECK(begin >= 0 && bytes >= 0 && bytes <= size_ - begin);
-  // What follows the last byte belongs to nobody else.
-  const int64_t end = begin + bytes == size_ ? mapped_ : begin + bytes;
-  const int64_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const int64_t size = end / kHugePage * kHugePage - first;
-  if (size <= 0) return 0;
-  return madvise(data_ + first, static_cast<size_t>(size), MADV_DONTNEED) == 0 ? size : 0;
+  return device_->Discard(data_, size_, begin, bytes);
 }
 
 Result<Arena::Piece> Arena::Take(int64_t bytes) {

@@ -1,12 +1,16 @@
-// Owning memory on huge pages where the system grants them: 4 KiB pages halve the read bandwidth of
-// a virtual machine with nested paging (docs/performance.md), so everything that decode streams
-// lives here.
+// Owning memory of a device. The host's lies on huge pages where the system grants them: 4 KiB pages
+// halve the read bandwidth of a virtual machine with nested paging (docs/performance.md), so
+// everything that decode streams lives here.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <vector>
 
+#include "base/device.h"
 #include "baton/error.h"
 
 namespace baton {
@@ -20,11 +24,11 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer();
 
-  // Zeroed on first touch, 2 MiB aligned, advised as huge pages; address space is reserved, memory
+  // Zeroed. On the host 2 MiB aligned and advised as huge pages; address space is reserved, memory
   // is used when touched.
-  static Result<Buffer> Allocate(int64_t bytes);
+  static Result<Buffer> Allocate(int64_t bytes, Device& device = Device::Host());
   // As above for sizes that cannot fail but for a full machine; aborts then.
-  static Buffer AllocateOrDie(int64_t bytes);
+  static Buffer AllocateOrDie(int64_t bytes, Device& device = Device::Host());
 
   // Returns the memory of the whole 2 MiB pages within [begin, begin + bytes) to the system; those
   // read as zeros then, and take memory again when touched. Smaller pieces stay: returning them
@@ -40,10 +44,57 @@ class Buffer {
   explicit operator bool() const { return data_ != nullptr; }
 
  private:
+  Device* device_ = nullptr;
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
-  int64_t mapped_ = 0;
 };
+
+// Elements in a device's memory: scratch and small tables. Grows when needed and never shrinks.
+template <typename T>
+class Array {
+ public:
+  explicit Array(Device& device = Device::Host()) : device_(&device) {}
+
+  // Room for n elements; what it held is lost when it has to grow.
+  T* Reserve(int64_t n) {
+    const auto size = static_cast<int64_t>(sizeof(T));
+    if (n * size > buffer_.size())
+      buffer_ = Buffer::AllocateOrDie(std::max(n * size, buffer_.size() * 3 / 2), *device_);
+    return data();
+  }
+  void Upload(std::span<const T> values, int64_t at = 0) {
+    device_->Upload(bytes(at), values.data(), static_cast<int64_t>(values.size_bytes()));
+  }
+  void Download(std::span<T> to, int64_t at = 0) const {
+    device_->Download(to.data(), bytes(at), static_cast<int64_t>(to.size_bytes()));
+  }
+  // Of the host alone.
+  std::span<T> host() const {
+    return device_->host() ? std::span<T>(data(), static_cast<size_t>(capacity())) : std::span<T>();
+  }
+
+  T* data() const { return buffer_.as<T>(); }
+  int64_t capacity() const { return buffer_.size() / static_cast<int64_t>(sizeof(T)); }
+  bool empty() const { return capacity() == 0; }
+  Device& device() const { return *device_; }
+
+ private:
+  std::byte* bytes(int64_t at) const {
+    return buffer_.data() + at * static_cast<int64_t>(sizeof(T));
+  }
+
+  Device* device_;
+  Buffer buffer_;
+};
+
+// An array with these elements.
+template <typename T>
+Array<T> UploadArray(std::span<const T> values, Device& device) {
+  Array<T> array(device);
+  array.Reserve(static_cast<int64_t>(values.size()));
+  array.Upload(values);
+  return array;
+}
 
 // Cuts buffers into pieces, zeroed and 64-byte aligned: a Buffer each would round every weight
 // matrix up to whole huge pages. A piece keeps the buffer that it lies in; nothing is reused.

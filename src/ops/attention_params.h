@@ -1,11 +1,11 @@
 // What the operations of attention take and give: one struct each, with shapes, in the letters of
-// ops.h.
+// ops.h, which also says what lies in a device's memory.
 #pragma once
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
+#include "base/buffer.h"
 #include "base/view.h"
 #include "baton/plan.h"
 #include "kv/page.h"
@@ -35,28 +35,26 @@ struct StoreParams {
   std::span<const Segment> segments;
 };
 
-// Lists of key positions, ascending: [sets][groups], each with room for `capacity`.
+// Lists of key positions, ascending: [sets][groups], each with room for `capacity`. Select writes
+// them, in the memory of its device.
 struct IndexSets {
+  explicit IndexSets(Device& device = Device::Host()) : positions(device), counts(device) {}
+
   int64_t sets = 0, groups = 0, capacity = 0;
-  std::vector<int32_t> positions;  // [sets, groups, capacity]
-  std::vector<int32_t> counts;     // [sets, groups]
+  Array<int32_t> positions;  // [sets, groups, capacity]
+  Array<int32_t> counts;     // [sets, groups]
+
+  // Room for lists of this shape; what they hold is undefined.
   void Reset(int64_t s, int64_t g, int64_t c) {
     sets = s, groups = g, capacity = c;
-    positions.resize(static_cast<size_t>(s * g * c));
-    counts.assign(static_cast<size_t>(s * g), 0);
+    positions.Reserve(s * g * c);
+    counts.Reserve(s * g);
   }
-  int32_t* list(int64_t set, int64_t group) {
+  // Pointers that the host may follow where the device is the host.
+  int32_t* list(int64_t set, int64_t group) const {
     return positions.data() + (set * groups + group) * capacity;
   }
-  const int32_t* list(int64_t set, int64_t group) const {
-    return positions.data() + (set * groups + group) * capacity;
-  }
-  int32_t& count(int64_t set, int64_t group) {
-    return counts[static_cast<size_t>(set * groups + group)];
-  }
-  int32_t count(int64_t set, int64_t group) const {
-    return counts[static_cast<size_t>(set * groups + group)];
-  }
+  int32_t& count(int64_t set, int64_t group) const { return counts.data()[set * groups + group]; }
 };
 
 // Which of the keys at or before a query's position it attends to.
@@ -89,7 +87,7 @@ struct AttendParams {
 // (low-bit copies aside): layers that read one list then read memory front to back.
 struct GatherParams {
   KvView from;
-  std::span<const int32_t> positions;  // each in [0, from.length)
+  std::span<const int32_t> positions;  // on the device; each in [0, from.length)
   KvView to;                           // token i is from's positions[i]; length covers them
 };
 
@@ -169,9 +167,10 @@ struct SelectParams {
     std::span<const int64_t> visible;  // [sets] keys that the set may name: [0, visible)
     std::span<const int64_t> k;        // [sets] budget, counted in tokens
     std::span<const int64_t> recent;   // [sets] forced recent keys
-    // Reset by the caller to [sets, groups, >= max k rounded up to blocks].
+    // Reset by the caller to [sets, groups, >= max k rounded up to blocks]; every list is written.
     IndexSets* out = nullptr;
-    // Receives the lowest position whose mass is NaN in any set, and is left alone where none is.
+    // On the device. Receives the lowest position whose mass is NaN in any set, and is left alone
+    // where none is.
     int64_t* bad_position = nullptr;  // or null
   };
   int64_t groups = 1;

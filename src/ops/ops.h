@@ -5,11 +5,18 @@
 // Letters: T rows of the batch, N visible keys, C model width, Hq/Hkv heads, R = Hq/Hkv, D head
 // size, K selected tokens. Results never depend on the number of threads, nor on which other rows
 // or segments share a call.
+//
+// Memory: what params point at lies in the memory of the backend's device (device()): every View,
+// the caches and page tables of a KvView, index sets, stored scores and masses, norm weights,
+// biases, sink logits, router weights and logits. Spans lie in the host's memory, and with them
+// everything that describes a step (segments, rows, positions, lengths, budgets, head maps): a
+// backend takes what it needs of them before it returns. So do an EmbedParams' tokens and table.
 #pragma once
 
 #include <memory>
 #include <string>
 
+#include "base/device.h"
 #include "base/thread_pool.h"
 #include "baton/error.h"
 #include "ops/attention_params.h"
@@ -22,6 +29,20 @@ class Ops {
  public:
   virtual ~Ops() = default;
   virtual std::string name() const = 0;  // "ref", "cpu (avx512)", ...
+  virtual Device& device() { return Device::Host(); }
+
+  // The operations of one forward pass. Within it a backend may hold them back and start them
+  // together, at the latest when something is downloaded from its device.
+  class Pass {
+   public:
+    explicit Pass(Ops& ops) : ops_(ops), hot_(ops.threads_) { ops_.BeginPass(); }
+    ~Pass() { ops_.EndPass(); }
+    Pass(const Pass&) = delete;
+
+   private:
+    Ops& ops_;
+    ThreadPool::Hot hot_;
+  };
 
   // Copies a weight matrix into this backend's layout, on huge pages.
   virtual Result<std::unique_ptr<Matrix>> Pack(const RawMatrix& raw) = 0;
@@ -47,6 +68,8 @@ class Ops {
 
  protected:
   explicit Ops(ThreadPool& threads) : threads_(threads) {}
+  virtual void BeginPass() {}
+  virtual void EndPass() {}
   virtual void DoLinear(const LinearParams& p) = 0;
   virtual void DoGlu(const GluParams& p) = 0;
   virtual void DoNorm(const NormParams& p) = 0;

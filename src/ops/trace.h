@@ -5,6 +5,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <iterator>
 #include <string_view>
 
@@ -47,13 +48,17 @@ class Trace {
   };
 
   bool enabled = false;
+  // Of a backend that works while the host goes on: waits for what was called, before an
+  // operation's time is taken.
+  std::function<void()> wait;
   const Entry& operator[](OpKind op) const { return entries_[static_cast<size_t>(op)]; }
   void Reset() { entries_ = {}; }
 
   class Scope {
    public:
     Scope(Trace& trace, OpKind op, double bytes, double flops)
-        : entry_(trace.enabled ? &trace.entries_[static_cast<size_t>(op)] : nullptr) {
+        : trace_(trace),
+          entry_(trace.enabled ? &trace.entries_[static_cast<size_t>(op)] : nullptr) {
       if (!entry_) return;
       entry_->calls++;
       entry_->bytes += bytes;
@@ -61,13 +66,15 @@ class Trace {
       start_ = std::chrono::steady_clock::now();
     }
     ~Scope() {
-      if (entry_)
-        entry_->seconds +=
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+      if (!entry_) return;
+      if (trace_.wait) trace_.wait();
+      entry_->seconds +=
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     }
     Scope(const Scope&) = delete;
 
    private:
+    Trace& trace_;
     Entry* entry_;
     std::chrono::steady_clock::time_point start_;
   };
