@@ -1,0 +1,17 @@
+// The CUDA backend: the operations of ops.h in a GPU's memory. This class keeps scratch memory and
+// splits work into launches; the kernels are in the .cu files, one per operation.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "baton/error.h"
+#include "ops/ops.h"
+
+namespace baton {
+
+// Errors: Unsupported where there is no GPU that this build has code for (what is there, what is
+// needed).
+Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool& threads);
+
+}  // namespace baton
