@@ -4,8 +4,8 @@
 // positions, lengths: what describes the step). When the pass ends, or something is downloaded, all
 // tables go to the device in one copy and the actions run in order. Tables of equal sizes in equal
 // order lie at equal addresses, so a decode step repeats the actions of the step before it byte for
-// byte and differs in the tables alone: such a run of actions is captured as a CUDA graph the second
-// time it is seen, and replayed from then on. Outside a pass every action starts at once.
+// byte and differs in the tables alone: such a run of actions is captured as a CUDA graph the
+// second time it is seen, and replayed from then on. Outside a pass every action starts at once.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -63,8 +63,7 @@ class Recorder {
       std::apply(
           [&](auto&... each) {
             void* pointers[] = {static_cast<void*>(&each)..., nullptr};
-            BATON_CUDA(
-                cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream));
+            BATON_CUDA(cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream));
           },
           args);
     });
