@@ -36,7 +36,7 @@ class Lookup {
 // accepted with probability p after the one before, a turn makes (1 - p^(n+1)) / (1 - p) tokens.
 class DraftLength {
  public:
-  explicit DraftLength(int64_t most) : most_(most) {}
+  DraftLength(int64_t most, bool adaptive) : most_(most), adaptive_(adaptive) {}
 
   // The n of least expected time per token; 0: drafting does not pay. Then a short draft is tried
   // again at growing intervals, so that a change is noticed.
@@ -52,6 +52,7 @@ class DraftLength {
   double SecondsPerToken(int64_t n) const;
 
   const int64_t most_;
+  const bool adaptive_;
   double accepted_ = 4, rejected_ = 1;  // decayed counts; where they begin is a guess
   double draft_seconds_ = 0;            // 0: drafts cost nothing, or none was timed
   std::array<double, kMostDrafts + 2> verify_seconds_{};  // by rows; 0: not seen
