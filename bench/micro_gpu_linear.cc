@@ -1,4 +1,4 @@
-// Speed of products on a GPU: `micro_gpu_linear [out] [in]`, by default the matrices of an 8B model.
+// Speed of products on a GPU: `micro_gpu_linear [out in]`, by default the matrices of an 8B model.
 // Decode: matrices enough that none is in the cache when its turn comes, multiplied in one pass, as
 // a step does; GB/s is what reading the weights comes to, beside what a copy of the same size moves
 // (read and written). Prompts: TFLOP/s of 512 to 8,192 rows.
@@ -23,17 +23,19 @@ namespace {
 
 using namespace baton;
 
-constexpr int64_t kWeightBytes = int64_t{2} << 30;
+constexpr int64_t kWeightBytes = int64_t{1} << 30;
 constexpr int kRepeats = 9;
 
 class Bench {
  public:
-  Bench(Ops& ops, int64_t out, int64_t in) : ops_(ops), out_(out), in_(in), device_(ops.device()) {
-    std::vector<bf16> values(static_cast<size_t>(out * in));
+  Bench(Ops& ops, DType type, int64_t out, int64_t in)
+      : ops_(ops), type_(type), out_(out), in_(in), device_(ops.device()) {
+    // Finite numbers in every type.
+    std::vector<std::byte> values(static_cast<size_t>(BytesOf(type, out * in)));
     std::mt19937 rng(1);
-    for (bf16& v : values) v = ToBf16(static_cast<float>(rng() % 2001) * 1e-4f - 0.1f);
-    const RawMatrix raw{DType::kBF16, reinterpret_cast<const std::byte*>(values.data()), out, in};
-    const int64_t count = std::max<int64_t>(2, kWeightBytes / (out * in * 2) / 2 * 2);
+    for (std::byte& v : values) v = static_cast<std::byte>(rng() & 0x3f);
+    const RawMatrix raw{type, values.data(), out, in};
+    const int64_t count = std::max<int64_t>(2, kWeightBytes / BytesOf(type, out * in) / 2 * 2);
     for (int64_t i = 0; i < count; ++i) {
       auto m = ops.Pack(raw);
       if (!m.ok()) {
@@ -111,13 +113,16 @@ class Bench {
   }
   void Report(const char* what, int64_t tokens, double seconds, double matrices) const {
     const auto weights = static_cast<double>(out_ * in_);
-    fmt::print("{} {} x {}, {} rows: {:.2f} us a matrix, {:.0f} GB/s, {:.1f} TFLOP/s\n", what, out_,
-               in_, tokens, seconds / matrices * 1e6, 2 * weights * matrices / seconds / 1e9,
+    const auto bytes = static_cast<double>(matrices_[0]->bytes);
+    fmt::print("{} {} {} x {}, {} rows: {:.2f} us a matrix, {:.0f} GB/s, {:.1f} TFLOP/s\n", what,
+               Info(type_).name, out_, in_, tokens, seconds / matrices * 1e6,
+               bytes * matrices / seconds / 1e9,
                2 * weights * static_cast<double>(tokens) * matrices / seconds / 1e12);
     std::fflush(stdout);
   }
 
   Ops& ops_;
+  DType type_;
   int64_t out_, in_;
   Device& device_;
   std::vector<std::unique_ptr<Matrix>> matrices_;
@@ -135,19 +140,24 @@ int main(int argc, char** argv) {
     return 1;
   }
   struct Shape {
+    DType type;
     int64_t out, in;
   };
-  std::vector<Shape> shapes = {{14336, 4096}, {4096, 14336}, {4096, 4096}, {1024, 4096}, {128256, 4096}};
-  if (argc == 3) shapes = {{std::atoll(argv[1]), std::atoll(argv[2])}};
+  std::vector<Shape> shapes = {{DType::kBF16, 14336, 4096}, {DType::kBF16, 4096, 14336},
+                               {DType::kBF16, 4096, 4096},  {DType::kBF16, 1024, 4096},
+                               {DType::kBF16, 576, 576},    {DType::kBF16, 128256, 4096},
+                               {DType::kQ4_K, 14336, 4096}, {DType::kQ4_K, 4096, 4096},
+                               {DType::kQ8_0, 14336, 4096}, {DType::kQ6_K, 14336, 4096}};
+  if (argc == 3) shapes = {{DType::kBF16, std::atoll(argv[1]), std::atoll(argv[2])}};
   fmt::print("{}\n", (*ops)->name());
   for (const Shape& s : shapes) {
-    Bench bench(**ops, s.out, s.in);
+    Bench bench(**ops, s.type, s.out, s.in);
     if (&s == shapes.data()) bench.Copy();
-    for (const int64_t tokens : {1, 2, 4, 8, 16, 32}) bench.Linear(tokens, true);
+    for (const int64_t tokens : {1, 4, 8, 16, 32}) bench.Linear(tokens, true);
     if (s.out == 14336) {
-      for (const int64_t tokens : {1, 8, 16}) bench.Glu(tokens, true);
+      for (const int64_t tokens : {1, 16}) bench.Glu(tokens, true);
     }
-    for (const int64_t tokens : {16, 512, 2048, 8192}) {
+    for (const int64_t tokens : {512, 2048, 8192}) {
       if (s.out <= 14336) bench.Linear(tokens, false);
     }
     if (s.out == 14336) bench.Glu(2048, false);

@@ -83,15 +83,12 @@ bool IsFloat(DType t) { return Info(t).block_elements == 1; }
 bool IsK(DType t) { return Info(t).block_elements == 256; }
 
 // avx512 rounds x to 8 bits (or bf16), amx and cuda both x and weights to bf16, avx2 x with
-// quantised weights, all round F32 and F16 weights to bf16 and the scales of K types to f16.
+// quantised weights, all round F32 and F16 weights to bf16 and the scales of K types to f16. `fine`
+// keeps 16 bits of x.
 Tolerance ToleranceOf(const std::string& backend, DType t, bool fine = false) {
-  if (backend == "cuda" && fine) {
-    if (t == DType::kBF16) return {.absolute = 2e-5, .cosine = 0.9999999};
-    return {.absolute = 0.03, .cosine = 0.99999};
-  }
   // The cosine is the sharp test; single values have long tails, because random blocks differ much
   // in size.
-  if (backend == "avx512" || backend == "amx" || backend == "cuda" ||
+  if (backend == "avx512" || backend == "amx" || (backend == "cuda" && !fine) ||
       (backend == "avx2" && !IsFloat(t)))
     return {.absolute = 0.1, .cosine = 0.9999};
   if (t == DType::kF32 || t == DType::kF16) return {.absolute = 0.03, .cosine = 0.99999};

@@ -16,7 +16,10 @@ class Scratch {
   // slot: slots of different operations may be the same memory only where neither outlives its
   // operation, which none does.
   enum Slot {
-    kInput,     // the rows that a product multiplies with, normed and rounded
+    kInput,     // the rows that a library multiplies with, normed and rounded
+    kSplit,     // the same for own products, in the order of bf16 weights
+    kSplitHalves,  // and of quantised ones
+    kExpanded,  // a quantised matrix in bf16
     kProduct,   // products of prompts before their activation
     kRouter,    // the router's vectors
     kPartial,   // Attend: partial results of a row's splits
