@@ -99,6 +99,10 @@ struct SlabOfX {
   float sum[2];
 };
 
+struct PairOfX {
+  SlabOfX slab[2];
+};
+
 // Adds the products of one slab with one tile; `tile` is what lies in shared memory.
 template <Format kFormat>
 __device__ inline void MultiplySlab(const SlabOfX& x, const std::byte* tile, int j, int lane,
@@ -179,43 +183,49 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   for (int s = 0; s < kDepth; ++s) fetch(warp + s * kFewWarps, s);
   AwaitPrevious();
 
+  // Lanes without a token repeat the last: what they add up is not written.
   const uint4* x[2];
   const float* sums[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int t = first_token + lane / 4 + 8 * i;
-    x[i] = t < args.tokens ? args.x + t * args.x_slabs * 8 + lane % 4 * 2 : nullptr;
-    sums[i] = t < args.tokens ? args.x_sums + t * args.x_slabs : nullptr;
+    const int t = min(first_token + lane / 4 + 8 * i, args.tokens - 1);
+    x[i] = args.x + t * args.x_slabs * 8 + lane % 4 * 2;
+    sums[i] = args.x_sums + t * args.x_slabs;
   }
   const bool second = first_token + 8 < args.tokens;  // tokens beyond the first eight
+  const int last_pair = static_cast<int>(args.x_slabs) - 2;
+  const auto load = [&](int slab) {
+    PairOfX p = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (i == 1 && !second) break;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        p.slab[j].high[i] = x[i][(slab + j) * 8];
+        p.slab[j].low[i] = x[i][(slab + j) * 8 + 1];
+        if (args.has_min) p.slab[j].sum[i] = sums[i][slab + j];
+      }
+    }
+    return p;
+  };
   float sum[kTiles][4] = {};
+  PairOfX next = load(min(warp * kSlabs, last_pair));
   int stage = 0;
   for (int group = warp; group < args.groups; group += kFewWarps) {
     const std::byte* tile = mine + stage * kStageBytes;
+    AwaitCopies<kDepth - 1>();
+    __syncwarp();
 #pragma unroll
     for (int pair = 0; pair < kSlabs; pair += 2) {
-      SlabOfX slabs[2] = {};
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int slab = group * kSlabs + pair + j;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (i == 1 && !second) break;
-          if (x[i] == nullptr) continue;
-          slabs[j].high[i] = x[i][slab * 8];
-          slabs[j].low[i] = x[i][slab * 8 + 1];
-          if (args.has_min) slabs[j].sum[i] = sums[i][slab];
-        }
-      }
-      if (pair == 0) {
-        AwaitCopies<kDepth - 1>();
-        __syncwarp();
-      }
+      const PairOfX now = next;
+      // One pair ahead: from the second-level cache it takes as long as a slab's arithmetic.
+      next = load(min(pair + 2 < kSlabs ? group * kSlabs + pair + 2 : (group + kFewWarps) * kSlabs,
+                      last_pair));
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int n = 0; n < kTiles; ++n)
-          MultiplySlab<kFormat>(slabs[j], tile + n * kTileBytes<kFormat>, pair + j, lane, args,
+          MultiplySlab<kFormat>(now.slab[j], tile + n * kTileBytes<kFormat>, pair + j, lane, args,
                                 sum[n]);
       }
     }
