@@ -127,6 +127,21 @@ struct RoutingReport {
   int64_t dense_token_equivalents = 0;          // what all layers full would hold
 };
 
+// Answers that are dense decoding's own, bit for bit, at the speed of a draft: tokens that a plan
+// or the text so far proposes are checked by one dense pass over their rows (docs/exact.md).
+struct ExactOptions {
+  bool plan = true;         // the request's plan drafts
+  bool lookup = false;      // first: what followed the newest three tokens where they stood before
+  int64_t most_drafts = 7;  // per verification, 1 to 15; how many adapts to what pays
+};
+
+struct ExactReport {
+  int64_t drafted = 0, looked_up = 0;  // tokens proposed by the plan, and found in the text
+  int64_t accepted = 0, verifications = 0;
+  std::vector<int64_t> drafted_at, accepted_at;  // [most_drafts] by position in the draft
+  double draft_seconds = 0, verify_seconds = 0;
+};
+
 struct Request {
   // One of the three: text, tokens, or turns rendered with the model's chat template.
   std::string prompt;
@@ -140,6 +155,7 @@ struct Request {
   WatchOptions watch;
   // Routed layers; without a plan that names them: every layer that sees the whole context.
   std::optional<RouteOptions> route;
+  std::optional<ExactOptions> exact;
 };
 
 struct LayerWatch {
@@ -158,6 +174,7 @@ struct RequestStats {
   int64_t kv_bytes_held = 0;  // of cache at the end: tokens that later rows could still read
   std::string logits_hash;    // of the last step's logits
   std::optional<RoutingReport> routing;
+  std::optional<ExactReport> exact;
   std::vector<LayerWatch> watched;
 };
 

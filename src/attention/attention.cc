@@ -1,6 +1,7 @@
 #include "attention/attention.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "attention/part.h"
 #include "base/check.h"
@@ -8,11 +9,12 @@
 namespace baton {
 namespace {
 
-// Decode rows of one sequence up to this many keep their raw scores for ranking; more rows
-// recompute them tile by tile, so that memory stays bounded.
+// Decode rows of one sequence up to this many keep their raw scores for ranking, within so many
+// scores; otherwise they are computed anew tile by tile, so that memory stays bounded.
 constexpr int64_t kStoredScoreRows = 4;
-// Prompt rows that are ranked one by one (models trained for it) come in parts of this many.
-constexpr int64_t kRankedRows = 64;
+constexpr int64_t kStoredScores = int64_t{64} << 20;
+// Rows that are ranked come in parts of no more sets and masses than these.
+constexpr int64_t kRankedSets = 64;
 // Layers that read one list from one cache share a copy of its tokens if they are as many as this:
 // the copy costs about as much as the first of them saves and half of the second.
 constexpr int kSharingLayers = 4;
@@ -20,7 +22,16 @@ constexpr int kSharingLayers = 4;
 }  // namespace
 
 Attention::Attention(Ops& ops, const ModelShape& shape, float scale)
-    : ops_(ops), shape_(shape), scale_(scale) {
+    : ops_(ops),
+      shape_(shape),
+      scale_(scale),
+      lse_{Array<float>(ops.device()), Array<float>(ops.device())},
+      branch_o_(ops.device()),
+      scores_(ops.device()),
+      mass_(ops.device()),
+      watch_o_(ops.device()),
+      watch_lse_(ops.device()),
+      bad_positions_(ops.device()) {
   BATON_CHECK_EQ(static_cast<int>(shape.plan.size()), shape.layers);
   ranks_every_row_ = std::any_of(shape.plan.begin(), shape.plan.end(),
                                  [](const LayerPlan& l) { return l.publish.has_value(); });
@@ -29,6 +40,7 @@ Attention::~Attention() = default;
 
 void Attention::Begin(std::span<const AttentionSegment> segments, AttentionObserver* observer) {
   observer_ = observer;
+  rankings_.clear();
   for (Part& p : parts_) p.live = 0;
   std::vector<Part> old = std::move(parts_);
   parts_.clear();
@@ -38,9 +50,27 @@ void Attention::Begin(std::span<const AttentionSegment> segments, AttentionObser
   }
 }
 
+// Sets of one part: all of a segment's, unless their masses take too much memory (kMassElements) or
+// the model ranks row by row.
+int64_t Attention::SetsOfPart(const AttentionSegment& s, bool planned) const {
+  int64_t lists = 0;
+  for (const LayerPlan& layer : planned ? s.plan->layers : shape_.plan) {
+    if (layer.publish)
+      lists = std::max<int64_t>(lists, layer.publish->scope == Scope::kAll ? 1 : shape_.kv_heads);
+  }
+  if (lists == 0) return std::numeric_limits<int64_t>::max() / 2;
+  const int64_t keys = RoundUp(s.rows.position + s.rows.count, 16);
+  // A single row is ranked by its stored scores, several are not.
+  if (s.rows_alone) return 1;
+  const int64_t most = std::max<int64_t>(1, kMassElements / (lists * keys));
+  return ranks_every_row_ ? std::min(most, kRankedSets) : most;
+}
+
 void Attention::AddParts(const AttentionSegment& s, int64_t begin, int64_t end, bool planned,
                          int64_t rows_per_set) {
-  const int64_t step = ranks_every_row_ ? kRankedRows : std::max<int64_t>(end - begin, 1);
+  const int64_t rows = std::max<int64_t>(end - begin, 1);
+  const int64_t step =
+      std::min((rows - 1) / rows_per_set + 1, SetsOfPart(s, planned)) * rows_per_set;
   for (int64_t row = begin; row < end; row += step) {
     Part p;
     p.segment = &s;
@@ -71,13 +101,6 @@ void Attention::Split(const AttentionSegment& s) {
 
 KvView Attention::CacheOf(const Part& part, int cache) const {
   return part.segment->kv->View(cache, part.end());
-}
-
-View<float> Attention::Scratch(std::vector<float>& storage, std::initializer_list<int64_t> dims) {
-  int64_t size = 1;
-  for (const int64_t d : dims) size *= d;
-  if (static_cast<int64_t>(storage.size()) < size) storage.resize(static_cast<size_t>(size));
-  return View<float>(storage.data(), dims);
 }
 
 KeySet Attention::Keys(int layer, const Part& part, const TokenSet& set) const {
@@ -115,9 +138,12 @@ int Attention::Readers(const Branch& branch) const {
   return readers;
 }
 
-// Single rows alone: many would each need a copy. Lists by KV head have no tokens in common.
+// Single rows alone: many would each need a copy. Lists by KV head have no tokens in common. It
+// pays on processors, whose caches keep the copy; a GPU's do not, and its lists' lengths are not
+// known here.
 bool Attention::SharesList(const Part& part, const Branch& branch) const {
-  if (branch.set.kind != TokenSet::Kind::kIndex || part.rows.count != 1) return false;
+  if (!ops_.device().host() || branch.set.kind != TokenSet::Kind::kIndex || part.rows.count != 1)
+    return false;
   const Part::Published* list = part.Find(branch.set.publisher, part.ListBudget(branch.set.k));
   return list != nullptr && list->sets.groups == 1 && list->sets.count(0, 0) > 0 &&
          Readers(branch) >= kSharingLayers;
@@ -160,6 +186,7 @@ void Attention::AttendBranch(int layer, size_t branch, const View<float>& q, Vie
     attend_segments_.push_back({.rows = p.rows,
                                 .kv = CacheOf(p, b.cache),
                                 .keys = Keys(layer, p, b.set),
+                                .rows_alone = p.segment->rows_alone,
                                 .scores = scores ? p.scores : nullptr,
                                 .score_stride = p.score_stride});
   }
@@ -194,9 +221,10 @@ void Attention::Run(int layer, LayerInput in, View<float> o) {
   for (Part& p : parts_) {
     const int own = p.segment->plan->OwnCache(layer);
     if (!in.store.k.empty()) store_segments_.push_back({p.rows, CacheOf(p, own)});
-    p.stored_scores = p.Publishes(layer, Publish::Ranking::kExact) && !p.RanksItself(layer) &&
-                      !p.segment->prompt && p.rows.count <= kStoredScoreRows;
     p.score_stride = RoundUp(p.end(), 16);
+    p.stored_scores = p.Publishes(layer, Publish::Ranking::kExact) && !p.RanksItself(layer) &&
+                      !p.segment->prompt && p.rows.count <= kStoredScoreRows &&
+                      p.rows.count * shape_.heads * p.score_stride <= kStoredScores;
     if (p.stored_scores) score_size += p.rows.count * shape_.heads * p.score_stride;
   }
   in.store.segments = store_segments_;
@@ -204,7 +232,7 @@ void Attention::Run(int layer, LayerInput in, View<float> o) {
 
   Rank(layer, Publish::Ranking::kLowBit, false, q);
   Rank(layer, Publish::Ranking::kIndexer, false, in.index_q);
-  const View<float> lse = Scratch(lse_[0], {q.dim(0), shape_.heads});
+  const View<float> lse = Shaped(lse_[0], {q.dim(0), shape_.heads});
   attend_segments_.clear();
   for (const Part& p : parts_) {
     if (!p.RanksItself(layer)) continue;
@@ -217,7 +245,7 @@ void Attention::Run(int layer, LayerInput in, View<float> o) {
     Rank(layer, Publish::Ranking::kExact, true, q);
   }
 
-  float* scores = Scratch(scores_, {score_size}).data();
+  float* scores = Shaped(scores_, {score_size}).data();
   for (Part& p : parts_) {
     if (!p.stored_scores) continue;
     p.scores = scores;
@@ -226,8 +254,8 @@ void Attention::Run(int layer, LayerInput in, View<float> o) {
   AttendBranch(layer, 0, q, o, lse);
   Rank(layer, Publish::Ranking::kExact, false, q);
   if (branches > 1) {
-    AttendBranch(layer, 1, q, Scratch(branch_o_, {q.dim(0), q.dim(1), q.dim(2)}),
-                 Scratch(lse_[1], {q.dim(0), shape_.heads}));
+    AttendBranch(layer, 1, q, Shaped(branch_o_, {q.dim(0), q.dim(1), q.dim(2)}),
+                 Shaped(lse_[1], {q.dim(0), shape_.heads}));
   }
   MergeBranches(layer, in, o);
   SampleWatch(layer, q);

@@ -52,7 +52,8 @@ struct AttentionSegment {
   Rows rows;
   const KvSequence* kv = nullptr;
   const ResolvedPlan* plan = nullptr;
-  bool prompt = false;  // the plan's prefill mode; otherwise every row decodes
+  bool prompt = false;      // the plan's prefill mode; otherwise every row decodes
+  bool rows_alone = false;  // decode rows have the bits that they have one at a time
   Watch* watch = nullptr;
   SegmentFailure* failure = nullptr;  // receives the first one of a pass; null: nobody asks
 };
@@ -74,6 +75,7 @@ class AttentionObserver {
   struct Tap {
     int layer = 0;
     Rows rows;
+    // In the device's memory.
     View<const float> q;    // [T, Hq, D] of the whole batch, rotated
     View<const float> lse;  // [T, Hq] of the first branch
     KvView kv;
@@ -91,12 +93,14 @@ class Attention {
 
   // Starts a pass over `segments` (kept by reference until the next call).
   void Begin(std::span<const AttentionSegment> segments, AttentionObserver* observer);
+  // After the pass's last layer: tells segments whose ranking met a number that is none
+  // (AttentionSegment::failure).
+  void Finish();
 
   // Writes k and v (no q) into a cache that another layer's stream feeds.
   void Append(int cache, StoreParams store);
 
-  // One layer: rotates q and k, writes K and V, ranks, attends. o: [T, Hq, D]. A segment whose
-  // ranking met a number that is none is told so (AttentionSegment::failure).
+  // One layer: rotates q and k, writes K and V, ranks, attends. o: [T, Hq, D].
   void Run(int layer, LayerInput in, View<float> o);
 
   const ModelShape& shape() const { return shape_; }
@@ -104,6 +108,7 @@ class Attention {
  private:
   struct Part;
   void Split(const AttentionSegment& segment);
+  int64_t SetsOfPart(const AttentionSegment& s, bool planned) const;
   void AddParts(const AttentionSegment& s, int64_t begin, int64_t end, bool planned,
                 int64_t rows_per_set);
   KvView CacheOf(const Part& part, int cache) const;
@@ -118,9 +123,9 @@ class Attention {
   void Rank(int layer, Publish::Ranking ranking, bool itself, const View<const float>& q);
   void RankAlike(int layer, std::span<Part* const> parts, const View<const float>& q);
   void SelectSets(int layer, std::span<Part* const> parts);
+  int64_t* BadPosition(int layer, const AttentionSegment& segment);
   void SampleWatch(int layer, const View<float>& q);
   void Observe(int layer, const View<float>& q);
-  View<float> Scratch(std::vector<float>& storage, std::initializer_list<int64_t> dims);
 
   Ops& ops_;
   const ModelShape& shape_;
@@ -128,13 +133,24 @@ class Attention {
   bool ranks_every_row_ = false;  // the model itself publishes rankings
   std::vector<Part> parts_;
   AttentionObserver* observer_ = nullptr;
-  // Grown when needed, kept. lse_ and branch_o_ by branch.
-  std::array<std::vector<float>, 2> lse_;
-  std::vector<float> branch_o_, scores_, mass_, watch_o_, watch_lse_;
+  // In the device's memory; lse_ by branch.
+  std::array<Array<float>, 2> lse_;
+  Array<float> branch_o_, scores_, mass_, watch_o_, watch_lse_;
   int64_t mass_stride_ = 0;
+  // Rankings of this pass, and what Select says of each: -1, or a position (the device's memory,
+  // which holds -1 alone between passes).
+  struct Ranking {
+    int layer;
+    const AttentionSegment* segment;
+  };
+  std::vector<Ranking> rankings_;
+  Array<int64_t> bad_positions_;
   std::vector<StoreParams::Segment> store_segments_;
   std::vector<AttendParams::Segment> attend_segments_;
   std::vector<MassParams::Segment> mass_segments_;
+  std::vector<SelectParams::Segment> select_segments_;
+  std::vector<Budget> asked_;
+  std::vector<int64_t> visible_, recent_, k_;
 };
 
 }  // namespace baton

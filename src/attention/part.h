@@ -24,11 +24,13 @@ struct Attention::Part {
   int64_t mass_offset = 0;  // in Attention::mass_
   // Index sets by (publisher, budget), made when the publisher ran.
   struct Published {
-    int publisher;
+    explicit Published(Device& device) : sets(device) {}
+
+    int publisher = -1;
     Budget k;
     IndexSets sets;
     // The listed tokens of a cache that many layers read by this list: gathered when the first of
-    // them comes.
+    // them comes. Of the host alone.
     int gathered = -1;  // that cache; -1: none yet
     Buffer tokens;
     std::vector<int32_t> pages;
@@ -75,6 +77,16 @@ struct Attention::Part {
     return tiles() ? Budget{segment->plan->prefill.min, 0} : k;
   }
 };
+
+// Scratch of a shape.
+inline View<float> Shaped(Array<float>& storage, std::initializer_list<int64_t> dims) {
+  int64_t size = 1;
+  for (const int64_t d : dims) size *= d;
+  return View<float>(storage.Reserve(size), dims);
+}
+
+// Masses of one ranking; more parts go in further calls.
+constexpr int64_t kMassElements = int64_t{16} << 20;
 
 inline int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 

@@ -7,9 +7,6 @@
 namespace baton {
 namespace {
 
-// Scores of one call; more parts go in further calls.
-constexpr int64_t kMassElements = int64_t{16} << 20;
-
 int64_t Lists(const Publish& r, const ModelShape& shape) {
   return r.scope == Scope::kAll ? 1 : shape.kv_heads;
 }
@@ -70,7 +67,7 @@ void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<co
     p->mass_offset = size;
     size += p->sets() * Lists(r, shape_) * mass_stride_;
   }
-  float* mass = Scratch(mass_, {size}).data();
+  float* mass = Shaped(mass_, {size}).data();
   for (Part* p : parts) {
     const int cache = indexer ? r.index_cache : p->layer(layer).branches[0].cache;
     mass_segments_.push_back({.rows = p->rows,
@@ -107,22 +104,23 @@ void Attention::SelectSets(int layer, std::span<Part* const> parts) {
     const bool tiles = part->tiles();
     const int64_t lists = Lists(r, shape_);
     const int64_t sets = part->sets();
-    std::vector<Budget> asked;
+    asked_.clear();
     for (const Budget& k : r.budgets) {
       if (const Budget own = part->ListBudget(k);
-          std::find(asked.begin(), asked.end(), own) == asked.end())
-        asked.push_back(own);
+          std::find(asked_.begin(), asked_.end(), own) == asked_.end())
+        asked_.push_back(own);
     }
-    std::vector<int64_t> visible(static_cast<size_t>(sets)), recent(visible),
-        k(visible.size() * asked.size());
+    visible_.resize(static_cast<size_t>(sets));
+    recent_.resize(visible_.size());
+    k_.resize(visible_.size() * asked_.size());
     int64_t largest = 0;
-    for (size_t a = 0; a < asked.size(); ++a) {
+    for (size_t a = 0; a < asked_.size(); ++a) {
       for (int64_t s = 0; s < sets; ++s) {
         const auto i = static_cast<size_t>(s);
-        visible[i] = part->Visible(s);
+        visible_[i] = part->Visible(s);
         const int64_t rows =
             std::min(part->rows_per_set, part->rows.count - s * part->rows_per_set);
-        ListSize size = ModelList(r, asked[a], visible[i]);
+        ListSize size = ModelList(r, asked_[a], visible_[i]);
         if (r.forced_inside) {
           // A tile's own keys are always in, and what is recent for its first query (which counts
           // itself), so that a tile of one query has the sets of decode.
@@ -130,51 +128,79 @@ void Attention::SelectSets(int layer, std::span<Part* const> parts) {
           const int64_t budget =
               tiles ? std::max(prefill.min,
                                static_cast<int64_t>(
-                                   prefill.fraction * static_cast<double>(visible[i]) + 0.5))
-                    : asked[a].At(visible[i]);
+                                   prefill.fraction * static_cast<double>(visible_[i]) + 0.5))
+                    : asked_[a].At(visible_[i]);
           // Whole blocks within the budget, except that a budget for every key gets the last one.
-          const int64_t tokens = budget >= visible[i]
-                                     ? visible[i]
-                                     : std::min(visible[i], std::max(budget / r.block * r.block,
-                                                                     r.sink + size.recent));
+          const int64_t tokens = budget >= visible_[i]
+                                     ? visible_[i]
+                                     : std::min(visible_[i], std::max(budget / r.block * r.block,
+                                                                      r.sink + size.recent));
           size.k = RoundUp(tokens, r.block);
         }
-        recent[i] = size.recent;
-        k[a * visible.size() + i] = size.k;
+        recent_[i] = size.recent;
+        k_[a * visible_.size() + i] = size.k;
         largest = std::max(largest, size.k);
       }
     }
-    std::vector<SelectParams::Segment> segments;
-    int64_t bad = -1;
-    for (size_t a = 0; a < asked.size(); ++a) {
+    int64_t* bad_position = BadPosition(layer, *part->segment);
+    select_segments_.clear();
+    for (size_t a = 0; a < asked_.size(); ++a) {
       if (part->live == part->published.size())
-        part->published.push_back(std::make_unique<Part::Published>());
+        part->published.push_back(std::make_unique<Part::Published>(ops_.device()));
       Part::Published& published = *part->published[part->live++];
       published.publisher = layer;
-      published.k = asked[a];
+      published.k = asked_[a];
       published.gathered = -1;
       published.sets.Reset(sets, lists, largest + r.block);
-      segments.push_back({.mass = mass_.data() + part->mass_offset,
-                          .mass_stride = mass_stride_,
-                          .sets = sets,
-                          .visible = visible,
-                          .k = std::span(k).subspan(a * visible.size(), visible.size()),
-                          .recent = recent,
-                          .out = &published.sets,
-                          .bad_position = &bad});
+      select_segments_.push_back({.mass = mass_.data() + part->mass_offset,
+                                  .mass_stride = mass_stride_,
+                                  .sets = sets,
+                                  .visible = visible_,
+                                  .k = std::span(k_).subspan(a * visible_.size(), visible_.size()),
+                                  .recent = recent_,
+                                  .out = &published.sets,
+                                  .bad_position = bad_position});
     }
     ops_.Select({.groups = lists,
                  .sink = r.sink,
                  .block = r.block,
                  .block_score = r.score == Publish::Score::kMass ? SelectParams::BlockScore::kSum
                                                                  : SelectParams::BlockScore::kMax,
-                 .segments = segments});
-    SegmentFailure* failure = part->segment->failure;
-    if (bad < 0 || failure == nullptr || (failure->failed() && failure->layer < layer)) continue;
+                 .segments = select_segments_});
+  }
+}
+
+// Where Select reports a ranking that cannot be made.
+int64_t* Attention::BadPosition(int layer, const AttentionSegment& segment) {
+  const auto used = static_cast<int64_t>(rankings_.size());
+  if (used == bad_positions_.capacity()) {
+    // What it says so far moves along.
+    std::vector<int64_t> all(static_cast<size_t>(std::max<int64_t>(256, 2 * used)), -1);
+    if (used > 0) bad_positions_.Download(std::span(all).first(rankings_.size()));
+    bad_positions_.Reserve(std::ssize(all));
+    bad_positions_.Upload(all);
+  }
+  rankings_.push_back({layer, &segment});
+  return bad_positions_.data() + used;
+}
+
+void Attention::Finish() {
+  if (rankings_.empty()) return;
+  std::vector<int64_t> bad(rankings_.size());
+  bad_positions_.Download(bad);
+  bool any = false;
+  for (size_t i = 0; i < bad.size(); ++i) {
+    if (bad[i] < 0) continue;
+    any = true;
+    SegmentFailure* failure = rankings_[i].segment->failure;
+    const int layer = rankings_[i].layer;
+    if (failure == nullptr || (failure->failed() && failure->layer < layer)) continue;
     // The lowest position, whatever the order in which a segment's parts are ranked.
-    failure->position = failure->failed() ? std::min(failure->position, bad) : bad;
+    failure->position = failure->failed() ? std::min(failure->position, bad[i]) : bad[i];
     failure->layer = layer;
   }
+  rankings_.clear();
+  if (any) bad_positions_.Upload(std::vector<int64_t>(bad.size(), -1));
 }
 
 }  // namespace baton

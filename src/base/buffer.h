@@ -1,5 +1,5 @@
-// Owning memory of a device. The host's lies on huge pages where the system grants them: 4 KiB pages
-// halve the read bandwidth of a virtual machine with nested paging (docs/performance.md), so
+// Owning memory of a device. The host's lies on huge pages where the system grants them: 4 KiB
+// pages halve the read bandwidth of a virtual machine with nested paging (docs/performance.md), so
 // everything that decode streams lives here.
 #pragma once
 
@@ -68,9 +68,12 @@ class Array {
   void Download(std::span<T> to, int64_t at = 0) const {
     device_->Download(to.data(), bytes(at), static_cast<int64_t>(to.size_bytes()));
   }
-  // Of the host alone.
-  std::span<T> host() const {
-    return device_->host() ? std::span<T>(data(), static_cast<size_t>(capacity())) : std::span<T>();
+  // The first n elements on the host: these themselves where they lie there, else `copy`.
+  std::span<const T> OnHost(int64_t n, std::vector<T>& copy) const {
+    if (device_->host()) return {data(), static_cast<size_t>(n)};
+    copy.resize(static_cast<size_t>(n));
+    Download(copy);
+    return copy;
   }
 
   T* data() const { return buffer_.as<T>(); }

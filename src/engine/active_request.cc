@@ -15,6 +15,7 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
       id_(id),
       request_(std::move(prepared.request)),
       caches_(prepared.plan.caches),
+      rollback_(prepared.rollback),
       plan_hash_(request_.route ? fmt::format("{} {} {} {}", prepared.plan.hash,
                                               static_cast<int>(request_.route->mode),
                                               request_.route->margin, request_.route->mask)
@@ -28,10 +29,11 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
   sequence_.prompt_tokens = static_cast<int64_t>(sequence_.tokens.size());
   sequence_.kv_limit = prepared.kv_tokens;
   Watch& watch = sequence_.watch;
-  watch.interval = sequence_.plan.changes_layers ? request_.watch.interval : 0;
+  watch.interval = sequence_.plan.changes_layers && !request_.exact ? request_.watch.interval : 0;
   watch.threshold = request_.watch.threshold;
   if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
   result_.stats.prompt_tokens = sequence_.prompt_tokens;
+  if (request_.exact) exact_.emplace(*request_.exact, request_.exact->plan);
   if (request_.max_tokens == 0) Stop(Generation::Stop::kLength);
 }
 
@@ -66,16 +68,18 @@ Status ActiveRequest::StartRouting() {
     StartPrompt(PrefillOrder::kTokenMajor);
     return Status::Ok();
   }
-  const RouterFile* router = engine_.router ? &*engine_.router : nullptr;
+  const Router* router = engine_.router ? &*engine_.router : nullptr;
   routing_ = std::make_unique<Routing>(engine_, router, *request_.route,
                                        std::span<const int32_t>(sequence_.tokens), &sequence_.plan,
                                        &sequence_.kv);
+  if (exact_) routing_->KeepCaches();
   using Mode = RouteOptions::Mode;
   const Mode mode = request_.route->mode;
-  if (mode == Mode::kExact || mode == Mode::kDense) {
-    const bool chunks = mode == Mode::kExact && routing_->forced();
-    if (chunks) routing_->DecideForced();
-    StartPrompt(chunks ? PrefillOrder::kTokenMajor : PrefillOrder::kLayerMajor);
+  // Nothing to ask: the prompt runs in chunks under decided layers.
+  const bool decided = routing_->forced() && mode != Mode::kDense;
+  if (decided) routing_->DecideForced();
+  if (decided || mode == Mode::kExact || mode == Mode::kDense) {
+    StartPrompt(decided ? PrefillOrder::kTokenMajor : PrefillOrder::kLayerMajor);
     return Status::Ok();
   }
   BATON_ASSIGN(ahead_,
@@ -89,10 +93,10 @@ void ActiveRequest::StartPrompt(PrefillOrder order) {
       engine_,
       PromptParams{.tokens = std::span(sequence_.tokens).subspan(length),
                    .kv = &sequence_.kv,
-                   .plan = &sequence_.plan,
+                   .plan = request_.exact && !routing_ ? &engine_.model_plan : &sequence_.plan,
                    .on_logits =
                        [this](int64_t, View<const float> logits) {
-                         Accept(std::span(logits.data(), static_cast<size_t>(logits.dim(1))));
+                         Pick(std::span(logits.data(), static_cast<size_t>(logits.dim(1))));
                        },
                    .order = order,
                    .routing = order == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
@@ -120,24 +124,113 @@ void ActiveRequest::PromptPass() {
   if (callbacks_.on_prompt) {
     callbacks_.on_prompt(sequence_.prompt_position, sequence_.prompt_tokens);
   }
-  if (prompt_->done()) Advance();
+  if (!prompt_->done()) return;
+  for (size_t i = 0; i < picked_.size(); ++i) {
+    result_.stats.logits_hash = hashes_[i];
+    AdvanceBy(picked_[i]);
+  }
+  picked_.clear();
+  hashes_.clear();
 }
 
-void ActiveRequest::Accept(std::span<const float> logits) {
-  result_.stats.logits_hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()));
+DecodeStep::Part ActiveRequest::NextPart() {
+  DecodeStep::Part part{.kv = &sequence_.kv,
+                        .plan = &sequence_.plan,
+                        .tokens = std::span<const int32_t>(sequence_.tokens).last(1),
+                        .watch = sequence_.watch_or_null()};
+  if (!exact_) return part;
+  if (!exact_->begun()) {
+    base_ = sequence_.kv.length();
+    exact_->Begin(sequence_.tokens, DraftRoom());
+    draft_sampler_ = sampler_;
+  }
+  verifying_ = !exact_->drafting();
+  rows_.assign(1, sequence_.tokens.back());
+  const std::span<const int32_t> drafts = exact_->drafts();
+  if (verifying_) {
+    // What the drafts left in the cache is the plan's.
+    sequence_.kv.Truncate(base_);
+    rows_.insert(rows_.end(), drafts.begin(), drafts.end());
+    part.plan = &engine_.model_plan;
+    part.rows_alone = true;
+  } else if (!drafts.empty()) {
+    rows_.assign(1, drafts.back());
+  }
+  part.tokens = rows_;
+  return part;
+}
+
+// Drafts that make no token past the request's or the cache's limit.
+int64_t ActiveRequest::DraftRoom() const {
+  const int64_t tokens = request_.max_tokens - std::ssize(result_.tokens) - 1;
+  const int64_t positions = std::min(sequence_.kv_limit, engine_.options.context) - base_ - 1;
+  return std::max<int64_t>(0, std::min({tokens, positions, kMostDrafts}));
+}
+
+void ActiveRequest::Pick(std::span<const float> logits) {
   if (!HoldNumber(logits)) {
+    if (!picked_.empty()) return;  // the next turn begins here, and fails
     return Fail(
         Error::Corrupt("the logits after position {} hold no number", sequence_.tokens.size() - 1)
             .Hint("weights that are not numbers, or values that overflow the cache's "
                   "type; compare with --backend ref"));
   }
-  picked_ = sampler_.Sample(logits, sequence_.tokens);
+  hashes_.push_back(HashLogits(logits.data(), static_cast<int64_t>(logits.size())));
+  picked_.push_back(sampler_.Sample(logits, sequence_.tokens));
 }
 
-void ActiveRequest::Advance() {
-  if (done_) return;
-  BATON_CHECK(picked_.has_value());
-  const int32_t token = *std::exchange(picked_, std::nullopt);
+// The plan's next token, drawn by what will draw dense decoding's.
+void ActiveRequest::Draft(std::span<const float> logits) {
+  if (!HoldNumber(logits)) return exact_->StopDrafting();
+  const size_t size = sequence_.tokens.size();
+  const std::span<const int32_t> drafts = exact_->drafts();
+  sequence_.tokens.insert(sequence_.tokens.end(), drafts.begin(), drafts.end());
+  const int32_t token = draft_sampler_->Sample(logits, sequence_.tokens);
+  sequence_.tokens.resize(size);
+  exact_->AddDraft(token);
+}
+
+void ActiveRequest::Accept(int64_t first, View<const float> logits) {
+  const auto row = [&](int64_t i) {
+    return std::span(logits.row(i), static_cast<size_t>(logits.dim(1)));
+  };
+  if (!exact_) return Pick(row(0));
+  if (!verifying_) return Draft(row(0));
+  // A row counts as long as every draft before it was what dense decoding picked.
+  const std::span<const int32_t> drafts = exact_->drafts();
+  const size_t size = sequence_.tokens.size();
+  for (int64_t i = 0; i < logits.dim(0); ++i) {
+    const auto before = static_cast<size_t>(first + i);
+    if (picked_.size() != before) break;
+    if (before > 0 && picked_.back() != drafts[before - 1]) break;
+    sequence_.tokens.insert(sequence_.tokens.end(), picked_.begin(), picked_.end());
+    Pick(row(i));
+    sequence_.tokens.resize(size);
+  }
+}
+
+void ActiveRequest::FailPart(Error error) {
+  if (exact_ && !verifying_) return exact_->StopDrafting();  // a draft owes nothing
+  Fail(std::move(error));
+}
+
+void ActiveRequest::Advance(double seconds) {
+  CountDecode(seconds, exact_ && verifying_ ? engine_.model_plan : sequence_.plan);
+  if (exact_ && !verifying_) return exact_->Drafted(seconds);
+  if (exact_) exact_->Verified(std::ssize(picked_) - 1, seconds);
+  const int64_t before = std::ssize(sequence_.tokens);
+  for (size_t i = 0; i < picked_.size() && !done_; ++i) {
+    result_.stats.logits_hash = hashes_[i];
+    AdvanceBy(picked_[i]);
+  }
+  picked_.clear();
+  hashes_.clear();
+  // What follows the newest token's predecessors was rejected, or came after the last one.
+  if (exact_)
+    sequence_.kv.Truncate(base_ + std::max<int64_t>(1, std::ssize(sequence_.tokens) - before));
+}
+
+void ActiveRequest::AdvanceBy(int32_t token) {
   if (!request_.ignore_end && engine_.tokenizer->IsEndOfGeneration(token))
     return Stop(Generation::Stop::kEndOfText);
   result_.tokens.push_back(token);
@@ -145,15 +238,16 @@ void ActiveRequest::Advance() {
   Emit(decoder_.Push(token), false);
   if (static_cast<int64_t>(result_.tokens.size()) >= request_.max_tokens)
     return Stop(Generation::Stop::kLength);
-  if (sequence_.kv.length() + 1 > engine_.options.context) return Stop(Generation::Stop::kContext);
+  if (std::ssize(sequence_.tokens) > engine_.options.context)
+    return Stop(Generation::Stop::kContext);
 }
 
-void ActiveRequest::CountDecode(double seconds) {
+void ActiveRequest::CountDecode(double seconds, const ResolvedPlan& plan) {
   const int64_t visible = sequence_.kv.length();
   const ModelShape& shape = engine_.shape();
   const KvElement element = engine_.cache_element();
   result_.stats.decode_seconds += seconds;
-  kv_bytes_ += static_cast<double>(KvBytesPerToken(sequence_.plan, shape, visible, element));
+  kv_bytes_ += static_cast<double>(KvBytesPerToken(plan, shape, visible, element));
   dense_kv_bytes_ +=
       static_cast<double>(shape.trained_sparse() ? FullKvBytes(shape, visible, element)
                                                  : DenseKvBytesPerToken(shape, visible, element));
@@ -213,6 +307,7 @@ void ActiveRequest::CountCache() {
   result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
   routing = routing_ ? std::optional(routing_->Report()) : kept_routes_;
   if (routing) CountHeld(sequence_.plan, tokens, *routing);
+  if (exact_) result_.stats.exact = exact_->report();
 }
 
 void ActiveRequest::Finish() {

@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/decode_step.h"
 #include "engine/engine_impl.h"
+#include "engine/exact.h"
 #include "engine/prompt_run.h"
 #include "engine/routing_ahead.h"
 #include "engine/sampler.h"
@@ -20,14 +22,10 @@ struct PreparedRequest {
   std::vector<int32_t> tokens;  // of the prompt
   ResolvedPlan plan;
   int64_t kv_tokens = 0;  // the most positions of cache it may use
+  int64_t rollback = 0;   // tokens by which its cache is cut back
   // Continues from, and becomes, the engine's conversation (chat requests of Engine::Generate).
   bool conversation = false;
 };
-
-// Not (tokens + 63) / 64: a request may ask for a count near the end of the range.
-inline int64_t PagesOf(int64_t tokens) {
-  return tokens / KvLayout::kSlots + (tokens % KvLayout::kSlots != 0);
-}
 
 class ActiveRequest {
  public:
@@ -38,6 +36,7 @@ class ActiveRequest {
   Sequence& sequence() { return sequence_; }
   // What its store must offer: the plan's caches as they were submitted.
   const std::vector<CacheSpec>& caches() const { return caches_; }
+  int64_t rollback() const { return rollback_; }
   // The plan as it was submitted, and how it is routed.
   const std::string& plan_hash() const { return plan_hash_; }
   // Pages of cache that are set aside for it from admission on: all that it may ever use.
@@ -60,13 +59,17 @@ class ActiveRequest {
 
   // One pass of its prompt. A failure ends the request.
   void PromptPass();
-  // Hashes the logits of its newest position and picks a token. Calls nobody back, so it may run
-  // within a forward pass.
-  void Accept(std::span<const float> logits);
-  // After the pass: the picked token becomes text and perhaps the last one.
-  void Advance();
-  // Of a decode pass that it was part of.
-  void CountDecode(double seconds);
+
+  // Its rows of the next decode pass: the newest token, or, where it drafts, the newest draft or
+  // all rows of a verification. The part points into this object.
+  DecodeStep::Part NextPart();
+  // The logits of rows first, first + 1, ... of that part: picks tokens. Runs no callbacks, so it
+  // may run within a forward pass.
+  void Accept(int64_t first, View<const float> logits);
+  // The pass could not compute its part.
+  void FailPart(Error error);
+  // After the pass: picked tokens become text, one of them perhaps the last.
+  void Advance(double seconds);
 
   void Stop(Generation::Stop why);  // no effect on a request that is done
   void Fail(Error error);           // likewise
@@ -82,6 +85,11 @@ class ActiveRequest {
 
  private:
   void Emit(std::string piece, bool last);
+  void CountDecode(double seconds, const ResolvedPlan& plan);
+  void Pick(std::span<const float> logits);
+  void AdvanceBy(int32_t token);
+  int64_t DraftRoom() const;
+  void Draft(std::span<const float> logits);
   void Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length);
   Status StartRouting();
   void StartPrompt(PrefillOrder order);
@@ -91,6 +99,7 @@ class ActiveRequest {
   const RequestId id_;
   const Request request_;
   const std::vector<CacheSpec> caches_;
+  const int64_t rollback_;
   const std::string plan_hash_;
   const bool conversation_;
   RequestCallbacks callbacks_;
@@ -102,7 +111,15 @@ class ActiveRequest {
   std::optional<PromptRun> prompt_;           // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;
-  std::optional<int32_t> picked_;  // by Accept, not yet seen by Advance
+  // By Accept, not yet seen by Advance: tokens, and the hashes of the logits that they were picked
+  // from.
+  std::vector<int32_t> picked_;
+  std::vector<std::string> hashes_;
+  std::optional<ExactDrafts> exact_;
+  std::optional<Sampler> draft_sampler_;  // draws what the sampler would draw next
+  std::vector<int32_t> rows_;             // of the pass at hand: a draft's, or a verification's
+  bool verifying_ = false;
+  int64_t base_ = 0;  // positions of the cache that are dense decoding's own
   Generation result_;
   std::optional<Error> error_;
   std::string held_;  // text that may turn out to be the start of a stop string

@@ -73,13 +73,13 @@ Result<Tokenizer> TokenizerOf(const Checkpoint& c) {
 }
 
 // The routers of a file, or those that lie in a published checkpoint.
-Result<std::optional<RouterFile>> RouterOf(const Checkpoint& c, const EngineOptions& options) {
-  if (options.router.empty()) {
-    return c.router ? std::optional<RouterFile>(*c.router) : std::nullopt;
-  }
-  if (options.router == c.path && c.router) return std::optional<RouterFile>(*c.router);
-  BATON_ASSIGN(RouterFile file, LoadRouter(options.router, c.config));
-  return std::optional<RouterFile>(std::move(file));
+Result<std::optional<Router>> RouterOf(const Checkpoint& c, const EngineOptions& options,
+                                       Device& device) {
+  if (options.router.empty() && !c.router) return std::optional<Router>();
+  if (options.router.empty() || (options.router == c.path && c.router))
+    return std::optional(Router::Load(*c.router, device));
+  BATON_ASSIGN(const RouterFile file, LoadRouter(options.router, c.config));
+  return std::optional(Router::Load(file, device));
 }
 
 }  // namespace
@@ -121,6 +121,7 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<CacheS
                                                         int64_t tokens, KvStoreOptions options,
                                                         int64_t rollback) const {
   std::vector<KvCacheSpec> specs;
+  options.device = &ops->device();
   for (const CacheSpec& c : caches) {
     KvCacheSpec spec{.layout = LayoutOf(c)};
     // Also where nothing is dropped: a prompt's suffix starts inside rings alone.
@@ -137,10 +138,12 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<CacheS
 }
 
 Result<std::shared_ptr<KvStore>> Engine::Impl::Store(const std::vector<CacheSpec>& caches,
-                                                     int64_t tokens) {
-  if (store_ && store_caches_ == caches && store_->free_tokens() >= tokens) return store_;
-  BATON_ASSIGN(store_, NewStore(caches, std::max(tokens, options.kv_tokens)));
+                                                     int64_t tokens, int64_t rollback) {
+  const bool same = store_ && store_caches_ == caches && store_rollback_ == rollback;
+  if (same && store_->free_tokens() >= tokens) return store_;
+  BATON_ASSIGN(store_, NewStore(caches, std::max(tokens, options.kv_tokens), {}, rollback));
   store_caches_ = caches;
+  store_rollback_ = rollback;
   return store_;
 }
 
@@ -155,10 +158,17 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
     return Error::InvalidArgument("threads must be between 0 (all processors) and 1024, got {}",
                                   options.threads);
   }
+  constexpr int64_t kMostTokens = int64_t{1} << 35;  // with room for pages and rollback
+  for (const auto& [name, tokens] :
+       {std::pair("context", options.context), std::pair("kv_tokens", options.kv_tokens)}) {
+    if (tokens > kMostTokens)
+      return Error::InvalidArgument("{} must be at most {} tokens, got {}", name, kMostTokens,
+                                    tokens);
+  }
   auto impl = std::make_unique<Impl>(options.threads);
   BATON_ASSIGN(impl->checkpoint, Checkpoint::Open(path, options.router_flavour));
-  BATON_ASSIGN(impl->router, RouterOf(impl->checkpoint, options));
   BATON_ASSIGN(impl->ops, MakeOps(options, impl->pool));
+  BATON_ASSIGN(impl->router, RouterOf(impl->checkpoint, options, impl->ops->device()));
   BATON_ASSIGN(Tokenizer tokenizer, TokenizerOf(impl->checkpoint));
   impl->tokenizer = std::make_unique<Tokenizer>(std::move(tokenizer));
   BATON_ASSIGN(Weights weights, Weights::Load(impl->checkpoint, *impl->ops));

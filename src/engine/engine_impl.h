@@ -12,9 +12,9 @@
 #include "engine/scheduler.h"
 #include "formats/chat.h"
 #include "kv/kv_store.h"
+#include "model/run/router_weights.h"
 #include "model/run/transformer.h"
 #include "model/spec/checkpoint.h"
-#include "model/spec/router.h"
 #include "plan/kv_bytes.h"
 
 namespace baton {
@@ -29,8 +29,8 @@ struct Engine::Impl {
   Checkpoint checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Transformer> model;
-  ResolvedPlan model_plan;           // what runs without a user's plan
-  std::optional<RouterFile> router;  // of layers of role route
+  ResolvedPlan model_plan;       // what runs without a user's plan
+  std::optional<Router> router;  // of layers of role route
   std::atomic<bool> cancelled{false};
   // The cache of the latest chat request, for its next turn.
   struct Conversation {
@@ -52,7 +52,9 @@ struct Engine::Impl {
   KvLayout LayoutOf(const CacheSpec& cache) const;
   // The shared store when its caches are exactly these and it has room for `tokens` more;
   // otherwise a new one takes its place (the old one lives as long as its sequences).
-  Result<std::shared_ptr<KvStore>> Store(const std::vector<CacheSpec>& caches, int64_t tokens);
+  // Its rings hold `rollback` more tokens than their lifetime.
+  Result<std::shared_ptr<KvStore>> Store(const std::vector<CacheSpec>& caches, int64_t tokens,
+                                         int64_t rollback);
   // A store of its own, for measurements. Rings hold `rollback` more tokens than their lifetime, so
   // that a sequence can be cut back by as many; negative: no cache drops anything.
   Result<std::shared_ptr<KvStore>> NewStore(const std::vector<CacheSpec>& caches, int64_t tokens,
@@ -62,12 +64,13 @@ struct Engine::Impl {
  private:
   std::shared_ptr<KvStore> store_;
   std::vector<CacheSpec> store_caches_;
+  int64_t store_rollback_ = 0;
 };
 
 // What a model's layers are and what its caches take, from its shape and its own plan.
 void DescribeLayers(const Engine::Impl& engine, ModelInfo& info);
 
-// Of the bits of a row of logits, 8 hex digits.
+// An 8-digit hex hash of a row of logits.
 std::string HashLogits(const float* logits, int64_t count);
 
 }  // namespace baton

@@ -76,12 +76,30 @@ Result<ResolvedPlan> PlanOf(const Engine::Impl& impl, const Request& r) {
   return impl.ResolvePlan(plan, nullptr);
 }
 
+// Dense decoding decides: prompts are dense, and routed layers keep their caches.
+Status PrepareExact(const Engine::Impl& impl, Request* r) {
+  ExactOptions& exact = *r->exact;
+  if (exact.most_drafts < 1 || exact.most_drafts > kMostDrafts)
+    return Error::InvalidArgument("exact: drafts per verification are 1 to {}, got {}", kMostDrafts,
+                                  exact.most_drafts);
+  exact.plan = exact.plan && (r->plan || r->route);
+  if (!exact.plan && !exact.lookup)
+    return Error::InvalidArgument("exact: nothing drafts")
+        .Hint("give a plan (--plan FILE), routed layers, or --draft lookup");
+  if (exact.lookup && impl.info.vocab >= int64_t{1} << 21)
+    return Error::Unsupported("prompt lookup needs a vocabulary below 2^21, got {}",
+                              impl.info.vocab);
+  if (r->route) r->route->mode = RouteOptions::Mode::kDense;
+  return Status::Ok();
+}
+
 Result<PreparedRequest> Prepare(const Engine& engine, const Engine::Impl& impl, Request r) {
   PreparedRequest p;
   BATON_TRY(CheckSampling(r.sampling));
   if (r.max_tokens < 0)
     return Error::InvalidArgument("max tokens must be 0 or more, got {}", r.max_tokens);
   BATON_ASSIGN(p.tokens, PromptTokens(engine, impl, r));
+  if (r.exact) BATON_TRY(PrepareExact(impl, &r));
   BATON_ASSIGN(p.plan, PlanOf(impl, r));
   const auto prompt = static_cast<int64_t>(p.tokens.size());
   const int64_t most = impl.options.kv_tokens;
@@ -90,6 +108,7 @@ Result<PreparedRequest> Prepare(const Engine& engine, const Engine::Impl& impl, 
         .Hint("shorten the prompt or raise the engine's kv_tokens");
   }
   p.kv_tokens = std::min(most, prompt + std::min(impl.options.context - prompt, r.max_tokens));
+  if (r.exact) p.rollback = kMostDrafts + 1;
   p.request = std::move(r);
   return p;
 }

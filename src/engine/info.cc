@@ -95,8 +95,10 @@ std::vector<int64_t> Lengths(int64_t context) {
 void DescribeLayers(const Engine::Impl& engine, ModelInfo& info) {
   const ModelShape& model = engine.shape();
   const KvElement element = engine.cache_element();
-  for (const CacheSpec& cache : engine.model_plan.caches)
-    info.kv_bytes_per_token += RowBytes(cache, element);
+  // What the last token of a full context adds: rings are full by then.
+  const std::vector<CacheSpec>& caches = engine.model_plan.caches;
+  info.kv_bytes_per_token =
+      KvBytesHeld(caches, info.context, element) - KvBytesHeld(caches, info.context - 1, element);
   for (int l = 0; l < model.layers; ++l)
     info.layer.push_back(Describe(model, engine.checkpoint.config, l));
   for (const int64_t n : Lengths(info.context)) {

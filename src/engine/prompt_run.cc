@@ -10,7 +10,7 @@
 namespace baton {
 
 PromptRun::PromptRun(Engine::Impl& engine, PromptParams params)
-    : engine_(engine), params_(std::move(params)) {
+    : engine_(engine), params_(std::move(params)), kept_(engine.ops->device()) {
   if (params_.plan == nullptr) params_.plan = &engine.model_plan;
   begin_ = params_.kv->length();
   end_ = begin_ + static_cast<int64_t>(params_.tokens.size());
@@ -21,7 +21,7 @@ PromptRun::PromptRun(Engine::Impl& engine, PromptParams params)
                                                    .wanted = wanted_,
                                                    .chunk = engine.options.prompt_chunk,
                                                    .order = params_.order});
-  kept_.resize(static_cast<size_t>((end_ - schedule_.keep_from) * engine.info.width));
+  kept_.Reserve((end_ - schedule_.keep_from) * engine.info.width);
 }
 
 int64_t PromptRun::tokens_done() const {
@@ -54,7 +54,7 @@ Status PromptRun::Reserve(const Pass& pass) {
 Status PromptRun::Step() {
   BATON_CHECK(!done());
   const Pass pass = schedule_.passes[next_];
-  if (params_.routing) BATON_TRY(params_.routing->Before(pass, kept_));
+  if (params_.routing) BATON_TRY(params_.routing->Before(pass, kept_.data()));
   BATON_TRY(Reserve(pass));
   SegmentFailure failure;
   const AttentionSegment segment{.rows = {0, pass.rows(), pass.first_row},

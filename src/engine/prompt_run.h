@@ -59,7 +59,7 @@ class PromptRun {
   int64_t begin_ = 0, end_ = 0, wanted_ = 0;  // positions
   PrefillSchedule schedule_;
   size_t next_ = 0;
-  std::vector<float> kept_;
+  Array<float> kept_;                                  // on the device
   std::vector<std::pair<int, int64_t>> suffix_rings_;  // cache, its first exact token
 };
 

@@ -8,19 +8,6 @@
 
 namespace baton {
 
-namespace {
-
-RouterWeights WeightsOf(const LayerRouter& router) {
-  const auto view = [](const RouterLinear& l) {
-    return RouterWeights::Layer{View<const float>(l.weight.data(), {l.outputs, l.inputs}),
-                                l.bias.data()};
-  };
-  const auto& l = router.linear;
-  return {.encoder = {view(l[0]), view(l[1])}, .head = {view(l[2]), view(l[3]), view(l[4])}};
-}
-
-}  // namespace
-
 Status CheckRouteOptions(const RouteOptions& o, int layers) {
   if (!(o.margin >= 0) || !std::isfinite(o.margin))
     return Error::InvalidArgument("routing: margin must be 0 or more, got {}", o.margin);
@@ -46,7 +33,7 @@ Plan RouteEveryLayer(const ModelShape& model, const RouterSettings& settings) {
   return plan;
 }
 
-Routing::Routing(Engine::Impl& engine, const RouterFile* router, const RouteOptions& options,
+Routing::Routing(Engine::Impl& engine, const Router* router, const RouteOptions& options,
                  std::span<const int32_t> tokens, ResolvedPlan* plan, KvSequence* kv)
     : engine_(engine),
       router_(router),
@@ -55,7 +42,10 @@ Routing::Routing(Engine::Impl& engine, const RouterFile* router, const RouteOpti
       plan_(plan),
       kv_(kv),
       decisions_(plan->layers.size(), Decision::kOpen),
-      logits_(plan->layers.size()) {
+      logits_(plan->layers.size()),
+      x_(engine.ops->device()),
+      q_(engine.ops->device()),
+      answer_(engine.ops->device()) {
   for (const LayerPlan& layer : plan->layers) routed_.push_back(layer.role == Role::kRoute);
 }
 
@@ -107,12 +97,13 @@ void Routing::Narrow(int layer) {
   // After a dense prompt: later prompts, of a chat's next turns, find the window alone.
   if (plan_->layer(layer).role == Role::kRoute)
     plan_->Decide(layer, false, engine_.shape(), /*in_prompts=*/true);
+  if (keeps_caches_) return;
   const int cache = plan_->OwnCache(layer);
   const CacheSpec& spec = plan_->caches[static_cast<size_t>(cache)];
   kv_->Keep(cache, spec.sink, spec.recent);
 }
 
-Status Routing::Before(const Pass& pass, std::span<const float> kept) {
+Status Routing::Before(const Pass& pass, const float* kept) {
   const int l = pass.first_layer;
   if (pass.end_layer != l + 1 || pass.first_row > 0 || !Routed(l)) return Status::Ok();
   if (decisions_[static_cast<size_t>(l)] != Decision::kOpen) return Status::Ok();
@@ -134,7 +125,7 @@ void Routing::After(const Pass& pass) {
 }
 
 // The router's answer for layer l, from the first and the last rows of the prompt.
-Status Routing::Ask(int l, std::span<const float> kept) {
+Status Routing::Ask(int l, const float* kept) {
   const auto total = static_cast<int64_t>(tokens_.size());
   const int64_t pool = router_->settings.pool;
   std::vector<int64_t> rows(static_cast<size_t>(std::min(total, pool)));
@@ -144,10 +135,8 @@ Status Routing::Ask(int l, std::span<const float> kept) {
     rows.push_back(row);
   const auto n = static_cast<int64_t>(rows.size());
   const ModelConfig& c = engine_.model->config();
-  x_.resize(static_cast<size_t>(n * c.width));
-  q_.resize(static_cast<size_t>(n * c.heads * c.head_dim));
-  const View<float> x(x_.data(), {n, c.width});
-  const View<float> q(q_.data(), {n, c.heads, c.head_dim});
+  const View<float> x(x_.Reserve(n * c.width), {n, c.width});
+  const View<float> q(q_.Reserve(n * c.heads * c.head_dim), {n, c.heads, c.head_dim});
   Ops& ops = *engine_.ops;
   if (l == 0) {
     std::vector<int32_t> tokens;
@@ -157,12 +146,13 @@ Status Routing::Ask(int l, std::span<const float> kept) {
                .scale = c.embedding_scale,
                .x = x});
   } else {
-    ops.CopyRows({.from = View<const float>(kept.data(), {total, c.width}), .rows = rows, .to = x});
+    ops.CopyRows({.from = View<const float>(kept, {total, c.width}), .rows = rows, .to = x});
   }
   engine_.model->Queries(l, x, q);
   std::array<float, 2>& z = logits_[static_cast<size_t>(l)];
-  const RouterWeights weights = WeightsOf(router_->layers[static_cast<size_t>(l)]);
-  ops.Route({.q = q, .weights = &weights, .logits = z.data()});
+  ops.Route(
+      {.q = q, .weights = &router_->layers[static_cast<size_t>(l)], .logits = answer_.Reserve(2)});
+  answer_.Download(z);
   if (!std::isfinite(z[0]) || !std::isfinite(z[1]))
     return Error::InvalidArgument("router of layer {}: logits {} and {} are no numbers", l, z[0],
                                   z[1])

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "engine/engine_impl.h"
-#include "model/spec/router.h"
+#include "model/run/router_weights.h"
 #include "plan/prefill_schedule.h"
 
 namespace baton {
@@ -24,9 +24,11 @@ class Routing {
  public:
   // `router` may be null where the mask decides every routed layer. `plan` is the request's own; it
   // and `kv` change as layers are decided. `tokens`: the whole prompt, which starts the sequence.
-  Routing(Engine::Impl& engine, const RouterFile* router, const RouteOptions& options,
+  Routing(Engine::Impl& engine, const Router* router, const RouteOptions& options,
           std::span<const int32_t> tokens, ResolvedPlan* plan, KvSequence* kv);
 
+  // Layers that become windows keep their whole cache all the same.
+  void KeepCaches() { keeps_caches_ = true; }
   // The mask decides every routed layer: nothing has to wait for the prompt.
   bool forced() const;
   // Applies what the mask decides.
@@ -34,9 +36,10 @@ class Routing {
   // Takes the decisions of a routing that ran ahead.
   void DecideAs(const Routing& other);
 
-  // Before a layer-major pass: decides the layer if its turn has come. `kept`: [T, C], the stream
-  // that enters it; the first layer's is embedded here. An error if a router's answer is no number.
-  Status Before(const Pass& pass, std::span<const float> kept);
+  // Before a layer-major pass: decides the layer if its turn has come. `kept`: [T, C] on the
+  // device, the stream that enters it; the first layer's is embedded here. An error if a router's
+  // answer is no number.
+  Status Before(const Pass& pass, const float* kept);
   // After a pass: a layer that is a window from now on frees the rest of its cache.
   void After(const Pass& pass);
 
@@ -47,12 +50,12 @@ class Routing {
   enum class Decision : uint8_t { kOpen, kFull, kSparse };
   bool Routed(int layer) const { return routed_[static_cast<size_t>(layer)]; }
   Decision Forced(int layer) const;
-  Status Ask(int layer, std::span<const float> kept);
+  Status Ask(int layer, const float* kept);
   void Decide(int layer, bool full);
   void Narrow(int layer);
 
   Engine::Impl& engine_;
-  const RouterFile* router_;
+  const Router* router_;
   const RouteOptions options_;
   std::span<const int32_t> tokens_;
   ResolvedPlan* plan_;
@@ -60,9 +63,9 @@ class Routing {
   std::vector<bool> routed_;  // [layers]
   std::vector<Decision> decisions_;
   std::vector<std::array<float, 2>> logits_;
-  bool asked_ = false;
+  bool asked_ = false, keeps_caches_ = false;
   int64_t rows_pooled_ = 0;
-  std::vector<float> x_, q_;
+  Array<float> x_, q_, answer_;  // on the device
 };
 
 }  // namespace baton

@@ -25,7 +25,7 @@ Result<std::unique_ptr<RoutingAhead>> RoutingAhead::Create(Engine::Impl& engine,
   ahead->kv_ = ahead->store_->NewSequence();
   RouteOptions exact = options;
   exact.mode = RouteOptions::Mode::kExact;
-  const RouterFile* router = engine.router ? &*engine.router : nullptr;
+  const Router* router = engine.router ? &*engine.router : nullptr;
   ahead->routing_ =
       std::make_unique<Routing>(engine, router, exact, ahead->tokens_, &ahead->plan_, &ahead->kv_);
   // The rows of a probe keep the positions that they have in the prompt.

@@ -1,13 +1,12 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
-#include <numeric>
 #include <utility>
 
 #include "base/check.h"
 #include "engine/active_request.h"
+#include "engine/decode_step.h"
 #include "engine/engine_impl.h"
 
 namespace baton {
@@ -15,59 +14,7 @@ namespace {
 
 // Rows of one decode pass. The kernels give a row the same bits for any number of rows up to this
 // one (ops/linear_test).
-constexpr size_t kDecodeRows = 16;
-
-// One decode pass over the newest token of some requests.
-class DecodeBatch {
- public:
-  // Makes room for the request's next position. A request without room ends and takes no part.
-  void Add(ActiveRequest& r) {
-    Sequence& s = r.sequence();
-    const int64_t position = s.kv.length();
-    if (Status room = s.Reserve(position + 1); !room.ok()) {
-      return r.Fail(std::move(room).error());
-    }
-    s.watch.steps++;
-    const auto row = static_cast<int64_t>(rows_.size());
-    segments_.push_back({.rows = {row, 1, position},
-                         .kv = &s.kv,
-                         .plan = &s.plan,
-                         .prompt = false,
-                         .watch = s.watch_or_null(),
-                         .failure = &failures_[rows_.size()]});
-    tokens_.push_back(s.tokens.back());
-    logit_rows_.push_back(row);
-    rows_.push_back(&r);
-  }
-
-  std::span<ActiveRequest* const> rows() const { return rows_; }
-
-  // Requests whose row failed end; the rows of others are what they would be without them.
-  void Forward(Transformer& model) {
-    ForwardBatch batch;
-    batch.tokens = tokens_;
-    batch.segments = segments_;
-    batch.logit_rows = logit_rows_;
-    batch.on_logits = [this](int64_t first, View<const float> logits) {
-      for (int64_t i = 0; i < logits.dim(0); ++i) {
-        const auto row = static_cast<size_t>(first + i);
-        if (failures_[row].failed()) continue;
-        rows_[row]->Accept(std::span(logits.row(i), static_cast<size_t>(logits.dim(1))));
-      }
-    };
-    model.Forward(batch);
-    for (size_t i = 0; i < rows_.size(); ++i) {
-      if (failures_[i].failed()) rows_[i]->Fail(failures_[i].ToError());
-    }
-  }
-
- private:
-  std::vector<ActiveRequest*> rows_;
-  std::vector<int32_t> tokens_;
-  std::vector<AttentionSegment> segments_;
-  std::vector<int64_t> logit_rows_;
-  std::array<SegmentFailure, kDecodeRows> failures_;
-};
+constexpr int64_t kDecodeRows = 16;
 
 }  // namespace
 
@@ -172,9 +119,10 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
 // than max_pages(), and each could.
 Result<std::shared_ptr<KvStore>> Scheduler::StoreFor(ActiveRequest& r) {
   for (auto& other : requests_) {
-    if (other->admitted() && other->caches() == r.caches()) return other->sequence().store;
+    if (other->admitted() && other->caches() == r.caches() && other->rollback() == r.rollback())
+      return other->sequence().store;
   }
-  return engine_.Store(r.caches(), r.sequence().kv_limit);
+  return engine_.Store(r.caches(), r.sequence().kv_limit, r.rollback());
 }
 
 void Scheduler::RunPass() {
@@ -190,7 +138,7 @@ void Scheduler::RunPass() {
   }
   const auto take_rows = [&] {
     for (ActiveRequest* r : decoding) {
-      if (rows.size() < kDecodeRows && r->decode_round < round_) rows.push_back(r);
+      if (std::ssize(rows) < kDecodeRows && r->decode_round < round_) rows.push_back(r);
     }
   };
   take_rows();
@@ -208,18 +156,35 @@ void Scheduler::RunPass() {
 
 void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   const auto start = std::chrono::steady_clock::now();
-  DecodeBatch batch;
-  for (ActiveRequest* r : requests) batch.Add(*r);
-  if (batch.rows().empty()) return;
-  batch.Forward(*engine_.model);
+  DecodeStep step;
+  std::vector<ActiveRequest*> parts;
+  for (ActiveRequest* r : requests) {
+    Sequence& s = r->sequence();
+    const DecodeStep::Part part = r->NextPart();
+    const int64_t rows = std::ssize(part.tokens);
+    if (step.rows() + rows > kDecodeRows) {  // its turn comes with the next pass
+      r->decode_round--;
+      continue;
+    }
+    Status room = s.CheckLimit(s.kv.length() + rows);
+    if (room.ok()) room = step.Add(part);
+    if (!room.ok()) {  // it ends and takes no part
+      r->Fail(std::move(room).error());
+      continue;
+    }
+    s.watch.steps++;
+    parts.push_back(r);
+  }
+  if (parts.empty()) return;
+  // Requests whose row failed end; the rows of others are what they would be without them.
+  step.Forward(*engine_.model, [&](size_t part, int64_t first, View<const float> logits) {
+    parts[part]->Accept(first, logits);
+  });
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  for (ActiveRequest* r : batch.rows()) {
-    if (r->failed()) continue;
-    Sequence& s = r->sequence();
-    s.kv.Evict();
-    r->CountDecode(seconds);
-    r->Advance();
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (step.failure(i).failed()) parts[i]->FailPart(step.failure(i).ToError());
+    if (!parts[i]->failed()) parts[i]->Advance(seconds);
   }
 }
 
@@ -238,7 +203,7 @@ void Scheduler::FinishDone() {
           std::min(r->in_prompt() ? s.prompt_position : s.kv.length(), s.kv.length());
       engine_.conversation.sequence = {};  // before its store
       engine_.conversation = {};
-      if (s.kv.CanTruncate(whole)) {
+      if (whole > 0 && s.kv.CanTruncate(whole)) {
         s.kv.Truncate(whole);
         s.tokens.resize(std::min(s.tokens.size(), static_cast<size_t>(whole)));
         engine_.conversation = {.store = s.store,

@@ -26,15 +26,12 @@ struct Sequence {
 
   Watch* watch_or_null() { return watch.interval > 0 ? &watch : nullptr; }
 
-  // Room for positions [0, length). Error::Resource, with nothing changed, past kv_limit or when
-  // the store is full.
-  Status Reserve(int64_t length) {
-    if (length > kv_limit) {
-      return Error::Resource("KV cache: the request needs {} tokens, the cache holds {}", length,
-                             kv_limit)
-          .Hint("lower the request's max tokens or raise the engine's kv_tokens");
-    }
-    return kv.Reserve(length);
+  // Error::Resource where the request may not have `length` positions.
+  Status CheckLimit(int64_t length) const {
+    if (length <= kv_limit) return Status::Ok();
+    return Error::Resource("KV cache: the request needs {} tokens, the cache holds {}", length,
+                           kv_limit)
+        .Hint("lower the request's max tokens or raise the engine's kv_tokens");
   }
   // Frees the cache, and the store when this was its last user.
   void Release() {

@@ -1,8 +1,6 @@
 #include "engine/session.h"
 
-#include <algorithm>
-#include <numeric>
-
+#include "engine/decode_step.h"
 #include "engine/prompt_run.h"
 
 namespace baton {
@@ -30,42 +28,29 @@ Status Session::Prefill(std::span<const int32_t> tokens, const ResolvedPlan* pla
 
 Status Session::Decode(std::span<const int32_t> tokens, const DecodeOptions& options) {
   if (engine_->cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
-  const auto count = static_cast<int64_t>(tokens.size());
-  const int64_t position = length();
-  BATON_TRY(sequence_.Reserve(position + count));
-  SegmentFailure failure;
-  const AttentionSegment segment{.rows = {0, count, position},
-                                 .kv = &sequence_,
-                                 .plan = options.plan ? options.plan : &engine_->model_plan,
-                                 .prompt = false,
-                                 .watch = options.watch,
-                                 .failure = &failure};
-  std::vector<int64_t> all;
-  ForwardBatch batch;
-  batch.tokens = tokens;
-  batch.segments = std::span(&segment, 1);
-  batch.logit_rows = options.logit_rows;
-  if (options.on_logits && batch.logit_rows.empty()) {
-    all.resize(static_cast<size_t>(count));
-    std::iota(all.begin(), all.end(), int64_t{0});
-    batch.logit_rows = all;
+  DecodeStep step;
+  BATON_TRY(step.Add({.kv = &sequence_,
+                      .plan = options.plan ? options.plan : &engine_->model_plan,
+                      .tokens = tokens,
+                      .watch = options.watch}));
+  ForwardBatch batch{.logit_rows = options.logit_rows,
+                     .first_layer = options.first_layer,
+                     .end_layer = options.end_layer,
+                     .hidden = options.hidden,
+                     .observer = options.observer,
+                     .capture = options.capture,
+                     .tap_layer = options.tap_layer,
+                     .tap = options.tap};
+  if (options.hidden && !store_->device().host()) {
+    const int64_t size = step.rows() * engine_->info.width;
+    batch.hidden = hidden_.Reserve(size);
+    hidden_.Upload({options.hidden, static_cast<size_t>(size)});
   }
-  if (options.on_logits) {
-    batch.on_logits = [&](int64_t first, View<const float> logits) {
-      if (!failure.failed()) options.on_logits(first, logits);
-    };
-  }
-  batch.observer = options.observer;
-  batch.first_layer = options.first_layer;
-  batch.end_layer = options.end_layer;
-  batch.hidden = options.hidden;
-  batch.capture = options.capture;
-  batch.tap_layer = options.tap_layer;
-  batch.tap = options.tap;
-  engine_->model->Forward(batch);
-  if (failure.failed()) return failure.ToError();
-  sequence_.Evict();
-  return Status::Ok();
+  DecodeStep::OnLogits on_logits;
+  if (options.on_logits)
+    on_logits = [&](size_t, int64_t first, View<const float> l) { options.on_logits(first, l); };
+  step.Forward(*engine_->model, on_logits, batch);
+  return step.failure(0).failed() ? step.failure(0).ToError() : Status::Ok();
 }
 
 Status Session::FillSynthetic(int64_t length, uint64_t seed) {

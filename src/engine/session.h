@@ -32,6 +32,7 @@ class Session {
     sequence_ = std::move(o.sequence_);
     store_ = std::move(o.store_);
     engine_ = o.engine_;
+    hidden_ = std::move(o.hidden_);
     return *this;
   }
 
@@ -50,7 +51,7 @@ class Session {
     AttentionObserver* observer = nullptr;
     int first_layer = 0;
     int end_layer = -1;
-    const float* hidden = nullptr;
+    const float* hidden = nullptr;  // on the host: [T, C]
     float* capture = nullptr;
     int tap_layer = -1;
     float* tap = nullptr;
@@ -59,7 +60,7 @@ class Session {
   // Appends tokens, each attending as in decode (its own sets), all in one pass: teacher forcing.
   Status Decode(std::span<const int32_t> tokens, const DecodeOptions& options);
 
-  // Makes the sequence `length` tokens long with made-up K and V.
+  // Makes the sequence `length` tokens long with synthetic K and V.
   Status FillSynthetic(int64_t length, uint64_t seed);
 
   void Truncate(int64_t tokens);
@@ -69,11 +70,15 @@ class Session {
 
  private:
   Session(Engine::Impl& engine, std::shared_ptr<KvStore> store)
-      : engine_(&engine), store_(std::move(store)), sequence_(store_->NewSequence()) {}
+      : engine_(&engine),
+        store_(std::move(store)),
+        sequence_(store_->NewSequence()),
+        hidden_(store_->device()) {}
 
   Engine::Impl* engine_;
   std::shared_ptr<KvStore> store_;
   KvSequence sequence_;
+  Array<float> hidden_;  // on a device that is not the host
 };
 
 }  // namespace baton

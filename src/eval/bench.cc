@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <numeric>
 
 #include "base/buffer.h"
 #include "baton/eval.h"
+#include "engine/decode_step.h"
 #include "engine/sampler.h"
 #include "engine/session.h"
 #include "eval/steps.h"
@@ -143,41 +143,25 @@ class Lane {
     return ops;
   }
 
-  // One forward pass with a row of every sequence, as the scheduler builds it. The last one's
-  // logits are kept.
+  // One forward pass with a row of every sequence. The last one's logits are kept.
   Status Step(bool last) {
     Engine::Impl& impl = engine_->impl();
     if (impl.cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
-    std::vector<AttentionSegment> segments;
-    SegmentFailure failure;
-    std::vector<int64_t> rows(sessions_.size());
-    std::iota(rows.begin(), rows.end(), int64_t{0});
+    DecodeStep step;
     for (size_t i = 0; i < sessions_.size(); ++i) {
-      KvSequence& sequence = sessions_[i].sequence();
-      const int64_t position = sequence.length();
-      BATON_TRY(sequence.Reserve(position + 1));
-      segments.push_back({.rows = {static_cast<int64_t>(i), 1, position},
-                          .kv = &sequence,
+      BATON_TRY(step.Add({.kv = &sessions_[i].sequence(),
                           .plan = plan_ ? plan_ : &impl.model_plan,
-                          .prompt = false,
-                          .watch = nullptr,
-                          .failure = &failure});
+                          .tokens = std::span<const int32_t>(tokens_).subspan(i, 1)}));
     }
-    ForwardBatch batch;
-    batch.tokens = tokens_;
-    batch.segments = segments;
-    batch.logit_rows = rows;
     std::vector<int32_t> next = tokens_;
-    batch.on_logits = [&](int64_t first, View<const float> logits) {
-      for (int64_t i = 0; i < logits.dim(0); ++i) {
-        const std::span<const float> row(logits.row(i), static_cast<size_t>(logits.dim(1)));
-        next[static_cast<size_t>(first + i)] = sampler_.Sample(row, {});
-        if (last && first + i == 0) logits_.assign(row.begin(), row.end());
-      }
-    };
-    impl.model->Forward(batch);
-    if (failure.failed()) return failure.ToError();
-    for (Session& s : sessions_) s.sequence().Evict();
+    step.Forward(*impl.model, [&](size_t part, int64_t, View<const float> logits) {
+      const std::span<const float> row(logits.row(0), static_cast<size_t>(logits.dim(1)));
+      next[part] = sampler_.Sample(row, {});
+      if (last && part == 0) logits_.assign(row.begin(), row.end());
+    });
+    for (size_t i = 0; i < sessions_.size(); ++i) {
+      if (step.failure(i).failed()) return step.failure(i).ToError();
+    }
     tokens_ = std::move(next);
     return Status::Ok();
   }

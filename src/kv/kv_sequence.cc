@@ -2,7 +2,7 @@
 // behind the sink and only grows while the sequence does; so releasing and taking pages, one
 // primitive (Reshape), touches just those that change.
 #include <algorithm>
-#include <cstring>
+#include <span>
 #include <utility>
 
 #include "base/check.h"
@@ -10,11 +10,6 @@
 
 namespace baton {
 namespace {
-
-// Not (tokens + 63) / 64: a hostile request may ask for a count near the end of the range.
-int64_t PagesOf(int64_t tokens) {
-  return tokens / KvLayout::kSlots + (tokens % KvLayout::kSlots != 0);
-}
 
 PageRange Union(PageRange hole, PageRange more) {
   if (hole.empty()) return more;
@@ -34,10 +29,9 @@ PageRange KvSequence::DeadPages(int cache, int64_t length) const {
 
 KvSequence::KvSequence(KvStore* store) : store_(store) {
   for (int c = 0; c < store->caches(); ++c) {
-    Cache cache;
-    cache.sink = store->spec(c).sink;
-    cache.recent = store->spec(c).recent;
-    caches_.push_back(std::move(cache));
+    caches_.push_back({.sink = store->spec(c).sink,
+                       .recent = store->spec(c).recent,
+                       .table = Array<int32_t>(store->device())});
   }
 }
 
@@ -70,7 +64,9 @@ Status KvSequence::FullError(int cache, int64_t tokens) const {
 void KvSequence::Reshape(int cache, PageRange hole, int64_t size) {
   Cache& c = at(cache);
   PagePool& pool = store_->pool(cache);
+  PageRange changed{size, size};
   const auto release = [&](int64_t begin, int64_t end) {
+    if (begin < end) changed.begin = std::min(changed.begin, begin);
     for (int64_t i = begin; i < end; ++i) {
       int32_t& page = c.pages[static_cast<size_t>(i)];
       if (page >= 0) pool.Release(page);
@@ -94,6 +90,20 @@ void KvSequence::Reshape(int cache, PageRange hole, int64_t size) {
     }
   }
   c.hole = hole.begin < size ? hole : PageRange{};
+  changed.begin = std::min(changed.begin, before);
+  if (!changed.empty()) UploadTable(cache, changed);
+}
+
+void KvSequence::UploadTable(int cache, PageRange changed) {
+  if (store_->device().host()) return;
+  Cache& c = at(cache);
+  if (c.table.capacity() < c.size()) {
+    c.table.Reserve(std::max<int64_t>(256, c.size()));
+    changed = {0, c.size()};
+  }
+  c.table.Upload(std::span<const int32_t>(c.pages).subspan(static_cast<size_t>(changed.begin),
+                                                           static_cast<size_t>(changed.size())),
+                 changed.begin);
 }
 
 Status KvSequence::Reserve(int64_t tokens) {
@@ -163,25 +173,27 @@ void KvSequence::MarkInexact(int cache, int64_t end) {
 void KvSequence::Zero(int cache, int64_t begin, int64_t end, int64_t first_new_page) {
   const Cache& c = at(cache);
   const KvLayout& l = store_->layout(cache);
-  const KvView view = View(cache, 0);
+  const KvView view = HostView(cache);
+  const auto zero = [&](void* at, int64_t bytes) {
+    store_->device().Zero(static_cast<std::byte*>(at), bytes);
+  };
   for (int64_t page = begin / KvLayout::kSlots; page < PagesOf(end); ++page) {
     if (page >= c.hole.begin && page < c.hole.end) page = c.hole.end;
     if (page >= PagesOf(end)) break;
     const int64_t start = page * KvLayout::kSlots;
     if (page >= first_new_page) {
-      std::memset(view.page(start), 0, static_cast<size_t>(l.page_bytes()));
-      if (l.low_bit)
-        std::memset(view.low_bit(start, 0, 0), 0, static_cast<size_t>(l.low_bit_bytes()));
+      zero(view.page(start), l.page_bytes());
+      if (l.low_bit) zero(view.low_bit(start, 0, 0), l.low_bit_bytes());
       continue;
     }
     const int64_t scale_bytes = l.scales_bytes() / KvLayout::kSlots;
     for (int64_t p = std::max(begin, start); p < std::min(end, start + KvLayout::kSlots); ++p) {
-      std::memset(view.row(p), 0, static_cast<size_t>(l.row_bytes()));
-      std::memset(view.page(p) + l.scales_offset() + p % KvLayout::kSlots * scale_bytes, 0,
-                  static_cast<size_t>(scale_bytes));
+      zero(view.row(p), l.row_bytes());
+      zero(view.page(p) + l.scales_offset() + p % KvLayout::kSlots * scale_bytes, scale_bytes);
       for (int head = 0; l.low_bit && head < l.kv_heads; ++head) {
+        // value = nibble * scale
         for (int64_t block = 0; block < l.head_dim / 32; ++block)
-          view.low_bit(p, head, block)->scale[p % 16] = 0;  // value = nibble * scale
+          zero(&view.low_bit(p, head, block)->scale[p % 16], sizeof(uint16_t));
       }
     }
   }
@@ -287,18 +299,24 @@ int64_t KvSequence::allocated_bytes() const {
   return bytes;
 }
 
-KvView KvSequence::View(int cache, int64_t length) const {
-  BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
-  const Cache& c = at(cache);
-  BATON_CHECK(length >= 0 && length <= c.length);
+KvView KvSequence::HostView(int cache) const {
   const KvLayout& layout = store_->layout(cache);
   std::byte* arena = store_->arenas_[static_cast<size_t>(cache % store_->arenas())].data();
   return {.arena = arena,
           .low_bits = layout.low_bit ? arena + store_->pool(cache).max_pages() * layout.page_bytes()
                                      : nullptr,
-          .pages = c.pages.data(),
-          .length = length,
+          .pages = at(cache).pages.data(),
+          .length = at(cache).length,
           .layout = layout};
+}
+
+KvView KvSequence::View(int cache, int64_t length) const {
+  BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
+  BATON_CHECK(length >= 0 && length <= at(cache).length);
+  KvView view = HostView(cache);
+  view.length = length;
+  if (!store_->device().host()) view.pages = at(cache).table.data();
+  return view;
 }
 
 }  // namespace baton

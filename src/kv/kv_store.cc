@@ -64,7 +64,7 @@ Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvCacheSpec> caches
     count = std::min(count, static_cast<size_t>((options.alias_bytes - 1) / arena_bytes + 1));
   std::vector<Buffer> arenas;
   for (size_t c = 0; c < count; ++c) {
-    auto arena = Buffer::Allocate(caches[c].layout.arena_bytes(pages));
+    auto arena = Buffer::Allocate(caches[c].layout.arena_bytes(pages), *options.device);
     if (!arena.ok()) {
       return std::move(arena)
           .error()
@@ -73,11 +73,16 @@ Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvCacheSpec> caches
     }
     arenas.push_back(std::move(arena).value());
   }
-  return std::unique_ptr<KvStore>(new KvStore(std::move(caches), std::move(arenas), pages));
+  return std::unique_ptr<KvStore>(
+      new KvStore(std::move(caches), std::move(arenas), pages, *options.device));
 }
 
-KvStore::KvStore(std::vector<KvCacheSpec> specs, std::vector<Buffer> arenas, int64_t pages)
-    : specs_(std::move(specs)), arenas_(std::move(arenas)), pools_(specs_.size(), PagePool(pages)) {
+KvStore::KvStore(std::vector<KvCacheSpec> specs, std::vector<Buffer> arenas, int64_t pages,
+                 Device& device)
+    : device_(device),
+      specs_(std::move(specs)),
+      arenas_(std::move(arenas)),
+      pools_(specs_.size(), PagePool(pages)) {
   for (int a = 0; a < this->arenas(); ++a) page_bytes_ += layout(a).arena_bytes(1);
 }
 

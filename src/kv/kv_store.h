@@ -35,6 +35,8 @@ struct KvStoreOptions {
   // to one others see. Only for timing shapes whose caches would not fit; the outputs mean nothing.
   // Needs equal layouts. 0: every cache has its own.
   int64_t alias_bytes = 0;
+  // Whose memory holds the caches and the page tables that views carry.
+  Device* device = &Device::Host();
 };
 
 class KvStore {
@@ -51,6 +53,7 @@ class KvStore {
   // An empty sequence. The store must outlive it.
   KvSequence NewSequence();
 
+  Device& device() const { return device_; }
   int caches() const { return static_cast<int>(specs_.size()); }
   // Cache c lies in arena c % arenas().
   int arenas() const { return static_cast<int>(arenas_.size()); }
@@ -68,13 +71,15 @@ class KvStore {
 
  private:
   friend class KvSequence;
-  KvStore(std::vector<KvCacheSpec> specs, std::vector<Buffer> arenas, int64_t pages);
+  KvStore(std::vector<KvCacheSpec> specs, std::vector<Buffer> arenas, int64_t pages,
+          Device& device);
 
   const PagePool& pool(int cache) const { return pools_[static_cast<size_t>(cache)]; }
   PagePool& pool(int cache) { return pools_[static_cast<size_t>(cache)]; }
   // Gives whole free 2 MiB of a cache's arena back to the system, where enough lie idle.
   void ReturnIdle(int cache);
 
+  Device& device_;
   std::vector<KvCacheSpec> specs_;
   std::vector<Buffer> arenas_;   // one per cache, or fewer
   std::vector<PagePool> pools_;  // one per cache
@@ -142,9 +147,12 @@ class KvSequence {
   int64_t allocated_bytes() const;
 
   // The first `length` positions of a cache, length <= length(cache). Table entries of pages that
-  // are not held are -1. Valid until the next Reserve, Evict, Truncate or move.
+  // are not held are -1. Valid until the next Reserve, Evict, Truncate or move; device operations
+  // that were called by then are not affected.
   KvView View(int cache, int64_t length) const;
   KvView View(int cache) const { return View(cache, length(cache)); }
+  // The whole cache, its page table on the host: what the host computes addresses from.
+  KvView HostView(int cache) const;
 
  private:
   friend class KvStore;
@@ -154,6 +162,7 @@ class KvSequence {
     int64_t sink = 0, recent = 0;
     int64_t length = 0;
     std::vector<int32_t> pages;  // by position / 64
+    Array<int32_t> table;        // a copy in the device's memory, where that is not the host's
     PageRange hole;              // entries that are -1; all others are held
     // Positions below a ring's start that no token was written to, or none that is exact.
     int64_t gap_begin = 0, gap_end = 0;
@@ -171,6 +180,7 @@ class KvSequence {
   Status FullError(int cache, int64_t tokens) const;
   // Holds the pages [0, size) except `hole`, which includes the present one. There must be room.
   void Reshape(int cache, PageRange hole, int64_t size);
+  void UploadTable(int cache, PageRange changed);
   Status StartRing(int cache, int64_t begin, int64_t end);
   void Zero(int cache, int64_t begin, int64_t end, int64_t first_new_page);
   // Becomes `tokens` long under the present lifetimes, holding only what later rows read. Content

@@ -58,6 +58,12 @@ struct KvLayout {
   int64_t arena_bytes(int64_t pages) const { return pages * (page_bytes() + low_bit_bytes()); }
 };
 
+// Pages that hold `tokens` tokens. Not (tokens + 63) / 64: a request may ask for a count near the
+// end of the range.
+inline int64_t PagesOf(int64_t tokens) {
+  return tokens / KvLayout::kSlots + (tokens % KvLayout::kSlots != 0);
+}
+
 // One sequence's cache of one layer. `length` counts the tokens that may be read.
 struct KvView {
   std::byte* arena = nullptr;      // the layer's page 0

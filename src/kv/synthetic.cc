@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <vector>
 
 #include "base/dtype.h"
@@ -110,11 +111,24 @@ Status FillSynthetic(KvStore& store, KvSequence& sequence, int64_t length, uint6
       if (table[i] >= 0) pages.push_back({cache, static_cast<int64_t>(i)});
     }
   }
+  std::mutex upload;  // devices take one call at a time
   auto fill = [&](int64_t i, int) {
     const Page p = pages[static_cast<size_t>(i)];
     const uint64_t state =
         Mix(seed ^ Mix(static_cast<uint64_t>(p.cache) << 32 | static_cast<uint64_t>(p.index)));
-    FillPage(sequence.View(p.cache), p.index * KvLayout::kSlots, state);
+    const KvView view = sequence.HostView(p.cache);
+    const int64_t start = p.index * KvLayout::kSlots;
+    if (store.device().host()) return FillPage(view, start, state);
+    const KvLayout& l = view.layout;
+    std::vector<std::byte> page(static_cast<size_t>(l.arena_bytes(1)));
+    const int32_t first = 0;
+    FillPage({page.data(), page.data() + l.page_bytes(), &first, KvLayout::kSlots, l}, 0, state);
+    const std::lock_guard lock(upload);
+    store.device().Upload(view.page(start), page.data(), l.page_bytes());
+    if (l.low_bit) {
+      store.device().Upload(reinterpret_cast<std::byte*>(view.low_bit(start, 0, 0)),
+                            page.data() + l.page_bytes(), l.low_bit_bytes());
+    }
   };
   const auto count = static_cast<int64_t>(pages.size());
   if (threads != nullptr) {

@@ -50,6 +50,9 @@ struct IndexSets {
     positions.Reserve(s * g * c);
     counts.Reserve(s * g);
   }
+  // The same lists in the host's memory.
+  IndexSets OnHost() &&;
+
   // Pointers that the host may follow where the device is the host.
   int32_t* list(int64_t set, int64_t group) const {
     return positions.data() + (set * groups + group) * capacity;
@@ -73,6 +76,8 @@ struct AttendParams {
     Rows rows;
     KvView kv;
     KeySet keys;
+    // Every row gets the bits that it gets in a call of its own.
+    bool rows_alone = false;
     float* scores = nullptr;   // optional, kAll only: scaled q.k, [rows, Hq, score_stride]
     int64_t score_stride = 0;  // >= position + count
   };

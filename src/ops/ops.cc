@@ -29,6 +29,15 @@ void CheckRows(const Rows& r, int64_t batch_rows, const KvView& kv) {
 
 }  // namespace
 
+IndexSets IndexSets::OnHost() && {
+  if (positions.device().host()) return std::move(*this);
+  IndexSets copy;
+  copy.Reset(sets, groups, capacity);
+  positions.Download({copy.positions.data(), static_cast<size_t>(sets * groups * capacity)});
+  counts.Download({copy.counts.data(), static_cast<size_t>(sets * groups)});
+  return copy;
+}
+
 void Ops::Linear(const LinearParams& p) {
   double bytes = 0, flops = 0;
   bool output_layer = false;

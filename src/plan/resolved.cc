@@ -425,6 +425,7 @@ void ResolvedPlan::Decide(int layer, bool full, const ModelShape& model, bool in
       continue;
     }
     set.publisher = left;
+    set.head_map.clear();  // it was for the other publisher's lists
     AddBudget(layers[l], &layers);
   }
 }

@@ -115,14 +115,19 @@ void CalibrationContext::CopyCache(Group& g, bool save) {
   const int caches = session_.store().caches();
   int64_t bytes = 0;
   for (int c = 0; c < caches; ++c) bytes += pages * session_.store().layout(c).arena_bytes(1);
-  if (save) g.cache.resize(static_cast<size_t>(bytes));
+  Device& device = session_.store().device();
+  if (save) {
+    g.cache = Array<std::byte>(device);
+    g.cache.Reserve(bytes);
+  }
   std::byte* at = g.cache.data();
   for (int c = 0; c < caches; ++c) {
-    const KvView view = session_.sequence().View(c, end);
+    const KvView view = session_.sequence().HostView(c);
     for (int64_t p = 0; p < pages; ++p) {
       const int64_t position = (first_page + p) * KvLayout::kSlots;
-      const auto copy = [&](void* page, int64_t size) {
-        std::memcpy(save ? at : page, save ? page : at, static_cast<size_t>(size));
+      const auto copy = [&](void* address, int64_t size) {
+        auto* page = static_cast<std::byte*>(address);
+        device.Copy(save ? at : page, save ? page : at, size);
         at += size;
       };
       copy(view.page(position), view.layout.page_bytes());

@@ -73,9 +73,9 @@ class CalibrationContext {
     std::vector<int32_t> rows;    // input tokens
     std::vector<int32_t> answer;  // expected after rows [first_scored, ...)
     int64_t first_scored = 0, scored = 0;
-    RowLogits dense;               // of the scored rows
-    std::vector<float> hidden;     // [L][rows, C]
-    std::vector<std::byte> cache;  // pages from snapshot_from_ to the last row
+    RowLogits dense;            // of the scored rows
+    std::vector<float> hidden;  // [L][rows, C]
+    Array<std::byte> cache;     // pages from snapshot_from_ to the last row
   };
   CalibrationContext(Engine& engine, Session session)
       : engine_(engine), session_(std::move(session)) {}

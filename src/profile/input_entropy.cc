@@ -76,9 +76,11 @@ Result<std::vector<double>> InputEntropy(Engine& engine, std::span<const int32_t
   const auto total = static_cast<int64_t>(tokens.size());
   BATON_ASSIGN(Session session, Session::Create(engine, impl.model_plan.caches, total));
   BATON_TRY(session.sequence().Reserve(total));
-  std::vector<float> stream(static_cast<size_t>(total * config.width)), input(stream.size());
-  const View<float> x(stream.data(), {total, config.width});
-  const View<float> normed(input.data(), {total, config.width});
+  Device& device = impl.ops->device();
+  Array<float> stream(device), input(device);
+  const View<float> x(stream.Reserve(total * config.width), {total, config.width});
+  const View<float> normed(input.Reserve(total * config.width), {total, config.width});
+  std::vector<float> on_host(static_cast<size_t>(normed.size()));
   impl.ops->Embed({.table = &impl.model->weights().embedding,
                    .tokens = tokens,
                    .scale = config.embedding_scale,
@@ -89,7 +91,8 @@ Result<std::vector<double>> InputEntropy(Engine& engine, std::span<const int32_t
     const float* weight =
         impl.model->weights().layers[static_cast<size_t>(l)].vector(TensorRole::kAttnNorm);
     impl.ops->Norm({.x = x, .weight = weight, .eps = config.norm_eps, .y = normed});
-    entropy.push_back(SpectralEntropy(normed));
+    input.Download(on_host);
+    entropy.push_back(SpectralEntropy(View<const float>(on_host.data(), {total, config.width})));
     if (l + 1 < config.layers) BATON_TRY(RunLayer(engine, session, tokens, l, x));
   }
   return entropy;

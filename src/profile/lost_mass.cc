@@ -27,7 +27,12 @@ std::pair<int64_t, int64_t> Common(std::span<const int32_t> a, std::span<const i
 }  // namespace
 
 LostMass::LostMass(Ops& ops, const ProfileOptions& options, const ModelInfo& info, float scale)
-    : ops_(ops), options_(options), info_(info), scale_(scale) {
+    : ops_(ops),
+      options_(options),
+      info_(info),
+      scale_(scale),
+      pooled_(ops.device()),
+      mass_(ops.device()) {
   const size_t n = static_cast<size_t>(info.layers);
   for (Table* t : {&text_, &answers_}) {
     t->lost.assign(options.budgets.size(), std::vector<double>(n * n, 0));
@@ -43,7 +48,8 @@ void LostMass::BeginRows(bool answer, int64_t first, int64_t count) {
   answer_ = answer;
   first_ = first;
   count_ = count;
-  published_.assign(static_cast<size_t>(info_.layers), {});
+  published_.clear();
+  published_.resize(static_cast<size_t>(info_.layers));
 }
 
 // Index sets of the measured rows for every budget, ranked by exact probabilities or by the low-bit
@@ -52,8 +58,7 @@ Status LostMass::Rank(const Tap& tap, MassParams::Source source, std::vector<Ind
   const Rows rows{tap.rows.first + first_, count_, tap.rows.position + first_};
   MassParams::Segment segment{
       .rows = rows, .kv = tap.kv, .rows_per_set = 1, .mass_stride = stride_};
-  pooled_.resize(static_cast<size_t>(count_ * groups_ * stride_));
-  segment.mass = pooled_.data();
+  segment.mass = pooled_.Reserve(count_ * groups_ * stride_);
   ops_.Mass({.source = source,
              .q = tap.q,
              .scale = scale_,
@@ -61,27 +66,37 @@ Status LostMass::Rank(const Tap& tap, MassParams::Source source, std::vector<Ind
              .scope = groups_ == 1 ? MassScope::kAll : MassScope::kGroup,
              .pool = options_.pool,
              .segments = std::span(&segment, 1)});
-  sets.resize(options_.budgets.size());
+  const size_t budgets = options_.budgets.size();
+  std::vector<IndexSets> made;
   std::vector<int64_t> visible(static_cast<size_t>(count_)),
       recent(visible.size(), options_.recent);
   for (int64_t t = 0; t < count_; ++t) visible[static_cast<size_t>(t)] = rows.position + t + 1;
   std::vector<std::vector<int64_t>> k;
   std::vector<SelectParams::Segment> segments;
   SegmentFailure failure;
-  for (int64_t budget : options_.budgets) k.emplace_back(visible.size(), budget);
-  for (size_t b = 0; b < sets.size(); ++b) {
-    sets[b].Reset(count_, groups_, options_.budgets[b] + options_.block);
+  Array<int64_t> bad(ops_.device());
+  bad.Reserve(1);
+  bad.Upload({&failure.position, 1});
+  for (int64_t budget : options_.budgets) {
+    k.emplace_back(visible.size(), budget);
+    made.emplace_back(ops_.device());
+  }
+  for (size_t b = 0; b < budgets; ++b) {
+    made[b].Reset(count_, groups_, options_.budgets[b] + options_.block);
     segments.push_back({.mass = pooled_.data(),
                         .mass_stride = stride_,
                         .sets = count_,
                         .visible = visible,
                         .k = k[b],
                         .recent = recent,
-                        .out = &sets[b],
-                        .bad_position = &failure.position});
+                        .out = &made[b],
+                        .bad_position = bad.data()});
   }
   ops_.Select(
       {.groups = groups_, .sink = options_.sink, .block = options_.block, .segments = segments});
+  bad.Download({&failure.position, 1});
+  sets.clear();
+  for (IndexSets& s : made) sets.push_back(std::move(s).OnHost());
   if (failure.position < 0) return Status::Ok();
   failure.layer = tap.layer;
   return failure.ToError();
@@ -153,11 +168,11 @@ void LostMass::OnLayer(const Tap& tap) {
     status_ = Rank(tap, MassParams::Source::kLowBit, scan);
     if (!status_.ok()) return;
   }
-  head_mass_.resize(static_cast<size_t>(count_ * info_.heads * stride_));
+  const int64_t masses = count_ * info_.heads * stride_;
   MassParams::Segment segment{.rows = rows,
                               .kv = tap.kv,
                               .rows_per_set = 1,
-                              .mass = head_mass_.data(),
+                              .mass = mass_.Reserve(masses),
                               .mass_stride = stride_};
   ops_.Mass({.source = MassParams::Source::kExact,
              .q = tap.q,
@@ -165,6 +180,7 @@ void LostMass::OnLayer(const Tap& tap) {
              .lse = tap.lse,
              .scope = MassScope::kHead,
              .segments = std::span(&segment, 1)});
+  head_mass_ = mass_.OnHost(masses, copy_);
   ops_.threads().For(j + 2, [&](int64_t i, int) {
     if (i == j + 1) {
       if (!scan.empty()) Accumulate(table, j, j, scan, table.scan, false);

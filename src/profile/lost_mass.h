@@ -39,8 +39,11 @@ class LostMass final : public CalibrationContext::Observer {
   bool answer_ = false;
   int64_t first_ = 0, count_ = 0;
   Table text_, answers_;
-  std::vector<std::vector<IndexSets>> published_;  // [layer][budget] of the current rows
-  std::vector<float> head_mass_, pooled_;
+  // [layer][budget] of the current rows, on the host.
+  std::vector<std::vector<IndexSets>> published_;
+  Array<float> pooled_, mass_;  // on the device
+  std::span<const float> head_mass_;
+  std::vector<float> copy_;
   int64_t stride_ = 0;
   std::vector<double> overlap_, overlap_unforced_;
   double overlap_rows_ = 0;

@@ -52,7 +52,7 @@ inline std::unique_ptr<RoutedRun> RunRouted(Engine& engine, std::span<const int3
                                  {.store = {}, .rollback = 0});
   EXPECT_TRUE(session.ok()) << session.error().ToString();
   run->session.emplace(std::move(session).value());
-  const RouterFile* router = impl.router ? &*impl.router : nullptr;
+  const Router* router = impl.router ? &*impl.router : nullptr;
   run->routing.emplace(impl, router, options, head, &run->plan, &run->kv());
   PrefillOrder order = PrefillOrder::kLayerMajor;
   if (options.mode == Mode::kProbe || options.mode == Mode::kTwoPass) {

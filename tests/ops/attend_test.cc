@@ -276,7 +276,7 @@ TEST_P(AttendTest, IndexOfEverythingEqualsAll) {
       const std::vector<float> q = RandomNormal(rng, rows * s.heads * s.dim);
       IndexSets sets(TestMemory());
       sets.Reset(1, 1, 400);
-      std::iota(sets.positions.begin(), sets.positions.begin() + 333, 0);
+      std::iota(sets.positions.data(), sets.positions.data() + 333, 0);
       sets.count(0, 0) = 333;
       AttendParams::Segment segment{.rows = {.count = rows, .position = 333 - rows},
                                     .kv = cache.view()};
@@ -316,6 +316,38 @@ TEST_P(AttendTest, MixedSegmentsEqualEachAlone) {
       const auto d = static_cast<size_t>(s.dim);
       ExpectSameBits({alone.o.data() + at * d, n * d}, {together.o.data() + at * d, n * d});
       ExpectSameBits({alone.lse.data() + at, n}, {together.lse.data() + at, n});
+    }
+  }
+}
+
+// A verification's rows share each read of K and V; nothing of that shows in their bits.
+TEST_P(AttendTest, RowsAloneHaveTheBitsOfSingleRows) {
+  Rng rng(16);
+  for (const Shape s : {Shape{9, 3, 64}, Shape{4, 1, 256}, Shape{8, 8, 32}}) {
+    for (DType dtype : kCacheTypes) {
+      const Cache cache(rng, s, dtype, 1100);
+      const std::vector<float> q = RandomNormal(rng, 16 * s.heads * s.dim);
+      // Around lengths where chunks grow, where their number does, and in the first block.
+      for (int64_t position : {0, 27, 120, 250, 505, 1020, 1084}) {
+        for (const KeySet& keys :
+             {KeySet{}, KeySet{.kind = KeySet::Kind::kWindow, .sink = 3, .recent = 90}}) {
+          for (int64_t rows : {2, 3, 7, 16}) {
+            const AttendParams::Segment together{
+                .rows = {0, rows, position}, .kv = cache.view(), .keys = keys, .rows_alone = true};
+            const Output got = Attend(*ops_, q, s, {&together, 1});
+            for (int64_t row = 0; row < rows; ++row) {
+              const AttendParams::Segment alone{
+                  .rows = {row, 1, position + row}, .kv = cache.view(), .keys = keys};
+              const Output want = Attend(*ops_, q, s, {&alone, 1});
+              const auto at = static_cast<size_t>(row * s.heads), n = static_cast<size_t>(s.heads),
+                         d = static_cast<size_t>(s.dim);
+              ExpectSameBits({got.o.data() + at * d, n * d}, {want.o.data() + at * d, n * d},
+                             Describe(s, dtype, position, rows));
+              ExpectSameBits({got.lse.data() + at, n}, {want.lse.data() + at, n});
+            }
+          }
+        }
+      }
     }
   }
 }
@@ -407,7 +439,8 @@ TEST_P(AttendTest, RowWithoutKeys) {
     const Cache cache(rng, s, dtype, 64);
     IndexSets sets(TestMemory());
     sets.Reset(1, 1, 4);
-    sets.positions = {30, 40, 50, 60};  // rows before 30 see none
+    const int32_t listed[] = {30, 40, 50, 60};  // rows before 30 see none
+    std::copy_n(listed, 4, sets.list(0, 0));
     sets.count(0, 0) = 4;
     for (int64_t rows : {2, 40}) {
       const std::vector<float> q = RandomNormal(rng, rows * s.heads * s.dim);

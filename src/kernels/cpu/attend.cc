@@ -196,12 +196,22 @@ void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s) {
   // One unit serves all heads of a token, unless they read different keys.
   const bool by_head = s.keys.kind == KeySet::Kind::kIndex && s.keys.index->groups > 1;
   const int kv_heads = by_head ? 1 : s.kv.layout.kv_heads;
-  for (int64_t row = 0; row < s.rows.count; ++row) {
+  // Rows that see all keys share each read of them while their chunks are the same: a row's bits
+  // are then those that it has alone.
+  const auto chunks = [](int64_t keys) {
+    return std::pair(RowChunk(keys), (keys - 1) / RowChunk(keys));
+  };
+  for (int64_t row = 0, end = 0; row < s.rows.count; row = end) {
+    end = row + 1;
+    const int64_t first = s.rows.position + end;  // keys of that row
+    while (s.keys.kind == KeySet::Kind::kAll && s.scores == nullptr && end < s.rows.count &&
+           chunks(s.rows.position + end + 1) == chunks(first))
+      ++end;
     for (int h = 0; h < s.kv.layout.kv_heads; h += kv_heads) {
-      const Keys keys = KeysOf(s, row, 1, h);
+      const Keys keys = KeysOf(s, row, end - row, h);
       AddGroup(p, {.segment = &s,
                    .row = row,
-                   .rows = 1,
+                   .rows = end - row,
                    .kv_head = h,
                    .kv_heads = kv_heads,
                    .keys = keys,
@@ -219,7 +229,7 @@ void CpuOps::AttendState::Plan(const AttendParams& p, int64_t prompt_rows) {
     const int64_t together = s.keys.kind == KeySet::Kind::kIndex
                                  ? std::min(s.rows.count, s.keys.rows_per_set)
                                  : s.rows.count;
-    return together >= kPromptRows;
+    return together >= kPromptRows && !s.rows_alone;
   };
   // The large units first: what is left to help with at the end is small.
   for (const Segment& s : p.segments) {

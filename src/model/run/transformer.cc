@@ -14,11 +14,14 @@ using R = TensorRole;
 constexpr R kGateRoles[] = {R::kAttnGate, R::kAttnGateLocal};
 constexpr R kSinkRoles[] = {R::kAttnSinks, R::kAttnSinksLocal};
 
-View<float> Matrix2(std::vector<float>& storage, int64_t rows, int64_t cols) {
-  if (static_cast<int64_t>(storage.size()) < rows * cols)
-    storage.resize(static_cast<size_t>(rows * cols));
-  return View<float>(storage.data(), {rows, cols});
+View<float> Matrix2(Array<float>& storage, int64_t rows, int64_t cols) {
+  return View<float>(storage.Reserve(rows * cols), {rows, cols});
 }
+
+int64_t Bytes(const View<float>& v) { return v.size() * static_cast<int64_t>(sizeof(float)); }
+
+std::byte* Address(float* data) { return reinterpret_cast<std::byte*>(data); }
+const std::byte* Address(const float* data) { return reinterpret_cast<const std::byte*>(data); }
 
 View<float> Heads(const View<float>& m, int64_t heads) {
   return View<float>(m.data(), {m.dim(0), heads, m.dim(1) / heads});
@@ -32,12 +35,20 @@ Transformer::Transformer(const ModelConfig& config, Weights weights, Ops& ops, M
       ops_(ops),
       shape_(std::move(shape)),
       attention_(ops, shape_, config.attention_scale),
-      own_cache_(static_cast<size_t>(config.layers), -1) {
-  for (const RopeConfig& r : config_.rope)
-    rope_.push_back({RopeFrequencies(r, config_.rope_dims), {}, {}});
+      own_cache_(static_cast<size_t>(config.layers), -1),
+      feeds_(static_cast<size_t>(config.layers) + 1) {
+  for (Array<float>* a : {&x_, &q_, &k_, &v_, &o_, &index_q_, &gates_[0], &gates_[1], &branch_,
+                          &ffn_, &rows_x_, &logits_})
+    *a = Array<float>(ops.device());
+  for (const RopeConfig& r : config_.rope) {
+    rope_.push_back({RopeFrequencies(r, config_.rope_dims), Array<float>(ops.device()),
+                     Array<float>(ops.device())});
+  }
   for (size_t c = 0; c < shape_.caches.size(); ++c) {
     const int owner = shape_.caches[c].owner;
     if (owner >= 0) own_cache_[static_cast<size_t>(owner)] = static_cast<int>(c);
+    const int input = shape_.caches[c].kv_input;
+    if (input != owner) feeds_[static_cast<size_t>(input)].push_back(static_cast<int>(c));
   }
   for (int l = 0; l < config_.layers; ++l) first_product_.push_back(FirstProduct(l));
   first_product_.push_back({weights_.model.matrix(R::kOutput)});
@@ -58,14 +69,15 @@ std::vector<const Matrix*> Transformer::FirstProduct(int l) const {
 void Transformer::Forward(const ForwardBatch& batch) {
   rows_ = static_cast<int64_t>(batch.tokens.size());
   if (rows_ == 0) return;
-  ThreadPool::Hot hot(ops_.threads());
+  const Ops::Pass pass(ops_);
   fine_ = std::any_of(batch.segments.begin(), batch.segments.end(),
                       [](const AttentionSegment& s) { return !s.prompt; });
   attention_.Begin(batch.segments, batch.observer);
   PrepareRope(batch);
   const View<float> x = Matrix2(x_, rows_, config_.width);
+  Device& device = ops_.device();
   if (batch.hidden) {
-    std::copy_n(batch.hidden, x.size(), x.data());
+    device.Copy(Address(x.data()), Address(batch.hidden), Bytes(x));
   } else {
     ops_.Embed({.table = &weights_.embedding,
                 .tokens = batch.tokens,
@@ -74,7 +86,7 @@ void Transformer::Forward(const ForwardBatch& batch) {
   }
   const int end = batch.end_layer < 0 ? config_.layers : batch.end_layer;
   for (int l = batch.first_layer; l < end; ++l) {
-    if (batch.capture) std::copy_n(x.data(), x.size(), batch.capture + l * x.size());
+    if (batch.capture) device.Download(batch.capture + l * x.size(), Address(x.data()), Bytes(x));
     if (l > batch.first_layer || !batch.fed) Feed(l);
     Layer(l, batch);
   }
@@ -87,9 +99,10 @@ void Transformer::Forward(const ForwardBatch& batch) {
   }
   if (batch.leave) {
     const View<float> from = x.Slice(batch.leave_from, rows_);
-    std::copy_n(from.data(), from.size(), batch.leave);
+    device.Copy(Address(batch.leave), Address(from.data()), Bytes(from));
   }
-  if (end == config_.layers) Output(batch);
+  if (end == config_.layers) return Output(batch);
+  attention_.Finish();
 }
 
 void Transformer::SetRotation(int rope, StoreParams* store) const {
@@ -103,10 +116,7 @@ void Transformer::SetRotation(int rope, StoreParams* store) const {
 
 // Writes the caches of other owners that the stream entering layer l feeds.
 void Transformer::Feed(int l) {
-  for (size_t c = 0; c < shape_.caches.size(); ++c) {
-    if (shape_.caches[c].kv_input == l && shape_.caches[c].owner != l)
-      FeedCache(static_cast<int>(c));
-  }
+  for (const int c : feeds_[static_cast<size_t>(l)]) FeedCache(c);
 }
 
 // K and V (or an indexer's K) of the rows at hand, from the stream as it is now.
@@ -173,13 +183,13 @@ void Transformer::Attend(int l, const ForwardBatch& batch, View<float> o) {
   const bool writes = own >= 0 && shape_.caches[static_cast<size_t>(own)].kv_input == l &&
                       !(batch.fed && l == batch.first_layer);
   const View<float> q = Matrix2(q_, rows_, c.heads * c.head_dim);
-  std::vector<LinearParams::Out> outs = {{w.matrix(R::kQ), w.vector(R::kQBias), q}};
+  outs_.assign({{w.matrix(R::kQ), w.vector(R::kQBias), q}});
   LayerInput in{.store = {.q = Heads(q, c.heads), .q_norm = w.vector(R::kQNorm)}};
   if (writes) {
     const View<float> k = Matrix2(k_, rows_, c.kv_heads * c.head_dim);
     const View<float> v = Matrix2(v_, rows_, c.kv_heads * c.head_dim);
-    outs.push_back({w.matrix(R::kK), w.vector(R::kKBias), k});
-    outs.push_back({w.matrix(R::kV), w.vector(R::kVBias), v});
+    outs_.push_back({w.matrix(R::kK), w.vector(R::kKBias), k});
+    outs_.push_back({w.matrix(R::kV), w.vector(R::kVBias), v});
     in.store.k = Heads(k, c.kv_heads);
     in.store.v = Heads(v, c.kv_heads);
     in.store.k_norm = w.vector(R::kKNorm);
@@ -189,13 +199,13 @@ void Transformer::Attend(int l, const ForwardBatch& batch, View<float> o) {
     const Matrix* gate = w.matrix(kGateRoles[b]);
     if (gate == nullptr) continue;
     const View<float> logits = Matrix2(gates_[b], rows_, gate->rows);
-    outs.push_back({gate, nullptr, logits});
+    outs_.push_back({gate, nullptr, logits});
     in.gates[b] = logits;
   }
   ops_.Linear({.x = Matrix2(x_, rows_, c.width),
                .norm_weight = w.vector(R::kAttnNorm),
                .norm_eps = c.norm_eps,
-               .outs = outs,
+               .outs = outs_,
                .fine = fine_});
   if (plan.publish && plan.publish->ranking == Publish::Ranking::kIndexer)
     in.index_q = IndexQueries(plan.publish->index_bf16);
@@ -246,7 +256,7 @@ void Transformer::AddBranch(const View<float>& input, const Matrix& w, const flo
   const View<float> branch = Matrix2(branch_, rows_, config_.width);
   const LinearParams::Out out{&w, nullptr, branch};
   ops_.Linear({.x = input, .outs = std::span(&out, 1), .then = then, .fine = fine_});
-  if (tap) std::copy_n(branch.data(), branch.size(), tap);
+  if (tap) ops_.device().Download(tap, Address(branch.data()), Bytes(branch));
   if (norm) {
     ops_.Norm({.x = branch, .weight = norm, .eps = config_.norm_eps, .y = x, .accumulate = true});
   } else {
@@ -255,9 +265,9 @@ void Transformer::AddBranch(const View<float>& input, const Matrix& w, const flo
 }
 
 void Transformer::PrepareRope(const ForwardBatch& batch) {
-  std::vector<Rows> rows(batch.rotated.begin(), batch.rotated.end());
-  if (rows.empty()) {
-    for (const AttentionSegment& s : batch.segments) rows.push_back(s.rows);
+  rotated_.assign(batch.rotated.begin(), batch.rotated.end());
+  if (rotated_.empty()) {
+    for (const AttentionSegment& s : batch.segments) rotated_.push_back(s.rows);
   }
   const int64_t pairs = config_.rope_dims / 2;
   for (size_t r = 0; r < rope_.size(); ++r) {
@@ -267,14 +277,14 @@ void Transformer::PrepareRope(const ForwardBatch& batch) {
                            : 1.0f;
     ops_.RotaryTable({.frequencies = table.frequencies,
                       .gain = gain,
-                      .segments = rows,
+                      .segments = rotated_,
                       .cos = Matrix2(table.cos, rows_, pairs),
                       .sin = Matrix2(table.sin, rows_, pairs)});
   }
 }
 
 void Transformer::Output(const ForwardBatch& batch) {
-  if (!batch.on_logits) return;
+  if (!batch.on_logits) return attention_.Finish();
   const auto wanted = static_cast<int64_t>(batch.logit_rows.size());
   for (int64_t first = 0; first < wanted; first += kLogitRows) {
     const int64_t n = std::min(kLogitRows, wanted - first);
@@ -290,8 +300,11 @@ void Transformer::Output(const ForwardBatch& batch) {
                  .norm_eps = config_.norm_eps,
                  .outs = std::span(&out, 1),
                  .fine = true});
-    batch.on_logits(first, logits);
+    if (first == 0) attention_.Finish();
+    const float* on_host = logits_.OnHost(logits.size(), host_logits_).data();
+    batch.on_logits(first, View<const float>(on_host, {n, config_.vocab}));
   }
+  if (wanted == 0) attention_.Finish();
 }
 
 }  // namespace baton

@@ -16,13 +16,14 @@ struct ForwardBatch {
   std::span<const int32_t> tokens;  // [T]
   std::span<const AttentionSegment> segments;
   std::span<const int64_t> logit_rows;  // ascending rows whose logits are wanted
-  // Called with consecutive pieces of the wanted logits: [n, vocab] for logit_rows[first, first +
-  // n). Not called where the pass ends before the last layer.
+  // Called with consecutive pieces of the wanted logits, on the host: [n, vocab] for
+  // logit_rows[first, first + n). Not called where the pass ends before the last layer. Failures of
+  // segments are known by then.
   std::function<void(int64_t first, View<const float> logits)> on_logits;
 
   // Layers [first_layer, end_layer) run (end_layer -1: all that are left); see plan/
   // prefill_schedule.h for fed and feed_end. The residual stream that enters first_layer is given,
-  // and what leaves the last layer run can be had.
+  // and what leaves the last layer run can be had, in the device's memory.
   int first_layer = 0, end_layer = -1;
   bool fed = false, feed_end = false;
   const float* hidden = nullptr;  // [T, C]; null: embed the tokens
@@ -32,10 +33,10 @@ struct ForwardBatch {
   // Positions that rows are rotated by, where they are not those of the segments.
   std::span<const Rows> rotated;
   AttentionObserver* observer = nullptr;
-  // Receives the stream that enters each layer: [layers][T, C].
+  // On the host. Receives the stream that enters each layer: [layers][T, C].
   float* capture = nullptr;
-  // Receives the attention output after the output projection, before the residual add, of one
-  // layer: [T, C].
+  // On the host. Receives the attention output after the output projection, before the residual
+  // add, of one layer: [T, C].
   int tap_layer = -1;
   float* tap = nullptr;
 };
@@ -48,7 +49,7 @@ class Transformer {
   // What goes wrong concerns one segment: AttentionSegment::failure.
   void Forward(const ForwardBatch& batch);
   // A layer's queries for rows of the stream that enters it, after QK-norm and before rotation:
-  // what a router pools (arXiv 2604.07394). x: [n, C]; q: [n, Hq, D].
+  // what a router pools (arXiv 2604.07394). x: [n, C]; q: [n, Hq, D]; both on the device.
   void Queries(int layer, View<const float> x, View<float> q);
 
   const ModelConfig& config() const { return config_; }
@@ -59,7 +60,7 @@ class Transformer {
  private:
   struct RopeTable {
     std::vector<float> frequencies;  // [pairs]
-    std::vector<float> cos, sin;     // [T, pairs] of the current batch
+    Array<float> cos, sin;           // [T, pairs] of the current batch
   };
   void PrepareRope(const ForwardBatch& batch);
   void SetRotation(int rope, StoreParams* store) const;
@@ -79,11 +80,17 @@ class Transformer {
   ModelShape shape_;
   Attention attention_;
   std::vector<RopeTable> rope_;
-  std::vector<int> own_cache_;                             // [layers] -1: none
+  std::vector<int> own_cache_;  // [layers] -1: none
+  std::vector<std::vector<int>>
+      feeds_;  // [layers + 1] caches of other owners that a layer's stream feeds
   std::vector<std::vector<const Matrix*>> first_product_;  // [layers + 1]; the last: the output
   int64_t rows_ = 0;
   bool fine_ = false;  // the batch decodes: see LinearParams
-  std::vector<float> x_, q_, k_, v_, o_, index_q_, gates_[2], branch_, ffn_, rows_x_, logits_;
+  std::vector<Rows> rotated_;
+  std::vector<LinearParams::Out> outs_;
+  // In the device's memory.
+  Array<float> x_, q_, k_, v_, o_, index_q_, gates_[2], branch_, ffn_, rows_x_, logits_;
+  std::vector<float> host_logits_;  // of a device that is not the host
 };
 
 }  // namespace baton

@@ -56,7 +56,8 @@ class Loader {
         BATON_TRY(Pack(role, tensors, to));
       } else {
         const bool plus_one = checkpoint_.config.norm_plus_one && IsNorm(role);
-        to->vectors[static_cast<size_t>(role)] = Expand(*t, plus_one ? 1.0f : 0.0f);
+        to->vectors[static_cast<size_t>(role)] =
+            UploadArray<float>(Expand(*t, plus_one ? 1.0f : 0.0f), ops_.device());
       }
     }
     return Status::Ok();

@@ -11,14 +11,11 @@
 namespace baton {
 
 struct WeightSet {
-  std::array<std::vector<float>, kTensorRoles> vectors;  // norms, biases, sink logits
+  std::array<Array<float>, kTensorRoles> vectors;  // norms, biases, sink logits: on the device
   std::array<std::unique_ptr<Matrix>, kTensorRoles> matrices;
 
   // Null where the model has none.
-  const float* vector(TensorRole r) const {
-    const std::vector<float>& v = vectors[static_cast<size_t>(r)];
-    return v.empty() ? nullptr : v.data();
-  }
+  const float* vector(TensorRole r) const { return vectors[static_cast<size_t>(r)].data(); }
   const Matrix* matrix(TensorRole r) const { return matrices[static_cast<size_t>(r)].get(); }
 };
 
