@@ -83,10 +83,13 @@ void EngineFlags::Add(CLI::App* command, Context context) {
       ->check(Between(0, 1024))
       ->group(group);
   command
-      ->add_option("--backend", options.backend, "ref: slow and obvious; cpu: fast (the default)")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Backend>{{"ref", Backend::kReference}, {"cpu", Backend::kCpu}},
-          CLI::ignore_case))
+      ->add_option("--backend", options.backend,
+                   "ref: slow and obvious; cpu: fast (the default); cuda: an NVIDIA GPU")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, Backend>{{"ref", Backend::kReference},
+                                                                 {"cpu", Backend::kCpu},
+                                                                 {"cuda", Backend::kCuda}},
+                                  CLI::ignore_case))
       ->group(group);
   command
       ->add_flag("--portable", options.portable,

@@ -31,7 +31,7 @@ struct Cache {
     pages.resize(static_cast<size_t>(count));
     std::iota(pages.begin(), pages.end(), 0);
     std::shuffle(pages.begin(), pages.end(), rng);
-    memory = Buffer::AllocateOrDie(layout.arena_bytes(count));
+    memory = Buffer::AllocateOrDie(layout.arena_bytes(count), TestMemory());
     ThreadPool one(1);
     const auto ops = MakeReferenceOps(one);
     std::vector<float> q(static_cast<size_t>(n * s.kv_heads * s.dim));
@@ -71,7 +71,7 @@ Output Attend(Ops& ops, const std::vector<float>& q, Shape s,
 
 // Ascending, no duplicates; group 1 has half as many.
 IndexSets RandomSets(Rng& rng, int64_t sets, int64_t groups, int64_t visible, int64_t k) {
-  IndexSets x;
+  IndexSets x(TestMemory());
   x.Reset(sets, groups, k);
   std::vector<int32_t> all(static_cast<size_t>(visible));
   std::iota(all.begin(), all.end(), 0);
@@ -274,7 +274,7 @@ TEST_P(AttendTest, IndexOfEverythingEqualsAll) {
     for (int64_t rows : {1, 40}) {
       const Cache cache(rng, s, dtype, 333);
       const std::vector<float> q = RandomNormal(rng, rows * s.heads * s.dim);
-      IndexSets sets;
+      IndexSets sets(TestMemory());
       sets.Reset(1, 1, 400);
       std::iota(sets.positions.begin(), sets.positions.begin() + 333, 0);
       sets.count(0, 0) = 333;
@@ -405,7 +405,7 @@ TEST_P(AttendTest, RowWithoutKeys) {
   const Shape s{4, 2, 32};
   for (DType dtype : kCacheTypes) {
     const Cache cache(rng, s, dtype, 64);
-    IndexSets sets;
+    IndexSets sets(TestMemory());
     sets.Reset(1, 1, 4);
     sets.positions = {30, 40, 50, 60};  // rows before 30 see none
     sets.count(0, 0) = 4;

@@ -321,7 +321,7 @@ TEST_P(MassTest, SetsHoldTheMassThatTheReferencesSetsHold) {
     const auto held = [&](Ops& ops, Source source, int64_t k) {
       const std::vector<float> mass = RunMass(ops, c, source, MassScope::kAll, Pool::kSum);
       const int64_t visible = spec.position + spec.count, recent = spec.count;
-      IndexSets out;
+      IndexSets out(test::TestMemory());
       out.Reset(1, 1, k);
       const SelectParams::Segment segment{.mass = mass.data(),
                                           .mass_stride = visible,
@@ -507,7 +507,7 @@ TEST_P(MassTest, PlainScoresOfACacheOfKeysAlone) {
       const KvLayout layout{.dtype = dtype, .kv_heads = 1, .head_dim = kDim, .values = false};
       std::vector<int32_t> pages((kKeys + 63) / 64);
       for (size_t i = 0; i < pages.size(); ++i) pages[i] = static_cast<int32_t>(i * 7 % 24);
-      Buffer memory = Buffer::AllocateOrDie(layout.arena_bytes(24));
+      Buffer memory = Buffer::AllocateOrDie(layout.arena_bytes(24), test::TestMemory());
       const KvView kv{
           .arena = memory.data(), .pages = pages.data(), .length = kKeys, .layout = layout};
       test::Rng rng(25);

@@ -67,6 +67,7 @@ struct Recorder::Action {
   uint32_t grid[3], block[3];
   uint64_t shared_bytes;
   uint32_t cluster, overlapped;
+  uint64_t unused;
 };
 
 struct Recorder::Graph {
@@ -81,6 +82,10 @@ struct Recorder::Graph {
 
 Recorder::Recorder(cudaStream_t stream, Options options) : stream_(stream), options_(options) {
   static_assert(sizeof(Action) % 16 == 0);
+  int device = 0, major = 0;
+  BATON_CUDA(cudaGetDevice(&device));
+  BATON_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  overlaps_ = major >= 9;
   chunks_.push_back(std::make_unique<Chunk>(kFirstTableBytes));
 }
 
@@ -257,7 +262,7 @@ void Recorder::RunActions() {
           attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
           attributes[config.numAttrs++].val.clusterDim = {action.cluster, 1, 1};
         }
-        if (action.overlapped) {
+        if (action.overlapped && overlaps_) {
           attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
           attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
         }

@@ -67,7 +67,7 @@ class Recorder {
   // The device address that a copy of `values` has when the actions recorded from now on run: until
   // the pass ends, or the operation outside a pass.
   template <typename T>
-  T* Table(std::span<const T> values) {
+  const T* Table(std::span<const T> values) {
     auto [host, device] = TableSpace<T>(static_cast<int64_t>(values.size()));
     if (!values.empty()) std::memcpy(host, values.data(), values.size_bytes());
     return device;
@@ -86,7 +86,7 @@ class Recorder {
   }
 
   // How a kernel is launched. `overlapped`: it may begin before the one in front of it has ended
-  // (programmatic dependent launch), and itself waits, with cudaGridDependencySynchronize, before it
+  // (programmatic dependent launch, from compute capability 9.0 on), and itself waits, with cudaGridDependencySynchronize, before it
   // touches what that one reads or writes.
   struct Shape {
     dim3 grid = 1, block = 1;
@@ -147,6 +147,7 @@ class Recorder {
   cudaStream_t stream_;
   Options options_;
   Counts counts_;
+  bool overlaps_ = false;  // the GPU has programmatic dependent launch
   bool in_pass_ = false;
   int depth_ = 0;  // of operations
   size_t generation_ = 0;
