@@ -10,7 +10,7 @@
 namespace baton::cuda {
 
 template <typename T>
-T* TableOf(Recorder& recorder, const std::vector<T>& values) {
+const T* TableOf(Recorder& recorder, const std::vector<T>& values) {
   return recorder.Table(std::span<const T>(values.data(), values.size()));
 }
 

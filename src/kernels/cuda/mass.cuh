@@ -54,4 +54,16 @@ int64_t LowBitScratchBytes(int64_t heads, int64_t keys);
 void LaunchLowBit(Recorder& recorder, const MassCall& call, std::span<const MassUnit> units,
                   int64_t rows, int64_t keys, std::byte* scratch);
 
+// Whole sets of many rows: see mass_tiles.cu. Memory of a launch: the rounded queries of all rows of
+// the batch, and for the 4-bit copy MassTileBytes for each row of its units.
+struct MassTileMemory {
+  __nv_bfloat16* q = nullptr;
+  std::byte* low_bit = nullptr;
+};
+bool HasMassTiles(DType cache, bool low_bit, int64_t head_dim);
+int64_t MassTileBytes(int64_t heads, int64_t keys);
+void RoundQueries(Recorder& recorder, const float* q, __nv_bfloat16* to, int64_t count);
+void LaunchMassTiles(Recorder& recorder, MassTileMemory memory, const MassCall& call, DType cache,
+                     bool low_bit, std::span<const MassUnit> units, int64_t keys);
+
 }  // namespace baton::cuda
