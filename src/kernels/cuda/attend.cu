@@ -34,14 +34,20 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int64_t stride = static_cast<int64_t>(row.rows) * call.heads;
   const int64_t part = row.part + static_cast<int64_t>(entry.split) * call.heads + head;
 
+  // Every warp for itself.
+  const int lane = threadIdx.x % 32;
   float most = kNoKeys;
-  for (int i = 0; i < splits; ++i) most = fmaxf(most, call.partial.lse[part + i * stride]);
+  for (int i = lane; i < splits; i += 32) most = fmaxf(most, call.partial.lse[part + i * stride]);
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
   const float reference = most == kNoKeys ? 0 : most;
   for (int i = threadIdx.x; i < splits; i += kMergeThreads)
     weights[i] = Exp2((call.partial.lse[part + i * stride] - reference) * kLog2E);
   __syncthreads();
   float total = 0;
-  for (int i = 0; i < splits; ++i) total += weights[i];
+  for (int i = lane; i < splits; i += 32) total += weights[i];
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) total += __shfl_xor_sync(~0u, total, mask);
   const float inverse = total == 0 ? 0 : 1 / total;
   const int64_t out = (segment.first + row.row + entry.split) * call.heads + head;
   if (threadIdx.x == 0 && call.lse)
