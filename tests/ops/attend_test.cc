@@ -281,7 +281,7 @@ TEST_P(AttendTest, IndexOfEverythingEqualsAll) {
       const std::vector<float> q = RandomNormal(rng, rows * s.heads * s.dim);
       IndexSets sets(TestMemory());
       sets.Reset(1, 1, 400);
-      std::iota(sets.positions.begin(), sets.positions.begin() + 333, 0);
+      std::iota(sets.positions.data(), sets.positions.data() + 333, 0);
       sets.count(0, 0) = 333;
       AttendParams::Segment segment{.rows = {.count = rows, .position = 333 - rows},
                                     .kv = cache.view()};
@@ -412,7 +412,8 @@ TEST_P(AttendTest, RowWithoutKeys) {
     const Cache cache(rng, s, dtype, 64);
     IndexSets sets(TestMemory());
     sets.Reset(1, 1, 4);
-    sets.positions = {30, 40, 50, 60};  // rows before 30 see none
+    std::ranges::copy(std::initializer_list<int32_t>{30, 40, 50, 60},
+                      sets.positions.data());  // rows before 30 see none
     sets.count(0, 0) = 4;
     for (int64_t rows : {2, 40}) {
       const std::vector<float> q = RandomNormal(rng, rows * s.heads * s.dim);
