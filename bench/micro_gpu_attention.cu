@@ -1,7 +1,7 @@
 // The attention kernels of the CUDA backend one by one at long contexts: time, bytes and the share of
 // the bandwidth that a copy reaches in the same run. bench/torch_attention measures PyTorch's on the
 // same shapes.
-//   micro_cuda [name part...]     only cases whose names hold one of these
+//   micro_gpu_attention [name part...]     only cases whose names hold one of these
 #include <cuda_bf16.h>
 #include <fmt/format.h>
 
@@ -501,7 +501,7 @@ void Copy(Bench& bench) {
 int Main(int argc, char** argv) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    fmt::print(stderr, "micro_cuda: no GPU\n");
+    fmt::print(stderr, "micro_gpu_attention: no GPU\n");
     return 1;
   }
   Bench bench;

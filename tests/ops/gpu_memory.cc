@@ -1,6 +1,6 @@
 #include "tests/ops/gpu_memory.h"
 
-#include <cuda_runtime.h>
+#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <array>
