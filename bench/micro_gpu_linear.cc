@@ -1,7 +1,7 @@
-// Speed of products on a GPU: `micro_gpu_linear [out] [in]`, by default the matrices of an 8B model.
-// Decode: matrices enough that none is in the cache when its turn comes, multiplied in one pass, as
-// a step does; GB/s is what reading the weights comes to, beside what a copy of the same size moves
-// (read and written). Prompts: TFLOP/s of 512 to 8,192 rows.
+// Speed of products on a GPU: `micro_gpu_linear [out] [in]`, by default the matrices of an 8B
+// model. Decode: matrices enough that none is in the cache when its turn comes, multiplied in one
+// pass, as a step does; GB/s is what reading the weights comes to, beside what a copy of the same
+// size moves (read and written). Prompts: TFLOP/s of 512 to 8,192 rows.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -68,9 +68,8 @@ class Bench {
     const double seconds = Time([&] {
       for (const auto& m : matrices_) {
         const LinearParams::Out o{m.get(), nullptr, View<float>(y_.data(), {tokens, out_})};
-        ops_.Linear({.x = View<const float>(x_.data(), {tokens, in_}),
-                     .outs = {&o, 1},
-                     .fine = fine});
+        ops_.Linear(
+            {.x = View<const float>(x_.data(), {tokens, in_}), .outs = {&o, 1}, .fine = fine});
       }
     });
     Report(fine ? "decode linear" : "prompt linear", tokens, seconds,
@@ -96,7 +95,8 @@ class Bench {
 
   void Copy() {
     constexpr int64_t kBytes = int64_t{1} << 30;
-    Buffer from = Buffer::AllocateOrDie(kBytes, device_), to = Buffer::AllocateOrDie(kBytes, device_);
+    Buffer from = Buffer::AllocateOrDie(kBytes, device_),
+           to = Buffer::AllocateOrDie(kBytes, device_);
     Room(1);
     const double seconds = Time([&] {
       for (int i = 0; i < 8; ++i) device_.Copy(to.data(), from.data(), kBytes);
@@ -137,7 +137,8 @@ int main(int argc, char** argv) {
   struct Shape {
     int64_t out, in;
   };
-  std::vector<Shape> shapes = {{14336, 4096}, {4096, 14336}, {4096, 4096}, {1024, 4096}, {128256, 4096}};
+  std::vector<Shape> shapes = {
+      {14336, 4096}, {4096, 14336}, {4096, 4096}, {1024, 4096}, {128256, 4096}};
   if (argc == 3) shapes = {{std::atoll(argv[1]), std::atoll(argv[2])}};
   fmt::print("{}\n", (*ops)->name());
   for (const Shape& s : shapes) {

@@ -1,5 +1,5 @@
-// Owning memory of a device. The host's lies on huge pages where the system grants them: 4 KiB pages
-// halve the read bandwidth of a virtual machine with nested paging (docs/performance.md), so
+// Owning memory of a device. The host's lies on huge pages where the system grants them: 4 KiB
+// pages halve the read bandwidth of a virtual machine with nested paging (docs/performance.md), so
 // everything that decode streams lives here.
 #pragma once
 

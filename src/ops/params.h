@@ -123,8 +123,9 @@ struct RouterWeights {
 // logits = head(encoder(u)), u [D] the mean over rows and heads of q. f32 with sums in double.
 struct RouteParams {
   View<const float> q;  // [n, Hq, D], n > 0: the rows that are looked at, some perhaps twice
-  const RouterWeights* weights = nullptr;  // the struct on the host, what it points at on the device
-  float* logits = nullptr;                 // [2]: sparse, full
+  const RouterWeights* weights =
+      nullptr;              // the struct on the host, what it points at on the device
+  float* logits = nullptr;  // [2]: sparse, full
 };
 
 }  // namespace baton

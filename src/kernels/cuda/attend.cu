@@ -50,8 +50,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   for (int mask = 16; mask > 0; mask /= 2) total += __shfl_xor_sync(~0u, total, mask);
   const float inverse = total == 0 ? 0 : 1 / total;
   const int64_t out = (segment.first + row.row + entry.split) * call.heads + head;
-  if (threadIdx.x == 0 && call.lse)
-    call.lse[out] = total == 0 ? kNoKeys : reference + logf(total);
+  if (threadIdx.x == 0 && call.lse) call.lse[out] = total == 0 ? kNoKeys : reference + logf(total);
 
   // Several threads share the splits of a channel; how many depends on D alone.
   const int padded = (call.dim + 31) / 32 * 32;
@@ -101,9 +100,8 @@ class Plan {
       const Segment& s = p.segments[i];
       if (s.kv.layout.dtype != cache || s.rows.count == 0) continue;
       const bool listed = s.keys.kind == KeySet::Kind::kIndex;
-      const bool tiles =
-          tile_rows > 0 && !s.scores && s.rows.count >= kTileTokens &&
-          (!listed || std::min(s.keys.rows_per_set, s.rows.count) >= kTileSetTokens);
+      const bool tiles = tile_rows > 0 && !s.scores && s.rows.count >= kTileTokens &&
+                         (!listed || std::min(s.keys.rows_per_set, s.rows.count) >= kTileSetTokens);
       tiles ? AddTiles(static_cast<int32_t>(i), tile_rows) : AddRows(static_cast<int32_t>(i));
     }
   }

@@ -38,9 +38,7 @@ struct Keys {
   const int32_t* list = nullptr;
   int32_t count = 0, sink = 0, gap = 0;
 
-  __device__ int32_t position(int32_t i) const {
-    return list ? list[i] : i < sink ? i : i + gap;
-  }
+  __device__ int32_t position(int32_t i) const { return list ? list[i] : i < sink ? i : i + gap; }
 };
 
 __host__ __device__ inline int64_t Clamp(int64_t x, int64_t low, int64_t high) {

@@ -2,10 +2,10 @@
 // of work (attend.cuh) and says whether there is a kernel for the case and this device.
 #pragma once
 
+#include <vector>
+
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/recorder.h"
-
-#include <vector>
 
 namespace baton::cuda {
 

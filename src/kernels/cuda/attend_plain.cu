@@ -1,6 +1,5 @@
-#include "kernels/cuda/attend_plain.cuh"
-
 #include "kernels/cuda/attend_kernels.h"
+#include "kernels/cuda/attend_plain.cuh"
 
 namespace baton::cuda {
 namespace {
@@ -8,8 +7,7 @@ namespace {
 template <DType kType, int kChannels>
 void Launch(Recorder& recorder, const AttendCall& call, AttendWork work, bool values) {
   const int per_head = call.heads / call.kv_heads;
-  const int64_t blocks =
-      work.count * call.kv_heads * ((per_head + kPlainHeads - 1) / kPlainHeads);
+  const int64_t blocks = work.count * call.kv_heads * ((per_head + kPlainHeads - 1) / kPlainHeads);
   const size_t shared = sizeof(float) * kPlainWarps * kPlainHeads * static_cast<size_t>(call.dim);
   const auto kernel = values ? AttendPlainKernel<kType, kChannels, true>
                              : AttendPlainKernel<kType, kChannels, false>;

@@ -52,8 +52,7 @@ __global__ void __launch_bounds__(kPlainWarps * 32)
   const int64_t last = segment.position + row.row;
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t out_head =
-      (segment.first + row.row) * call.heads + kv_head * per_head + first_head;
+  const int64_t out_head = (segment.first + row.row) * call.heads + kv_head * per_head + first_head;
   float q[kPlainHeads][kChannels], o[kPlainHeads][kChannels];
   float max[kPlainHeads], sum[kPlainHeads];
 #pragma unroll
@@ -89,9 +88,8 @@ __global__ void __launch_bounds__(kPlainWarps * 32)
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
         const int d = lane + 32 * c;
-        x[c] = d < dim
-                   ? LoadValue<kType>(k + kv.value_offset, d, scale ? scale[kv.kv_heads] : 1)
-                   : 0;
+        x[c] =
+            d < dim ? LoadValue<kType>(k + kv.value_offset, d, scale ? scale[kv.kv_heads] : 1) : 0;
       }
     }
 #pragma unroll

@@ -1,6 +1,5 @@
-#include "kernels/cuda/attend_rows.cuh"
-
 #include "kernels/cuda/attend_kernels.h"
+#include "kernels/cuda/attend_rows.cuh"
 
 namespace baton::cuda {
 namespace {

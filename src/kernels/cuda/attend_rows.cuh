@@ -120,8 +120,7 @@ struct Int8Tile {
       uint32_t w[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const uint4 x =
-            *reinterpret_cast<const uint4*>(from + i * 8 * kKeyStride + block * 64);
+        const uint4 x = *reinterpret_cast<const uint4*>(from + i * 8 * kKeyStride + block * 64);
         w[i][0] = x.x ^ 0x80808080u, w[i][1] = x.y ^ 0x80808080u;
         w[i][2] = x.z ^ 0x80808080u, w[i][3] = x.w ^ 0x80808080u;
       }
@@ -186,9 +185,9 @@ struct Int8Tile {
 };
 
 template <typename Tile>
-constexpr int kRowTileBytes = kRowWarps * Tile::kStages * Tile::kBytes;
+constexpr int kRowTileBytes = kRowWarps* Tile::kStages* Tile::kBytes;
 template <typename Tile>
-constexpr int kRowSharedBytes = kRowTileBytes<Tile> + kRowWarps * Tile::kStages * 4;
+constexpr int kRowSharedBytes = kRowTileBytes<Tile> + kRowWarps* Tile::kStages * 4;
 
 // The key tiles of a warp: tile j holds keys [begin + (j * kRowWarps + warp) * 16, + 16) of a
 // split.
@@ -223,7 +222,8 @@ struct RowState {
       max[i][0] = max[i][1] = kNoKeys;
       sum[i][0] = sum[i][1] = 0;
 #pragma unroll
-      for (int d = 0; d < Tile::kDim / 16; ++d) o[i][d][0] = o[i][d][1] = o[i][d][2] = o[i][d][3] = 0;
+      for (int d = 0; d < Tile::kDim / 16; ++d)
+        o[i][d][0] = o[i][d][1] = o[i][d][2] = o[i][d][3] = 0;
     }
   }
 
@@ -343,9 +343,9 @@ __device__ __forceinline__ void JoinWarps(RowState<Tile, kGroups>& state, float*
                                           float* o, float* lse) {
   constexpr int kDim = Tile::kDim, kHeads = kGroups * kGroupHeads;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-  float* maxima = shared;                         // [warps, heads]
-  float* sums = maxima + kRowWarps * kHeads;      // [warps, heads]
-  float* values = sums + kRowWarps * kHeads;      // [warps, heads, D]
+  float* maxima = shared;                     // [warps, heads]
+  float* sums = maxima + kRowWarps * kHeads;  // [warps, heads]
+  float* values = sums + kRowWarps * kHeads;  // [warps, heads, D]
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
 #pragma unroll

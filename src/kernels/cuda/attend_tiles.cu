@@ -1,6 +1,5 @@
-#include "kernels/cuda/attend_tiles.cuh"
-
 #include "kernels/cuda/attend_kernels.h"
+#include "kernels/cuda/attend_tiles.cuh"
 
 namespace baton::cuda {
 namespace {

@@ -14,8 +14,8 @@ struct TileShape {
   static constexpr int kWarps = kDim > 128 ? 8 : 4, kRowTiles = kDim > 128 ? 1 : 2;
   static constexpr int kThreads = kWarps * 32, kRows = kWarps * kRowTiles * 16;
   static constexpr int kKeys = kDim > 128 ? 32 : 64;
-  static constexpr int kStages = kInt8 ? 1 : 2;     // of K and V as operands
-  static constexpr int kStride = kDim * 2 + 16;     // of a row, in bytes
+  static constexpr int kStages = kInt8 ? 1 : 2;      // of K and V as operands
+  static constexpr int kStride = kDim * 2 + 16;      // of a row, in bytes
   static constexpr int kKeyBytes = kKeys * kStride;  // K or V of a stage
   // int8 rows arrive in a buffer of their own and are expanded from there.
   static constexpr int kRawBytes = kInt8 ? kKeys * (2 * kDim + 8) : 0;
@@ -103,8 +103,8 @@ struct KeyBlocks {
         out[2 * j] = PackExact(FlippedByte<0>(w), FlippedByte<1>(w));
         out[2 * j + 1] = PackExact(FlippedByte<2>(w), FlippedByte<3>(w));
       }
-      auto* to = reinterpret_cast<uint4*>(operands + i / kChunks * Shape::kStride +
-                                          i % kChunks * 32);
+      auto* to =
+          reinterpret_cast<uint4*>(operands + i / kChunks * Shape::kStride + i % kChunks * 32);
       to[0] = {out[0], out[1], out[2], out[3]};
       to[1] = {out[4], out[5], out[6], out[7]};
     }
@@ -128,7 +128,8 @@ struct TileState {
     for (int m = 0; m < kRowTiles; ++m) {
       max[m][0] = max[m][1] = kNoKeys, sum[m][0] = sum[m][1] = 0;
 #pragma unroll
-      for (int d = 0; d < Shape::kDim / 8; ++d) o[m][d][0] = o[m][d][1] = o[m][d][2] = o[m][d][3] = 0;
+      for (int d = 0; d < Shape::kDim / 8; ++d)
+        o[m][d][0] = o[m][d][1] = o[m][d][2] = o[m][d][3] = 0;
     }
   }
 
@@ -136,10 +137,12 @@ struct TileState {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < Shape::kKeys / 8; ++n) x[m][n][0] = x[m][n][1] = x[m][n][2] = x[m][n][3] = 0;
+      for (int n = 0; n < Shape::kKeys / 8; ++n)
+        x[m][n][0] = x[m][n][1] = x[m][n][2] = x[m][n][3] = 0;
     }
     const uint32_t q = queries + (lane & 15) * Shape::kStride + (lane >> 4) * 16;
-    const uint32_t k = keys + ((lane >> 4) * 8 + (lane & 7)) * Shape::kStride + (lane >> 3 & 1) * 16;
+    const uint32_t k =
+        keys + ((lane >> 4) * 8 + (lane & 7)) * Shape::kStride + (lane >> 3 & 1) * 16;
 #pragma unroll
     for (int step = 0; step < Shape::kDim / 16; ++step) {
       uint32_t a[kRowTiles][4];
@@ -215,7 +218,8 @@ struct TileState {
         }
         sum[m][r] = sum[m][r] * factor + total;
 #pragma unroll
-        for (int d = 0; d < Shape::kDim / 8; ++d) o[m][d][2 * r] *= factor, o[m][d][2 * r + 1] *= factor;
+        for (int d = 0; d < Shape::kDim / 8; ++d)
+          o[m][d][2 * r] *= factor, o[m][d][2 * r + 1] *= factor;
       }
     }
   }
@@ -310,8 +314,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
   CommitCopies();
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-  const int64_t out_head =
-      (segment.first + row.row) * call.heads + kv_head * per_head + first_head;
+  const int64_t out_head = (segment.first + row.row) * call.heads + kv_head * per_head + first_head;
   const int rows = row.rows * heads;
   LoadTileQueries<Shape>(call.q + out_head * Shape::kDim,
                          static_cast<int64_t>(call.heads) * Shape::kDim, rows, heads, shared);
@@ -366,8 +369,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
       float* o = call.o + (out_head + head) * Shape::kDim;
       float* lse = call.lse ? call.lse + out_head + head : nullptr;
       if (!whole) {
-        const int64_t part = row.part +
-                             static_cast<int64_t>(split.split) * row.rows * call.heads +
+        const int64_t part = row.part + static_cast<int64_t>(split.split) * row.rows * call.heads +
                              kv_head * per_head + first_head + head;
         o = call.partial.o + part * Shape::kDim;
         lse = call.partial.lse + part;
@@ -378,8 +380,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
         *reinterpret_cast<float2*>(o + d * 8 + 2 * t) = {state.o[m][d][2 * r] * inverse,
                                                          state.o[m][d][2 * r + 1] * inverse};
       }
-      if (t == 0 && lse)
-        *lse = sum == 0 ? kNoKeys : (state.max[m][r] + log2f(sum)) * kLn2;
+      if (t == 0 && lse) *lse = sum == 0 ? kNoKeys : (state.max[m][r] + log2f(sum)) * kLn2;
     }
   }
 }

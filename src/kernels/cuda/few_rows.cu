@@ -213,9 +213,8 @@ void Start(Recorder& recorder, Args args, std::span<const FewRowsOut> outs) {
 }  // namespace
 
 void PrepareInput(Recorder& recorder, const InputParams& p, bool split, __nv_bfloat16* to) {
-  const Recorder::Shape shape{.grid = static_cast<unsigned>(p.x.dim(0)),
-                              .block = kInputThreads,
-                              .overlapped = true};
+  const Recorder::Shape shape{
+      .grid = static_cast<unsigned>(p.x.dim(0)), .block = kInputThreads, .overlapped = true};
   const int64_t n = p.x.dim(1);
   recorder.Launch(split ? InputKernel<true> : InputKernel<false>, shape, p.x.data(), p.x.stride(0),
                   p.norm_weight, p.norm_eps, n, Padded(n), to);
@@ -233,7 +232,7 @@ void FewRows(Recorder& recorder, const FewRowsParams& p) {
     args.activation = static_cast<int32_t>(p.activation);
     for (size_t o = 0; o < outs.size(); ++o) {
       args.outs[o] = {outs[o].w->data(), outs[o].up ? outs[o].up->data() : nullptr, outs[o].bias,
-                      outs[o].y, static_cast<int32_t>(outs[o].w->rows), 0};
+                      outs[o].y,         static_cast<int32_t>(outs[o].w->rows),     0};
     }
     // More rows to a block read x less often; fewer give every multiprocessor some. The sums are
     // the same.

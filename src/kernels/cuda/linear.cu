@@ -72,9 +72,9 @@ void CudaOps::DoGlu(const GluParams& p) {
   float* products = scratch_.Get<float>(Scratch::kProduct, 2 * tokens * out);
   const CudaMatrix* const matrices[] = {&Cast(p.gate), &Cast(p.up)};
   for (int i = 0; i < 2; ++i) {
-    library_->Multiply(recorder_, scratch_,
-                       {x, matrices[i]->data(), products + i * tokens * out, tokens, out, padded,
-                        false});
+    library_->Multiply(
+        recorder_, scratch_,
+        {x, matrices[i]->data(), products + i * tokens * out, tokens, out, padded, false});
   }
   recorder_.Launch(ActivateGate, Blocks(tokens * out), kThreads, 0, products,
                    products + tokens * out, p.activation, p.y.data(), tokens * out);

@@ -1,9 +1,8 @@
 // Mass: which kernels a call takes, in pieces whose scratch memory is bounded.
-#include "kernels/cuda/mass.cuh"
-
 #include <vector>
 
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/mass.cuh"
 
 namespace baton::cuda {
 namespace {
@@ -81,8 +80,7 @@ class Tiles {
     call_.segments = TableOf(recorder_, segments_);
     call_.units = TableOf(recorder_, units_);
     const int64_t q_bytes = (p_.q.size() * 2 + 255) / 256 * 256;
-    auto* memory =
-        scratch_.Get<std::byte>(Scratch::kMass, q_bytes + rows_ * BytesOfRow(keys_));
+    auto* memory = scratch_.Get<std::byte>(Scratch::kMass, q_bytes + rows_ * BytesOfRow(keys_));
     const MassTileMemory at{.q = reinterpret_cast<__nv_bfloat16*>(memory),
                             .low_bit = memory + q_bytes};
     RoundQueries(recorder_, call_.q, at.q, p_.q.size());
@@ -189,8 +187,8 @@ class Pieces {
                           .heads = call_.heads,
                           .kv_heads = call_.kv_heads,
                           .dim = call_.dim};
-    LaunchRows(recorder_, call, segments[0].kv.dtype, {TableOf(recorder_, splits), std::ssize(splits)},
-               false);
+    LaunchRows(recorder_, call, segments[0].kv.dtype,
+               {TableOf(recorder_, splits), std::ssize(splits)}, false);
   }
 
   Recorder& recorder_;

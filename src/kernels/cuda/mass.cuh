@@ -42,7 +42,9 @@ struct MassCall {
 };
 
 // Larger of two, NaN if either is.
-__device__ __forceinline__ float LargerOrNan(float a, float b) { return a >= b || isnan(a) ? a : b; }
+__device__ __forceinline__ float LargerOrNan(float a, float b) {
+  return a >= b || isnan(a) ? a : b;
+}
 
 // `keys`: most keys of a unit, in coarse steps; `units` of the table.
 void LaunchPoolScores(Recorder& recorder, const MassCall& call, int64_t units, int64_t keys,
@@ -54,8 +56,8 @@ int64_t LowBitScratchBytes(int64_t heads, int64_t keys);
 void LaunchLowBit(Recorder& recorder, const MassCall& call, std::span<const MassUnit> units,
                   int64_t rows, int64_t keys, std::byte* scratch);
 
-// Whole sets of many rows: see mass_tiles.cu. Memory of a launch: the rounded queries of all rows of
-// the batch, and for the 4-bit copy MassTileBytes for each row of its units.
+// Whole sets of many rows: see mass_tiles.cu. Memory of a launch: the rounded queries of all rows
+// of the batch, and for the 4-bit copy MassTileBytes for each row of its units.
 struct MassTileMemory {
   __nv_bfloat16* q = nullptr;
   std::byte* low_bit = nullptr;

@@ -13,11 +13,11 @@ namespace baton::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kStep = 32;                          // keys of a warp's step
-constexpr int kChunkSteps = 32;                    // of a block
-constexpr int kChunk = kChunkSteps * kStep;        // keys
+constexpr int kStep = 32;                    // keys of a warp's step
+constexpr int kChunkSteps = 32;              // of a block
+constexpr int kChunk = kChunkSteps * kStep;  // keys
 constexpr int kGroupHeads = 8;
-constexpr int kPooledKeys = kThreads * 8;          // of a block of the second kernel
+constexpr int kPooledKeys = kThreads * 8;  // of a block of the second kernel
 
 struct Stat {
   float max, sum;  // in powers of two
@@ -44,9 +44,9 @@ int64_t Rounded(int64_t keys) { return (keys + kChunk - 1) / kChunk * kChunk; }
 template <int kBlocks>
 struct ByteQueries {
   static constexpr int kStride = kBlocks * 32 + 16;  // of a head: other banks for each
-  int8_t* values;  // [heads, kStride], heads rounded up to 8
-  float* scales;   // [heads, kBlocks]
-  int* offsets;    // [heads, kBlocks]: -8 times the sum
+  int8_t* values;                                    // [heads, kStride], heads rounded up to 8
+  float* scales;                                     // [heads, kBlocks]
+  int* offsets;                                      // [heads, kBlocks]: -8 times the sum
 
   static __host__ __device__ size_t Bytes(int heads) {
     const int rounded = (heads + kGroupHeads - 1) / kGroupHeads * kGroupHeads;
@@ -97,11 +97,12 @@ struct KeyNibbles {
   }
 };
 
-// Scores of 32 keys and 8 heads without the softmax's scale: x[i] holds key i of the lane's four for
-// heads 2t and 2t + 1.
+// Scores of 32 keys and 8 heads without the softmax's scale: x[i] holds key i of the lane's four
+// for heads 2t and 2t + 1.
 template <int kBlocks>
-__device__ __forceinline__ void Score(const KeyNibbles<kBlocks>& keys, const ByteQueries<kBlocks>& q,
-                                      int group, int lane, float (&x)[4][2]) {
+__device__ __forceinline__ void Score(const KeyNibbles<kBlocks>& keys,
+                                      const ByteQueries<kBlocks>& q, int group, int lane,
+                                      float (&x)[4][2]) {
   const int g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i][0] = x[i][1] = 0;
@@ -155,13 +156,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks <= 4 ? 2 : 1)
   if (position(0) < visible) next.Load(kv, position(0), kv_head, lane);
   const ByteQueries<kBlocks> q(shared, heads);
   q.Load(call.q + ((segment.first + row.row) * call.heads + first_head) * kBlocks * 32, heads);
-  auto* stats = reinterpret_cast<Stat*>(shared + ByteQueries<kBlocks>::Bytes(heads));  // [heads, 32]
+  auto* stats =
+      reinterpret_cast<Stat*>(shared + ByteQueries<kBlocks>::Bytes(heads));  // [heads, 32]
   for (int i = threadIdx.x; i < heads * kChunkSteps; i += kThreads) stats[i] = {-INFINITY, 0};
   __syncthreads();
 
   __nv_bfloat16* weights = scratch.weights + (blockIdx.z * call.heads + first_head) * scratch.keys;
-  float* maxima =
-      scratch.maxima + (blockIdx.z * call.heads + first_head) * (scratch.keys / kStep);
+  float* maxima = scratch.maxima + (blockIdx.z * call.heads + first_head) * (scratch.keys / kStep);
 #pragma unroll 1
   for (int step = 0; step < kChunkSteps / kWarps; ++step) {
     const int64_t at = position(step);
@@ -249,8 +250,7 @@ __global__ void __launch_bounds__(kThreads)
       segment.mass + (unit.row / segment.rows_per_set * call.groups + group) * segment.mass_stride;
   float sum[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
-    sum[i] = unit.add && own + i < segment.keys ? mass[own + i] : 0;
+  for (int i = 0; i < 8; ++i) sum[i] = unit.add && own + i < segment.keys ? mass[own + i] : 0;
   for (int r = 0; r < unit.rows; ++r) {
     const int64_t visible = segment.position + unit.row + r + 1;
     if (begin >= visible) continue;
@@ -331,8 +331,8 @@ void LaunchLowBit(Recorder& recorder, const MassCall& call, std::span<const Mass
   BATON_CHECK_EQ(std::ssize(list), rows);
   const LowBitRow* table = TableOf(recorder, list);
   switch (call.dim / 32) {
-#define BATON_CASE(n) \
-  case n:             \
+#define BATON_CASE(n)                                       \
+  case n:                                                   \
     LaunchWeights<n>(recorder, call, table, rows, scratch); \
     break
     BATON_CASE(1);

@@ -89,8 +89,7 @@ __global__ void __launch_bounds__(kThreads) LogBlockKernel(MassCall call) {
   if (unit.segment < 0) return;
   const Pooled p(call, unit, blockIdx.z);
   const int lane = threadIdx.x % 32;
-  const int64_t first =
-      (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * call.block;
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * call.block;
   if (first >= p.segment.keys) return;
   const int64_t end = min(first + call.block, p.visible(0));
   // Online over heads: sum of e^(x - largest).
@@ -98,8 +97,7 @@ __global__ void __launch_bounds__(kThreads) LogBlockKernel(MassCall call) {
   for (int h = 0; h < p.heads; ++h) {
     const float* scores = p.scores(0, h);
     float x = -INFINITY;
-    for (int64_t n = first + lane; n < end; n += 32)
-      x = LargerOrNan(x, scores[n] - p.lse_of(0, h));
+    for (int64_t n = first + lane; n < end; n += 32) x = LargerOrNan(x, scores[n] - p.lse_of(0, h));
     x = WarpLarger(x);
     const float before = largest;
     largest = LargerOrNan(largest, x);
@@ -123,8 +121,10 @@ void LaunchPoolScores(Recorder& recorder, const MassCall& call, int64_t units, i
     const dim3 grid(static_cast<unsigned>((keys + per_block - 1) / per_block),
                     static_cast<unsigned>(std::min(kMostUnits, units - i)),
                     static_cast<unsigned>(call.groups));
-    recorder.Launch(blocks ? LogBlockKernel : log ? LogProbabilityKernel : ProbabilityKernel, grid,
-                    dim3(kThreads), 0, part);
+    recorder.Launch(blocks ? LogBlockKernel
+                    : log  ? LogProbabilityKernel
+                           : ProbabilityKernel,
+                    grid, dim3(kThreads), 0, part);
   }
 }
 

@@ -146,8 +146,8 @@ struct MassTile {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) x[n][0] = x[n][1] = x[n][2] = x[n][3] = 0;
     const uint32_t q = queries + (lane & 15) * Shape::kStride + (lane >> 4) * 16;
-    const uint32_t k = SharedAddress(keys.rows) +
-                       ((lane >> 4) * 8 + (lane & 7)) * Shape::kStride + (lane >> 3 & 1) * 16;
+    const uint32_t k = SharedAddress(keys.rows) + ((lane >> 4) * 8 + (lane & 7)) * Shape::kStride +
+                       (lane >> 3 & 1) * 16;
 #pragma unroll
     for (int step = 0; step < Shape::kDim / 16; ++step) {
       uint32_t a[4];
@@ -173,8 +173,7 @@ struct MassTile {
 // One block per unit (a whole set), group of heads and kKeys keys. With kStats the block writes the
 // maximum and sum of every row and head instead of pooling.
 template <typename Shape, bool kStats>
-__global__ void __launch_bounds__(Shape::kThreads)
-    MassTilesKernel(MassCall call, TileCall tile) {
+__global__ void __launch_bounds__(Shape::kThreads) MassTilesKernel(MassCall call, TileCall tile) {
   extern __shared__ __align__(16) std::byte shared[];
   const MassUnit unit = call.units[blockIdx.z];
   if (unit.segment < 0) return;
@@ -185,8 +184,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const int per_kv = call.heads / call.kv_heads;
   const int64_t first = segment.position + unit.row;  // position of row 0
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-  float* mass = segment.mass + (unit.row / segment.rows_per_set * call.groups + blockIdx.y) *
-                                   segment.mass_stride;
+  float* mass = segment.mass +
+                (unit.row / segment.rows_per_set * call.groups + blockIdx.y) * segment.mass_stride;
 
   // No row sees keys past the last one's position; of the 4-bit copy nobody asks for their stats.
   if (begin >= first + unit.rows) {
@@ -206,7 +205,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const auto query_tile = [&](int i) { return shared + queries_at + (i & 1) * Shape::kQueryBytes; };
   for (int i = threadIdx.x; i < Shape::kKeys; i += Shape::kThreads) {
     const int64_t position = begin + i;
-    slots[i] = position < first + unit.rows ? SlotOf(segment.kv, static_cast<int32_t>(position)) : -1;
+    slots[i] =
+        position < first + unit.rows ? SlotOf(segment.kv, static_cast<int32_t>(position)) : -1;
   }
   __syncthreads();
 
@@ -221,8 +221,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
         kv_head = head / per_kv, ++key_buffer;
         key_tile(key_buffer).Load(segment, begin, kv_head, slots);
       }
-      LoadQueries<Shape>(tile.q + (segment.first + unit.row + row) * q_row + head * Shape::kDim, q_row,
-                         unit.rows - row, query_tile(step));
+      LoadQueries<Shape>(tile.q + (segment.first + unit.row + row) * q_row + head * Shape::kDim,
+                         q_row, unit.rows - row, query_tile(step));
     }
     CommitCopies();
   };
@@ -265,8 +265,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
         if (t == 0 && there) {
-          const int64_t at = (static_cast<int64_t>(tile.first_rows[blockIdx.z]) + row + r * 8) *
-                                 call.heads + head;
+          const int64_t at =
+              (static_cast<int64_t>(tile.first_rows[blockIdx.z]) + row + r * 8) * call.heads + head;
           tile.stats[at * tile.chunks + blockIdx.x] = {most, sum};
         }
       } else {
@@ -433,11 +433,10 @@ void RoundQueries(Recorder& recorder, const float* q, __nv_bfloat16* to, int64_t
 
 void LaunchMassTiles(Recorder& recorder, MassTileMemory memory, const MassCall& call, DType cache,
                      bool low_bit, std::span<const MassUnit> units, int64_t keys) {
-  const bool launched =
-      low_bit ? LaunchSource<Source::kLowBit>(recorder, memory, call, units, keys)
-      : cache == DType::kI8
-          ? LaunchSource<Source::kInt8>(recorder, memory, call, units, keys)
-          : LaunchSource<Source::kBf16>(recorder, memory, call, units, keys);
+  const bool launched = low_bit ? LaunchSource<Source::kLowBit>(recorder, memory, call, units, keys)
+                        : cache == DType::kI8
+                            ? LaunchSource<Source::kInt8>(recorder, memory, call, units, keys)
+                            : LaunchSource<Source::kBf16>(recorder, memory, call, units, keys);
   BATON_CHECK(launched);
 }
 

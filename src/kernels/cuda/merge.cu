@@ -101,7 +101,8 @@ void Merge(Recorder& recorder, Scratch&, const MergeParams& p) {
       if (part.gate) part.gate += row * part.gate_row;
     }
     const int64_t count = std::min(kMostRows, p.out.dim(0) - row);
-    recorder.Launch(MergeKernel, dim3(static_cast<unsigned>(call.heads), static_cast<unsigned>(count)),
+    recorder.Launch(MergeKernel,
+                    dim3(static_cast<unsigned>(call.heads), static_cast<unsigned>(count)),
                     dim3(kThreads), 0, rows);
   }
 }

@@ -66,8 +66,7 @@ __device__ __forceinline__ void CopyAsync16(uint32_t shared, const void* global,
 }
 __device__ __forceinline__ void CopyAsync4(uint32_t shared, const void* global, bool valid) {
   const int bytes = valid ? 4 : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global),
-               "r"(bytes)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void CommitCopies() {

@@ -1,8 +1,8 @@
 // Products with weight matrices: the matrices as the GPU holds them, and the two ways to multiply.
 //
-// Decode (LinearParams::fine): FewRows, which waits for the weights. x is split into two bf16 halves
-// whose products both go through the tensor cores, so that 16 bits of it count; an output's sums
-// have one order, whatever rows it shares a call with.
+// Decode (LinearParams::fine): FewRows, which waits for the weights. x is split into two bf16
+// halves whose products both go through the tensor cores, so that 16 bits of it count; an output's
+// sums have one order, whatever rows it shares a call with.
 //
 // Prompts: x in bf16, cuBLASLt (library_gemm.h).
 #pragma once

@@ -1,10 +1,10 @@
 // Selection: the exact k largest of each set by a radix search for the k-th key.
 //
-// A set is shared by a cluster of blocks. Each holds a stretch of the keys in registers, as integers
-// in the order of the floats; three passes over 11, 11 and 10 bits count digits and narrow the range
-// of the k-th key. Integer counts make the result exact and independent of any order. The list is
-// then compacted: every warp owns consecutive keys, so counts of larger and equal keys before a warp
-// give each selected key its place. Longer stretches are read again in each pass.
+// A set is shared by a cluster of blocks. Each holds a stretch of the keys in registers, as
+// integers in the order of the floats; three passes over 11, 11 and 10 bits count digits and narrow
+// the range of the k-th key. Integer counts make the result exact and independent of any order. The
+// list is then compacted: every warp owns consecutive keys, so counts of larger and equal keys
+// before a warp give each selected key its place. Longer stretches are read again in each pass.
 #include <cooperative_groups.h>
 
 #include <vector>
@@ -16,8 +16,8 @@ namespace baton::cuda {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
-constexpr int kHeld = 32;                        // keys that a lane holds
-constexpr int kStretch = kThreads * kHeld;       // keys that a block holds
+constexpr int kHeld = 32;                           // keys that a lane holds
+constexpr int kStretch = kThreads * kHeld;          // keys that a block holds
 constexpr int kMostCluster = 8, kBlockKeys = 4096;  // fewer keys are not worth a block
 constexpr int kBins = 2048, kCopies = 2;
 constexpr uint32_t kForced = ~0u, kAbsent = 0, kFlat = 0x80000000u;
@@ -135,7 +135,8 @@ struct Cut {
 };
 
 template <bool kInRegisters>
-__device__ void Count(const WarpKeys<kInRegisters>& keys, const Cut& cut, int bits, Shared& shared) {
+__device__ void Count(const WarpKeys<kInRegisters>& keys, const Cut& cut, int bits,
+                      Shared& shared) {
   uint32_t* histogram = shared.histogram[threadIdx.x % kCopies];
   const int shift = cut.shift - bits;
   const uint32_t mask = (1u << bits) - 1;
@@ -249,8 +250,7 @@ __device__ void Compact(const WarpKeys<kInRegisters>& keys, const Cut& cut, cons
 }
 
 template <bool kInRegisters>
-__global__ void __launch_bounds__(kThreads)
-    SelectKernel(const SelectSet* sets) {
+__global__ void __launch_bounds__(kThreads) SelectKernel(const SelectSet* sets) {
   __shared__ Shared shared;
   __shared__ SelectSet set;
   const Team team;
