@@ -2,9 +2,13 @@
 //
 // A block computes some rows of W for 16 tokens. Its eight warps share the columns: warp w takes
 // slabs w, w + 8, ... of 32 columns, so that the block reads each row in stretches of 512 bytes. A
-// lane loads 16 bytes: eight columns of one row. The order of columns within a slab is free as long
-// as x and W have the same, so those eight are what the lane holds of two mma.m16n8k16 (x: 16
-// tokens, W: 8 rows), and no data is exchanged.
+// lane holds 16 bytes of a slab: eight columns of one row. The order of columns within a slab is
+// free as long as x and W have the same, so those eight are what the lane holds of two
+// mma.m16n8k16 (x: 16 tokens, W: 8 rows), and lanes exchange no data. Weights travel to the lane's
+// own place in shared memory, several slabs ahead, and start before the kernel in front has ended.
+//
+// The norm is part of the product: columns are multiplied by its weights on the way in, and sums by
+// 1 / rms on the way out.
 //
 // Tensor cores add in f32 but round towards zero: a chain of many would drift. So a slab's four
 // products (two of 16 columns, high and low half of x) are summed there, and slabs in f32.
@@ -19,7 +23,10 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kTokens = 16;
 constexpr int kTileRows = 8;  // of W in one product
 constexpr int kMaxOuts = 8;
-constexpr int kAhead = 2;  // slabs of a warp in flight beyond those being multiplied
+
+// Slabs of a warp in flight: 64 KB of a block, and of two to three blocks on a multiprocessor.
+template <int kTiles>
+constexpr int kStagesOf = kTiles > 2 ? 4 : 8;
 
 struct OutArgs {
   const __nv_bfloat16 *w, *up;
@@ -30,9 +37,12 @@ struct OutArgs {
 
 struct Args {
   OutArgs outs[kMaxOuts];
-  const uint4* x;
-  int32_t count, tokens, slabs, accumulate;
-  int32_t activation, unused;
+  const float *x, *norm;
+  int64_t x_stride;
+  int32_t count, tokens, token_groups, slabs, cols, accumulate;
+  float eps;
+  int32_t activation;
+  int32_t vectors, unused;  // vectors: x and norm can be read 16 bytes at a time
 };
 
 // c += a b: a 16 x 16 (tokens by columns), b 16 x 8 (columns by rows of W).
@@ -44,72 +54,132 @@ __device__ inline void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Weights are read once: they need no place in the first-level cache.
-__device__ inline uint4 LoadWeights(const uint4* p) {
-  uint4 v;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(p));
-  return v;
+__device__ inline void CopyAsync(uint4* to, const uint4* from) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLeft>
+__device__ inline void AwaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
-template <int kTiles>
-struct Weights {
-  uint4 slab[kAhead][kTiles];
+struct Eight {
+  float v[8];
 };
 
-template <int kTiles>
-__device__ inline void Load(Weights<kTiles>& to, const uint4* const (&rows)[kTiles], int slab,
-                            int slabs) {
+// Eight columns, zeros beyond the last.
+__device__ inline Eight LoadEight(const float* row, int column, const Args& args) {
+  Eight e = {};
+  if (args.vectors) {
+    if (column < args.cols) {
+      const float4 a = reinterpret_cast<const float4*>(row + column)[0];
+      const float4 b = reinterpret_cast<const float4*>(row + column)[1];
+      e = {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+    }
+  } else {
 #pragma unroll
-  for (int a = 0; a < kAhead; ++a) {
-    const int s = slab + a * kWarps;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n)
-      to.slab[a][n] = s < slabs ? LoadWeights(rows[n] + s * 4) : uint4{};
+    for (int i = 0; i < 8; ++i)
+      if (column + i < args.cols) e.v[i] = row[column + i];
   }
+  return e;
 }
 
-// Products of kAhead slabs; x of the lane's two tokens, null where there is none.
-template <int kTiles>
-__device__ inline void Multiply(const Weights<kTiles>& w, const uint4* low_token,
-                                const uint4* high_token, int slab, int slabs,
-                                float (&sum)[kTiles][4]) {
+// What a lane has of a slab of x: its columns of tokens `group` and `group + 8`, and of the norm.
+struct Input {
+  Eight x[2];
+  Eight norm;
+};
+
+__device__ inline Input LoadInput(const float* const (&tokens)[2], int column, const Args& args) {
+  Input in = {};
 #pragma unroll
-  for (int a = 0; a < kAhead; ++a) {
-    const int s = slab + a * kWarps;
-    if (s >= slabs) break;
-    uint4 x[2] = {}, y[2] = {};  // high and low halves of the two tokens
-    if (low_token) x[0] = low_token[s * 8], x[1] = low_token[s * 8 + 1];
-    if (high_token) y[0] = high_token[s * 8], y[1] = high_token[s * 8 + 1];
+  for (int i = 0; i < 2; ++i)
+    if (tokens[i]) in.x[i] = LoadEight(tokens[i], column, args);
+  if (args.norm) in.norm = LoadEight(args.norm, column, args);
+  return in;
+}
+
+__device__ inline uint32_t Bits(__nv_bfloat162 x) { return *reinterpret_cast<uint32_t*>(&x); }
+
+// x = high + low in bf16, pairs of columns.
+struct Halves {
+  uint32_t high[4], low[4];
+};
+
+__device__ inline Halves Split(const Eight& x) {
+  Halves h;
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      const uint4& b = w.slab[a][n];
-      float part[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    const float a = x.v[2 * i], b = x.v[2 * i + 1];
+    const __nv_bfloat162 high = __floats2bfloat162_rn(a, b);
+    h.high[i] = Bits(high);
+    h.low[i] = Bits(__floats2bfloat162_rn(a - __low2float(high), b - __high2float(high)));
+  }
+  return h;
+}
+
+// Adds the squares of x, and multiplies it by the norm's weights.
+__device__ inline void ApplyNorm(Input& in, float (&squares)[2]) {
 #pragma unroll
-      for (int half = 1; half >= 0; --half) {
-        Mma(part, x[half].x, y[half].x, x[half].y, y[half].y, b.x, b.y);
-        Mma(part, x[half].z, y[half].z, x[half].w, y[half].w, b.z, b.w);
-      }
+  for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum[n][i] += part[i];
+    for (int c = 0; c < 8; ++c) {
+      squares[i] += in.x[i].v[c] * in.x[i].v[c];
+      in.x[i].v[c] *= in.norm.v[c];
     }
   }
 }
 
+__device__ inline void MultiplySlab(const Halves (&x)[2], const uint4& w, float (&sum)[4]) {
+  float part[4] = {};
+  Mma(part, x[0].low[0], x[1].low[0], x[0].low[1], x[1].low[1], w.x, w.y);
+  Mma(part, x[0].low[2], x[1].low[2], x[0].low[3], x[1].low[3], w.z, w.w);
+  Mma(part, x[0].high[0], x[1].high[0], x[0].high[1], x[1].high[1], w.x, w.y);
+  Mma(part, x[0].high[2], x[1].high[2], x[0].high[3], x[1].high[3], w.z, w.w);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum[i] += part[i];
+}
+
+// What the warps of a block found, in the memory of their weights.
+template <int kRows>
+struct Partial {
+  float sums[kWarps][kTokens][kRows];
+  float squares[kWarps][kTokens];
+
+  __device__ float Sum(int token, int row) const {
+    float all = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) all += sums[w][token][row];
+    return all;
+  }
+  // 1 / rms of a token.
+  __device__ float Scale(int token, const Args& args) const {
+    if (args.norm == nullptr) return 1;
+    float all = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) all += squares[w][token];
+    return 1.0f / sqrtf(all / static_cast<float>(args.cols) + args.eps);
+  }
+};
+
 // kGlu: tiles alternate between gate and up.
 template <int kTiles, bool kGlu>
-__global__ void __launch_bounds__(kThreads) FewRowsKernel(const __grid_constant__ Args args) {
+__global__ void __launch_bounds__(kThreads, 2) FewRowsKernel(const __grid_constant__ Args args) {
   constexpr int kRows = kTiles * kTileRows;  // sums per token
   constexpr int kOutputs = kGlu ? kRows / 2 : kRows;
-  __shared__ float sums[kWarps][kTokens][kRows];
+  constexpr int kStages = kStagesOf<kTiles>;
+  extern __shared__ uint4 stages[];  // [warp][stage][tile][lane]
   LetNextBegin();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int group = lane / 4, quad = lane % 4;
+  // Blocks of the same rows and other tokens are neighbours: they read the weights together.
+  const int block = static_cast<int>(blockIdx.x) / args.token_groups;
+  const int first_token = static_cast<int>(blockIdx.x) % args.token_groups * kTokens;
   int o = 0;
-  while (o + 1 < args.count && static_cast<int>(blockIdx.x) >= args.outs[o + 1].first_block) ++o;
+  while (o + 1 < args.count && block >= args.outs[o + 1].first_block) ++o;
   const OutArgs& out = args.outs[o];
-  const int first_row = (static_cast<int>(blockIdx.x) - out.first_block) * kOutputs;
+  const int first_row = (block - out.first_block) * kOutputs;
   const uint4* rows[kTiles];
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
@@ -118,128 +188,127 @@ __global__ void __launch_bounds__(kThreads) FewRowsKernel(const __grid_constant_
     const __nv_bfloat16* w = kGlu && n % 2 == 1 ? out.up : out.w;
     rows[n] = reinterpret_cast<const uint4*>(w) + int64_t{row} * args.slabs * 4 + quad;
   }
-  const int first_token = blockIdx.y * kTokens;
-  const int64_t x_stride = int64_t{args.slabs} * 8;
-  const auto token = [&](int i) -> const uint4* {
-    return first_token + i < args.tokens ? args.x + (first_token + i) * x_stride + quad * 2
-                                         : nullptr;
+  uint4* const mine = stages + warp * kStages * kTiles * kWarp + lane;
+  const auto fetch = [&](int slab, int stage) {
+    if (slab < args.slabs) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n)
+        CopyAsync(mine + (stage * kTiles + n) * kWarp, rows[n] + slab * 4);
+    }
+    CommitCopies();
   };
-  const uint4 *low_token = token(group), *high_token = token(group + 8);
-
-  float sum[kTiles][4] = {};
-  Weights<kTiles> now, next;
-  Load<kTiles>(now, rows, warp, args.slabs);
+#pragma unroll
+  for (int s = 0; s < kStages; ++s) fetch(warp + s * kWarps, s);
   AwaitPrevious();
-  for (int slab = warp; slab < args.slabs; slab += kAhead * kWarps) {
-    Load<kTiles>(next, rows, slab + kAhead * kWarps, args.slabs);
-    Multiply<kTiles>(now, low_token, high_token, slab, args.slabs, sum);
-    now = next;
+
+  const float* tokens[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = first_token + group + 8 * i;
+    tokens[i] = t < args.tokens ? args.x + t * args.x_stride : nullptr;
+  }
+  float sum[kTiles][4] = {}, squares[2] = {};
+  Input next = LoadInput(tokens, warp * 32 + quad * 8, args);
+  int stage = 0;
+  for (int slab = warp; slab < args.slabs; slab += kWarps) {
+    Input in = next;
+    next = LoadInput(tokens, (slab + kWarps) * 32 + quad * 8, args);
+    if (args.norm) ApplyNorm(in, squares);
+    const Halves x[2] = {Split(in.x[0]), Split(in.x[1])};
+    AwaitCopies<kStages - 1>();
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+      MultiplySlab(x, mine[(stage * kTiles + n) * kWarp], sum[n]);
+    fetch(slab + kStages * kWarps, stage);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
   }
 
+  __syncthreads();
+  auto& partial = *reinterpret_cast<Partial<kRows>*>(stages);
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      sums[warp][group + i / 2 * 8][n * kTileRows + quad * 2 + i % 2] = sum[n][i];
+      partial.sums[warp][group + i / 2 * 8][n * kTileRows + quad * 2 + i % 2] = sum[n][i];
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float all = squares[i] + __shfl_xor_sync(kAllLanes, squares[i], 1);
+    all += __shfl_xor_sync(kAllLanes, all, 2);
+    if (quad == 0) partial.squares[warp][group + 8 * i] = all;
   }
   __syncthreads();
-  const auto total = [&](int t, int column) {
-    float all = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) all += sums[w][t][column];
-    return all;
-  };
   for (int i = threadIdx.x; i < kTokens * kOutputs; i += kThreads) {
     const int t = i / kOutputs, r = i % kOutputs;
     if (first_token + t >= args.tokens || first_row + r >= out.rows) continue;
     float& y = out.y[int64_t{first_token + t} * out.rows + first_row + r];
+    const float scale = partial.Scale(t, args);
     if constexpr (kGlu) {
-      const int column = r / kTileRows * 2 * kTileRows + r % kTileRows;
-      y = Activate(static_cast<GluActivation>(args.activation), total(t, column)) *
-          total(t, column + kTileRows);
+      const int gate = r / kTileRows * 2 * kTileRows + r % kTileRows;
+      y = Activate(static_cast<GluActivation>(args.activation), partial.Sum(t, gate) * scale) *
+          (partial.Sum(t, gate + kTileRows) * scale);
     } else {
-      const float value = total(t, r) + (out.bias ? out.bias[first_row + r] : 0.0f);
+      const float value =
+          partial.Sum(t, r) * scale + (out.bias ? out.bias[first_row + r] : 0.0f);
       y = args.accumulate ? y + value : value;
-    }
-  }
-}
-
-// A block per row. Threads own chunks of eight columns.
-constexpr int kInputThreads = 512;
-template <bool kSplit>
-__global__ void __launch_bounds__(kInputThreads)
-    InputKernel(const float* x, int64_t x_stride, const float* weight, float eps, int64_t n,
-                int64_t padded, __nv_bfloat16* to) {
-  __shared__ float warps[kInputThreads / kWarp];
-  LetNextBegin();
-  AwaitPrevious();
-  x += blockIdx.x * x_stride;
-  to += blockIdx.x * padded * (kSplit ? 2 : 1);
-  float scale = 1;
-  if (weight) {
-    float sum = 0;
-    for (int64_t i = threadIdx.x; i < n; i += kInputThreads) sum += x[i] * x[i];
-    scale = 1.0f / sqrtf(BlockSum(sum, warps) / static_cast<float>(n) + eps);
-  }
-  for (int64_t i = threadIdx.x; i < padded; i += kInputThreads) {
-    float value = i < n ? x[i] : 0.0f;
-    if (weight && i < n) value = value * scale * weight[i];
-    const __nv_bfloat16 high = __float2bfloat16_rn(value);
-    if constexpr (kSplit) {
-      __nv_bfloat16* chunk = to + i / 8 * 16 + i % 8;
-      chunk[0] = high;
-      chunk[8] = __float2bfloat16_rn(value - __bfloat162float(high));
-    } else {
-      to[i] = high;
     }
   }
 }
 
 template <int kTiles, bool kGlu>
 void Start(Recorder& recorder, Args args, std::span<const FewRowsOut> outs) {
-  constexpr int kOutputs = kTiles * kTileRows / (kGlu ? 2 : 1);
+  constexpr int kRows = kTiles * kTileRows, kOutputs = kRows / (kGlu ? 2 : 1);
+  constexpr size_t kStageBytes = size_t{kStagesOf<kTiles>} * kTiles * kThreads * sizeof(uint4);
   int blocks = 0;
   for (size_t o = 0; o < outs.size(); ++o) {
     args.outs[o].first_block = blocks;
     blocks += static_cast<int>((outs[o].w->rows + kOutputs - 1) / kOutputs);
   }
-  const auto groups = static_cast<unsigned>((args.tokens + kTokens - 1) / kTokens);
-  recorder.Launch(
-      FewRowsKernel<kTiles, kGlu>,
-      {.grid = dim3(static_cast<unsigned>(blocks), groups), .block = kThreads, .overlapped = true},
-      args);
+  args.token_groups = (args.tokens + kTokens - 1) / kTokens;
+  recorder.Launch(FewRowsKernel<kTiles, kGlu>,
+                  {.grid = static_cast<unsigned>(blocks * args.token_groups),
+                   .block = kThreads,
+                   .shared_bytes = std::max(kStageBytes, sizeof(Partial<kRows>)),
+                   .overlapped = true},
+                  args);
 }
+
+bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 }  // namespace
-
-void PrepareInput(Recorder& recorder, const InputParams& p, bool split, __nv_bfloat16* to) {
-  const Recorder::Shape shape{
-      .grid = static_cast<unsigned>(p.x.dim(0)), .block = kInputThreads, .overlapped = true};
-  const int64_t n = p.x.dim(1);
-  recorder.Launch(split ? InputKernel<true> : InputKernel<false>, shape, p.x.data(), p.x.stride(0),
-                  p.norm_weight, p.norm_eps, n, Padded(n), to);
-}
 
 void FewRows(Recorder& recorder, const FewRowsParams& p) {
   for (size_t first = 0; first < p.outs.size(); first += kMaxOuts) {
     const auto outs = p.outs.subspan(first, std::min<size_t>(kMaxOuts, p.outs.size() - first));
     Args args = {};
-    args.x = reinterpret_cast<const uint4*>(p.x);
+    args.x = p.x.data();
+    args.x_stride = p.x.stride(0);
+    args.norm = p.norm_weight;
+    args.eps = p.norm_eps;
     args.count = static_cast<int32_t>(outs.size());
-    args.tokens = static_cast<int32_t>(p.tokens);
+    args.tokens = static_cast<int32_t>(p.x.dim(0));
+    args.cols = static_cast<int32_t>(p.x.dim(1));
     args.slabs = static_cast<int32_t>(outs[0].w->stride / kSlab);
     args.accumulate = p.accumulate;
     args.activation = static_cast<int32_t>(p.activation);
+    args.vectors = args.cols % 8 == 0 && args.x_stride % 4 == 0 && Aligned(args.x) &&
+                   Aligned(args.norm);
+    int64_t rows = 0;
     for (size_t o = 0; o < outs.size(); ++o) {
       args.outs[o] = {outs[o].w->data(), outs[o].up ? outs[o].up->data() : nullptr, outs[o].bias,
-                      outs[o].y,         static_cast<int32_t>(outs[o].w->rows),     0};
+                      outs[o].y, static_cast<int32_t>(outs[o].w->rows), 0};
+      rows += outs[o].w->rows * (outs[o].up ? 2 : 1);
     }
-    // More rows to a block read x less often; fewer give every multiprocessor some. The sums are
-    // the same.
+    // More rows to a block read x less often; fewer give every multiprocessor two blocks. The sums
+    // are the same.
+    constexpr int64_t kBlocks = 264;
+    const bool many = args.tokens > 4 && rows >= 4 * kTileRows * kBlocks;
     if (outs[0].up) {
-      p.tokens > 4 ? Start<4, true>(recorder, args, outs) : Start<2, true>(recorder, args, outs);
+      many ? Start<4, true>(recorder, args, outs) : Start<2, true>(recorder, args, outs);
+    } else if (rows < 2 * kTileRows * kBlocks / 2) {
+      Start<1, false>(recorder, args, outs);
     } else {
-      p.tokens > 4 ? Start<4, false>(recorder, args, outs) : Start<2, false>(recorder, args, outs);
+      many ? Start<4, false>(recorder, args, outs) : Start<2, false>(recorder, args, outs);
     }
   }
 }

@@ -27,8 +27,6 @@ __global__ void ActivateGate(const float* gate, const float* up, GluActivation a
 
 void CudaOps::DoLinear(const LinearParams& p) {
   Recorder::Operation operation(recorder_);
-  const int64_t tokens = p.x.dim(0), padded = Padded(p.x.dim(1));
-  const InputParams input{p.x, p.norm_weight, p.norm_eps};
   std::vector<FewRowsOut> few;
   std::vector<const LinearParams::Out*> many;
   for (const LinearParams::Out& o : p.outs) {
@@ -38,14 +36,11 @@ void CudaOps::DoLinear(const LinearParams& p) {
       few.push_back({&Cast(o.w), nullptr, o.bias, o.y.data()});
     }
   }
-  auto* x = scratch_.Get<__nv_bfloat16>(Scratch::kInput, 3 * tokens * padded);
-  if (!few.empty()) {
-    PrepareInput(recorder_, input, true, x);
-    FewRows(recorder_, {x, tokens, few, p.accumulate, {}});
-  }
+  FewRows(recorder_, {p.x, p.norm_weight, p.norm_eps, few, p.accumulate, {}});
   if (many.empty()) return;
-  x += 2 * tokens * padded;
-  PrepareInput(recorder_, input, false, x);
+  const int64_t tokens = p.x.dim(0), padded = Padded(p.x.dim(1));
+  auto* x = scratch_.Get<__nv_bfloat16>(Scratch::kInput, tokens * padded);
+  PrepareInput(recorder_, {p.x, p.norm_weight, p.norm_eps}, x);
   for (const LinearParams::Out* o : many) {
     library_->Multiply(
         recorder_, scratch_,
@@ -60,15 +55,13 @@ void CudaOps::DoLinear(const LinearParams& p) {
 void CudaOps::DoGlu(const GluParams& p) {
   Recorder::Operation operation(recorder_);
   const int64_t tokens = p.x.dim(0), padded = Padded(p.x.dim(1)), out = p.gate->rows;
-  const InputParams input{p.x, p.norm_weight, p.norm_eps};
-  const bool many = !p.fine && library_ && LibraryGemm::Takes(out);
-  auto* x = scratch_.Get<__nv_bfloat16>(Scratch::kInput, 3 * tokens * padded);
-  PrepareInput(recorder_, input, !many, x);
-  if (!many) {
+  if (p.fine || !library_ || !LibraryGemm::Takes(out)) {
     const FewRowsOut o{&Cast(p.gate), &Cast(p.up), nullptr, p.y.data()};
-    FewRows(recorder_, {x, tokens, {&o, 1}, false, p.activation});
-    return;
+    return FewRows(recorder_,
+                   {p.x, p.norm_weight, p.norm_eps, std::span(&o, 1), false, p.activation});
   }
+  auto* x = scratch_.Get<__nv_bfloat16>(Scratch::kInput, tokens * padded);
+  PrepareInput(recorder_, {p.x, p.norm_weight, p.norm_eps}, x);
   float* products = scratch_.Get<float>(Scratch::kProduct, 2 * tokens * out);
   const CudaMatrix* const matrices[] = {&Cast(p.gate), &Cast(p.up)};
   for (int i = 0; i < 2; ++i) {

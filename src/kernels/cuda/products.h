@@ -32,17 +32,16 @@ inline const CudaMatrix& Cast(const Matrix* m) { return *static_cast<const CudaM
 
 constexpr int64_t Padded(int64_t cols) { return (cols + kSlab - 1) / kSlab * kSlab; }
 
-// The rows of x, normed where there is a norm, rounded to bf16 and padded: [T, stride]. `split`:
-// what the rounding loses is kept as a second bf16, [T, stride / 8, 2, 8].
+// The rows of x, normed where there is a norm, rounded to bf16 and padded: [T, Padded(in)].
 struct InputParams {
   View<const float> x;
   const float* norm_weight;
   float norm_eps;
 };
-void PrepareInput(Recorder& recorder, const InputParams& p, bool split, __nv_bfloat16* to);
+void PrepareInput(Recorder& recorder, const InputParams& p, __nv_bfloat16* to);  // input.cu
 
-// y (+)= x W^T (+ bias), or act(x gate^T) * (x up^T), of inputs that were split. All matrices have
-// the same columns.
+// y (+)= norm(x) W^T (+ bias), or act(norm(x) gate^T) * (norm(x) up^T). All matrices have the same
+// columns.
 struct FewRowsOut {
   const CudaMatrix* w;
   const CudaMatrix* up;  // null: no product of two
@@ -50,13 +49,14 @@ struct FewRowsOut {
   float* y;  // [T, rows]
 };
 struct FewRowsParams {
-  const __nv_bfloat16* x;
-  int64_t tokens;
+  View<const float> x;  // [T, in]
+  const float* norm_weight;
+  float norm_eps;
   std::span<const FewRowsOut> outs;
   bool accumulate;
   GluActivation activation;
 };
-void FewRows(Recorder& recorder, const FewRowsParams& p);
+void FewRows(Recorder& recorder, const FewRowsParams& p);  // few_rows.cu
 
 #ifdef __CUDACC__
 __device__ inline float Activate(GluActivation activation, float x) {
