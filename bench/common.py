@@ -1,4 +1,4 @@
-"""What the programs of this folder share: running commands, naming the machine, writing tables into the documentation."""
+"""What the programs of this folder share: running commands, naming the machine, writing tables into Markdown files."""
 import pathlib
 import re
 import subprocess
