@@ -70,9 +70,8 @@ class Bench {
     const double seconds = Time([&] {
       for (const auto& m : matrices_) {
         const LinearParams::Out o{m.get(), nullptr, View<float>(y_.data(), {tokens, out_})};
-        ops_.Linear({.x = View<const float>(x_.data(), {tokens, in_}),
-                     .outs = {&o, 1},
-                     .fine = fine});
+        ops_.Linear(
+            {.x = View<const float>(x_.data(), {tokens, in_}), .outs = {&o, 1}, .fine = fine});
       }
     });
     Report(fine ? "decode linear" : "prompt linear", tokens, seconds,
@@ -98,7 +97,8 @@ class Bench {
 
   void Copy() {
     constexpr int64_t kBytes = int64_t{1} << 30;
-    Buffer from = Buffer::AllocateOrDie(kBytes, device_), to = Buffer::AllocateOrDie(kBytes, device_);
+    Buffer from = Buffer::AllocateOrDie(kBytes, device_),
+           to = Buffer::AllocateOrDie(kBytes, device_);
     Room(1);
     const double seconds = Time([&] {
       for (int i = 0; i < 4; ++i) device_.Copy(to.data(), from.data(), kBytes);

@@ -85,11 +85,10 @@ void EngineFlags::Add(CLI::App* command, Context context) {
   command
       ->add_option("--backend", options.backend,
                    "ref: slow and obvious; cpu: fast (the default); cuda: an NVIDIA GPU")
-      ->transform(
-          CLI::CheckedTransformer(std::map<std::string, Backend>{{"ref", Backend::kReference},
-                                                                 {"cpu", Backend::kCpu},
-                                                                 {"cuda", Backend::kCuda}},
-                                  CLI::ignore_case))
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Backend>{
+              {"ref", Backend::kReference}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}},
+          CLI::ignore_case))
       ->group(group);
   command
       ->add_flag("--portable", options.portable,

@@ -63,9 +63,7 @@ class Region {
     header[1] = at - reinterpret_cast<uintptr_t>(block);
     return reinterpret_cast<void*>(at);
   }
-  bool Holds(const void* p) const {
-    return begin_ && p >= begin_ && p < begin_ + kBytes;
-  }
+  bool Holds(const void* p) const { return begin_ && p >= begin_ && p < begin_ + kBytes; }
   void Give(void* p) {
     const size_t* header = static_cast<size_t*>(p) - 2;
     const size_t size_class = header[0];
@@ -117,8 +115,9 @@ class SharedDevice final : public Device {
 
 void* Allocate(size_t bytes, size_t alignment) {
   Region& region = TheRegion();
-  void* p = region.started() ? region.Take(bytes, alignment)
-                             : std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
+  void* p = region.started()
+                ? region.Take(bytes, alignment)
+                : std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
   if (p == nullptr) std::abort();
   return p;
 }

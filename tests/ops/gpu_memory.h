@@ -1,5 +1,5 @@
-// Memory that the host and the GPU share in op tests: pinned memory of the host, which the GPU reads
-// at the addresses that the host uses. Programs that link this take it from operator new.
+// Memory that the host and the GPU share in op tests: pinned memory of the host, which the GPU
+// reads at the addresses that the host uses. Programs that link this take it from operator new.
 #pragma once
 
 #include "base/device.h"

@@ -261,9 +261,8 @@ TEST_P(LinearTest, EveryWeightIsInItsPlace) {
   const Weights w(rng_, dtype(), 33, Cols(64));
   std::vector<float> x(static_cast<size_t>(w.cols * w.cols), 0.0f);
   for (int64_t c = 0; c < w.cols; ++c) x[static_cast<size_t>(c * w.cols + c)] = 127;
-  const bool to_bf16 =
-      dtype() == DType::kF32 || dtype() == DType::kF16 ||
-      ((backend() == "amx" || backend() == "cuda") && !IsFloat(dtype()));
+  const bool to_bf16 = dtype() == DType::kF32 || dtype() == DType::kF16 ||
+                       ((backend() == "amx" || backend() == "cuda") && !IsFloat(dtype()));
   const Tolerance exact{.relative = to_bf16 ? 0.004 : 2e-6,
                         .absolute = IsK(dtype()) ? 5e-3 : 1e-5,
                         .cosine = 0.99999};

@@ -27,12 +27,13 @@ namespace baton::test {
 
 // Names for INSTANTIATE_TEST_SUITE_P; also valid parts of test names.
 inline std::vector<std::string> BackendNames() {
-  return {"ref",
+  return {
+      "ref",
 #ifdef BATON_WITH_CPU
-          "portable", "avx2", "avx512", "amx",
+      "portable", "avx2", "avx512", "amx",
 #endif
 #ifdef BATON_WITH_CUDA
-          "cuda",
+      "cuda",
 #endif
   };
 }

@@ -1,7 +1,7 @@
-#include "kernels/cuda/cuda_device.h"
-
 #include <algorithm>
 #include <cstring>
+
+#include "kernels/cuda/cuda_device.h"
 
 namespace baton::cuda {
 namespace {
@@ -12,8 +12,7 @@ constexpr int64_t kTableUpload = 64 << 10;
 }  // namespace
 
 CudaDevice::CudaDevice(Recorder& recorder) : recorder_(recorder) {
-  for (Staging& s : staging_)
-    BATON_CUDA(cudaEventCreateWithFlags(&s.sent, cudaEventDisableTiming));
+  for (Staging& s : staging_) BATON_CUDA(cudaEventCreateWithFlags(&s.sent, cudaEventDisableTiming));
 }
 
 CudaDevice::~CudaDevice() {
@@ -87,8 +86,7 @@ void CudaDevice::Zero(std::byte* at, int64_t bytes) {
 Result<std::byte*> CudaDevice::Allocate(int64_t bytes) {
   const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
   void* data = nullptr;
-  const cudaError_t error =
-      bytes < 0 ? cudaErrorInvalidValue : cudaMalloc(&data, size);
+  const cudaError_t error = bytes < 0 ? cudaErrorInvalidValue : cudaMalloc(&data, size);
   if (error != cudaSuccess) {
     cudaGetLastError();  // else the next launch would report it
     size_t free = 0, total = 0;

@@ -1,6 +1,5 @@
-#include "kernels/cuda/cuda_ops.h"
-
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_ops_impl.h"
 #include "kernels/cuda/library_gemm.h"
 
@@ -60,8 +59,9 @@ Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool& threads, const CudaOptions&
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     cudaGetLastError();
-    return Error::Unsupported("the cuda backend needs an NVIDIA GPU and its driver, found none ({})",
-                              error == cudaSuccess ? "no device" : cudaGetErrorString(error))
+    return Error::Unsupported(
+               "the cuda backend needs an NVIDIA GPU and its driver, found none ({})",
+               error == cudaSuccess ? "no device" : cudaGetErrorString(error))
         .Hint("use --backend cpu");
   }
   BATON_CUDA(cudaSetDevice(0));
@@ -73,8 +73,8 @@ Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool& threads, const CudaOptions&
                BATON_CUDA_ARCHITECTURES, properties.name, properties.major, properties.minor)
         .Hint("configure with -DBATON_CUDA_ARCHITECTURES, or use --backend cpu");
   }
-  return std::unique_ptr<Ops>(std::make_unique<cuda::CudaOps>(
-      threads, options, fmt::format("cuda ({})", properties.name)));
+  return std::unique_ptr<Ops>(
+      std::make_unique<cuda::CudaOps>(threads, options, fmt::format("cuda ({})", properties.name)));
 }
 
 }  // namespace baton

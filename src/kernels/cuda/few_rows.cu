@@ -1,8 +1,7 @@
-#include "kernels/cuda/few_rows.h"
-
 #include <optional>
 #include <vector>
 
+#include "kernels/cuda/few_rows.h"
 #include "kernels/cuda/products.h"
 
 namespace baton::cuda {

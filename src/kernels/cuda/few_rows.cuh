@@ -28,8 +28,8 @@ constexpr int kFewTokens = 16;
 
 // Shared memory of one tile's group, and stages of a block: two blocks to a multiprocessor.
 template <Format kFormat>
-constexpr int kTileBytes = QuantBytes(kFormat) + ScaleBytes(kFormat) *
-                                                     (kFormat == Format::kQ8Halves ? 1 : 2);
+constexpr int kTileBytes = QuantBytes(kFormat) +
+                           ScaleBytes(kFormat) * (kFormat == Format::kQ8Halves ? 1 : 2);
 template <Format kFormat, int kTiles>
 constexpr int kStages = 96 * 1024 / kFewWarps / (kTiles * kTileBytes<kFormat>) > 8
                             ? 8
@@ -169,14 +169,12 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   Tiles<kFormat, kTiles> tiles;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
-    tiles.Point(n, kGlu && n % 2 == 1 ? out.up : out.w,
-                first_row / kTileRows + (kGlu ? n / 2 : n), out.rows, args.groups,
-                args.block_bytes, lane);
+    tiles.Point(n, kGlu && n % 2 == 1 ? out.up : out.w, first_row / kTileRows + (kGlu ? n / 2 : n),
+                out.rows, args.groups, args.block_bytes, lane);
   }
   std::byte* const mine = shared + warp * kDepth * kStageBytes;
   const auto fetch = [&](int group, int stage) {
-    if (group < args.groups)
-      tiles.Fetch(mine + stage * kStageBytes, group, args.block_bytes, lane);
+    if (group < args.groups) tiles.Fetch(mine + stage * kStageBytes, group, args.block_bytes, lane);
     CommitCopies();
   };
 #pragma unroll
@@ -276,12 +274,13 @@ void StartTiles(Recorder& recorder, FewRowsArgs args) {
     blocks += (args.outs[o].rows + kOutputs - 1) / kOutputs;
   }
   args.token_groups = (args.tokens + kFewTokens - 1) / kFewTokens;
-  recorder.Launch(FewRowsKernel<kFormat, kTiles, kGlu>,
-                  {.grid = static_cast<unsigned>(blocks * args.token_groups),
-                   .block = kFewThreads,
-                   .shared_bytes = std::max(kStageBytes, size_t{kFewWarps} * kFewTokens * kRows * 4),
-                   .overlapped = true},
-                  args);
+  recorder.Launch(
+      FewRowsKernel<kFormat, kTiles, kGlu>,
+      {.grid = static_cast<unsigned>(blocks * args.token_groups),
+       .block = kFewThreads,
+       .shared_bytes = std::max(kStageBytes, size_t{kFewWarps} * kFewTokens * kRows * 4),
+       .overlapped = true},
+      args);
 }
 
 // More rows to a block read x less often; fewer give every multiprocessor some blocks. The sums are
@@ -293,7 +292,8 @@ void StartFormat(Recorder& recorder, const FewRowsArgs& args) {
   for (int o = 0; o < args.count; ++o) rows += args.outs[o].rows * (args.outs[o].up ? 2 : 1);
   const bool many = rows >= 4 * kTileRows * kBlocks;
   if (args.outs[0].up) {
-    many ? StartTiles<kFormat, 4, true>(recorder, args) : StartTiles<kFormat, 2, true>(recorder, args);
+    many ? StartTiles<kFormat, 4, true>(recorder, args)
+         : StartTiles<kFormat, 2, true>(recorder, args);
   } else if (rows < kTileRows * kBlocks) {
     StartTiles<kFormat, 1, false>(recorder, args);
   } else {

@@ -27,9 +27,9 @@ struct FewRowsArgs {
   int32_t accumulate, activation, unused;
 };
 
-void StartBf16(Recorder& recorder, const FewRowsArgs& args);       // few_rows_bf16.cu
-void StartQ4(Recorder& recorder, const FewRowsArgs& args);         // few_rows_q4.cu
-void StartQ8(Recorder& recorder, const FewRowsArgs& args);         // few_rows_q8.cu
-void StartQ8Halves(Recorder& recorder, const FewRowsArgs& args);   // few_rows_q8_halves.cu
+void StartBf16(Recorder& recorder, const FewRowsArgs& args);      // few_rows_bf16.cu
+void StartQ4(Recorder& recorder, const FewRowsArgs& args);        // few_rows_q4.cu
+void StartQ8(Recorder& recorder, const FewRowsArgs& args);        // few_rows_q8.cu
+void StartQ8Halves(Recorder& recorder, const FewRowsArgs& args);  // few_rows_q8_halves.cu
 
 }  // namespace baton::cuda

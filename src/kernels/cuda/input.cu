@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < 4; ++i) {
       const __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
       high[i] = Bits(pair);
-      low[i] = Bits(__floats2bfloat162_rn(v[2 * i] - __low2float(pair),
-                                          v[2 * i + 1] - __high2float(pair)));
+      low[i] = Bits(
+          __floats2bfloat162_rn(v[2 * i] - __low2float(pair), v[2 * i + 1] - __high2float(pair)));
     }
     sum += __shfl_xor_sync(kAllLanes, sum, 1);
     sum += __shfl_xor_sync(kAllLanes, sum, 2);

@@ -1,11 +1,11 @@
-#include "kernels/cuda/library_gemm.h"
-
 #include <cublasLt.h>
 #include <dlfcn.h>
 
 #include <map>
 #include <string>
 #include <tuple>
+
+#include "kernels/cuda/library_gemm.h"
 
 namespace baton::cuda {
 namespace {
@@ -89,19 +89,18 @@ struct LibraryGemm::State {
     };
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspaceBytes));
     set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
-    for (const auto name : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-                            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    for (const auto name :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
       set(name, uint32_t{16});
     }
     cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
     const auto y = Layout(CUDA_R_32F, out, kTypicalTokens);
-    CheckLibrary(f.choose(handle, product, Layout(CUDA_R_16BF, in, out),
-                          Layout(CUDA_R_16BF, in, kTypicalTokens), y, y, preference, 1, &result,
-                          &found),
-                 "heuristic");
+    CheckLibrary(
+        f.choose(handle, product, Layout(CUDA_R_16BF, in, out),
+                 Layout(CUDA_R_16BF, in, kTypicalTokens), y, y, preference, 1, &result, &found),
+        "heuristic");
     BATON_CHECK_EQ(found, 1);
     CheckLibrary(f.delete_preference(preference), "preference");
     return at->second = result.algo;
@@ -126,9 +125,9 @@ std::unique_ptr<LibraryGemm> LibraryGemm::Load() {
   // Row-major y = x w^T is column-major y^T = w x^T, w being stored as its transpose.
   CheckLibrary(f.new_product(&state->product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product");
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  CheckLibrary(f.set_product(state->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                             sizeof(transposed)),
-               "product");
+  CheckLibrary(
+      f.set_product(state->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)),
+      "product");
   return std::unique_ptr<LibraryGemm>(new LibraryGemm(std::move(state)));
 }
 

@@ -1,8 +1,8 @@
 // Products with weight matrices: the matrices as the GPU holds them, and the two ways to multiply.
 //
-// Decode (LinearParams::fine): FewRows, which waits for the weights. x is split into two bf16 halves
-// whose products both go through the tensor cores, so that 16 bits of it count; an output's sums
-// have one order, whatever rows it shares a call with.
+// Decode (LinearParams::fine): FewRows, which waits for the weights. x is split into two bf16
+// halves whose products both go through the tensor cores, so that 16 bits of it count; an output's
+// sums have one order, whatever rows it shares a call with.
 //
 // Prompts: x in bf16, cuBLASLt (library_gemm.h); quantised weights are expanded to bf16 first.
 #pragma once
@@ -37,7 +37,9 @@ enum class Format {
   kQ8Halves,  // the same, a scale per 16 columns
 };
 __host__ __device__ constexpr int SlabsOf(Format f) { return f == Format::kQ4 ? 4 : 2; }
-__host__ __device__ constexpr int QuantBytes(Format f) { return f == Format::kBf16 ? 1024 : 512; }  // of a tile's group
+__host__ __device__ constexpr int QuantBytes(Format f) {
+  return f == Format::kBf16 ? 1024 : 512;
+}  // of a tile's group
 __host__ __device__ constexpr int ScaleBytes(Format f) {
   return f == Format::kBf16 ? 0 : f == Format::kQ8 ? 32 : 64;
 }

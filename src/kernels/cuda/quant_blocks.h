@@ -38,8 +38,10 @@ inline SubBlock ScalesOf(DType dtype, const std::byte* row, int64_t index) {
     case DType::kQ5_K: {
       // Eight 6-bit scales and minima share 12 bytes.
       const std::byte* p = b + 4;
-      const int scale = s < 4 ? byte(p + s) & 63 : (byte(p + s + 4) & 15) | byte(p + s - 4) >> 6 << 4;
-      const int minimum = s < 4 ? byte(p + s + 4) & 63 : byte(p + s + 4) >> 4 | byte(p + s) >> 6 << 4;
+      const int scale =
+          s < 4 ? byte(p + s) & 63 : (byte(p + s + 4) & 15) | byte(p + s - 4) >> 6 << 4;
+      const int minimum =
+          s < 4 ? byte(p + s + 4) & 63 : byte(p + s + 4) >> 4 | byte(p + s) >> 6 << 4;
       const float d = HalfAt(b) * static_cast<float>(scale);
       return {{d, d}, -HalfAt(b + 2) * static_cast<float>(minimum)};
     }

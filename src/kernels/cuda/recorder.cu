@@ -1,7 +1,7 @@
-#include "kernels/cuda/recorder.h"
-
 #include <algorithm>
 #include <array>
+
+#include "kernels/cuda/recorder.h"
 
 namespace baton::cuda {
 namespace {
@@ -212,10 +212,8 @@ void Recorder::Copy(void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
   BATON_CHECK(in_pass_ || depth_ > 0);
   actions_.push_back(bytes_.size());
-  const Action action{.kind = Action::kCopy,
-                      .function = from,
-                      .to = to,
-                      .count = static_cast<uint64_t>(bytes)};
+  const Action action{
+      .kind = Action::kCopy, .function = from, .to = to, .count = static_cast<uint64_t>(bytes)};
   std::memcpy(AppendBytes(sizeof(Action)), &action, sizeof(Action));
 }
 
@@ -292,10 +290,9 @@ void Recorder::Replay() {
   });
   if (known == graphs_.end()) {
     if (graphs_.size() == kMaxGraphs) {
-      const auto oldest =
-          std::min_element(graphs_.begin(), graphs_.end(), [](const auto& a, const auto& b) {
-            return a->last_pass < b->last_pass;
-          });
+      const auto oldest = std::min_element(
+          graphs_.begin(), graphs_.end(),
+          [](const auto& a, const auto& b) { return a->last_pass < b->last_pass; });
       // A graph may be running.
       BATON_CUDA(cudaStreamSynchronize(stream_));
       graphs_.erase(oldest);

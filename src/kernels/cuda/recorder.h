@@ -4,8 +4,9 @@
 // positions, lengths: what describes the step). When the pass ends, or something is downloaded, all
 // tables go to the device in one copy and the actions run in order. Tables of equal sizes in equal
 // order lie at equal addresses, so a decode step repeats the actions of the step before it byte for
-// byte and differs in the tables alone: such a run of actions is captured as a CUDA graph the second
-// time it is seen, and replayed from then on. Outside a pass an operation starts when it ends.
+// byte and differs in the tables alone: such a run of actions is captured as a CUDA graph the
+// second time it is seen, and replayed from then on. Outside a pass an operation starts when it
+// ends.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -86,8 +87,8 @@ class Recorder {
   }
 
   // How a kernel is launched. `overlapped`: it may begin before the one in front of it has ended
-  // (programmatic dependent launch, from compute capability 9.0 on), and itself waits, with cudaGridDependencySynchronize, before it
-  // touches what that one reads or writes.
+  // (programmatic dependent launch, from compute capability 9.0 on), and itself waits, with
+  // cudaGridDependencySynchronize, before it touches what that one reads or writes.
   struct Shape {
     dim3 grid = 1, block = 1;
     size_t shared_bytes = 0;

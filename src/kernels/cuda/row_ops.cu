@@ -107,8 +107,7 @@ void CudaOps::DoEmbed(const EmbedParams& p) {
     }
   });
   if (p.x.contiguous()) return recorder_.Copy(p.x.data(), device, p.x.size() * 4);
-  for (int64_t t = 0; t < rows; ++t)
-    recorder_.Copy(p.x.row(t), device + t * e.cols, e.cols * 4);
+  for (int64_t t = 0; t < rows; ++t) recorder_.Copy(p.x.row(t), device + t * e.cols, e.cols * 4);
 }
 
 void CudaOps::DoCopyRows(const CopyRowsParams& p) {

@@ -1,6 +1,6 @@
-#include "kernels/cuda/scratch.h"
-
 #include <algorithm>
+
+#include "kernels/cuda/scratch.h"
 
 namespace baton::cuda {
 

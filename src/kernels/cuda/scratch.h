@@ -1,5 +1,5 @@
-// Device memory that operations keep between calls: named arrays that grow and never shrink, so that
-// their addresses, and the graphs that hold them, last.
+// Device memory that operations keep between calls: named arrays that grow and never shrink, so
+// that their addresses, and the graphs that hold them, last.
 #pragma once
 
 #include <array>
@@ -16,16 +16,16 @@ class Scratch {
   // slot: slots of different operations may be the same memory only where neither outlives its
   // operation, which none does.
   enum Slot {
-    kInput,     // the rows that a library multiplies with, normed and rounded
-    kSplit,     // the same for own products, in the order of bf16 weights
+    kInput,        // the rows that a library multiplies with, normed and rounded
+    kSplit,        // the same for own products, in the order of bf16 weights
     kSplitHalves,  // and of quantised ones
-    kExpanded,  // a quantised matrix in bf16
-    kProduct,   // products of prompts before their activation
-    kRouter,    // the router's vectors
-    kPartial,   // Attend: partial results of a row's splits
-    kMass,      // Mass: partial sums and denominators
-    kSelect,    // Select: histograms and candidates
-    kWorkspace, // of a library's products
+    kExpanded,     // a quantised matrix in bf16
+    kProduct,      // products of prompts before their activation
+    kRouter,       // the router's vectors
+    kPartial,      // Attend: partial results of a row's splits
+    kMass,         // Mass: partial sums and denominators
+    kSelect,       // Select: histograms and candidates
+    kWorkspace,    // of a library's products
     kSlots
   };
 

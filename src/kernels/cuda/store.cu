@@ -58,8 +58,7 @@ __device__ void RotateHead(float* x, const StoreShape& s, int64_t t, int lane) {
 // Writes a head of K or V; x becomes what the cache holds.
 __device__ void WriteHead(const KvAccess& kv, int64_t position, bool value, int head, float* x,
                           int dim, int lane) {
-  std::byte* at =
-      kv.row(position) + (value ? kv.value_offset : 0) + int64_t{head} * kv.head_bytes;
+  std::byte* at = kv.row(position) + (value ? kv.value_offset : 0) + int64_t{head} * kv.head_bytes;
   if (kv.dtype == DType::kF32) {
     for (int i = lane; i < dim; i += kWarp) reinterpret_cast<float*>(at)[i] = x[i];
   } else if (kv.dtype == DType::kBF16) {
@@ -85,8 +84,8 @@ __device__ void WriteHead(const KvAccess& kv, int64_t position, bool value, int 
 }
 
 // As StoreLowBit (kv/low_bit.h), bit for bit; a lane per channel of a block.
-__device__ void WriteLowBit(const KvAccess& kv, int64_t position, int head, const float* x,
-                            int dim, int lane) {
+__device__ void WriteLowBit(const KvAccess& kv, int64_t position, int head, const float* x, int dim,
+                            int lane) {
   const int64_t slot = position % 16;
   for (int block = 0; block < dim / 32; ++block) {
     LowBitBlock& b = *kv.low_bit_block(position, head, block);
@@ -131,8 +130,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     const float* norm = is_q ? s.q_norm : s.k_norm;
     if (norm) NormHead(x, s.dim, norm, s.eps, lane);
     if (s.rotated > 0) RotateHead(x, s, t, lane);
-    float* to = is_q ? s.q + t * s.q_stride + head * s.q_head
-                     : s.k + t * s.k_stride + head * s.k_head;
+    float* to =
+        is_q ? s.q + t * s.q_stride + head * s.q_head : s.k + t * s.k_stride + head * s.k_head;
     for (int i = lane; i < s.dim; i += kWarp) {
       if (s.round_bf16) x[i] = __bfloat162float(__float2bfloat16_rn(x[i]));
       to[i] = x[i];
@@ -183,8 +182,8 @@ void CudaOps::DoStore(const StoreParams& p) {
   Recorder::Operation operation(recorder_);
   const StoreSegment* table = recorder_.Table(std::span<const StoreSegment>(segments));
   const int64_t units = s.rows * (s.q_heads + s.k_heads + s.v_heads);
-  recorder_.Launch(StoreHeads, static_cast<unsigned>((units + kWarps - 1) / kWarps),
-                   kWarps * kWarp, static_cast<size_t>(kWarps * s.dim) * sizeof(float), s, table);
+  recorder_.Launch(StoreHeads, static_cast<unsigned>((units + kWarps - 1) / kWarps), kWarps * kWarp,
+                   static_cast<size_t>(kWarps * s.dim) * sizeof(float), s, table);
 }
 
 }  // namespace baton::cuda

@@ -49,11 +49,7 @@ __device__ inline void ExpandQ8(uint32_t low, uint32_t high, float zero, uint32_
 template <Format kFormat>
 __device__ inline void ExpandSlab(const uint4& words, int j, float zero, uint32_t (&pairs)[4]) {
   if constexpr (kFormat == Format::kQ4) {
-    ExpandQ4(j == 0   ? words.x
-             : j == 1 ? words.y
-             : j == 2 ? words.z
-                      : words.w,
-             zero, pairs);
+    ExpandQ4(j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w, zero, pairs);
   } else {
     ExpandQ8(j == 0 ? words.x : words.z, j == 0 ? words.y : words.w, zero, pairs);
   }
