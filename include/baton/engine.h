@@ -28,7 +28,7 @@
 
 namespace baton {
 
-enum class Backend { kReference, kCpu };
+enum class Backend { kReference, kCpu, kCuda };
 enum class KvType { kF32, kBF16, kInt8 };
 
 struct EngineOptions {

@@ -83,9 +83,11 @@ void EngineFlags::Add(CLI::App* command, Context context) {
       ->check(Between(0, 1024))
       ->group(group);
   command
-      ->add_option("--backend", options.backend, "ref: slow and obvious; cpu: fast (the default)")
+      ->add_option("--backend", options.backend,
+                   "ref: slow and obvious; cpu: fast (the default); cuda: an NVIDIA GPU")
       ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Backend>{{"ref", Backend::kReference}, {"cpu", Backend::kCpu}},
+          std::map<std::string, Backend>{
+              {"ref", Backend::kReference}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}},
           CLI::ignore_case))
       ->group(group);
   command

@@ -11,6 +11,9 @@
 #if BATON_WITH_CPU
 #include "kernels/cpu/cpu_ops.h"
 #endif
+#if BATON_WITH_CUDA
+#include "kernels/cuda/cuda_ops.h"
+#endif
 
 namespace baton {
 namespace {
@@ -21,6 +24,14 @@ DType CacheType(KvType t) {
 
 Result<std::unique_ptr<Ops>> MakeOps(const EngineOptions& options, ThreadPool& pool) {
   if (options.backend == Backend::kReference) return MakeReferenceOps(pool);
+  if (options.backend == Backend::kCuda) {
+#if BATON_WITH_CUDA
+    return MakeCudaOps(pool);
+#else
+    return Error::Unsupported("this build has no cuda backend")
+        .Hint("use --backend cpu, or configure with BATON_CUDA=ON");
+#endif
+  }
 #if BATON_WITH_CPU
   return MakeCpuOps(pool, options.portable ? CpuIsa::kPortable : DetectCpuIsa());
 #else

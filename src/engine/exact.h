@@ -1,6 +1,6 @@
 // Exact requests: a cheap draft proposes tokens, one dense pass over their rows decides. What is
-// accepted is what dense decoding would have produced, bit for bit; a draft only changes how long it
-// takes (docs/exact.md).
+// accepted is what dense decoding would have produced, bit for bit; a draft only changes how long
+// it takes (docs/exact.md).
 #pragma once
 
 #include <array>
@@ -32,8 +32,9 @@ class Lookup {
   int64_t seen_ = 0;                            // tokens that have an entry for what precedes them
 };
 
-// How many tokens of one source to draft, from the acceptance and the times seen. With n drafts, each
-// accepted with probability p after the one before, a turn makes (1 - p^(n+1)) / (1 - p) tokens.
+// How many tokens of one source to draft, from the acceptance and the times seen. With n drafts,
+// each accepted with probability p after the one before, a turn makes (1 - p^(n+1)) / (1 - p)
+// tokens.
 class DraftLength {
  public:
   DraftLength(int64_t most, bool adaptive) : most_(most), adaptive_(adaptive) {}
@@ -56,7 +57,7 @@ class DraftLength {
   double accepted_ = 4, rejected_ = 1;  // decayed counts; where they begin is a guess
   double draft_seconds_ = 0;            // 0: drafts cost nothing, or none was timed
   std::array<double, kMostDrafts + 2> verify_seconds_{};  // by rows; 0: not seen
-  int64_t idle_ = 0, patience_ = 64;    // turns without drafts, and after how many to try
+  int64_t idle_ = 0, patience_ = 64;  // turns without drafts, and after how many to try
 };
 
 // One exact request's drafts. A turn: Begin, then drafts of the plan while drafting(), then one

@@ -43,6 +43,7 @@ struct Options {
   const float* norm = nullptr;
   const float* bias = nullptr;
   bool accumulate = false;
+  bool fine = false;
 };
 
 std::vector<float> RunLinear(Ops& ops, const Weights& w, const std::vector<float>& x,
@@ -56,13 +57,14 @@ std::vector<float> RunLinear(Ops& ops, const Weights& w, const std::vector<float
               .norm_weight = o.norm,
               .norm_eps = 1e-5f,
               .outs = {&out, 1},
-              .accumulate = o.accumulate});
+              .accumulate = o.accumulate,
+              .fine = o.fine});
   return y;
 }
 
 std::vector<float> RunGlu(Ops& ops, const Weights& gate, const Weights& up,
                           const std::vector<float>& x, GluActivation activation,
-                          const float* norm = nullptr) {
+                          const float* norm = nullptr, bool fine = false) {
   const int64_t tokens = static_cast<int64_t>(x.size()) / gate.cols;
   auto g = Pack(ops, gate), u = Pack(ops, up);
   std::vector<float> y(static_cast<size_t>(tokens * gate.rows));
@@ -72,19 +74,22 @@ std::vector<float> RunGlu(Ops& ops, const Weights& gate, const Weights& up,
            .gate = g.get(),
            .up = u.get(),
            .activation = activation,
-           .y = View<float>(y.data(), {tokens, gate.rows})});
+           .y = View<float>(y.data(), {tokens, gate.rows}),
+           .fine = fine});
   return y;
 }
 
 bool IsFloat(DType t) { return Info(t).block_elements == 1; }
 bool IsK(DType t) { return Info(t).block_elements == 256; }
 
-// avx512 rounds x to 8 bits (or bf16), amx both x and weights to bf16, avx2 x with quantised
-// weights, all round F32 and F16 weights to bf16 and the scales of K types to f16.
-Tolerance ToleranceOf(const std::string& backend, DType t) {
+// avx512 rounds x to 8 bits (or bf16), amx and cuda both x and weights to bf16, avx2 x with
+// quantised weights, all round F32 and F16 weights to bf16 and the scales of K types to f16. `fine`
+// keeps 16 bits of x.
+Tolerance ToleranceOf(const std::string& backend, DType t, bool fine = false) {
   // The cosine is the sharp test; single values have long tails, because random blocks differ much
   // in size.
-  if (backend == "avx512" || backend == "amx" || (backend == "avx2" && !IsFloat(t)))
+  if (backend == "avx512" || backend == "amx" || (backend == "cuda" && !fine) ||
+      (backend == "avx2" && !IsFloat(t)))
     return {.absolute = 0.1, .cosine = 0.9999};
   if (t == DType::kF32 || t == DType::kF16) return {.absolute = 0.03, .cosine = 0.99999};
   if (IsK(t)) return {.absolute = 0.01, .cosine = 0.999999};
@@ -169,22 +174,55 @@ TEST_P(LinearTest, GluMatchesReference) {
 }
 
 TEST_P(LinearTest, RowsDoNotDependOnTheirBatch) {
-  for (const int64_t cols : {320, 1056}) {
-    const Weights w(rng_, dtype(), 83, Cols(cols));
+  struct Shape {
+    int64_t rows, cols;
+  };
+  for (const auto [rows, cols] : {Shape{83, 320}, Shape{83, 1056}, Shape{128, 576}}) {
+    const Weights w(rng_, dtype(), rows, Cols(cols));
     const auto norm = RandomNormal(rng_, w.cols, 0.3f, 1);
-    const auto x = RandomNormal(rng_, 70 * w.cols);
+    constexpr int64_t kAlone = 70;
+    const auto x = RandomNormal(rng_, 600 * w.cols);
     const Options o{.norm = norm.data()};
     std::vector<float> alone;
-    for (int64_t t = 0; t < 70; ++t) {
+    for (int64_t t = 0; t < kAlone; ++t) {
       const std::vector<float> row(x.begin() + t * w.cols, x.begin() + (t + 1) * w.cols);
       const auto y = RunLinear(*ops_, w, row, o);
       alone.insert(alone.end(), y.begin(), y.end());
     }
-    for (const int64_t tokens : {2, 3, 5, 6, 7, 12, 16, 33, 70}) {
+    for (const int64_t tokens : {2, 3, 5, 6, 7, 12, 16, 33, 70, 600}) {
       const std::vector<float> part(x.begin(), x.begin() + tokens * w.cols);
-      ExpectSameBits(RunLinear(*ops_, w, part, o),
-                     std::span(alone).first(static_cast<size_t>(tokens * w.rows)),
+      const auto compared = static_cast<size_t>(std::min(tokens, kAlone) * w.rows);
+      const std::vector<float> y = RunLinear(*ops_, w, part, o);
+      ExpectSameBits(std::span(y).first(compared), std::span(alone).first(compared),
                      fmt::format("{} columns, {} tokens", cols, tokens));
+    }
+  }
+}
+
+// Decode's products: more of x counts, and a row's bits are its own in any batch.
+TEST_P(LinearTest, FineProductsMatchReference) {
+  for (const int64_t rows : {8, 83, 200}) {
+    const Weights w(rng_, dtype(), rows, Cols(1056)), up(rng_, dtype(), rows, w.cols);
+    const auto norm = RandomNormal(rng_, w.cols, 0.3f, 1);
+    const auto bias = RandomNormal(rng_, w.rows);
+    const auto x = RandomNormal(rng_, 40 * w.cols);
+    const auto glu = [&](Ops& ops, const std::vector<float>& of) {
+      return RunGlu(ops, w, up, of, GluActivation::kSilu, norm.data(), true);
+    };
+    const Options o{.norm = norm.data(), .bias = bias.data(), .accumulate = true, .fine = true};
+    Tolerance tolerance = ToleranceOf(backend(), dtype(), true);
+    const auto all = RunLinear(*ops_, w, x, o), all_glu = glu(*ops_, x);
+    ExpectClose(all, RunLinear(*ref_, w, x, o), tolerance, fmt::format("{} rows", rows));
+    tolerance.absolute *= 2;
+    tolerance.relative = tolerance.absolute;
+    tolerance.cosine = 1 - 2 * (1 - tolerance.cosine);
+    ExpectClose(all_glu, glu(*ref_, x), tolerance, fmt::format("{} rows, glu", rows));
+    for (const int64_t tokens : {1, 2, 4, 5, 8, 9, 16}) {
+      const auto what = fmt::format("{} rows, {} tokens", rows, tokens);
+      const auto n = static_cast<size_t>(tokens * rows);
+      const std::vector<float> part(x.begin(), x.begin() + tokens * w.cols);
+      ExpectSameBits(RunLinear(*ops_, w, part, o), std::span(all).first(n), what);
+      ExpectSameBits(glu(*ops_, part), std::span(all_glu).first(n), what + ", glu");
     }
   }
 }
@@ -223,8 +261,8 @@ TEST_P(LinearTest, EveryWeightIsInItsPlace) {
   const Weights w(rng_, dtype(), 33, Cols(64));
   std::vector<float> x(static_cast<size_t>(w.cols * w.cols), 0.0f);
   for (int64_t c = 0; c < w.cols; ++c) x[static_cast<size_t>(c * w.cols + c)] = 127;
-  const bool to_bf16 =
-      dtype() == DType::kF32 || dtype() == DType::kF16 || (backend() == "amx" && !IsFloat(dtype()));
+  const bool to_bf16 = dtype() == DType::kF32 || dtype() == DType::kF16 ||
+                       ((backend() == "amx" || backend() == "cuda") && !IsFloat(dtype()));
   const Tolerance exact{.relative = to_bf16 ? 0.004 : 2e-6,
                         .absolute = IsK(dtype()) ? 5e-3 : 1e-5,
                         .cosine = 0.99999};

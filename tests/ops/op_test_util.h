@@ -18,23 +18,49 @@
 #ifdef BATON_WITH_CPU
 #include "kernels/cpu/cpu_ops.h"
 #endif
+#ifdef BATON_WITH_CUDA
+#include "kernels/cuda/cuda_ops.h"
+#include "tests/ops/gpu_memory.h"
+#endif
 
 namespace baton::test {
 
 // Names for INSTANTIATE_TEST_SUITE_P; also valid parts of test names.
 inline std::vector<std::string> BackendNames() {
+  return {
+      "ref",
 #ifdef BATON_WITH_CPU
-  return {"ref", "portable", "avx2", "avx512", "amx"};
+      "portable", "avx2", "avx512", "amx",
+#endif
+#ifdef BATON_WITH_CUDA
+      "cuda",
+#endif
+  };
+}
+
+// Null when the machine lacks the hardware: `if (!ops) GTEST_SKIP() << kNoBackend;`
+inline constexpr const char* kNoBackend = "this machine lacks the instructions, or the GPU";
+
+// Memory that every backend can read and write, and the host: of caches, index sets and whatever
+// else a test hands to an operation in a Buffer. Vectors are such memory by themselves from the
+// first MakeBackend("cuda") on; variables on the stack are not.
+inline Device& TestMemory() {
+#ifdef BATON_WITH_CUDA
+  return SharedMemory();
 #else
-  return {"ref"};
+  return Device::Host();
 #endif
 }
 
-// Null when the machine lacks the instructions: `if (!ops) GTEST_SKIP() << kNoBackend;`
-inline constexpr const char* kNoBackend = "this machine lacks the instructions";
-
 inline std::unique_ptr<Ops> MakeBackend(const std::string& name, ThreadPool& threads) {
   if (name == "ref") return MakeReferenceOps(threads);
+#ifdef BATON_WITH_CUDA
+  if (name == "cuda") {
+    if (!ShareMemoryWithGpu()) return nullptr;
+    auto ops = MakeCudaOps(threads, {.synchronous = true});
+    return ops.ok() ? std::move(ops).value() : nullptr;
+  }
+#endif
 #ifdef BATON_WITH_CPU
   const CpuIsa isa = name == "amx"      ? CpuIsa::kAmx
                      : name == "avx512" ? CpuIsa::kAvx512

@@ -135,10 +135,10 @@ TEST_P(RowOpsTest, RouteFollowsItsDefinition) {
     const Router router(rng, d);
     for (int64_t rows : {1, 7, 200}) {
       const std::vector<float> q = RandomNormal(rng, rows * 6 * d, 1, 0.3f);
-      float logits[2] = {NAN, NAN};
+      std::vector<float> logits(2, NAN);
       ops_->Route({.q = View<const float>(q.data(), {rows, 6, d}),
                    .weights = &router.view,
-                   .logits = logits});
+                   .logits = logits.data()});
       const std::vector<double> want = router.Logits(q, d);
       for (size_t i = 0; i < 2; ++i)
         EXPECT_NEAR(logits[i], want[i], 2e-6 * (1 + std::fabs(want[i]))) << d << " " << rows;

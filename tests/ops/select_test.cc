@@ -54,8 +54,9 @@ std::vector<int32_t> BruteForce(const Set& s) {
 }
 
 std::vector<int32_t> SelectOne(Ops& ops, const Set& s, int64_t* bad = nullptr) {
-  IndexSets out;
+  IndexSets out(test::TestMemory());
   out.Reset(1, 1, s.k + 2 * s.block);
+  std::vector<int64_t> bad_position(1, bad ? *bad : 0);
   const int64_t visible = s.visible();
   const SelectParams::Segment segment{.mass = s.mass.data(),
                                       .mass_stride = visible,
@@ -64,12 +65,13 @@ std::vector<int32_t> SelectOne(Ops& ops, const Set& s, int64_t* bad = nullptr) {
                                       .k = {&s.k, 1},
                                       .recent = {&s.recent, 1},
                                       .out = &out,
-                                      .bad_position = bad};
+                                      .bad_position = bad ? bad_position.data() : nullptr};
   ops.Select(
       {.sink = s.sink,
        .block = s.block,
        .block_score = s.max ? SelectParams::BlockScore::kMax : SelectParams::BlockScore::kSum,
        .segments = {&segment, 1}});
+  if (bad) *bad = bad_position[0];
   return std::vector<int32_t>(out.list(0, 0), out.list(0, 0) + out.count(0, 0));
 }
 
@@ -286,11 +288,11 @@ TEST_P(SelectTest, NoBudgetTakesNothingUnlessForced) {
 }
 
 TEST_P(SelectTest, NoKeysNoSet) {
-  IndexSets out;
+  IndexSets out(test::TestMemory());
   out.Reset(1, 1, 8);
   const int64_t visible = 0, k = 8, recent = 4;
-  const float mass = 0;
-  const SelectParams::Segment segment{.mass = &mass,
+  const std::vector<float> mass(1);
+  const SelectParams::Segment segment{.mass = mass.data(),
                                       .mass_stride = 1,
                                       .sets = 1,
                                       .visible = {&visible, 1},
@@ -329,9 +331,9 @@ TEST_P(SelectTest, TheLowestBadPositionIsReportedAndOtherSetsAreRanked) {
   std::vector<float> mass = Masses(2, kSets * kKeys, 0);
   for (int64_t set : {13, 7, 18}) mass[static_cast<size_t>(set * kKeys + set)] = NAN;
   std::vector<int64_t> visible(kSets, kKeys), k(kSets, 10), recent(kSets, 0);
-  IndexSets out;
+  IndexSets out(test::TestMemory());
   out.Reset(kSets, 1, 10);
-  int64_t bad = -1;
+  std::vector<int64_t> bad(1, -1);
   const SelectParams::Segment segment{.mass = mass.data(),
                                       .mass_stride = kKeys,
                                       .sets = kSets,
@@ -339,9 +341,9 @@ TEST_P(SelectTest, TheLowestBadPositionIsReportedAndOtherSetsAreRanked) {
                                       .k = k,
                                       .recent = recent,
                                       .out = &out,
-                                      .bad_position = &bad};
+                                      .bad_position = bad.data()};
   ops_->Select({.segments = {&segment, 1}});
-  EXPECT_EQ(bad, 7);
+  EXPECT_EQ(bad[0], 7);
   for (int64_t s = 0; s < kSets; ++s) {
     const float* m = mass.data() + s * kKeys;
     Set one{.mass = {m, m + kKeys}, .k = 10};
@@ -356,7 +358,7 @@ TEST_P(SelectTest, SetsAndGroupsAreIndependent) {
   const std::vector<float> mass = Masses(3, kSets * kGroups * kStride, 40);
   const std::vector<int64_t> visible = {700, 1, 64, 333, 500}, k = {100, 5, 30, 333, 77},
                              recent = {10, 1, 8, 64, 0};
-  IndexSets out;
+  IndexSets out(test::TestMemory());
   out.Reset(kSets, kGroups, 333);
   const SelectParams::Segment segment{.mass = mass.data(),
                                       .mass_stride = kStride,

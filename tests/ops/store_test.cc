@@ -35,7 +35,7 @@ struct Cache {
     const int64_t count = (n + KvLayout::kSlots - 1) / KvLayout::kSlots;
     pages.resize(static_cast<size_t>(count));
     std::iota(pages.rbegin(), pages.rend(), 0);  // last page first: nothing may assume an order
-    memory = Buffer::AllocateOrDie(l.arena_bytes(count));
+    memory = Buffer::AllocateOrDie(l.arena_bytes(count), TestMemory());
   }
   KvView view() const {
     return {.arena = memory.data(),

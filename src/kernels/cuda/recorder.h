@@ -1,11 +1,12 @@
 // Kernel launches of a forward pass, recorded on the host and started together.
 //
-// Within a pass an operation leaves an action (a kernel and its arguments) and tables (segments,
+// Within a pass an operation leaves actions (a kernel and its arguments) and tables (segments,
 // positions, lengths: what describes the step). When the pass ends, or something is downloaded, all
 // tables go to the device in one copy and the actions run in order. Tables of equal sizes in equal
 // order lie at equal addresses, so a decode step repeats the actions of the step before it byte for
 // byte and differs in the tables alone: such a run of actions is captured as a CUDA graph the
-// second time it is seen, and replayed from then on. Outside a pass every action starts at once.
+// second time it is seen, and replayed from then on. Outside a pass an operation starts when it
+// ends.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,8 +17,8 @@
 #include <functional>
 #include <memory>
 #include <span>
-#include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -30,70 +31,135 @@ void Check(cudaError_t error, const char* what);
 
 class Recorder {
  public:
-  explicit Recorder(cudaStream_t stream);
+  struct Options {
+    bool graphs = true;
+    // Every operation outside a pass, and every pass, has run when it ends: tests read results
+    // without a download.
+    bool synchronous = false;
+  };
+  explicit Recorder(cudaStream_t stream, Options options);
   ~Recorder();
   Recorder(const Recorder&) = delete;
 
   cudaStream_t stream() const { return stream_; }
 
+  // Passes do not nest.
   void BeginPass();
   void EndPass();
-  // Starts everything recorded so far; returns before it has run.
-  void Flush();
+  bool in_pass() const { return in_pass_; }
 
-  // The device address that a copy of `values` has when the actions recorded from now on run. Valid
-  // for those of this pass.
+  // What an operation records lies in the life of one of these. Outside a pass, all that was
+  // recorded starts when the outermost ends.
+  class Operation {
+   public:
+    explicit Operation(Recorder& recorder) : recorder_(recorder) { recorder_.Enter(); }
+    ~Operation() { recorder_.Leave(); }
+    Operation(const Operation&) = delete;
+
+   private:
+    Recorder& recorder_;
+  };
+
+  // Starts everything recorded so far; returns before it has run. Tables stay valid.
+  void Flush();
+  // Flush, and waits until all has run.
+  void Wait();
+
+  // The device address that a copy of `values` has when the actions recorded from now on run: until
+  // the pass ends, or the operation outside a pass.
   template <typename T>
-  T* Table(std::span<const T> values) {
-    static_assert(std::is_trivially_copyable_v<T>);
-    return static_cast<T*>(Put(values.data(), values.size_bytes()));
+  const T* Table(std::span<const T> values) {
+    auto [host, device] = TableSpace<T>(static_cast<int64_t>(values.size()));
+    if (!values.empty()) std::memcpy(host, values.data(), values.size_bytes());
+    return device;
+  }
+  // The same for n values that the caller writes to `host` before it returns from its operation.
+  template <typename T>
+  struct Space {
+    T* host;
+    T* device;
+  };
+  template <typename T>
+  Space<T> TableSpace(int64_t n) {
+    static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= kTableAlignment);
+    const auto [host, device] = Put(static_cast<size_t>(n) * sizeof(T));
+    return {reinterpret_cast<T*>(host), reinterpret_cast<T*>(device)};
   }
 
+  // How a kernel is launched. `overlapped`: it may begin before the one in front of it has ended
+  // (programmatic dependent launch, from compute capability 9.0 on), and itself waits, with
+  // cudaGridDependencySynchronize, before it touches what that one reads or writes.
+  struct Shape {
+    dim3 grid = 1, block = 1;
+    size_t shared_bytes = 0;
+    unsigned cluster = 1;
+    bool overlapped = false;
+  };
   // A kernel with arguments that are copied now. Everything that changes from step to step belongs
-  // into tables, so that the launch repeats.
+  // into tables, so that the launch repeats; arguments have no padding, whose bytes may differ.
+  template <typename... P, typename... A>
+  void Launch(void (*kernel)(P...), const Shape& shape, A&&... a) {
+    static_assert(sizeof...(P) == sizeof...(A));
+    static_assert((std::is_trivially_copyable_v<std::decay_t<P>> && ...));
+    if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
+    BeginLaunch(reinterpret_cast<const void*>(kernel), shape, sizeof...(P));
+    (PutArgument<std::decay_t<P>>(static_cast<std::decay_t<P>>(std::forward<A>(a))), ...);
+  }
   template <typename... P, typename... A>
   void Launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, A&&... a) {
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    std::tuple<std::decay_t<P>...> args(static_cast<std::decay_t<P>>(std::forward<A>(a))...);
-    auto* function = reinterpret_cast<const void*>(kernel);
-    std::vector<std::byte> key;
-    Append(key, function), Append(key, grid), Append(key, block), Append(key, shared_bytes);
-    std::apply([&](const auto&... each) { (Append(key, each), ...); }, args);
-    Add(std::move(key), [=](cudaStream_t stream) mutable {
-      std::apply(
-          [&](auto&... each) {
-            void* pointers[] = {static_cast<void*>(&each)..., nullptr};
-            BATON_CUDA(cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream));
-          },
-          args);
-    });
+    Launch(kernel, Shape{.grid = grid, .block = block, .shared_bytes = shared_bytes},
+           std::forward<A>(a)...);
   }
   // Work of a library on the stream. `key` holds all that it depends on.
-  void Add(std::vector<std::byte> key, std::function<void(cudaStream_t)> run);
-
-  template <typename T>
-  static void Append(std::vector<std::byte>& key, const T& value) {
-    static_assert(std::is_trivially_copyable_v<T>);
-    const auto* bytes = reinterpret_cast<const std::byte*>(&value);
-    key.insert(key.end(), bytes, bytes + sizeof(T));
-  }
+  void Add(std::span<const std::byte> key, std::function<void(cudaStream_t)> run);
+  // Copies and zeroes device memory.
+  void Copy(void* to, const void* from, int64_t bytes);
+  void Zero(void* at, int64_t bytes);
 
   struct Counts {
-    int64_t passes = 0, launches = 0, replays = 0, captures = 0;
+    int64_t passes = 0, launches = 0, replays = 0, captures = 0;  // launches: one by one
   };
   const Counts& counts() const { return counts_; }
 
  private:
-  struct Action {
-    std::vector<std::byte> key;
-    std::function<void(cudaStream_t)> run;
-  };
+  static constexpr size_t kTableAlignment = 64;
+  // Table memory: the host's copies (one a pass, several passes in flight) and the device's.
+  struct Chunk;
+  struct Action;
   struct Graph;
-  void* Put(const void* data, size_t bytes);
+
+  void Enter();
+  void Leave();
+  void BeginTables();
+  void EndTables();
+  void UploadTables();
+  std::pair<std::byte*, std::byte*> Put(size_t bytes);
+  void BeginLaunch(const void* function, const Shape& shape, size_t arguments);
+  std::byte* AppendBytes(size_t bytes);
+  template <typename T>
+  void PutArgument(const T& value) {
+    std::memcpy(AppendArgument(sizeof(T)), &value, sizeof(T));
+  }
+  std::byte* AppendArgument(size_t bytes);
+  void RunActions();
+  void Replay();
+  std::unique_ptr<Graph> Capture();
 
   cudaStream_t stream_;
+  Options options_;
   Counts counts_;
-  // ... pinned host tables (several generations in flight), their device copy, actions, graphs.
+  bool overlaps_ = false;  // the GPU has programmatic dependent launch
+  bool in_pass_ = false;
+  int depth_ = 0;  // of operations
+  size_t generation_ = 0;
+  std::vector<std::unique_ptr<Chunk>> chunks_;
+  // Actions since the last flush: headers, arguments and keys one behind the other.
+  std::vector<std::byte> bytes_;
+  std::vector<size_t> actions_;  // where each begins
+  size_t next_argument_ = 0;     // of the launch that is being recorded
+  std::vector<std::function<void(cudaStream_t)>> functions_;
+  std::vector<std::unique_ptr<Graph>> graphs_;
+  std::vector<std::pair<const void*, size_t>> shared_;  // limits raised so far
 };
 
 }  // namespace baton::cuda

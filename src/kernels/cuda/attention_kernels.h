@@ -1,0 +1,16 @@
+// The operations of attention on a GPU, one .cu file each: what CudaOps calls. They record their
+// work and return; scratch belongs to the caller, so that its addresses last from step to step.
+#pragma once
+
+#include "kernels/cuda/recorder.h"
+#include "kernels/cuda/scratch.h"
+#include "ops/attention_params.h"
+
+namespace baton::cuda {
+
+void Attend(Recorder& recorder, Scratch& scratch, const AttendParams& p);  // attend.cu
+void Merge(Recorder& recorder, Scratch& scratch, const MergeParams& p);    // merge.cu
+void Mass(Recorder& recorder, Scratch& scratch, const MassParams& p);      // mass.cu
+void Select(Recorder& recorder, Scratch& scratch, const SelectParams& p);  // select.cu
+
+}  // namespace baton::cuda

@@ -1,0 +1,108 @@
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cuda/cuda_device.h"
+
+namespace baton::cuda {
+namespace {
+
+// Within a pass such uploads travel with the tables.
+constexpr int64_t kTableUpload = 64 << 10;
+
+}  // namespace
+
+CudaDevice::CudaDevice(Recorder& recorder) : recorder_(recorder) {
+  for (Staging& s : staging_) BATON_CUDA(cudaEventCreateWithFlags(&s.sent, cudaEventDisableTiming));
+}
+
+CudaDevice::~CudaDevice() {
+  recorder_.Wait();
+  for (const Staging& s : staging_) {
+    cudaEventDestroy(s.sent);
+    cudaFreeHost(s.data);
+  }
+}
+
+std::byte* CudaDevice::NextStaging(int64_t bytes) {
+  Staging& s = staging_[next_];
+  BATON_CUDA(cudaEventSynchronize(s.sent));
+  if (s.bytes < bytes) {
+    BATON_CUDA(cudaFreeHost(s.data));
+    s.bytes = std::max(bytes, kStagingBytes);
+    BATON_CUDA(cudaHostAlloc(reinterpret_cast<void**>(&s.data), static_cast<size_t>(s.bytes), 0));
+  }
+  return s.data;
+}
+
+void CudaDevice::SendStaging(std::byte* to, int64_t bytes) {
+  Staging& s = staging_[next_];
+  recorder_.Flush();
+  BATON_CUDA(cudaMemcpyAsync(to, s.data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                             recorder_.stream()));
+  BATON_CUDA(cudaEventRecord(s.sent, recorder_.stream()));
+  next_ = (next_ + 1) % staging_.size();
+}
+
+void CudaDevice::Upload(std::byte* to, const void* from, int64_t bytes) {
+  if (bytes <= 0) return;
+  const auto* source = static_cast<const std::byte*>(from);
+  if (recorder_.in_pass() && bytes <= kTableUpload) {
+    Recorder::Operation operation(recorder_);
+    const std::byte* table = recorder_.Table(std::span(source, static_cast<size_t>(bytes)));
+    recorder_.Copy(to, table, bytes);
+    return;
+  }
+  UploadPieces(to, bytes, 1, [&](std::byte* staging, int64_t first, int64_t count) {
+    std::memcpy(staging, source + first, static_cast<size_t>(count));
+  });
+}
+
+void CudaDevice::Download(void* to, const std::byte* from, int64_t bytes) {
+  if (bytes <= 0) return;
+  recorder_.Flush();
+  const auto size = static_cast<size_t>(bytes);
+  if (bytes > kStagingBytes) {
+    BATON_CUDA(cudaMemcpyAsync(to, from, size, cudaMemcpyDeviceToHost, recorder_.stream()));
+    BATON_CUDA(cudaStreamSynchronize(recorder_.stream()));
+    return;
+  }
+  // Into pageable memory the driver copies through a buffer of its own, which is slower.
+  std::byte* const staging = NextStaging(bytes);
+  BATON_CUDA(cudaMemcpyAsync(staging, from, size, cudaMemcpyDeviceToHost, recorder_.stream()));
+  BATON_CUDA(cudaStreamSynchronize(recorder_.stream()));
+  std::memcpy(to, staging, size);
+}
+
+void CudaDevice::Copy(std::byte* to, const std::byte* from, int64_t bytes) {
+  Recorder::Operation operation(recorder_);
+  recorder_.Copy(to, from, bytes);
+}
+
+void CudaDevice::Zero(std::byte* at, int64_t bytes) {
+  Recorder::Operation operation(recorder_);
+  recorder_.Zero(at, bytes);
+}
+
+Result<std::byte*> CudaDevice::Allocate(int64_t bytes) {
+  const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
+  void* data = nullptr;
+  const cudaError_t error = bytes < 0 ? cudaErrorInvalidValue : cudaMalloc(&data, size);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // else the next launch would report it
+    size_t free = 0, total = 0;
+    BATON_CUDA(cudaMemGetInfo(&free, &total));
+    return Error::Resource("cannot allocate {:.1f} MB of GPU memory, {:.1f} of {:.1f} MB are free",
+                           static_cast<double>(bytes) / 1e6, static_cast<double>(free) / 1e6,
+                           static_cast<double>(total) / 1e6)
+        .Hint("use a smaller model or --context");
+  }
+  BATON_CUDA(cudaMemsetAsync(data, 0, size, recorder_.stream()));
+  return static_cast<std::byte*>(data);
+}
+
+void CudaDevice::Free(std::byte* data, int64_t) {
+  recorder_.Wait();
+  BATON_CUDA(cudaFree(data));
+}
+
+}  // namespace baton::cuda

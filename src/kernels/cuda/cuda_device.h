@@ -1,0 +1,59 @@
+// The memory of one GPU. Work goes through the recorder's stream, in the order of the calls.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "base/device.h"
+#include "kernels/cuda/recorder.h"
+
+namespace baton::cuda {
+
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(Recorder& recorder);
+  ~CudaDevice() override;
+  CudaDevice(const CudaDevice&) = delete;
+
+  bool host() const override { return false; }
+  void Upload(std::byte* to, const void* from, int64_t bytes) override;
+  void Download(void* to, const std::byte* from, int64_t bytes) override;
+  void Copy(std::byte* to, const std::byte* from, int64_t bytes) override;
+  void Zero(std::byte* at, int64_t bytes) override;
+
+  // Calls write(host, first, count) for pieces of `bytes` bytes, which reach `to` piece by piece:
+  // what is expanded on the way to the device needs no copy of its own. Pieces are multiples of
+  // `unit` bytes but for the last.
+  template <typename F>
+  void UploadPieces(std::byte* to, int64_t bytes, int64_t unit, F&& write) {
+    const int64_t piece = unit > kStagingBytes ? unit : kStagingBytes / unit * unit;
+    for (int64_t first = 0; first < bytes; first += piece) {
+      const int64_t count = bytes - first < piece ? bytes - first : piece;
+      write(NextStaging(count), first, count);
+      SendStaging(to + first, count);
+    }
+  }
+
+ private:
+  static constexpr int64_t kStagingBytes = int64_t{8} << 20;
+  // Pinned memory: the copy engine reads it while the host fills the next.
+  struct Staging {
+    std::byte* data = nullptr;
+    int64_t bytes = 0;
+    cudaEvent_t sent = nullptr;
+  };
+
+  std::byte* NextStaging(int64_t bytes);
+  void SendStaging(std::byte* to, int64_t bytes);
+
+  Result<std::byte*> Allocate(int64_t bytes) override;
+  void Free(std::byte* data, int64_t bytes) override;
+  int64_t Discard(std::byte*, int64_t, int64_t, int64_t) override { return 0; }
+
+  Recorder& recorder_;
+  std::array<Staging, 3> staging_;
+  size_t next_ = 0;
+};
+
+}  // namespace baton::cuda

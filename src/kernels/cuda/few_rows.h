@@ -1,0 +1,35 @@
+// What FewRows (products.h) hands to its kernels, which are compiled apart, one file per format.
+#pragma once
+
+#include <vector_types.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/recorder.h"
+
+namespace baton::cuda {
+
+struct FewRowsArgs {
+  static constexpr int kMaxOuts = 8;
+  struct Out {
+    const std::byte *w, *up;
+    const float* bias;
+    float* y;
+    int32_t rows, first_block;
+  };
+  Out outs[kMaxOuts];
+  const uint4* x;       // SplitInput
+  const float* x_sums;  // SplitInput
+  int64_t x_slabs;
+  int32_t count, tokens, token_groups, groups, block_bytes, has_min;
+  float zero;
+  int32_t accumulate, activation, unused;
+};
+
+void StartBf16(Recorder& recorder, const FewRowsArgs& args);      // few_rows_bf16.cu
+void StartQ4(Recorder& recorder, const FewRowsArgs& args);        // few_rows_q4.cu
+void StartQ8(Recorder& recorder, const FewRowsArgs& args);        // few_rows_q8.cu
+void StartQ8Halves(Recorder& recorder, const FewRowsArgs& args);  // few_rows_q8_halves.cu
+
+}  // namespace baton::cuda

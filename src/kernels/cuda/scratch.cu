@@ -1,0 +1,22 @@
+#include <algorithm>
+
+#include "kernels/cuda/scratch.h"
+
+namespace baton::cuda {
+
+Scratch::~Scratch() {
+  for (const Memory& m : slots_) cudaFree(m.data);
+}
+
+void* Scratch::Grow(Slot slot, int64_t bytes) {
+  Memory& m = slots_[slot];
+  if (bytes > m.bytes) {
+    recorder_.Wait();
+    BATON_CUDA(cudaFree(m.data));
+    m.bytes = std::max(bytes, m.bytes * 3 / 2);
+    BATON_CUDA(cudaMalloc(&m.data, static_cast<size_t>(m.bytes)));
+  }
+  return m.data;
+}
+
+}  // namespace baton::cuda

@@ -1,0 +1,54 @@
+// Device memory that operations keep between calls: named arrays that grow and never shrink, so
+// that their addresses, and the graphs that hold them, last.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/recorder.h"
+
+namespace baton::cuda {
+
+class Scratch {
+ public:
+  // Each is one array. What an operation wrote is lost with the next operation that takes the same
+  // slot: slots of different operations may be the same memory only where neither outlives its
+  // operation, which none does.
+  enum Slot {
+    kInput,        // the rows that a library multiplies with, normed and rounded
+    kSplit,        // the same for own products, in the order of bf16 weights
+    kSplitHalves,  // and of quantised ones
+    kExpanded,     // a quantised matrix in bf16
+    kProduct,      // products of prompts before their activation
+    kRouter,       // the router's vectors
+    kPartial,      // Attend: partial results of a row's splits
+    kMass,         // Mass: partial sums and denominators
+    kSelect,       // Select: histograms and candidates
+    kWorkspace,    // of a library's products
+    kSlots
+  };
+
+  explicit Scratch(Recorder& recorder) : recorder_(recorder) {}
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+
+  // Room for n elements, 256-byte aligned, not initialised. Growing starts and awaits what was
+  // recorded before, because it may use the old array.
+  template <typename T>
+  T* Get(Slot slot, int64_t n) {
+    return static_cast<T*>(Grow(slot, n * static_cast<int64_t>(sizeof(T))));
+  }
+
+ private:
+  struct Memory {
+    void* data = nullptr;
+    int64_t bytes = 0;
+  };
+  void* Grow(Slot slot, int64_t bytes);
+
+  Recorder& recorder_;
+  std::array<Memory, kSlots> slots_;
+};
+
+}  // namespace baton::cuda

@@ -1,0 +1,399 @@
+// Selection: the exact k largest of each set by a radix search for the k-th key.
+//
+// A set is shared by a cluster of blocks. Each holds a stretch of the keys in registers, as
+// integers in the order of the floats; three passes over 11, 11 and 10 bits count digits and narrow
+// the range of the k-th key. Integer counts make the result exact and independent of any order. The
+// list is then compacted: every warp owns consecutive keys, so counts of larger and equal keys
+// before a warp give each selected key its place. Longer stretches are read again in each pass.
+#include <cooperative_groups.h>
+
+#include <vector>
+
+#include "kernels/cuda/attend_kernels.h"
+#include "kernels/cuda/attention_kernels.h"
+
+namespace baton::cuda {
+namespace {
+
+constexpr int kThreads = 512, kWarps = kThreads / 32;
+constexpr int kHeld = 32;                           // keys that a lane holds
+constexpr int kStretch = kThreads * kHeld;          // keys that a block holds
+constexpr int kMostCluster = 8, kBlockKeys = 4096;  // fewer keys are not worth a block
+constexpr int kBins = 2048, kCopies = 2;
+constexpr uint32_t kForced = ~0u, kAbsent = 0, kFlat = 0x80000000u;
+
+struct SelectSet {
+  const float* mass = nullptr;  // of tokens; of units where they are blocks of several tokens
+  int32_t* list = nullptr;
+  int32_t* count = nullptr;
+  int64_t* bad_position = nullptr;
+  int64_t capacity = 0;
+  int32_t visible = 0, units = 0, take = 0;
+  int32_t sink = 0, recent_from = 0;  // forced: tokens before `sink` and from `recent_from` on
+  int32_t block = 1;
+};
+
+// The blocks that share a set.
+struct Team {
+#if __CUDA_ARCH__ >= 900
+  __device__ int size() const {
+    return static_cast<int>(cooperative_groups::this_cluster().num_blocks());
+  }
+  __device__ int rank() const {
+    return static_cast<int>(cooperative_groups::this_cluster().block_rank());
+  }
+  __device__ void Sync() const { cooperative_groups::this_cluster().sync(); }
+  template <typename T>
+  __device__ T* Of(T* shared, int rank) const {
+    return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
+  }
+#else
+  __device__ int size() const { return 1; }
+  __device__ int rank() const { return 0; }
+  __device__ void Sync() const { __syncthreads(); }
+  template <typename T>
+  __device__ T* Of(T* shared, int) const {
+    return shared;
+  }
+#endif
+};
+
+__device__ __forceinline__ bool IsForced(const SelectSet& s, int32_t unit) {
+  const int32_t first = unit * s.block, last = min(s.visible, first + s.block) - 1;
+  return first < s.sink || last >= s.recent_from;
+}
+
+// Integers in the order of the floats; both zeros are one.
+__device__ __forceinline__ uint32_t Ordered(float x) {
+  const uint32_t bits = x == 0 ? 0 : __float_as_uint(x);
+  return bits ^ (bits >> 31 ? ~0u : 0x80000000u);
+}
+
+// The keys of a warp: units first + 32 i + lane, i < count.
+template <bool kInRegisters>
+struct WarpKeys {
+  uint32_t held[kInRegisters ? kHeld : 1];
+  const SelectSet* set;
+  int32_t first, count;
+  bool flat = false;  // of equal mass all, because one is not a number
+
+  __device__ __forceinline__ uint32_t Read(int i, int32_t& bad) const {
+    const int32_t unit = first + i * 32 + static_cast<int>(threadIdx.x % 32);
+    if (unit >= set->units || i >= count) return kAbsent;
+    const float x = set->mass[unit];
+    if (isnan(x)) bad = min(bad, unit);
+    return IsForced(*set, unit) ? kForced : flat ? kFlat : Ordered(x);
+  }
+  // The lowest unit that is not a number, or INT_MAX.
+  __device__ __forceinline__ int32_t Load() {
+    int32_t bad = INT_MAX;
+    if constexpr (kInRegisters) {
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) held[i] = Read(i, bad);
+    } else {
+      for (int i = 0; i < count; ++i) Read(i, bad);
+    }
+    return bad;
+  }
+  __device__ __forceinline__ void Flatten() {
+    flat = true;
+    if constexpr (kInRegisters) {
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        if (held[i] != kAbsent && held[i] != kForced) held[i] = kFlat;
+      }
+    }
+  }
+  // Calls f(i, key); every lane of the warp is there.
+  template <typename F>
+  __device__ __forceinline__ void ForEach(F&& f) const {
+    if constexpr (kInRegisters) {
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) f(i, held[i]);
+    } else {
+      int32_t bad = 0;
+      for (int i = 0; i < count; ++i) f(i, Read(i, bad));
+    }
+  }
+};
+
+struct Shared {
+  uint32_t histogram[kCopies][kBins];
+  uint32_t totals[kBins];  // of the team
+  uint32_t warp_sums[kWarps];
+  uint32_t greater[kWarps], equal[kWarps];
+  uint32_t block_greater, block_equal;
+  uint32_t digit, above, in_digit;
+  int32_t bad;
+};
+
+// Keys whose bits above `shift` are `prefix` have the k-th key among them: the `need` lowest of
+// these and all larger keys are selected.
+struct Cut {
+  uint32_t prefix = 0, need = 0;
+  int shift = 32;
+};
+
+template <bool kInRegisters>
+__device__ void Count(const WarpKeys<kInRegisters>& keys, const Cut& cut, int bits,
+                      Shared& shared) {
+  uint32_t* histogram = shared.histogram[threadIdx.x % kCopies];
+  const int shift = cut.shift - bits;
+  const uint32_t mask = (1u << bits) - 1;
+  // Runs of one digit are counted at once: equal keys would queue up for one bin.
+  uint32_t digit = 0, run = 0;
+  keys.ForEach([&](int, uint32_t key) {
+    if (key == kAbsent || (cut.shift < 32 && key >> cut.shift != cut.prefix)) return;
+    const uint32_t d = key >> shift & mask;
+    if (d != digit && run > 0) atomicAdd(&histogram[digit], run), run = 0;
+    digit = d, ++run;
+  });
+  if (run > 0) atomicAdd(&histogram[digit], run);
+}
+
+// Adds up the histograms of the team, and clears the own one.
+__device__ void AddUp(const Team& team, Shared& shared) {
+  team.Sync();
+  const int blocks = team.size(), part = kBins / blocks;
+  for (int i = threadIdx.x; i < part; i += kThreads) {
+    const int bin = team.rank() * part + i;
+    uint32_t sum = 0;
+    for (int r = 0; r < blocks; ++r) {
+      const Shared* of = team.Of(&shared, r);
+      for (int c = 0; c < kCopies; ++c) sum += of->histogram[c][bin];
+    }
+    for (int r = 0; r < blocks; ++r) team.Of(&shared, r)->totals[bin] = sum;
+  }
+  team.Sync();
+  for (int i = threadIdx.x; i < kCopies * kBins; i += kThreads) shared.histogram[0][i] = 0;
+}
+
+// The digit of the need-th largest key, how many keys have larger ones, and how many have this one.
+__device__ void FindDigit(uint32_t need, Shared& shared) {
+  constexpr int kPerThread = kBins / kThreads;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int high = kBins - 1 - static_cast<int>(threadIdx.x) * kPerThread;
+  uint32_t sum = 0;
+  for (int i = 0; i < kPerThread; ++i) sum += shared.totals[high - i];
+  uint32_t before = sum;  // inclusive
+  for (int step = 1; step < 32; step *= 2) {
+    const uint32_t x = __shfl_up_sync(~0u, before, step);
+    if (lane >= step) before += x;
+  }
+  if (lane == 31) shared.warp_sums[warp] = before;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) before += shared.warp_sums[w];
+  before -= sum;
+  if (before < need && before + sum >= need) {
+    for (int i = 0; i < kPerThread; ++i) {
+      const uint32_t here = shared.totals[high - i];
+      if (before + here >= need) {
+        shared.digit = static_cast<uint32_t>(high - i), shared.above = before;
+        shared.in_digit = here;
+        break;
+      }
+      before += here;
+    }
+  }
+  __syncthreads();
+}
+
+// Writes the tokens of the unit that comes at `place` in the list.
+__device__ __forceinline__ void Put(const SelectSet& s, int32_t unit, uint32_t place) {
+  const int32_t first = unit * s.block, end = min(s.visible, first + s.block);
+  const int64_t at = static_cast<int64_t>(place) * s.block;
+  for (int32_t n = first; n < end; ++n) {
+    if (at + n - first < s.capacity) s.list[at + n - first] = n;
+  }
+  if (static_cast<int32_t>(place) == s.take - 1)
+    *s.count = static_cast<int32_t>(min(at + end - first, s.capacity));
+}
+
+template <bool kInRegisters>
+__device__ void Compact(const WarpKeys<kInRegisters>& keys, const Cut& cut, const Team& team,
+                        Shared& shared) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  uint32_t greater = 0, equal = 0;
+  keys.ForEach([&](int, uint32_t key) {
+    greater += key >> cut.shift > cut.prefix;
+    equal += key >> cut.shift == cut.prefix;
+  });
+  greater = __reduce_add_sync(~0u, greater), equal = __reduce_add_sync(~0u, equal);
+  if (lane == 0) shared.greater[warp] = greater, shared.equal[warp] = equal;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    uint32_t g = 0, e = 0;
+    for (int w = 0; w < kWarps; ++w) g += shared.greater[w], e += shared.equal[w];
+    shared.block_greater = g, shared.block_equal = e;
+  }
+  team.Sync();
+  greater = equal = 0;
+  for (int r = 0; r < team.rank(); ++r) {
+    const Shared* of = team.Of(&shared, r);
+    greater += of->block_greater, equal += of->block_equal;
+  }
+  for (int w = 0; w < warp; ++w) greater += shared.greater[w], equal += shared.equal[w];
+  const uint32_t below = (1u << lane) - 1;
+  keys.ForEach([&](int i, uint32_t key) {
+    const bool is_greater = key >> cut.shift > cut.prefix;
+    const bool is_equal = key >> cut.shift == cut.prefix;
+    const uint32_t g = __ballot_sync(~0u, is_greater), e = __ballot_sync(~0u, is_equal);
+    if ((g | e) == 0) return;
+    const uint32_t equal_before = equal + __popc(e & below);
+    if (is_greater || (is_equal && equal_before < cut.need)) {
+      Put(*keys.set, keys.first + i * 32 + lane,
+          greater + __popc(g & below) + min(equal_before, cut.need));
+    }
+    greater += __popc(g), equal += __popc(e);
+  });
+  team.Sync();  // nobody leaves while others read its counts
+}
+
+template <bool kInRegisters>
+__global__ void __launch_bounds__(kThreads) SelectKernel(const SelectSet* sets) {
+  __shared__ Shared shared;
+  __shared__ SelectSet set;
+  const Team team;
+  if (threadIdx.x == 0) set = sets[blockIdx.x / team.size()], shared.bad = INT_MAX;
+  for (int i = threadIdx.x; i < kCopies * kBins; i += kThreads) shared.histogram[0][i] = 0;
+  __syncthreads();
+  const int32_t warps = team.size() * kWarps;
+  const int32_t warp = team.rank() * kWarps + static_cast<int>(threadIdx.x) / 32;
+  const int32_t per_warp = (set.units + warps * 32 - 1) / (warps * 32);  // in steps of 32
+  WarpKeys<kInRegisters> keys;
+  keys.set = &set, keys.first = warp * per_warp * 32, keys.count = per_warp;
+  const int32_t bad = keys.Load();
+  if (bad != INT_MAX) atomicMin(&shared.bad, bad);
+
+  Cut cut{.need = static_cast<uint32_t>(set.take)};
+  for (int pass = 0; pass < 3; ++pass) {
+    const int bits = pass < 2 ? 11 : 10;
+    if (pass > 0) __syncthreads();  // histograms are clear
+    Count(keys, cut, bits, shared);
+    AddUp(team, shared);
+    if (pass == 0) {
+      int32_t worst = INT_MAX;
+      for (int r = 0; r < team.size(); ++r) worst = min(worst, team.Of(&shared, r)->bad);
+      if (worst != INT_MAX) {
+        // -1, for none, is the largest as an unsigned number.
+        if (team.rank() == 0 && threadIdx.x == 0 && set.bad_position && set.block == 1) {
+          atomicMin(reinterpret_cast<unsigned long long*>(set.bad_position),
+                    static_cast<unsigned long long>(worst));
+        }
+        keys.Flatten();
+        __syncthreads();
+        Count(keys, cut, bits, shared);
+        AddUp(team, shared);
+      }
+      if (set.take == 0) {
+        if (team.rank() == 0 && threadIdx.x == 0) *set.count = 0;
+        team.Sync();
+        return;
+      }
+    }
+    FindDigit(cut.need, shared);
+    cut.prefix = pass == 0 ? shared.digit : cut.prefix << bits | shared.digit;
+    cut.shift -= bits;
+    cut.need -= shared.above;
+    if (cut.need == shared.in_digit) break;  // all keys that are left
+  }
+  Compact(keys, cut, team, shared);
+}
+
+// The score of each block of tokens, summed or compared in their order; NaN where one is. Reports
+// the lowest token that is not a number.
+__global__ void BlockScoresKernel(const SelectSet* sets, float* scores, int64_t stride, bool max) {
+  const SelectSet& s = sets[blockIdx.y];
+  const int32_t unit = blockIdx.x * blockDim.x + threadIdx.x;
+  if (unit >= s.units) return;
+  float score = max ? -INFINITY : 0;
+  bool bad = false;
+  for (int32_t n = unit * s.block; n < min(s.visible, (unit + 1) * s.block); ++n) {
+    const float x = s.mass[n];
+    if (isnan(x) && !bad) {
+      bad = true;
+      if (s.bad_position) {
+        atomicMin(reinterpret_cast<unsigned long long*>(s.bad_position),
+                  static_cast<unsigned long long>(n));
+      }
+    }
+    score = max ? fmaxf(score, x) : score + x;
+  }
+  // An infinity less an infinity ranks last; only a NaN of the mass is a failure.
+  if (isnan(score)) score = -INFINITY;
+  scores[blockIdx.y * stride + unit] = bad ? NAN : score;
+}
+
+SelectSet SetOf(const SelectParams& p, const SelectParams::Segment& s, int64_t set, int64_t group) {
+  const auto i = static_cast<size_t>(set);
+  const int64_t visible = s.visible[i], recent = std::max<int64_t>(0, s.recent[i]);
+  const int64_t units = (visible + p.block - 1) / p.block;
+  const bool none = s.k[i] == 0 && p.sink <= 0 && recent <= 0;
+  const int64_t take = none ? 0 : std::min(units, std::max<int64_t>(1, s.k[i] / p.block));
+  return {.mass = s.mass + (set * p.groups + group) * s.mass_stride,
+          .list = s.out->list(set, group),
+          .count = &s.out->count(set, group),
+          .bad_position = s.bad_position,
+          .capacity = s.out->capacity,
+          .visible = static_cast<int32_t>(visible),
+          .units = static_cast<int32_t>(units),
+          .take = static_cast<int32_t>(take),
+          .sink = static_cast<int32_t>(std::clamp<int64_t>(p.sink, 0, visible)),
+          .recent_from = static_cast<int32_t>(visible - std::min(visible, recent)),
+          .block = static_cast<int32_t>(p.block)};
+}
+
+// Blocks of a cluster: 1 where the GPU has no clusters.
+int ClusterOf(int64_t units) {
+  static const int kMajor = [] {
+    int device = 0, major = 0;
+    BATON_CUDA(cudaGetDevice(&device));
+    BATON_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    return major;
+  }();
+  int blocks = 1;
+  while (kMajor >= 9 && blocks < kMostCluster && blocks * kBlockKeys < units) blocks *= 2;
+  return blocks;
+}
+
+}  // namespace
+
+void Select(Recorder& recorder, Scratch& scratch, const SelectParams& p) {
+  std::vector<SelectSet> sets;
+  int64_t units = 1;
+  for (const auto& s : p.segments) {
+    for (int64_t set = 0; set < s.sets; ++set) {
+      for (int64_t group = 0; group < p.groups; ++group) {
+        sets.push_back(SetOf(p, s, set, group));
+        units = std::max<int64_t>(units, sets.back().units);
+      }
+    }
+  }
+  if (sets.empty()) return;
+  int64_t bucket = 1;  // launches repeat while the longest set grows within it
+  while (bucket < units) bucket *= 2;
+  const auto count = static_cast<unsigned>(sets.size());
+  if (p.block > 1) {
+    float* scores = scratch.Get<float>(Scratch::kSelect, std::ssize(sets) * bucket);
+    constexpr int64_t kBlock = 256, kMostSets = 65535;
+    const SelectSet* tokens = TableOf(recorder, sets);
+    for (int64_t i = 0; i < std::ssize(sets); i += kMostSets) {
+      recorder.Launch(BlockScoresKernel,
+                      dim3(static_cast<unsigned>((bucket + kBlock - 1) / kBlock),
+                           static_cast<unsigned>(std::min(kMostSets, std::ssize(sets) - i))),
+                      dim3(kBlock), 0, tokens + i, scores + i * bucket, bucket,
+                      p.block_score == SelectParams::BlockScore::kMax);
+    }
+    for (size_t i = 0; i < sets.size(); ++i)
+      sets[i].mass = scores + static_cast<int64_t>(i) * bucket;
+  }
+  const int cluster = ClusterOf(bucket);
+  const bool held = bucket <= int64_t{cluster} * kStretch;
+  recorder.Launch(held ? SelectKernel<true> : SelectKernel<false>,
+                  {.grid = dim3(count * static_cast<unsigned>(cluster)),
+                   .block = dim3(kThreads),
+                   .cluster = static_cast<unsigned>(cluster)},
+                  TableOf(recorder, sets));
+}
+
+}  // namespace baton::cuda
