@@ -132,7 +132,8 @@ struct RoutingReport {
 struct ExactOptions {
   bool plan = true;         // the request's plan drafts
   bool lookup = false;      // first: what followed the newest three tokens where they stood before
-  int64_t most_drafts = 7;  // per verification, 1 to 15; how many adapts to what pays
+  int64_t most_drafts = 7;  // per verification, 1 to 15
+  bool adaptive = true;     // as many as pay, by acceptance and times seen; else most_drafts
 };
 
 struct ExactReport {

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "apps/command.h"
+#include "apps/exact.h"
 
 namespace baton::apps {
 namespace {
@@ -15,6 +16,7 @@ struct RunOptions {
   TextSource text;
   std::string plan, system, token_file;
   RouteOptions route;
+  ExactFlags exact;
   Request request;  // everything but what it asks and the plan
   CLI::Option* watch_interval = nullptr;
   CLI::Option* watch_threshold = nullptr;
@@ -92,6 +94,7 @@ void AddOptions(CLI::App* command, RunOptions& o) {
   AddTokenFileFlag(command, o.token_file);
   AddPlanFlag(command, o.plan);
   AddRouting(command, o);
+  o.exact.Add(command);
   command->add_flag("--raw", o.raw,
                     "No chat template: the text itself, control tokens parsed, BOS where the model "
                     "adds one");
@@ -156,6 +159,7 @@ void PrintStats(const Generation& g) {
   if (s.kv_bytes_held > 0)
     Note(fmt::format("KV held  {}", Bytes(static_cast<double>(s.kv_bytes_held))));
   if (s.routing) PrintRouting(*s.routing);
+  if (s.exact) PrintExact(*s.exact, s.generated_tokens);
   const MemoryUse memory = Engine::Memory();
   Note(fmt::format("memory   {}, {} on huge pages{}",
                    Bytes(static_cast<double>(memory.anonymous_bytes)),
@@ -297,6 +301,7 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
   if (!o.system.empty()) request.chat.push_back({"system", o.system});
   std::vector<int64_t> visible;
   if (routed) request.route = o.route;
+  request.exact = o.exact.Given();
   if (tokens) {
     BATON_ASSIGN(request.tokens, ReadTokens(o.token_file));
     visible.push_back(static_cast<int64_t>(request.tokens.size()));

@@ -66,6 +66,7 @@ double DraftLength::SecondsPerToken(int64_t n) const {
 }
 
 int64_t DraftLength::Next() {
+  if (!adaptive_) return most_;
   int64_t best = 0;
   if (VerifySeconds(1) == 0) return 0;  // a dense step first: what all is measured against
   for (int64_t n = 1; n <= most_; ++n)
@@ -84,8 +85,8 @@ int64_t DraftLength::Next() {
 ExactDrafts::ExactDrafts(const ExactOptions& options, bool plan)
     : options_(options),
       plan_(plan),
-      plan_length_(options.most_drafts),
-      lookup_length_(options.most_drafts) {
+      plan_length_(options.most_drafts, options.adaptive),
+      lookup_length_(options.most_drafts, options.adaptive) {
   report_.accepted_at.resize(static_cast<size_t>(options.most_drafts));
   report_.drafted_at.resize(report_.accepted_at.size());
 }

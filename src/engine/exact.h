@@ -37,7 +37,7 @@ class Lookup {
 // tokens.
 class DraftLength {
  public:
-  explicit DraftLength(int64_t most) : most_(most) {}
+  DraftLength(int64_t most, bool adaptive) : most_(most), adaptive_(adaptive) {}
 
   // The n of least expected time per token; 0: drafting does not pay. Then a short draft is tried
   // again at growing intervals, so that a change is noticed.
@@ -53,6 +53,7 @@ class DraftLength {
   double SecondsPerToken(int64_t n) const;
 
   const int64_t most_;
+  const bool adaptive_;
   double accepted_ = 4, rejected_ = 1;  // decayed counts; where they begin is a guess
   double draft_seconds_ = 0;            // 0: drafts cost nothing, or none was timed
   std::array<double, kMostDrafts + 2> verify_seconds_{};  // by rows; 0: not seen

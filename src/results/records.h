@@ -158,6 +158,17 @@ void Fields(auto& v, RoutingReport& r) {
   v("dense_token_equivalents", r.dense_token_equivalents);
 }
 
+void Fields(auto& v, ExactReport& r) {
+  v("drafted", r.drafted);
+  v("looked_up", r.looked_up);
+  v("accepted", r.accepted);
+  v("verifications", r.verifications);
+  v("drafted_at", r.drafted_at);
+  v("accepted_at", r.accepted_at);
+  v("draft_seconds", r.draft_seconds);
+  v("verify_seconds", r.verify_seconds);
+}
+
 void Fields(auto& v, RunRecord& r) {
   Generation& g = r.generation;
   RequestStats& s = g.stats;
@@ -176,6 +187,7 @@ void Fields(auto& v, RunRecord& r) {
   v("logits_hash", s.logits_hash);
   v("watched", s.watched);
   v.NonEmpty("routing", s.routing);
+  v.NonEmpty("exact", s.exact);
   v("memory", r.memory);
 }
 

@@ -1,0 +1,223 @@
+// Exact requests: whatever drafts, in whatever company, the answer is dense decoding's own.
+#include "engine/exact.h"
+
+#include <rapidcheck.h>
+
+#include <numeric>
+
+#include "tests/attention/engine_test_util.h"
+
+namespace baton {
+namespace {
+
+using namespace test;
+
+// Its first layer ranks, the others follow with k keys: from hardly anything to everything.
+Plan DraftPlan(int64_t k) {
+  Plan plan = Plan::Dense(6);
+  plan.budget = {k, 0};
+  plan.sink = 1;
+  plan.recent = 3;
+  plan.layers[0].role = Role::kSelect;
+  for (int l = 1; l < 5; ++l)
+    plan.layers[static_cast<size_t>(l)] = {.role = l == 3 ? Role::kScan : Role::kReuse};
+  plan.layers[5] = {.role = Role::kWindow, .sink = 1, .recent = k};
+  return plan;
+}
+
+// A prompt whose second half repeats its first, so that lookup finds continuations; `spoilt`: all of
+// them wrong.
+std::vector<int32_t> RepeatedTokens(int64_t n, uint64_t seed, bool spoilt) {
+  std::vector<int32_t> tokens = RandomTokens(n / 2, seed);
+  const std::vector<int32_t> other = RandomTokens(n, seed + 1);
+  for (size_t i = 0; std::ssize(tokens) < n; ++i)
+    tokens.push_back(spoilt && i % 4 == 3 ? other[i] : tokens[i]);
+  return tokens;
+}
+
+std::string Answer(const Generation& g) {
+  return fmt::format("{} [{}] {} {}", g.stats.logits_hash, fmt::join(g.tokens, " "),
+                     static_cast<int>(g.stop), g.text);
+}
+
+struct Case {
+  Request dense, exact;
+};
+
+Case RandomCase(uint64_t seed) {
+  Case c;
+  Request& r = c.dense;
+  const auto length = *rc::gen::inRange<int64_t>(1, 150);
+  r.tokens = *rc::gen::arbitrary<bool>() ? RandomTokens(length, seed)
+                                         : RepeatedTokens(length, seed, *rc::gen::arbitrary<bool>());
+  if (r.tokens.empty()) r.tokens = {1};
+  r.max_tokens = *rc::gen::inRange<int64_t>(0, 40);
+  r.ignore_end = *rc::gen::arbitrary<bool>();
+  if (*rc::gen::arbitrary<bool>())
+    r.sampling = {.temperature = 0.8, .top_k = 20, .seed = seed};
+  if (*rc::gen::arbitrary<bool>()) r.sampling.repetition_penalty = 1.3;
+  c.exact = r;
+  const int draft = *rc::gen::inRange(0, 3);
+  if (draft != 1) c.exact.plan = DraftPlan(*rc::gen::element<int64_t>(4, 16, 1000));
+  c.exact.exact = ExactOptions{.plan = draft != 1,
+                               .lookup = draft != 0,
+                               .most_drafts = *rc::gen::inRange<int64_t>(1, 16),
+                               .adaptive = *rc::gen::arbitrary<bool>()};
+  return c;
+}
+
+class ExactTest : public ::testing::TestWithParam<BackendCase> {
+ protected:
+  std::unique_ptr<Engine> Load(EngineOptions options = {}) {
+    return LoadEngine(TinySpec(), GetParam(), options);
+  }
+};
+
+Generation Must(Result<Generation> g) {
+  EXPECT_TRUE(g.ok()) << g.error().ToString();
+  return g.ok() ? std::move(g).value() : Generation{};
+}
+
+TEST_P(ExactTest, AnyDraftGivesTheDenseAnswer) {
+  auto engine = Load({.prompt_chunk = 64});
+  EXPECT_TRUE(rc::check("exact requests of any draft and company equal dense ones", [&] {
+    const auto seed = *rc::gen::inRange<uint64_t>(1, 1000);
+    std::vector<Request> exact;
+    std::vector<std::string> want;
+    for (int i = *rc::gen::inRange(1, 5); i > 0; --i) {
+      const Case c = RandomCase(seed + static_cast<uint64_t>(i));
+      want.push_back(Answer(Must(engine->Generate(c.dense))));
+      exact.push_back(c.exact);
+    }
+    auto got = engine->GenerateBatch(exact);
+    RC_ASSERT(got.ok());
+    for (size_t i = 0; i < want.size(); ++i) RC_ASSERT(Answer((*got)[i]) == want[i]);
+  }));
+}
+
+TEST_P(ExactTest, DraftsOfACoveringPlanAreAllAccepted) {
+  auto engine = Load();
+  Request r{.tokens = RandomTokens(90, 3), .max_tokens = 33, .ignore_end = true};
+  const std::string want = Answer(Must(engine->Generate(r)));
+  r.plan = DraftPlan(1000);
+  r.exact = ExactOptions{.most_drafts = 7, .adaptive = false};
+  const Generation g = Must(engine->Generate(r));
+  EXPECT_EQ(Answer(g), want);
+  const ExactReport& report = *g.stats.exact;
+  // The first token is the prompt's; four turns of seven drafts and the token after them follow.
+  EXPECT_EQ(report.verifications, 4);
+  EXPECT_EQ(report.drafted, 28);
+  EXPECT_EQ(report.accepted, 28);
+  EXPECT_EQ(report.accepted_at, std::vector<int64_t>(7, 4));
+}
+
+TEST_P(ExactTest, StopsAndCancelsCutWhereDenseDoes) {
+  auto engine = Load();
+  Request r{.tokens = RandomTokens(60, 5), .max_tokens = 30, .ignore_end = true};
+  const Generation whole = Must(engine->Generate(r));
+  for (size_t at : {whole.text.size() / 3, whole.text.size() / 2}) {
+    r.stop = {whole.text.substr(at, 3)};
+    const std::string want = Answer(Must(engine->Generate(r)));
+    Request exact = r;
+    exact.plan = DraftPlan(1000);
+    exact.exact = ExactOptions{.most_drafts = 5, .adaptive = false};
+    EXPECT_EQ(Answer(Must(engine->Generate(exact))), want);
+  }
+  r.stop.clear();
+  r.plan = DraftPlan(16);
+  r.exact = ExactOptions{.most_drafts = 5, .adaptive = false};
+  std::string text;
+  int pieces = 0;
+  const Generation cut = Must(engine->Generate(r, [&](std::string_view piece) {
+    text += piece;
+    return ++pieces < 9;
+  }));
+  EXPECT_EQ(cut.stop, Generation::Stop::kCancelled);
+  EXPECT_EQ(whole.text.rfind(cut.text, 0), 0u);
+}
+
+TEST_P(ExactTest, RoutedLayersDraftAndKeepTheirCaches) {
+  auto engine = Load();
+  Request r{.tokens = RandomTokens(120, 6), .max_tokens = 20, .ignore_end = true};
+  const std::string want = Answer(Must(engine->Generate(r)));
+  r.route = RouteOptions{.mask = "SFSFSF"};
+  r.exact = ExactOptions{.most_drafts = 4, .adaptive = false};
+  const Generation g = Must(engine->Generate(r));
+  EXPECT_EQ(Answer(g), want);
+  EXPECT_GT(g.stats.exact->drafted, 0);
+}
+
+TEST_P(ExactTest, ContextAndCacheEndWhereDenseDoes) {
+  auto engine = Load({.context = 100});
+  Request r{.tokens = RandomTokens(90, 7), .max_tokens = 50, .ignore_end = true};
+  const Generation want = Must(engine->Generate(r));
+  EXPECT_EQ(want.stop, Generation::Stop::kContext);
+  r.plan = DraftPlan(1000);
+  r.exact = ExactOptions{.most_drafts = 7, .adaptive = false};
+  EXPECT_EQ(Answer(Must(engine->Generate(r))), Answer(want));
+}
+
+TEST_P(ExactTest, RequestsThatNothingDraftsForAreRefused) {
+  auto engine = Load();
+  Request r{.tokens = RandomTokens(20, 8)};
+  r.exact = ExactOptions{};
+  EXPECT_FALSE(engine->Generate(r).ok());
+  r.exact = ExactOptions{.lookup = true, .most_drafts = 16};
+  EXPECT_FALSE(engine->Generate(r).ok());
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, ExactTest, ::testing::ValuesIn(BackendCases()), NameOf);
+
+TEST(Lookup, ContinuesTheLatestEarlierOccurrence) {
+  Lookup lookup;
+  std::vector<int32_t> tokens = {1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 1, 2, 3};
+  lookup.Update(std::span<const int32_t>(tokens).first(9));
+  lookup.Update(tokens);
+  EXPECT_EQ(lookup.Continue(tokens, 2), (std::vector<int32_t>{6, 7}));
+  EXPECT_EQ(lookup.Continue(tokens, 9), (std::vector<int32_t>{6, 7, 1, 2, 3}));
+  tokens.push_back(9);
+  lookup.Update(tokens);
+  EXPECT_TRUE(lookup.Continue(tokens, 4).empty());
+}
+
+TEST(Lookup, NewestTokensDoNotFindThemselves) {
+  Lookup lookup;
+  const std::vector<int32_t> tokens = {1, 2, 3};
+  lookup.Update(tokens);
+  EXPECT_TRUE(lookup.Continue(tokens, 4).empty());
+}
+
+TEST(DraftLength, DraftsMoreTheMoreIsAccepted) {
+  DraftLength good(15, true), bad(15, true);
+  for (DraftLength* d : {&good, &bad}) {
+    EXPECT_EQ(d->Next(), 0) << "a dense step is timed first";
+    d->Timed(1, 1.0);
+    for (int64_t rows = 2; rows <= 16; ++rows) d->Timed(rows, 1.0 + 0.05 * static_cast<double>(rows));
+    d->Drafted(0.5);
+  }
+  for (int i = 0; i < 50; ++i) {
+    good.Verified(4, 4);
+    bad.Verified(4, 0);
+  }
+  EXPECT_GE(good.Next(), 4);
+  EXPECT_EQ(bad.Next(), 0);
+}
+
+TEST(DraftLength, ComesBackWhenDraftsPayAgain) {
+  DraftLength d(15, true);
+  d.Timed(1, 1.0);
+  d.Drafted(0.3);
+  for (int i = 0; i < 50; ++i) d.Verified(3, 0);
+  int64_t tries = 0, turns = 0;
+  for (; turns < 4000 && d.Next() == 0; ++turns) {
+  }
+  EXPECT_LT(turns, 100) << "it tries again";
+  for (; turns < 4000 && tries < 60; ++turns) {
+    const int64_t n = d.Next();
+    if (n > 0) d.Verified(n, n), ++tries;
+  }
+  EXPECT_GT(d.Next(), 2);
+}
+
+}  // namespace
+}  // namespace baton
