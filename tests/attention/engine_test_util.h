@@ -16,6 +16,7 @@
 #include "baton/engine.h"
 #include "engine/session.h"
 #include "model/spec/synthetic.h"
+#include "tests/have_gpu.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define BATON_TEST_SLOW_BUILD 1
@@ -64,13 +65,14 @@ struct BackendCase {
 };
 
 // Logits of the synthetic models have a deviation of about 1. The reference differs by summation
-// order only; on the cpu backend a last-bit difference may also flip the bf16 rounding of a cached
-// key.
+// order only; on the fast backends a last-bit difference may also flip the bf16 rounding of a
+// cached key.
 inline std::vector<BackendCase> BackendCases() {
   std::vector<BackendCase> cases = {{"ref", Backend::kReference, KvType::kF32, 2e-4}};
 #if BATON_WITH_CPU
   cases.push_back({"cpu", Backend::kCpu, KvType::kBF16, 6e-2});
 #endif
+  if (HaveGpu()) cases.push_back({"cuda", Backend::kCuda, KvType::kBF16, 6e-2});
   return cases;
 }
 

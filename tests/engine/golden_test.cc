@@ -10,6 +10,7 @@
 
 #include "baton/engine.h"
 #include "engine/session.h"
+#include "tests/have_gpu.h"
 
 namespace baton {
 namespace {
@@ -120,6 +121,16 @@ TEST(Golden, CpuStaysWithinItsNumericsBudget) {
   CheckLicence(*engine, 0.02);
 }
 #endif
+
+// Prompts and decode of the cuda backend round in other places; its greedy text is the goldens'.
+TEST(Golden, CudaStaysWithinItsNumericsBudget) {
+  NEED_MODEL();
+  if (!test::HaveGpu()) GTEST_SKIP() << "needs the cuda backend and a GPU";
+  CheckPrompts(*Load(Backend::kCuda, KvType::kF32), 0.3, true);
+  auto engine = Load(Backend::kCuda, KvType::kBF16);
+  CheckPrompts(*engine, 0.3, false);
+  CheckLicence(*engine, 0.02);
+}
 
 }  // namespace
 }  // namespace baton

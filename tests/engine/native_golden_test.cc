@@ -12,6 +12,7 @@
 #include "formats/hf_config.h"
 #include "model/spec/checkpoint_storage.h"
 #include "tests/attention/engine_test_util.h"
+#include "tests/have_gpu.h"
 
 namespace baton {
 namespace {
@@ -267,12 +268,14 @@ TEST_P(NativeGolden, PortableKernelsReproduceLossesAndGreedyTokens) {
   }
 }
 
+#endif
+
 // Activations and caches of 16 bits move single positions a lot where a list changes (by up to 3.6
 // nats), and the mean little: by up to 0.022 nats on a Zen 4 (November 2026).
-TEST_P(NativeGolden, CpuStaysWithinItsNumericsBudget) {
-  const json golden = ReadJson(Folder(GetParam()) + "/golden.json");
+void CheckBudget(const std::string& folder, Backend backend) {
+  const json golden = ReadJson(folder + "/golden.json");
   for (const KvType type : {KvType::kF32, KvType::kBF16}) {
-    auto engine = Load(Folder(GetParam()), Backend::kCpu, type);
+    auto engine = Load(folder, backend, type);
     double decoded = 0, prompted = 0;
     int64_t rows = 0;
     for (const json& prompt : golden["prompts"]) {
@@ -293,7 +296,17 @@ TEST_P(NativeGolden, CpuStaysWithinItsNumericsBudget) {
     EXPECT_LT(std::abs(prompted / static_cast<double>(rows)), 0.04);
   }
 }
+
+#if BATON_WITH_CPU
+TEST_P(NativeGolden, CpuStaysWithinItsNumericsBudget) {
+  CheckBudget(Folder(GetParam()), Backend::kCpu);
+}
 #endif
+
+TEST_P(NativeGolden, CudaStaysWithinItsNumericsBudget) {
+  if (!test::HaveGpu()) GTEST_SKIP() << "needs the cuda backend and a GPU";
+  CheckBudget(Folder(GetParam()), Backend::kCuda);
+}
 
 INSTANTIATE_TEST_SUITE_P(Folders, NativeGolden, ::testing::ValuesIn(kGoldens),
                          [](const auto& info) {

@@ -11,6 +11,8 @@ __global__ void __launch_bounds__(kThreads)
     NormRows(const float* x, int64_t x_stride, const float* weight, float eps, float* y,
              int64_t y_stride, int64_t n, int accumulate) {
   __shared__ float warps[kThreads / kWarp];
+  LetNextBegin();
+  AwaitPrevious();
   x += blockIdx.x * x_stride;
   y += blockIdx.x * y_stride;
   float sum = 0;
@@ -26,9 +28,10 @@ __global__ void __launch_bounds__(kThreads)
 
 void CudaOps::DoNorm(const NormParams& p) {
   Recorder::Operation operation(recorder_);
-  recorder_.Launch(NormRows, static_cast<unsigned>(p.x.dim(0)), kThreads, 0, p.x.data(),
-                   p.x.stride(0), p.weight, p.eps, p.y.data(), p.y.stride(0), p.x.dim(1),
-                   int{p.accumulate});
+  recorder_.Launch(
+      NormRows, {.grid = static_cast<unsigned>(p.x.dim(0)), .block = kThreads, .overlapped = true},
+      p.x.data(), p.x.stride(0), p.weight, p.eps, p.y.data(), p.y.stride(0), p.x.dim(1),
+      int{p.accumulate});
 }
 
 }  // namespace baton::cuda

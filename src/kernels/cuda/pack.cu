@@ -146,23 +146,8 @@ Result<std::unique_ptr<Matrix>> CudaOps::Pack(const RawMatrix& raw) {
   BATON_ASSIGN(m->memory, Buffer::Allocate(m->bytes, device_));
   device_.UploadPieces(
       m->memory.data(), m->bytes, row_bytes, [&](std::byte* to, int64_t first, int64_t count) {
-<<<<<<< HEAD
         threads_.For(count / row_bytes, [&](int64_t i, int) {
           PackBf16Row(raw, first / row_bytes + i, reinterpret_cast<bf16*>(to + i * row_bytes));
-=======
-                         const int64_t first_row = first / row_bytes;
-                         threads_.For(count / row_bytes, [&](int64_t i, int) {
-                           auto* row = reinterpret_cast<bf16*>(to + i * row_bytes);
-                           const int64_t at = (first_row + i) * raw.cols;
-                           std::fill(row + raw.cols, row + m->stride, bf16{0});
-                           if (raw.dtype == DType::kBF16) {
-                             std::memcpy(row, raw.data + at * 2, static_cast<size_t>(raw.cols) * 2);
-                             return;
-                           }
-                           std::vector<float> values(static_cast<size_t>(raw.cols));
-                           Dequantize(raw.dtype, raw.data, at, raw.cols, values.data());
-                           for (size_t c = 0; c < values.size(); ++c) row[c] = ToBf16(values[c]);
->>>>>>> cu2
         });
       });
   return std::unique_ptr<Matrix>(std::move(m));

@@ -43,6 +43,8 @@ __global__ void GatherTokens(const GatherTable* table) {
 
 __global__ void CopyRowsKernel(const float* from, int64_t from_stride, const int64_t* rows,
                                float* to, int64_t to_stride, int64_t n) {
+  LetNextBegin();
+  AwaitPrevious();
   const float* source = from + rows[blockIdx.y] * from_stride;
   float* target = to + blockIdx.y * to_stride;
   const int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x;
@@ -50,6 +52,8 @@ __global__ void CopyRowsKernel(const float* from, int64_t from_stride, const int
 }
 
 __global__ void AddKernel(float* x, const float* y, int64_t n) {
+  LetNextBegin();
+  AwaitPrevious();
   const int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (i < n) x[i] += y[i];
 }
@@ -113,16 +117,20 @@ void CudaOps::DoEmbed(const EmbedParams& p) {
 void CudaOps::DoCopyRows(const CopyRowsParams& p) {
   if (p.rows.empty()) return;
   Recorder::Operation operation(recorder_);
-  recorder_.Launch(CopyRowsKernel,
-                   dim3(Blocks(p.to.dim(1), kThreads), static_cast<unsigned>(p.rows.size())),
-                   kThreads, 0, p.from.data(), p.from.stride(0), recorder_.Table(p.rows),
-                   p.to.data(), p.to.stride(0), p.to.dim(1));
+  recorder_.Launch(
+      CopyRowsKernel,
+      {.grid = dim3(Blocks(p.to.dim(1), kThreads), static_cast<unsigned>(p.rows.size())),
+       .block = kThreads,
+       .overlapped = true},
+      p.from.data(), p.from.stride(0), recorder_.Table(p.rows), p.to.data(), p.to.stride(0),
+      p.to.dim(1));
 }
 
 void CudaOps::DoAdd(const AddParams& p) {
   Recorder::Operation operation(recorder_);
-  recorder_.Launch(AddKernel, Blocks(p.x.size(), kThreads), kThreads, 0, p.x.data(), p.y.data(),
-                   p.x.size());
+  recorder_.Launch(AddKernel,
+                   {.grid = Blocks(p.x.size(), kThreads), .block = kThreads, .overlapped = true},
+                   p.x.data(), p.y.data(), p.x.size());
 }
 
 void CudaOps::DoRotaryTable(const RotaryTableParams& p) {

@@ -105,6 +105,8 @@ __device__ void WriteLowBit(const KvAccess& kv, int64_t position, int head, cons
 __global__ void __launch_bounds__(kWarps* kWarp)
     StoreHeads(const StoreShape s, const StoreSegment* segments) {
   extern __shared__ float heads[];
+  LetNextBegin();
+  AwaitPrevious();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   float* x = heads + warp * s.dim;
   const int per_row = s.q_heads + s.k_heads + s.v_heads;
@@ -182,8 +184,12 @@ void CudaOps::DoStore(const StoreParams& p) {
   Recorder::Operation operation(recorder_);
   const StoreSegment* table = recorder_.Table(std::span<const StoreSegment>(segments));
   const int64_t units = s.rows * (s.q_heads + s.k_heads + s.v_heads);
-  recorder_.Launch(StoreHeads, static_cast<unsigned>((units + kWarps - 1) / kWarps), kWarps * kWarp,
-                   static_cast<size_t>(kWarps * s.dim) * sizeof(float), s, table);
+  recorder_.Launch(StoreHeads,
+                   {.grid = static_cast<unsigned>((units + kWarps - 1) / kWarps),
+                    .block = kWarps * kWarp,
+                    .shared_bytes = static_cast<size_t>(kWarps * s.dim) * sizeof(float),
+                    .overlapped = true},
+                   s, table);
 }
 
 }  // namespace baton::cuda
