@@ -62,3 +62,13 @@ function(baton_kernels_cpu)
     target_compile_definitions(baton_kernels PUBLIC BATON_WITH_CPU=1)
   endif()
 endfunction()
+
+# baton_install_written(<command> <path>): installs what `baton <command>` prints as <path>, below the prefix.
+function(baton_install_written command path)
+  set(written ${CMAKE_BINARY_DIR}/written/${path})
+  get_filename_component(folder ${written} DIRECTORY)
+  get_filename_component(destination ${path} DIRECTORY)
+  install(CODE "file(MAKE_DIRECTORY \"${folder}\")
+    execute_process(COMMAND sh -c \"'$<TARGET_FILE:baton>' ${command}\" OUTPUT_FILE \"${written}\" COMMAND_ERROR_IS_FATAL ANY)")
+  install(FILES ${written} DESTINATION ${destination})
+endfunction()

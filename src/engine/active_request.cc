@@ -132,6 +132,7 @@ void ActiveRequest::Accept(std::span<const float> logits) {
                   "type; compare with --backend ref"));
   }
   picked_ = sampler_.Sample(logits, sequence_.tokens);
+  if (request_.logprobs >= 0) picked_logprobs_ = LogprobsOf(logits, *picked_, request_.logprobs);
 }
 
 void ActiveRequest::Advance() {
@@ -140,7 +141,9 @@ void ActiveRequest::Advance() {
   const int32_t token = *std::exchange(picked_, std::nullopt);
   if (!request_.ignore_end && engine_.tokenizer->IsEndOfGeneration(token))
     return Stop(Generation::Stop::kEndOfText);
+  if (CompletesStop(token)) return Stop(Generation::Stop::kStopString);
   result_.tokens.push_back(token);
+  if (request_.logprobs >= 0) result_.logprobs.push_back(std::move(picked_logprobs_));
   sequence_.tokens.push_back(token);
   Emit(decoder_.Push(token), false);
   if (static_cast<int64_t>(result_.tokens.size()) >= request_.max_tokens)
@@ -172,6 +175,29 @@ void ActiveRequest::Fail(Error error) {
   done_ = true;
 }
 
+bool ActiveRequest::CompletesStop(int32_t token) {
+  if (request_.stop.empty() || !engine_.tokenizer->IsControl(token)) return false;
+  const std::string special = engine_.tokenizer->Bytes(token, /*special=*/true);
+  for (const std::string& stop : request_.stop) {
+    if (special.empty() || !stop.ends_with(special)) continue;
+    const size_t before = stop.size() - special.size();
+    if (!held_.ends_with(stop.substr(0, before))) continue;
+    std::string rest = held_.substr(0, held_.size() - before);
+    held_.clear();
+    Send(rest);
+    return true;
+  }
+  return false;
+}
+
+void ActiveRequest::Send(const std::string& text) {
+  result_.text += text;
+  if (!text.empty() && callbacks_.on_text && !callbacks_.on_text(text)) {
+    callbacks_.on_text = nullptr;  // the reader has left
+    Stop(Generation::Stop::kCancelled);
+  }
+}
+
 // Passes text on, except a tail that could still become a stop string.
 void ActiveRequest::Emit(std::string piece, bool last) {
   held_ += piece;
@@ -197,11 +223,7 @@ void ActiveRequest::Emit(std::string piece, bool last) {
   }
   const std::string text = held_.substr(0, send);
   held_ = stopped ? "" : held_.substr(send);
-  result_.text += text;
-  if (!text.empty() && callbacks_.on_text && !callbacks_.on_text(text)) {
-    callbacks_.on_text = nullptr;  // the reader has left
-    Stop(Generation::Stop::kCancelled);
-  }
+  Send(text);
   if (stopped) Stop(Generation::Stop::kStopString);
 }
 

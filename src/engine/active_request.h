@@ -82,6 +82,10 @@ class ActiveRequest {
 
  private:
   void Emit(std::string piece, bool last);
+  // Whether a control token, which has no text of its own in the answer, completes a stop string;
+  // what that string had held back is dropped.
+  bool CompletesStop(int32_t token);
+  void Send(const std::string& text);
   void Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length);
   Status StartRouting();
   void StartPrompt(PrefillOrder order);
@@ -103,6 +107,7 @@ class ActiveRequest {
   Sampler sampler_;
   StreamDecoder decoder_;
   std::optional<int32_t> picked_;  // by Accept, not yet seen by Advance
+  Generation::Logprobs picked_logprobs_;
   Generation result_;
   std::optional<Error> error_;
   std::string held_;  // text that may turn out to be the start of a stop string
