@@ -66,12 +66,14 @@ void PrintStats(const Generation& g, const Sampling& sampling) {
 
 void NoteIfCut(const Generation& g, const Request& request, const Engine& engine) {
   if (g.stop == Generation::Stop::kLength) {
-    Note(fmt::format("baton: the answer was cut at {} tokens; -n N allows more, -n -1 all there is room for",
-                     Count(request.max_tokens)));
+    Note(fmt::format(
+        "baton: the answer was cut at {} tokens; -n N allows more, -n -1 all there is room for",
+        Count(request.max_tokens)));
   } else if (g.stop == Generation::Stop::kContext) {
-    Note(fmt::format("baton: the answer was cut where the context of {} tokens was full; --context N "
-                     "allows more",
-                     Count(engine.options().context)));
+    Note(fmt::format(
+        "baton: the answer was cut where the context of {} tokens was full; --context N "
+        "allows more",
+        Count(engine.options().context)));
   }
 }
 

@@ -10,7 +10,8 @@ constexpr const char* kHelp =
     "/reset  forgets the conversation, but not the system turn\n"
     "/stats  shows the last answer's cost\n"
     "/quit   ends, as does Ctrl-D\n"
-    "Ctrl-C stops an answer. Several lines that are pasted at once are one turn. Arrow keys: history.";
+    "Ctrl-C stops an answer. Several lines that are pasted at once are one turn. Arrow keys: "
+    "history.";
 
 // The conversation stands as before the question, for example when it outgrew the context.
 void ReportRefusal(const Error& error, size_t turns) {

@@ -52,8 +52,8 @@ CLI::Validator Number(std::function<bool(double)> fits, const std::string& expec
         double value = 0;
         if (CLI::detail::lexical_cast(text, value) && fits(value) && value <= kMost)
           return std::string();
-        return fmt::format("expected a number {}, got {}", value > kMost ? "up to 2147483647" : expected,
-                           text);
+        return fmt::format("expected a number {}, got {}",
+                           value > kMost ? "up to 2147483647" : expected, text);
       },
       help);
 }
@@ -88,8 +88,26 @@ CLI::Validator FromBelow(double least, double bound) {
                 fmt::format("{:g} to below {:g}", least, bound));
 }
 
+std::string WordList(const std::vector<std::string>& words) {
+  std::string list;
+  for (size_t i = 0; i < words.size(); ++i)
+    list += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return list;
+}
+
+CLI::Validator OneWordOf(const std::vector<std::string>& words) {
+  return CLI::Validator(
+      [words, list = WordList(words)](const std::string& text) {
+        return std::find(words.begin(), words.end(), text) != words.end()
+                   ? std::string()
+                   : fmt::format("expected {}, got {}", list, text);
+      },
+      "");
+}
+
 void EngineFlags::AddModel(CLI::App* command) {
-  command->add_option("MODEL,-m,--model", model, "GGUF file, or folder of a Hugging Face checkpoint")
+  command
+      ->add_option("MODEL,-m,--model", model, "GGUF file, or folder of a Hugging Face checkpoint")
       ->required();
 }
 
@@ -109,12 +127,14 @@ void EngineFlags::Add(CLI::App* command, Context context) {
                  "AVX-512 or AMX")
       ->group(group);
   command->add_option("--kv", options.kv, "Type of the KV cache: f32, bf16 (the default) or int8")
-      ->transform(OneOf<KvType>(
-          {{"f32", KvType::kF32}, {"bf16", KvType::kBF16}, {"int8", KvType::kInt8}}))
+      ->transform(
+          OneOf<KvType>({{"f32", KvType::kF32}, {"bf16", KvType::kBF16}, {"int8", KvType::kInt8}}))
       ->option_text("f32|bf16|int8")
       ->group(group);
   if (context == Context::kOption)
-    command->add_option("-c,--context,--ctx-size", options.context, "Longest sequence; 0: the model's own")
+    command
+        ->add_option("-c,--context,--ctx-size", options.context,
+                     "Longest sequence; 0: the model's own")
         ->check(AtLeast(0))
         ->group(group);
 }

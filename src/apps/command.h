@@ -66,17 +66,21 @@ void AddCommandWith(CLI::App* command, Action& action, void (*add)(CLI::App*, Op
 CLI::Validator AtLeast(double least);
 CLI::Validator Above(double bound);
 CLI::Validator Between(double least, double most);
-CLI::Validator AboveTo(double bound, double most);    // (bound, most]
+CLI::Validator AboveTo(double bound, double most);     // (bound, most]
 CLI::Validator FromBelow(double least, double bound);  // [least, bound)
 
-// An option's words and the values they stand for; the error lists the words.
+// "a, b or c".
+std::string WordList(const std::vector<std::string>& words);
+// The option is one of these words; the error lists them.
+CLI::Validator OneWordOf(const std::vector<std::string>& words);
+
+// The same with the values that the words stand for, in any case of letters.
 template <typename T>
-CLI::Validator OneOf(std::vector<std::pair<std::string, T>> words) {
-  std::string list;
-  for (size_t i = 0; i < words.size(); ++i)
-    list += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i].first;
+CLI::Validator OneOf(const std::vector<std::pair<std::string, T>>& words) {
+  std::vector<std::string> names;
+  for (const auto& [word, value] : words) names.push_back(word);
   return CLI::Validator(
-      [words = std::move(words), list](std::string& text) {
+      [words, list = WordList(names)](std::string& text) {
         for (const auto& [word, value] : words) {
           if (CLI::detail::to_lower(text) != word) continue;
           text = std::to_string(static_cast<std::underlying_type_t<T>>(value));

@@ -110,7 +110,8 @@ LineEditor::~LineEditor() {
 }
 
 std::optional<std::string> LineEditor::Read() {
-  struct sigaction action {}, before {};
+  struct sigaction action {
+  }, before{};
   action.sa_handler = OnPromptInterrupt;
   sigaction(SIGINT, &action, &before);
   int count = 0;

@@ -73,7 +73,8 @@ std::string AdviceHint(const std::string& advice) {
   return advice.starts_with("--") ? "here it is " + advice + "; " : advice + "; ";
 }
 
-// Other engines have options of several letters behind one dash, which this parser would take apart.
+// Other engines have options of several letters behind one dash, which this parser would take
+// apart.
 std::string ForeignOption(const std::vector<std::string>& words) {
   for (const std::string& word : words) {
     if (word.size() > 2 && word[0] == '-' && word[1] != '-' && !AdviceFor(word).empty())

@@ -79,7 +79,8 @@ _baton "$@"
 // In single quotes, as fish reads them.
 std::string Quoted(const std::string& text) {
   std::string quoted = "'";
-  for (const char c : text) quoted += c == '\'' || c == '\\' ? std::string("\\") + c : std::string(1, c);
+  for (const char c : text)
+    quoted += c == '\'' || c == '\\' ? std::string("\\") + c : std::string(1, c);
   return quoted + "'";
 }
 
@@ -122,8 +123,7 @@ std::string ManOptions(const CLI::App& app) {
   std::string out;
   for (const CLI::Option* option : app.get_options()) {
     std::string names;
-    for (const std::string& name : Names(*option))
-      names += (names.empty() ? "" : ", ") + name;
+    for (const std::string& name : Names(*option)) names += (names.empty() ? "" : ", ") + name;
     if (names.empty()) names = option->get_name(/*positional=*/true);
     out += fmt::format(".TP\n.B {}\n{}\n", Roff(names), Roff(option->get_description()));
   }
@@ -151,7 +151,8 @@ void AddCompletion(CLI::App& app, Action& action) {
                                  "  baton completion fish >~/.config/fish/completions/baton.fish");
   auto options = std::make_shared<ReferenceOptions>();
   command->add_option("SHELL", options->shell, "Which")
-      ->transform(OneOf<Shell>({{"bash", Shell::kBash}, {"zsh", Shell::kZsh}, {"fish", Shell::kFish}}))
+      ->transform(
+          OneOf<Shell>({{"bash", Shell::kBash}, {"zsh", Shell::kZsh}, {"fish", Shell::kFish}}))
       ->option_text("bash|zsh|fish")
       ->required();
   command->callback([&app, &action, options] {

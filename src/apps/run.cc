@@ -18,7 +18,7 @@ struct RunOptions {
   Request request;  // everything but what it asks and the plan
   CLI::Option* watch_interval = nullptr;
   CLI::Option* watch_threshold = nullptr;
-  std::array<CLI::Option*, 2> route_how{};    // mode and margin
+  std::array<CLI::Option*, 2> route_how{};   // mode and margin
   std::array<CLI::Option*, 4> chat_alone{};  // of the chat template, which --raw does without
   bool raw = false, stats = false, json = false, show_prompt = false;
 };
@@ -104,10 +104,9 @@ void AddChat(CLI::App* command, RunOptions& o) {
                         ->add_option("--chat-template,--chat-template-file", o.chat_template,
                                      "File with a Jinja template, in place of the model's own")
                         ->group(group);
-  o.chat_alone[2] = command
-                        ->add_option("--tools", o.tools,
-                                     "File with a JSON array of function descriptions")
-                        ->group(group);
+  o.chat_alone[2] =
+      command->add_option("--tools", o.tools, "File with a JSON array of function descriptions")
+          ->group(group);
   o.chat_alone[3] = command
                         ->add_option("--chat-template-kwargs", o.request.chat_options.variables,
                                      "JSON object of further variables, such as "
@@ -188,11 +187,10 @@ void AddOptions(CLI::App* command, RunOptions& o) {
 
 std::vector<results::TokenRecord> TokenRecords(const Engine& engine, const Generation& g) {
   const auto record = [&](const TokenLogprob& t) {
-    return results::TokenRecord{
-        .token = t.token,
-        .text = engine.Detokenize(std::span(&t.token, 1), /*special=*/true),
-        .logprob = t.logprob,
-        .top = {}};
+    return results::TokenRecord{.token = t.token,
+                                .text = engine.Detokenize(std::span(&t.token, 1), /*special=*/true),
+                                .logprob = t.logprob,
+                                .top = {}};
   };
   std::vector<results::TokenRecord> tokens;
   for (const Generation::Logprobs& l : g.logprobs) {
@@ -220,8 +218,8 @@ Result<int> Answer(Engine& engine, const RunOptions& o, const Request& request,
   auto generation = o.json ? engine.Generate(request) : Stream(engine, request);
   if (!generation.ok()) return std::move(generation).error();
   if (o.json) {
-    BATON_TRY(PrintJson(
-        results::ToJson(RecordOf(engine, *generation, request.sampling, invocation))));
+    BATON_TRY(
+        PrintJson(results::ToJson(RecordOf(engine, *generation, request.sampling, invocation))));
   } else {
     NoteIfCut(*generation, request, engine);
   }
@@ -265,9 +263,8 @@ void CheckTogether(const RunOptions& o, bool interactive) {
     if (o.engine.options.router.empty() && o.route.mask.empty() && how->count() > 0)
       UsageError(how->get_name(), "there is nothing to route by without --router or --route-mask");
   }
-  for (const auto& [name, given] : {std::pair{"--json", o.json},
-                                    {"--raw", o.raw},
-                                    {"--show-prompt", o.show_prompt}}) {
+  for (const auto& [name, given] :
+       {std::pair{"--json", o.json}, {"--raw", o.raw}, {"--show-prompt", o.show_prompt}}) {
     if (interactive && given) UsageError(name, "needs --prompt, --file or piped input");
   }
   if (o.request.logprobs >= 0 && !o.json) UsageError("--logprobs", "is part of --json");
@@ -287,8 +284,8 @@ Result<Request> BaseRequest(const RunOptions& o) {
   if (!o.tools.empty()) {
     BATON_ASSIGN(request.chat_options.tools, ReadFile(o.tools));
   }
-  request.sampling.seed = o.seed.empty() || o.seed == kRandomSeed ? std::random_device()()
-                                                                  : *ParseSeed(o.seed);
+  request.sampling.seed =
+      o.seed.empty() || o.seed == kRandomSeed ? std::random_device()() : *ParseSeed(o.seed);
   return request;
 }
 
@@ -310,9 +307,10 @@ Result<std::unique_ptr<Engine>> LoadEngine(const RunOptions& o) {
     return Error::Unsupported("{}: the model has no chat template", o.engine.model)
         .Hint("use --raw to continue the text itself, or --chat-template FILE");
   if (flags.options.context > info.context)
-    Note(fmt::format("baton: warning: --context {} is beyond the {} tokens that the model was made "
-                     "for",
-                     flags.options.context, info.context));
+    Note(
+        fmt::format("baton: warning: --context {} is beyond the {} tokens that the model was made "
+                    "for",
+                    flags.options.context, info.context));
   return engine;
 }
 

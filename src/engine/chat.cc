@@ -44,8 +44,7 @@ Result<ChatPrompt> Engine::MakeChatPrompt(const std::vector<ChatTurn>& turns,
   ChatPrompt prompt;
   // A template that knows BOS decides alone; before one that does not, BOS stands where the model
   // has one before any text.
-  prompt.tokens =
-      t.Encode(chat.text, {.bos = !writes_bos, .special = true, .plain = chat.plain});
+  prompt.tokens = t.Encode(chat.text, {.bos = !writes_bos, .special = true, .plain = chat.plain});
   prompt.text = std::move(chat.text);
   return prompt;
 }

@@ -62,18 +62,17 @@ Generation::Logprobs LogprobsOf(std::span<const float> logits, int32_t token, in
   };
   const double largest = value(Largest(logits));
   double sum = 0;
-  for (size_t i = 0; i < logits.size(); ++i) sum += std::exp(value(static_cast<int32_t>(i)) - largest);
+  for (size_t i = 0; i < logits.size(); ++i)
+    sum += std::exp(value(static_cast<int32_t>(i)) - largest);
   const double normalizer = largest + std::log(sum);
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
   const size_t count = std::min(order.size(), static_cast<size_t>(std::max(top, 0)));
-  std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(count), order.end(),
-                    [&](int32_t a, int32_t b) {
-                      return value(a) != value(b) ? value(a) > value(b) : a < b;
-                    });
+  std::partial_sort(
+      order.begin(), order.begin() + static_cast<ptrdiff_t>(count), order.end(),
+      [&](int32_t a, int32_t b) { return value(a) != value(b) ? value(a) > value(b) : a < b; });
   Generation::Logprobs result{.chosen = {token, value(token) - normalizer}, .top = {}};
-  for (size_t i = 0; i < count; ++i)
-    result.top.push_back({order[i], value(order[i]) - normalizer});
+  for (size_t i = 0; i < count; ++i) result.top.push_back({order[i], value(order[i]) - normalizer});
   return result;
 }
 
@@ -121,8 +120,7 @@ std::span<const float> Sampler::Penalized(std::span<const float> input,
     while (i < seen.size() && seen[i] == seen[begin]) ++i;
     float& l = logits_[static_cast<size_t>(seen[begin])];
     l = l > 0 ? l / options_.repetition_penalty : l * options_.repetition_penalty;
-    l -= options_.presence_penalty +
-         options_.frequency_penalty * static_cast<float>(i - begin);
+    l -= options_.presence_penalty + options_.frequency_penalty * static_cast<float>(i - begin);
   }
   return logits_;
 }

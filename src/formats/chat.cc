@@ -19,7 +19,7 @@ using Json = nlohmann::ordered_json;  // templates print members in the order th
 using jinja::mk_val;
 
 constexpr size_t kMaxSource = size_t{1} << 18;
-constexpr int64_t kMaxSteps = 3'000'000;
+constexpr int64_t kMaxSteps = 300'000, kStepsPerTurn = 2'000;
 constexpr int64_t kMaxBytes = int64_t{1} << 26;  // and as much per byte of the conversation:
 constexpr int64_t kBytesPerByte = 256;
 // The parser and the tree's destructor recurse; published templates stay below a tenth of these.
@@ -56,8 +56,8 @@ Error TemplateError(const std::exception& e) {
   return Error::Unsupported("chat template: {}{}", FirstLine(message), place).Hint(kRawHint);
 }
 
-// How deep a statement nests: blocks inside each other, where an elif counts as an if inside the one
-// before it, as it is parsed.
+// How deep a statement nests: blocks inside each other, where an elif counts as an if inside the
+// one before it, as it is parsed.
 class BlockDepth {
  public:
   // `at`: of a statement's first token, behind its "{%".
@@ -126,8 +126,7 @@ struct JsonToValue {
       return array;
     }
     auto object = mk_val<jinja::value_object>();
-    for (const auto& [key, value] : j.items())
-      object->insert(Text(key), (*this)(value, depth + 1));
+    for (const auto& [key, value] : j.items()) object->insert(Text(key), (*this)(value, depth + 1));
     return object;
   }
   jinja::value Text(const std::string& text) const {
@@ -227,7 +226,8 @@ Status SetVariables(const std::vector<ChatTurn>& turns, const ChatOptions& optio
 
 ChatText Collected(const jinja::value& output) {
   ChatText chat;
-  for (const jinja::string_part& part : jinja::runtime::gather_string_parts(output)->val_str.parts) {
+  const jinja::value_string whole = jinja::runtime::gather_string_parts(output);
+  for (const jinja::string_part& part : whole->val_str.parts) {
     const size_t begin = chat.text.size();
     chat.text += part.val;
     if (part.is_input && !part.val.empty()) chat.plain.push_back({begin, chat.text.size()});
@@ -235,9 +235,9 @@ ChatText Collected(const jinja::value& output) {
   return chat;
 }
 
-void SetBudget(int64_t conversation_bytes) {
-  jinja_support::budget = {
-      .steps = kMaxSteps, .bytes = kMaxBytes + kBytesPerByte * conversation_bytes};
+void SetBudget(int64_t turns, int64_t conversation_bytes) {
+  jinja_support::budget = {.steps = kMaxSteps + kStepsPerTurn * turns,
+                           .bytes = kMaxBytes + kBytesPerByte * conversation_bytes};
 }
 
 }  // namespace
@@ -253,7 +253,7 @@ Result<ChatTemplate> ChatTemplate::Parse(const std::string& jinja) {
                               kMaxSource)
         .Hint(kRawHint);
   }
-  SetBudget(0);
+  SetBudget(0, 0);
   try {
     jinja::lexer_result source = jinja::lexer().tokenize(jinja);
     BATON_TRY(CheckNesting(source.tokens));
@@ -273,7 +273,7 @@ Result<ChatText> ChatTemplate::Render(const std::vector<ChatTurn>& turns,
                                       const ChatVariables& variables) const {
   size_t bytes = options.tools.size() + options.variables.size();
   for (const ChatTurn& t : turns) bytes += t.content.size() + t.members.size();
-  SetBudget(static_cast<int64_t>(bytes));
+  SetBudget(std::ssize(turns), static_cast<int64_t>(bytes));
   try {
     jinja::context context(program_->source);
     BATON_TRY(SetVariables(turns, options, variables, context));

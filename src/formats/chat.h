@@ -1,5 +1,6 @@
-// Chat templates: the Jinja source that came with a model, run by a Jinja engine (scripts/get-jinja).
-// A template is untrusted: it may fail with an error, and what it may use is limited.
+// Chat templates: the Jinja source that came with a model, run by a Jinja engine
+// (scripts/get-jinja). A template is untrusted: it may fail with an error, and what it may use is
+// limited.
 #pragma once
 
 #include <cstdint>

@@ -11,11 +11,24 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::string_view kEndTexts[] = {
-    "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
-    "<end_of_turn>", "</s>", "<eos>", "<|EOT|>", "<|return|>", "<EOT>", "<turn|>", "<|eot|>",
-    "<|eom|>", "<end_of_utterance>", "<|END_OF_TURN_TOKEN|>",
-    "<\uff5cend\u2581of\u2581sentence\uff5c>"};
+constexpr std::string_view kEndTexts[] = {"<|im_end|>",
+                                          "<|endoftext|>",
+                                          "<|end_of_text|>",
+                                          "<|eot_id|>",
+                                          "<|eom_id|>",
+                                          "<|end|>",
+                                          "<end_of_turn>",
+                                          "</s>",
+                                          "<eos>",
+                                          "<|EOT|>",
+                                          "<|return|>",
+                                          "<EOT>",
+                                          "<turn|>",
+                                          "<|eot|>",
+                                          "<|eom|>",
+                                          "<end_of_utterance>",
+                                          "<|END_OF_TURN_TOKEN|>",
+                                          "<\uff5cend\u2581of\u2581sentence\uff5c>"};
 // What ends an answer only if a file says so, or if it is a control token.
 constexpr std::string_view kMarkup[] = {"</s>", "<eos>", "<EOT>"};
 

@@ -12,9 +12,9 @@ namespace baton {
 // "<|im_end|>", "<end_of_turn>", "</s>", ...
 bool IsEndText(std::string_view text);
 
-// Tokens whose text can be nothing else ("<|im_end|>", but not "</s>", which is HTML) become control
-// tokens that end an answer, whatever type the file gave them: converters get it wrong. Tokens that
-// merges lead to keep their type.
+// Tokens whose text can be nothing else ("<|im_end|>", but not "</s>", which is HTML) become
+// control tokens that end an answer, whatever type the file gave them: converters get it wrong.
+// Tokens that merges lead to keep their type.
 void MarkEndTexts(TokenizerSpec& spec);
 
 // Of a Hugging Face folder: eos_token_id of config.json and generation_config.json, a number or a

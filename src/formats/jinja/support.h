@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -83,10 +84,10 @@ inline std::string Joined(const std::vector<std::string>& characters) {
 // Of one character: what Python's str.isspace says.
 inline bool IsSpace(std::string_view c) {
   if (c.size() == 1) return (c[0] >= '\t' && c[0] <= '\r') || (c[0] >= 0x1c && c[0] <= ' ');
-  static constexpr std::string_view kSpaces[] = {
-      "\u0085", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005",
-      "\u2006", "\u2007", "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f",
-      "\u3000"};
+  static constexpr std::string_view kSpaces[] = {"\u0085", "\u00a0", "\u1680", "\u2000", "\u2001",
+                                                 "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
+                                                 "\u2007", "\u2008", "\u2009", "\u200a", "\u2028",
+                                                 "\u2029", "\u202f", "\u205f", "\u3000"};
   for (std::string_view space : kSpaces) {
     if (c == space) return true;
   }
@@ -98,7 +99,8 @@ inline std::string Stripped(std::string_view text, bool left, bool right) {
   size_t begin = 0, end = c.size();
   while (left && begin < end && IsSpace(c[begin])) ++begin;
   while (right && end > begin && IsSpace(c[end - 1])) --end;
-  return Joined({c.begin() + static_cast<ptrdiff_t>(begin), c.begin() + static_cast<ptrdiff_t>(end)});
+  return Joined(
+      {c.begin() + static_cast<ptrdiff_t>(begin), c.begin() + static_cast<ptrdiff_t>(end)});
 }
 
 inline std::vector<std::string> Words(std::string_view text) {
@@ -129,6 +131,55 @@ inline std::string PythonFloat(double x) {
     return text.find('.') == std::string::npos ? text + ".0" : text;
   }
   return text;
+}
+
+// Of one character of valid UTF-8.
+inline uint32_t CodePoint(std::string_view c) {
+  if (c.size() == 1) return static_cast<unsigned char>(c[0]);
+  uint32_t code = static_cast<unsigned char>(c[0]) & (0xFFu >> (c.size() + 1));
+  for (size_t i = 1; i < c.size(); ++i) code = code << 6 | (static_cast<unsigned char>(c[i]) & 0x3F);
+  return code;
+}
+
+// What Python's repr writes as an escape: controls, formats, spaces but the ordinary one, private
+// use.
+inline bool IsPrintable(uint32_t c) {
+  struct Range {
+    uint32_t first, last;
+  };
+  static constexpr Range kNot[] = {
+      {0, 0x1f},         {0x7f, 0xa0},     {0xad, 0xad},     {0x600, 0x605},   {0x61c, 0x61c},
+      {0x6dd, 0x6dd},    {0x70f, 0x70f},   {0x1680, 0x1680}, {0x180e, 0x180e}, {0x2000, 0x200f},
+      {0x2028, 0x202f},  {0x205f, 0x206f}, {0x3000, 0x3000}, {0xd800, 0xf8ff}, {0xfeff, 0xfeff},
+      {0xfff0, 0xfffb},  {0xfffe, 0xffff}, {0xe0000, 0xe00ff}, {0xe01f0, 0x10ffff}};
+  for (const Range& r : kNot) {
+    if (c >= r.first && c <= r.last) return false;
+  }
+  return true;
+}
+
+// repr() of a string.
+inline std::string PythonRepr(std::string_view text) {
+  const bool single = text.find('\'') == text.npos || text.find('"') != text.npos;
+  const char quote = single ? '\'' : '"';
+  std::string out(1, quote);
+  for (const std::string& c : Characters(text)) {
+    const uint32_t code = CodePoint(c);
+    if (c[0] == quote || c[0] == '\\') {
+      out += '\\';
+      out += c;
+    } else if (c == "\n" || c == "\r" || c == "\t") {
+      out += c == "\n" ? "\\n" : c == "\r" ? "\\r" : "\\t";
+    } else if (IsPrintable(code)) {
+      out += c;
+    } else {
+      char escape[16];
+      const char* form = code < 0x100 ? "\\x%02x" : code < 0x10000 ? "\\u%04x" : "\\U%08x";
+      std::snprintf(escape, sizeof escape, form, code);
+      out += escape;
+    }
+  }
+  return out + quote;
 }
 
 inline void AppendUtf8(std::string& out, uint32_t c) {
