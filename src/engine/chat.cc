@@ -40,11 +40,10 @@ Result<ChatPrompt> Engine::MakeChatPrompt(const std::vector<ChatTurn>& turns,
                                           const ChatOptions& options) const {
   bool writes_bos = false;
   BATON_ASSIGN(ChatText chat, Rendered(*impl_, turns, options, &writes_bos));
-  const Tokenizer& t = *impl_->tokenizer;
   ChatPrompt prompt;
   // A template that knows BOS decides alone; before one that does not, BOS stands where the model
   // has one before any text.
-  prompt.tokens = t.Encode(chat.text, {.bos = !writes_bos, .special = true, .plain = chat.plain});
+  prompt.tokens = EncodeChat(*impl_->tokenizer, chat, /*bos=*/!writes_bos);
   prompt.text = std::move(chat.text);
   return prompt;
 }

@@ -23,11 +23,19 @@ struct ChatVariables {
   std::optional<int64_t> unix_time;
 };
 
+struct TextRange {
+  size_t begin = 0, end = 0;  // bytes [begin, end) of a text
+};
+
 struct ChatText {
   std::string text;
   // Ascending byte ranges that came out of messages and tools: their control tokens are text.
   std::vector<TextRange> plain;
 };
+
+// Its tokens: control tokens are parsed, but not inside the plain ranges. `bos`: put BOS in front
+// where the model does.
+std::vector<int32_t> EncodeChat(const Tokenizer& tokenizer, const ChatText& chat, bool bos);
 
 class ChatTemplate {
  public:

@@ -47,18 +47,6 @@ int ByteOfPiece(std::string_view text) {
   return value;
 }
 
-// The next hit from `pos` on that touches none of the ranges, which lose those that lie before it.
-TokenFinder::Hit NextOutside(const TokenFinder& finder, std::string_view text, size_t pos,
-                             std::span<const TextRange>& plain) {
-  while (true) {
-    const TokenFinder::Hit hit = finder.Next(text, pos);
-    while (!plain.empty() && plain.front().end <= hit.begin) plain = plain.subspan(1);
-    if (hit.id < 0 || plain.empty() || plain.front().begin >= hit.begin + hit.length) return hit;
-    // One that begins behind the range's first byte may still end outside.
-    pos = hit.begin + 1;
-  }
-}
-
 bool HasNoText(TokenType type) {
   return type == TokenType::kControl || type == TokenType::kUnknown;
 }
@@ -353,10 +341,9 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOption
   std::vector<int32_t> ids;
   if (options.bos && impl_->adds_bos) ids.push_back(impl_->bos);
   Impl::Work work{.merger = {}, .symbols = {}, .out = ids};
-  std::span<const TextRange> plain = options.plain;
   for (size_t pos = 0; pos < text.size();) {
     const TokenFinder::Hit hit =
-        options.special ? NextOutside(*impl_->control, text, pos, plain) : TokenFinder::Hit{};
+        options.special ? impl_->control->Next(text, pos) : TokenFinder::Hit{};
     const size_t end = std::min(hit.begin, text.size());
     impl_->EncodeSegment(text.substr(pos, end - pos), pos == 0, work);
     if (hit.id < 0) break;

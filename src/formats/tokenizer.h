@@ -16,15 +16,10 @@ namespace baton {
 
 struct TokenizerSpec;  // formats/tokenizer_spec.h
 
-struct TextRange {
-  size_t begin = 0, end = 0;  // bytes [begin, end) of a text
-};
-
 struct EncodeOptions {
   bool bos = false;  // put BOS in front where the model adds one (ignored by models that do not)
   bool special =
       false;  // parse control tokens ("<|im_start|>") in the text; otherwise they are plain text
-  std::span<const TextRange> plain = {};  // ascending; none is parsed that touches one of these
 };
 
 class Tokenizer {

@@ -60,7 +60,8 @@ class Cli : public testing::Test {
   void ExpectError(const Outcome& o, int status, const std::string& part) {
     EXPECT_EQ(o.status, status) << o.err;
     EXPECT_EQ(o.out, "");
-    EXPECT_THAT(o.err, testing::AllOf(testing::StartsWith("baton: error: "), testing::HasSubstr(part)));
+    EXPECT_THAT(o.err,
+                testing::AllOf(testing::StartsWith("baton: error: "), testing::HasSubstr(part)));
     EXPECT_EQ(std::count(o.err.begin(), o.err.end(), '\n'), 1) << o.err;
   }
 
@@ -108,14 +109,11 @@ struct ChainModel {
     }
     m.values["tokenizer.ggml.add_bos_token"] = add_bos;
     if (!chat_template.empty()) m.values["tokenizer.chat_template"] = chat_template;
-    const std::pair<const char*, int64_t> sizes[] = {{"llama.block_count", 1},
-                                                     {"llama.context_length", context},
-                                                     {"llama.embedding_length", kWidth},
-                                                     {"llama.feed_forward_length", 32},
-                                                     {"llama.attention.head_count", 2},
-                                                     {"llama.attention.head_count_kv", 1},
-                                                     {"llama.attention.key_length", 32},
-                                                     {"llama.attention.value_length", 32}};
+    const std::pair<const char*, int64_t> sizes[] = {
+        {"llama.block_count", 1},           {"llama.context_length", context},
+        {"llama.embedding_length", kWidth}, {"llama.feed_forward_length", 32},
+        {"llama.attention.head_count", 2},  {"llama.attention.head_count_kv", 1},
+        {"llama.attention.key_length", 32}, {"llama.attention.value_length", 32}};
     for (const auto& [key, size] : sizes) m.values[key] = size;
     m.values["general.architecture"] = std::string("llama");
     m.values["llama.attention.layer_norm_rms_epsilon"] = 1e-5;
@@ -155,8 +153,9 @@ struct ChainModel {
     for (const char* norm : {"output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"})
       add(norm + std::string(".weight"), {kWidth}, std::vector<float>(kWidth, 1.0f));
     const std::pair<const char*, std::array<int64_t, 2>> matrices[] = {
-        {"attn_q", {64, 64}},   {"attn_k", {32, 64}},   {"attn_v", {32, 64}},  {"attn_output", {64, 64}},
-        {"ffn_gate", {32, 64}}, {"ffn_up", {32, 64}}, {"ffn_down", {64, 32}}};
+        {"attn_q", {64, 64}},      {"attn_k", {32, 64}},   {"attn_v", {32, 64}},
+        {"attn_output", {64, 64}}, {"ffn_gate", {32, 64}}, {"ffn_up", {32, 64}},
+        {"ffn_down", {64, 32}}};
     for (const auto& [name, shape] : matrices)
       add(std::string("blk.0.") + name + ".weight", {shape[0], shape[1]},
           std::vector<float>(static_cast<size_t>(shape[0] * shape[1])));

@@ -27,9 +27,8 @@ class RunCli : public Cli {
 
 TEST_F(RunCli, ChatTokensOfAWrongTypeEndTheAnswer) {
   for (const int64_t type : {1, 3, 4}) {
-    const std::string model = Model({.specials = {"<|im_end|>"},
-                                     .types = {{"<|im_end|>", type}},
-                                     .path = "abc<|im_end|>de"});
+    const std::string model = Model(
+        {.specials = {"<|im_end|>"}, .types = {{"<|im_end|>", type}}, .path = "abc<|im_end|>de"});
     const auto run = Json("run " + model + " --raw -p a -n 8");
     EXPECT_EQ(run["text"], "bc") << type;
     EXPECT_EQ(run["stop"], "end_of_text") << type;
@@ -135,8 +134,8 @@ TEST_F(RunCli, NumbersAreCheckedBeforeTheModelIsRead) {
   for (const char* option :
        {"--seed 99999999999999999999", "--seed -5", "--seed 1.5", "-n 99999999999999999999", "-n 0",
         "-n -2", "--top-p 0", "--top-p 1.5", "--min-p 1", "--top-k -1", "--top-k 99999999999",
-        "--temp -1", "--repeat-penalty 0", "--context -1", "--context 99999999999", "--threads 5000",
-        "--presence-penalty many", "--logprobs -1"}) {
+        "--temp -1", "--repeat-penalty 0", "--context -1", "--context 99999999999",
+        "--threads 5000", "--presence-penalty many", "--logprobs -1"}) {
     const std::string name = std::string(option).substr(0, std::string(option).find(' '));
     ExpectError(Baton(std::string("run absent.gguf --json -p x ") + option), 2,
                 name == "-n" ? "--max-tokens" : name);
@@ -148,9 +147,10 @@ TEST_F(RunCli, NumbersAreCheckedBeforeTheModelIsRead) {
 
 TEST_F(RunCli, NamesOfOtherEnginesAreTakenOrExplained) {
   const std::string model = Model({.path = "abcd"});
-  const Outcome o = Baton("run -m " + model +
-                          " --raw -p a --n-predict 3 --ctx-size 64 -t 1 -s 1 --top-k 40 --top-p 0.95 "
-                          "--min-p 0.05 --temp 0 --repeat-last-n 64 --repeat-penalty 1 --ignore-eos");
+  const Outcome o =
+      Baton("run -m " + model +
+            " --raw -p a --n-predict 3 --ctx-size 64 -t 1 -s 1 --top-k 40 --top-p 0.95 "
+            "--min-p 0.05 --temp 0 --repeat-last-n 64 --repeat-penalty 1 --ignore-eos");
   EXPECT_EQ(o.status, 0) << o.err;
   EXPECT_EQ(o.out, "bcd\n");
   for (const auto& [option, advice] :

@@ -122,8 +122,11 @@ TEST_F(ChatCli, ALongLineIsOneTurnWhole) {
 TEST_F(ChatCli, PastedLinesAreOneTurn) {
   Terminal chat(Model({.context = 4096}) + "-n 2", "xterm");
   chat.ToPrompt();
-  chat.Ask("\033[200~first line\r\nsecond\tline\rgr\xc3\xbc\xc3\x9f" "e\n\033[201~");
-  EXPECT_EQ(PromptTokens(chat), TokensOf(Turn("first line\nsecond\tline\ngr\xc3\xbc\xc3\x9f" "e")));
+  chat.Ask(
+      "\033[200~first line\rsecond\tline\rgr\xc3\xbc\xc3\x9f"
+      "e\n\033[201~");
+  EXPECT_EQ(PromptTokens(chat), TokensOf(Turn("first line\nsecond\tline\ngr\xc3\xbc\xc3\x9f"
+                                              "e")));
   // A long paste with many lines, and a line typed behind it.
   std::string lines;
   for (int i = 0; i < 200; ++i) lines += "line of a paste\n";
@@ -146,7 +149,8 @@ TEST_F(ChatCli, LinesAreEditedAndRemembered) {
 TEST_F(ChatCli, CommandsAreListedAndResetIsNamedWhereTheContextEnds) {
   Terminal chat(Model({.context = 60}) + "-n 2", "xterm");
   chat.ToPrompt();
-  EXPECT_THAT(chat.Ask("/help"), testing::AllOf(HasSubstr("/reset"), HasSubstr("/stats"), HasSubstr("/quit")));
+  EXPECT_THAT(chat.Ask("/help"),
+              testing::AllOf(HasSubstr("/reset"), HasSubstr("/stats"), HasSubstr("/quit")));
   EXPECT_THAT(chat.Ask("/nosuch"), HasSubstr("/help"));
   EXPECT_THAT(chat.Ask("a"), HasSubstr("cut at 2 tokens"));
   EXPECT_THAT(chat.Ask(std::string(30, 'x')), HasSubstr("/reset forgets"));
@@ -155,13 +159,14 @@ TEST_F(ChatCli, CommandsAreListedAndResetIsNamedWhereTheContextEnds) {
 }
 
 TEST_F(ChatCli, ThoughtsOfEarlierTurnsAreLeftOutAsTheTemplateSays) {
-  Terminal chat(Model({.path = "\n<think>xz</think>y<|im_end|>",
-                       .chat_template =
-                           "{% for m in messages %}{% set c = m.content.split('</think>')[-1] if "
-                           "m.role == 'assistant' else m.content %}{{ '<|im_start|>' + m.role + '\n' "
-                           "+ c + '<|im_end|>\n' }}{% endfor %}{{ '<|im_start|>assistant\n' }}"}) +
-                    "-n 12",
-                "xterm");
+  Terminal chat(
+      Model({.path = "\n<think>xz</think>y<|im_end|>",
+             .chat_template =
+                 "{% for m in messages %}{% set c = m.content.split('</think>')[-1] if "
+                 "m.role == 'assistant' else m.content %}{{ '<|im_start|>' + m.role + '\n' "
+                 "+ c + '<|im_end|>\n' }}{% endfor %}{{ '<|im_start|>assistant\n' }}"}) +
+          "-n 12",
+      "xterm");
   chat.ToPrompt();
   EXPECT_THAT(chat.Ask("hi"), HasSubstr("<think>xz</think>y"));
   chat.Ask("ho");

@@ -1,5 +1,5 @@
-// Every template of tests/golden/chat over every conversation, against what jinja2 rendered (make.py
-// there). Needs no Python.
+// Every template of tests/golden/chat over every conversation, against what jinja2 rendered
+// (make.py there). Needs no Python.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
