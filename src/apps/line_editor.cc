@@ -115,6 +115,8 @@ std::optional<std::string> LineEditor::Read() {
   action.sa_handler = OnPromptInterrupt;
   sigaction(SIGINT, &action, &before);
   int count = 0;
+  // Before the prompt is seen: until then the terminal holds 4,095 characters of a line.
+  el_set(impl_->editor, EL_PREP_TERM, 1);
   const char* line = el_gets(impl_->editor, &count);
   sigaction(SIGINT, &before, nullptr);
   if (line == nullptr || count <= 0) return std::nullopt;

@@ -151,6 +151,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   BATON_ASSIGN(Tokenizer tokenizer, TokenizerOf(impl->checkpoint));
   impl->tokenizer = std::make_unique<Tokenizer>(std::move(tokenizer));
   Weights weights;
+  weights.layers.resize(static_cast<size_t>(impl->checkpoint.config.layers));
   if (options.weights) {
     BATON_ASSIGN(weights, Weights::Load(impl->checkpoint, *impl->ops));
   }
