@@ -118,3 +118,13 @@ function(baton_kernels_cuda)
   # Those who make the backend know of it; all else compiles as without.
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/engine/engine.cc PROPERTIES COMPILE_DEFINITIONS BATON_WITH_CUDA=1)
 endfunction()
+
+# baton_install_written(<command> <path>): installs what `baton <command>` prints as <path>, below the prefix.
+function(baton_install_written command path)
+  set(written ${CMAKE_BINARY_DIR}/written/${path})
+  get_filename_component(folder ${written} DIRECTORY)
+  get_filename_component(destination ${path} DIRECTORY)
+  install(CODE "file(MAKE_DIRECTORY \"${folder}\")
+    execute_process(COMMAND sh -c \"'$<TARGET_FILE:baton>' ${command}\" OUTPUT_FILE \"${written}\" COMMAND_ERROR_IS_FATAL ANY)")
+  install(FILES ${written} DESTINATION ${destination})
+endfunction()

@@ -42,6 +42,8 @@ struct EngineOptions {
   // Layer routers: a router file, or the model's own path where a published checkpoint holds them.
   // Empty: none. `router_flavour` must say "flux" for published checkpoints.
   std::string router, router_flavour;
+  std::string chat_template;  // Jinja source in place of the model's own; empty: the model's
+  bool weights = true;  // false: the model can be described and text turned into tokens, no more
 };
 
 // What a layer's attention is by the model's own design.
@@ -86,7 +88,9 @@ struct Sampling {
   float top_p = 1;        // 1: off
   float min_p = 0;        // 0: off
   float repetition_penalty = 1;
-  int penalty_window = 64;  // latest tokens that the penalty looks at
+  float presence_penalty = 0;   // subtracted from the logit of each token that occurred
+  float frequency_penalty = 0;  // subtracted once per occurrence
+  int penalty_window = 64;      // latest tokens that the penalties look at
   uint64_t seed = 0;
 };
 
@@ -100,6 +104,21 @@ struct WatchOptions {
 
 struct ChatTurn {
   std::string role, content;
+  // More members of the message for the chat template, a JSON object: tool_calls, tool_call_id,
+  // reasoning_content, ... Empty: none.
+  std::string members;
+};
+
+// What the chat template sees besides the turns.
+struct ChatOptions {
+  std::string tools;      // JSON array of function descriptions; empty: none
+  std::string variables;  // JSON object, such as {"enable_thinking": false}; empty: none
+};
+
+// A conversation as its model gets it.
+struct ChatPrompt {
+  std::string text;             // what the template wrote, BOS included where it did
+  std::vector<int32_t> tokens;  // with one BOS; control tokens inside messages are text
 };
 
 // How layers of role route are decided (arXiv 2604.07394). A window layer frees the rest of its
@@ -148,9 +167,12 @@ struct Request {
   std::string prompt;
   std::vector<int32_t> tokens;
   std::vector<ChatTurn> chat;
+  ChatOptions chat_options;
   int64_t max_tokens = 256;
   Sampling sampling;
+  // Texts that end the answer and are not part of it; they may hold control tokens ("<|user|>").
   std::vector<std::string> stop;
+  int logprobs = -1;  // likeliest tokens to report for each token of the answer; -1: no report
   bool ignore_end = false;   // keep generating past the end-of-generation token
   std::optional<Plan> plan;  // none: dense
   WatchOptions watch;
@@ -179,9 +201,20 @@ struct RequestStats {
   std::vector<LayerWatch> watched;
 };
 
+// Of the model's own distribution: at temperature 1, before penalties and cuts.
+struct TokenLogprob {
+  int32_t token = 0;
+  double logprob = 0;  // nats
+};
+
 struct Generation {
   std::string text;
   std::vector<int32_t> tokens;
+  struct Logprobs {
+    TokenLogprob chosen;
+    std::vector<TokenLogprob> top;  // likeliest first
+  };
+  std::vector<Logprobs> logprobs;  // [tokens], or empty where nobody asked
   enum class Stop { kEndOfText, kStopString, kLength, kContext, kCancelled } stop = Stop::kLength;
   RequestStats stats;
 };
@@ -229,7 +262,12 @@ class Engine {
   std::vector<int32_t> Tokenize(std::string_view text, bool bos, bool special) const;
   std::string Detokenize(std::span<const int32_t> tokens, bool special = false) const;
   bool IsEndOfGeneration(int32_t token) const;
+  // The chat template's text for Tokenize(bos = true, special = true): without BOS where Tokenize
+  // puts it. Errors: no template, or one that cannot be run or refuses the turns.
   Result<std::string> RenderChat(const std::vector<ChatTurn>& chat) const;
+  // Text and tokens of a chat request's prompt.
+  Result<ChatPrompt> MakeChatPrompt(const std::vector<ChatTurn>& chat,
+                                    const ChatOptions& options = {}) const;
 
   // Checks that a plan fits this model; `warnings` may be null.
   Status CheckPlan(const Plan& plan, std::vector<std::string>* warnings) const;

@@ -41,54 +41,87 @@ void UsageError(const std::string& option, const std::string& message) {
   throw CLI::ValidationError(option, message);
 }
 
-CLI::Validator AtLeast(double least) {
+namespace {
+
+constexpr double kMost = 2147483647;
+
+CLI::Validator Number(std::function<bool(double)> fits, const std::string& expected,
+                      const std::string& help) {
   return CLI::Validator(
-      [least](const std::string& text) {
+      [fits = std::move(fits), expected](const std::string& text) {
         double value = 0;
-        if (CLI::detail::lexical_cast(text, value) && value >= least) return std::string();
-        return fmt::format("expected a number of at least {:g}, got {}", least, text);
+        if (CLI::detail::lexical_cast(text, value) && fits(value) && value <= kMost)
+          return std::string();
+        return fmt::format("expected a number {}, got {}",
+                           value > kMost ? "up to 2147483647" : expected, text);
       },
-      fmt::format(">= {:g}", least));
+      help);
+}
+
+}  // namespace
+
+CLI::Validator AtLeast(double least) {
+  return Number([=](double x) { return x >= least; }, fmt::format("of at least {:g}", least),
+                fmt::format(">= {:g}", least));
 }
 
 CLI::Validator Above(double bound) {
-  return CLI::Validator(
-      [bound](const std::string& text) {
-        double value = 0;
-        if (CLI::detail::lexical_cast(text, value) && value > bound) return std::string();
-        return fmt::format("expected a number above {:g}, got {}", bound, text);
-      },
-      fmt::format("> {:g}", bound));
+  return Number([=](double x) { return x > bound; }, fmt::format("above {:g}", bound),
+                fmt::format("> {:g}", bound));
 }
 
 CLI::Validator Between(double least, double most) {
+  return Number([=](double x) { return x >= least && x <= most; },
+                fmt::format("from {:g} to {:g}", least, most),
+                fmt::format("{:g} to {:g}", least, most));
+}
+
+CLI::Validator AboveTo(double bound, double most) {
+  return Number([=](double x) { return x > bound && x <= most; },
+                fmt::format("above {:g}, up to {:g}", bound, most),
+                fmt::format("above {:g}, to {:g}", bound, most));
+}
+
+CLI::Validator FromBelow(double least, double bound) {
+  return Number([=](double x) { return x >= least && x < bound; },
+                fmt::format("from {:g}, below {:g}", least, bound),
+                fmt::format("{:g} to below {:g}", least, bound));
+}
+
+std::string WordList(const std::vector<std::string>& words) {
+  std::string list;
+  for (size_t i = 0; i < words.size(); ++i)
+    list += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return list;
+}
+
+CLI::Validator OneWordOf(const std::vector<std::string>& words) {
   return CLI::Validator(
-      [least, most](const std::string& text) {
-        double value = 0;
-        if (CLI::detail::lexical_cast(text, value) && value >= least && value <= most)
-          return std::string();
-        return fmt::format("expected a number from {:g} to {:g}, got {}", least, most, text);
+      [words, list = WordList(words)](const std::string& text) {
+        return std::find(words.begin(), words.end(), text) != words.end()
+                   ? std::string()
+                   : fmt::format("expected {}, got {}", list, text);
       },
-      fmt::format("{:g} to {:g}", least, most));
+      "");
 }
 
 void EngineFlags::AddModel(CLI::App* command) {
-  command->add_option("MODEL", model, "GGUF file, or folder of a Hugging Face checkpoint")
+  command
+      ->add_option("MODEL,-m,--model", model, "GGUF file, or folder of a Hugging Face checkpoint")
       ->required();
 }
 
 void EngineFlags::Add(CLI::App* command, Context context) {
   const std::string group = "Engine";
-  command->add_option("--threads", options.threads, "Threads; 0: one per processor")
+  command->add_option("-t,--threads", options.threads, "Threads; 0: one per processor")
       ->check(Between(0, 1024))
       ->group(group);
   command
       ->add_option("--backend", options.backend,
                    "ref: slow and obvious; cpu: fast (the default); cuda: an NVIDIA GPU")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Backend>{
-              {"ref", Backend::kReference}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}},
-          CLI::ignore_case))
+      ->transform(OneOf<Backend>(
+          {{"ref", Backend::kReference}, {"cpu", Backend::kCpu}, {"cuda", Backend::kCuda}}))
+      ->option_text("ref|cpu|cuda")
       ->group(group);
   command
       ->add_flag("--portable", options.portable,
@@ -96,13 +129,14 @@ void EngineFlags::Add(CLI::App* command, Context context) {
                  "AVX-512 or AMX")
       ->group(group);
   command->add_option("--kv", options.kv, "Type of the KV cache: f32, bf16 (the default) or int8")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, KvType>{
-              {"f32", KvType::kF32}, {"bf16", KvType::kBF16}, {"int8", KvType::kInt8}},
-          CLI::ignore_case))
+      ->transform(
+          OneOf<KvType>({{"f32", KvType::kF32}, {"bf16", KvType::kBF16}, {"int8", KvType::kInt8}}))
+      ->option_text("f32|bf16|int8")
       ->group(group);
   if (context == Context::kOption)
-    command->add_option("--context", options.context, "Longest sequence; 0: the model's own")
+    command
+        ->add_option("-c,--context,--ctx-size", options.context,
+                     "Longest sequence; 0: the model's own")
         ->check(AtLeast(0))
         ->group(group);
 }
@@ -119,11 +153,11 @@ void AddJsonFlag(CLI::App* command, bool& json) {
 
 void AddTokenFileFlag(CLI::App* command, std::string& path) {
   command->add_option("--token-file", path,
-                      "JSON array of token ids, one document; no BOS is added");
+                      "JSON array of token ids, one document; no BOS is added; -: standard input");
 }
 
 Result<std::vector<int32_t>> ReadTokens(const std::string& path) {
-  BATON_ASSIGN(const std::string text, ReadFile(path));
+  BATON_ASSIGN(const std::string text, path == "-" ? ReadStdin() : ReadFile(path));
   const auto json = nlohmann::json::parse(text, nullptr, false);
   const char* hint = "expected a JSON array of token ids, such as [1, 2, 3]";
   if (!json.is_array() || json.empty())
@@ -147,14 +181,19 @@ void AddTextFlag(CLI::App* command, std::vector<std::string>& paths) {
 
 void TextSource::Add(CLI::App* command, const std::string& prompt_names) {
   prompt_option = command->add_option(prompt_names, prompt, "Text");
-  file_option = command->add_option("-f,--file", file, "Text from a file");
+  file_option = command->add_option("-f,--file", file, "Text from a file; -: standard input");
   file_option->excludes(prompt_option);
 }
 
 Result<std::string> TextSource::Read() const {
   if (prompt_option->count() > 0) return prompt;
-  if (file_option->count() > 0) return ReadFile(file);
+  if (file_option->count() > 0 && file != "-") return ReadFile(file);
   return ReadStdin();
+}
+
+void DropTrailingNewline(std::string& text) {
+  if (text.ends_with('\n')) text.pop_back();
+  if (text.ends_with('\r')) text.pop_back();
 }
 
 Result<Texts> ReadTexts(const std::vector<std::string>& paths) {

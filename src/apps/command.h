@@ -32,12 +32,15 @@ using Action = std::function<Result<int>(const Invocation&)>;
 void AddRun(CLI::App& app, Action& action);
 void AddInfo(CLI::App& app, Action& action);
 void AddTokenize(CLI::App& app, Action& action);
+void AddDetokenize(CLI::App& app, Action& action);
 void AddPerplexity(CLI::App& app, Action& action);
 void AddEval(CLI::App& app, Action& action);
 void AddBench(CLI::App& app, Action& action);
 void AddProfile(CLI::App& app, Action& action);
 void AddPlan(CLI::App& app, Action& action);
 void AddReport(CLI::App& app, Action& action);
+void AddCompletion(CLI::App& app, Action& action);
+void AddMan(CLI::App& app, Action& action);
 
 // A subcommand with examples under its help.
 CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& description,
@@ -58,10 +61,35 @@ void AddCommandWith(CLI::App* command, Action& action, void (*add)(CLI::App*, Op
 // A mistake in how the command was called, found after parsing: exit status 2, as for any other.
 [[noreturn]] void UsageError(const std::string& option, const std::string& message);
 
-// Checks of numbers; the library's own ones print the limits of the type.
+// Checks of numbers; the library's own ones print the limits of the type. None takes more than
+// 2^31 - 1, which every option's type holds.
 CLI::Validator AtLeast(double least);
 CLI::Validator Above(double bound);
 CLI::Validator Between(double least, double most);
+CLI::Validator AboveTo(double bound, double most);     // (bound, most]
+CLI::Validator FromBelow(double least, double bound);  // [least, bound)
+
+// "a, b or c".
+std::string WordList(const std::vector<std::string>& words);
+// The option is one of these words; the error lists them.
+CLI::Validator OneWordOf(const std::vector<std::string>& words);
+
+// The same with the values that the words stand for, in any case of letters.
+template <typename T>
+CLI::Validator OneOf(const std::vector<std::pair<std::string, T>>& words) {
+  std::vector<std::string> names;
+  for (const auto& [word, value] : words) names.push_back(word);
+  return CLI::Validator(
+      [words, list = WordList(names)](std::string& text) {
+        for (const auto& [word, value] : words) {
+          if (CLI::detail::to_lower(text) != word) continue;
+          text = std::to_string(static_cast<std::underlying_type_t<T>>(value));
+          return std::string();
+        }
+        return fmt::format("expected {}, got {}", list, text);
+      },
+      "");
+}
 
 // The options by which a command gets its engine.
 struct EngineFlags {
@@ -76,7 +104,7 @@ struct EngineFlags {
 
 void AddPlanFlag(CLI::App* command, std::string& path);
 void AddJsonFlag(CLI::App* command, bool& json);
-// A JSON array of token ids: one document, taken as it is.
+// A JSON array of token ids: one document, taken as it is; "-": standard input.
 void AddTokenFileFlag(CLI::App* command, std::string& path);
 Result<std::vector<int32_t>> ReadTokens(const std::string& path);
 // One file or several; the text is that of all, in order.
@@ -88,8 +116,16 @@ struct TextSource {
   CLI::Option* file_option = nullptr;
   void Add(CLI::App* command, const std::string& prompt_names = "-p,--prompt");
   bool Given() const { return prompt_option->count() + file_option->count() > 0; }
-  Result<std::string> Read() const;  // standard input when neither was given
+  Result<std::string> Read() const;  // standard input when neither was given, or --file is "-"
 };
+
+// A file that was written by a text editor, or a pipe from echo, ends with a newline that nobody
+// meant: drops one.
+void DropTrailingNewline(std::string& text);
+
+// A word that another engine's command line has, in this one's terms: "--context", or what to do
+// without. Empty: not known.
+std::string AdviceFor(const std::string& option);
 
 struct Texts {
   std::string all;

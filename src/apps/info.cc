@@ -134,7 +134,9 @@ Status PrintText(const Engine& engine, const std::optional<Plan>& plan) {
 }
 
 Result<int> Run(const InfoOptions& o, const Invocation& invocation) {
-  BATON_ASSIGN(auto engine, o.engine.Load());
+  EngineFlags flags = o.engine;
+  flags.options.weights = false;
+  BATON_ASSIGN(auto engine, flags.Load());
   BATON_ASSIGN(const auto plan, LoadPlan(*engine, o.plan));
   if (o.json) {
     BATON_ASSIGN(const auto record, RecordOf(*engine, plan, invocation));

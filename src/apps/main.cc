@@ -17,7 +17,7 @@ constexpr const char* kFooter =
     "  baton profile model.gguf --text book.txt --context 8192 -o profile.json\n"
     "  baton plan profile.json --max-bytes 0.125 -o plan.json\n"
     "  baton run model.gguf --plan plan.json --file question.txt --stats\n\n"
-    "`baton COMMAND --help` lists a command's options with examples.";
+    "`baton help COMMAND` lists a command's options with examples.";
 
 std::string ShellWord(const std::string& word) {
   const bool plain = !word.empty() && word.find_first_not_of(
@@ -68,6 +68,32 @@ std::string Stray(const CLI::App& command) {
   return words.empty() ? "" : words.front();
 }
 
+// "--kv" or a sentence, in front of "see baton run --help".
+std::string AdviceHint(const std::string& advice) {
+  return advice.starts_with("--") ? "here it is " + advice + "; " : advice + "; ";
+}
+
+// Other engines have options of several letters behind one dash, which this parser would take
+// apart.
+std::string ForeignOption(const std::vector<std::string>& words) {
+  for (const std::string& word : words) {
+    if (word.size() > 2 && word[0] == '-' && word[1] != '-' && !AdviceFor(word).empty())
+      return word;
+  }
+  return "";
+}
+
+// `baton help`, `baton help run`: as --help.
+std::vector<std::string> Words(int argc, char** argv) {
+  std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
+  if (!words.empty() && words[0] == "help") {
+    words.erase(words.begin());
+    if (words.size() > 1) words.resize(1);
+    words.push_back("--help");
+  }
+  return words;
+}
+
 int ReportUsage(const CLI::App& app, const CLI::ParseError& error) {
   const auto commands = app.get_subcommands();
   const CLI::App& where = commands.empty() ? app : *commands.front();
@@ -87,8 +113,12 @@ int ReportUsage(const CLI::App& app, const CLI::ParseError& error) {
                   ? fmt::format("unknown command {}", stray)
                   : fmt::format("{} {} of `{}`", option ? "unknown option" : "unexpected argument",
                                 stray, name);
-    const std::string nearest = Nearest(stray, known);
-    if (!nearest.empty()) hint = "did you mean " + nearest + "? ";
+    const std::string advice = AdviceFor(stray), nearest = Nearest(stray, known);
+    if (!advice.empty()) {
+      hint = AdviceHint(advice);
+    } else if (!nearest.empty()) {
+      hint = "did you mean " + nearest + "? ";
+    }
   } else {
     message = error.what();
     std::replace(message.begin(), message.end(), '\n', ' ');
@@ -115,13 +145,20 @@ int Main(int argc, char** argv) {
   app.footer(kFooter);
   app.require_subcommand(1);
   Action action;
-  for (auto add : {AddRun, AddInfo, AddTokenize, AddProfile, AddPlan, AddEval, AddPerplexity,
-                   AddBench, AddReport})
+  for (auto add : {AddRun, AddInfo, AddTokenize, AddDetokenize, AddProfile, AddPlan, AddEval,
+                   AddPerplexity, AddBench, AddReport, AddCompletion, AddMan})
     add(app, action);
   Invocation invocation{"baton"};
   for (int i = 1; i < argc; ++i) invocation.command_line += " " + ShellWord(argv[i]);
+  std::vector<std::string> words = Words(argc, argv);
+  if (const std::string foreign = ForeignOption(words); !foreign.empty()) {
+    fmt::print(stderr, "baton: error: unknown option {} (hint: {}see baton --help)\n", foreign,
+               AdviceHint(AdviceFor(foreign)));
+    return 2;
+  }
   try {
-    app.parse(argc, argv);
+    std::reverse(words.begin(), words.end());  // the parser takes them from the end
+    app.parse(std::move(words));
     return Finish(action(invocation));
   } catch (const std::bad_alloc&) {
     PrintError(Error::Io("out of memory").Hint("give less text or a smaller --context"));

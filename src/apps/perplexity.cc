@@ -25,7 +25,7 @@ void AddOptions(CLI::App* command, PerplexityFlags& o) {
   command
       ->add_option("--score", o.score,
                    "half: the second half of each chunk, as llama.cpp does; all: every position")
-      ->check(CLI::IsMember({"half", "all"}))
+      ->check(OneWordOf({"half", "all"}))
       ->capture_default_str();
   command->add_flag("--logprobs", o.options.logprobs,
                     "Also print the log-probability of every scored token (with --json)");

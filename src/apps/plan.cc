@@ -35,7 +35,7 @@ void AddTarget(CLI::App* command, PlanFlags& o) {
           ->add_option("--max-bytes", t.max_bytes,
                        "Most KV bytes of a decode step, as a share of dense; 0.125 when no target "
                        "is given")
-          ->check(Above(0) & Between(0.0, 1.0))
+          ->check(AboveTo(0.0, 1.0))
           ->group(group);
   o.min_speedup = command
                       ->add_option("--min-speedup", t.min_speedup,
@@ -56,20 +56,17 @@ void AddSearch(CLI::App* command, PlanFlags& o) {
   command
       ->add_option("--objective", p.objective,
                    "nats: priced loss (the default); mass: lost attention mass; paper: overlap")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, PlanObjective>{{"nats", PlanObjective::kNats},
-                                               {"mass", PlanObjective::kMass},
-                                               {"paper", PlanObjective::kPaper}},
-          CLI::ignore_case))
+      ->transform(OneOf<PlanObjective>({{"nats", PlanObjective::kNats},
+                                        {"mass", PlanObjective::kMass},
+                                        {"paper", PlanObjective::kPaper}}))
       ->group(group);
   command->add_option("--roles", p.roles, "Roles besides full, of select,scan,reuse,window (all)")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->transform(CLI::CheckedTransformer(std::map<std::string, Role>{{"select", Role::kSelect},
-                                                                      {"scan", Role::kScan},
-                                                                      {"reuse", Role::kReuse},
-                                                                      {"window", Role::kWindow}},
-                                          CLI::ignore_case))
+      ->transform(OneOf<Role>({{"select", Role::kSelect},
+                               {"scan", Role::kScan},
+                               {"reuse", Role::kReuse},
+                               {"window", Role::kWindow}}))
       ->group(group);
   command->add_flag("--no-scan", o.no_scan, "No scan layers")->group(group);
   command->add_flag("--no-windows", o.no_windows, "No window layers")->group(group);
@@ -79,7 +76,7 @@ void AddSearch(CLI::App* command, PlanFlags& o) {
       ->check(AtLeast(0))
       ->group(group);
   command->add_option("--cost", o.cost, "What is minimised: bytes or measured time")
-      ->check(CLI::IsMember({"bytes", "time"}))
+      ->check(OneWordOf({"bytes", "time"}))
       ->capture_default_str()
       ->group(group);
   command->add_option("--max-evaluations", p.max_evaluations, "Candidates measured end to end")
@@ -101,7 +98,7 @@ void AddSearch(CLI::App* command, PlanFlags& o) {
                    "Sparse prompts: shares of the keys in a set, tried in this order")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->check(Above(0) & Between(0.0, 1.0))
+      ->check(AboveTo(0.0, 1.0))
       ->capture_default_str()
       ->excludes(dense_prompts)
       ->group(group);

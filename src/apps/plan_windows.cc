@@ -54,16 +54,14 @@ void WindowFlags::Add(CLI::App* command, const std::vector<std::string>& others)
   given = command
               ->add_option("--windows-only", options.share,
                            "This share of the layers keeps a sink and a window, the rest is full")
-              ->check(Above(0) & Between(0.0, 1.0))
+              ->check(AboveTo(0.0, 1.0))
               ->group(group);
   command
       ->add_option("--rank", options.rank,
                    "Which layers: harm, measured with one layer windowed (the default), or entropy "
                    "of the layer's input")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, WindowRank>{{"harm", WindowRank::kHarm},
-                                            {"entropy", WindowRank::kEntropy}},
-          CLI::ignore_case))
+      ->transform(
+          OneOf<WindowRank>({{"harm", WindowRank::kHarm}, {"entropy", WindowRank::kEntropy}}))
       ->needs(given)
       ->group(group);
   command->add_option("--window", options.window, "Latest tokens that stay")

@@ -40,12 +40,9 @@ void AddOptions(CLI::App* command, ProfileFlags& o) {
       ->check(AtLeast(0))
       ->capture_default_str();
   command->add_option("--scope", p.scope, "all: one set per layer; group: one per KV head")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Scope>{{"all", Scope::kAll}, {"group", Scope::kGroup}},
-          CLI::ignore_case));
+      ->transform(OneOf<Scope>({{"all", Scope::kAll}, {"group", Scope::kGroup}}));
   command->add_option("--pool", p.pool, "Over query heads: sum or max")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Pool>{{"sum", Pool::kSum}, {"max", Pool::kMax}}, CLI::ignore_case));
+      ->transform(OneOf<Pool>({{"sum", Pool::kSum}, {"max", Pool::kMax}}));
   command->add_option("--block", p.block, "Unit of selection in tokens")
       ->check(AtLeast(1))
       ->capture_default_str();

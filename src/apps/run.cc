@@ -1,10 +1,10 @@
 // baton run: one answer, or a chat.
-#include <algorithm>
 #include <array>
-#include <cstdio>
-#include <iostream>
-#include <numeric>
+#include <charconv>
+#include <limits>
+#include <random>
 
+#include "apps/answer.h"
 #include "apps/command.h"
 #include "apps/exact.h"
 
@@ -14,18 +14,50 @@ namespace {
 struct RunOptions {
   EngineFlags engine;
   TextSource text;
-  std::string plan, system, token_file;
+  std::string plan, system, token_file, seed, chat_template, tools;
   RouteOptions route;
   ExactFlags exact;
   Request request;  // everything but what it asks and the plan
   CLI::Option* watch_interval = nullptr;
   CLI::Option* watch_threshold = nullptr;
-  std::array<CLI::Option*, 2> route_how{};  // mode and margin
-  bool raw = false, stats = false, json = false;
+  std::array<CLI::Option*, 2> route_how{};   // mode and margin
+  std::array<CLI::Option*, 4> chat_alone{};  // of the chat template, which --raw does without
+  bool raw = false, stats = false, json = false, show_prompt = false;
 };
 
-void AddSampling(CLI::App* command, Request& request) {
+constexpr const char* kRandomSeed = "-1";
+
+std::optional<uint64_t> ParseSeed(const std::string& text) {
+  uint64_t seed = 0;
+  const auto read = std::from_chars(text.data(), text.data() + text.size(), seed);
+  if (read.ec != std::errc() || read.ptr != text.data() + text.size()) return std::nullopt;
+  return seed;
+}
+
+CLI::Validator Seed() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        if (text == kRandomSeed || ParseSeed(text)) return std::string();
+        return fmt::format("expected a whole number from 0 to 2^64 - 1, or -1, got {}", text);
+      },
+      "");
+}
+
+CLI::Validator AnswerLength() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        int32_t n = 0;
+        const auto read = std::from_chars(text.data(), text.data() + text.size(), n);
+        if (read.ec == std::errc() && read.ptr == text.data() + text.size() && (n > 0 || n == -1))
+          return std::string();
+        return fmt::format("expected 1 to 2147483647, or -1 for no limit, got {}", text);
+      },
+      "");
+}
+
+void AddSampling(CLI::App* command, RunOptions& o) {
   const std::string group = "Sampling";
+  Request& request = o.request;
   Sampling& s = request.sampling;
   const auto add = [&](const std::string& name, auto& value, const std::string& help) {
     return command->add_option(name, value, help)->group(group);
@@ -34,20 +66,57 @@ void AddSampling(CLI::App* command, Request& request) {
       ->check(Between(0.0, 100.0));
   add("--top-k", s.top_k, "Sample from the k likeliest; 0: all")->check(AtLeast(0));
   add("--top-p", s.top_p, "Sample from the likeliest that hold this probability; 1: all")
-      ->check(Between(0.0, 1.0));
+      ->check(AboveTo(0.0, 1.0));
   add("--min-p", s.min_p, "Drop tokens below this share of the likeliest's probability")
-      ->check(Between(0.0, 1.0));
-  add("--repeat-penalty", s.repetition_penalty, "Penalty on recent tokens; 1: none")
+      ->check(FromBelow(0.0, 1.0));
+  add("--repeat-penalty,--repetition-penalty", s.repetition_penalty,
+      "Divides the logits of recent tokens; 1: none")
       ->check(Between(0.01, 100.0));
-  add("--repeat-window", s.penalty_window, "Latest tokens that the penalty looks at")
+  add("--presence-penalty", s.presence_penalty, "Subtracted from the logits of recent tokens")
+      ->check(Between(-100.0, 100.0));
+  add("--frequency-penalty", s.frequency_penalty, "The same, once per occurrence")
+      ->check(Between(-100.0, 100.0));
+  add("--repeat-window,--repeat-last-n", s.penalty_window,
+      "Latest tokens that the penalties look at")
       ->check(AtLeast(0));
-  add("--seed", s.seed, "Seed of the sampler");
-  add("-n,--max-tokens", request.max_tokens, "Longest answer in tokens")
-      ->check(AtLeast(1))
+  add("-s,--seed", o.seed, "Seed of the sampler; -1, the default: another one each time")
+      ->check(Seed());
+  add("-n,--max-tokens,--n-predict,--predict", request.max_tokens,
+      "Longest answer in tokens; -1: as long as the context allows")
+      ->check(AnswerLength())
       ->capture_default_str();
-  add("--stop", request.stop, "Text that ends the answer; may be given several times")
+  add("-r,--stop,--reverse-prompt", request.stop,
+      "Text or special token that ends the answer; may be given several times")
       ->allow_extra_args(false);
-  command->add_flag("--ignore-end", request.ignore_end, "Go on past the model's end token")
+  add("--logprobs", request.logprobs,
+      "With --json: each token's log probability, and those of the N likeliest")
+      ->check(Between(0, 1000));
+  command
+      ->add_flag("--ignore-end,--ignore-eos", request.ignore_end,
+                 "Go on past the model's end token")
+      ->group(group);
+}
+
+void AddChat(CLI::App* command, RunOptions& o) {
+  const std::string group = "Chat template";
+  o.chat_alone[0] =
+      command->add_option("--system,--system-prompt", o.system, "System turn of the chat")
+          ->group(group);
+  o.chat_alone[1] = command
+                        ->add_option("--chat-template,--chat-template-file", o.chat_template,
+                                     "File with a Jinja template, in place of the model's own")
+                        ->group(group);
+  o.chat_alone[2] =
+      command->add_option("--tools", o.tools, "File with a JSON array of function descriptions")
+          ->group(group);
+  o.chat_alone[3] = command
+                        ->add_option("--chat-template-kwargs", o.request.chat_options.variables,
+                                     "JSON object of further variables, such as "
+                                     "'{\"enable_thinking\": false}'")
+                        ->group(group);
+  command
+      ->add_flag("--show-prompt", o.show_prompt,
+                 "Print the prompt as the model gets it, and no answer")
       ->group(group);
 }
 
@@ -69,11 +138,10 @@ void AddRouting(CLI::App* command, RunOptions& o) {
               "--route-mode", o.route.mode,
               "exact: layer by layer on the whole prompt (the default); probe: from its ends; "
               "two_pass: exact decisions, then chunks; dense: the prompt attends fully")
-          ->transform(
-              CLI::CheckedTransformer(std::map<std::string, Mode>{{"exact", Mode::kExact},
-                                                                  {"probe", Mode::kProbe},
-                                                                  {"two_pass", Mode::kTwoPass},
-                                                                  {"dense", Mode::kDense}}))
+          ->transform(OneOf<Mode>({{"exact", Mode::kExact},
+                                   {"probe", Mode::kProbe},
+                                   {"two_pass", Mode::kTwoPass},
+                                   {"dense", Mode::kDense}}))
           ->option_text("exact|probe|two_pass|dense")
           ->group(group);
   o.route_how[1] =
@@ -98,7 +166,6 @@ void AddOptions(CLI::App* command, RunOptions& o) {
   command->add_flag("--raw", o.raw,
                     "No chat template: the text itself, control tokens parsed, BOS where the model "
                     "adds one");
-  command->add_option("--system", o.system, "System turn of the chat");
   command->add_flag("--stats", o.stats, "Speed, KV bytes and layers on standard error");
   o.watch_interval =
       command
@@ -116,87 +183,36 @@ void AddOptions(CLI::App* command, RunOptions& o) {
           ->check(Between(0.0, 1.0))
           ->capture_default_str();
   AddJsonFlag(command, o.json);
-  AddSampling(command, o.request);
+  AddSampling(command, o);
+  AddChat(command, o);
   o.engine.Add(command);
 }
 
-double PerSecond(int64_t tokens, double seconds) {
-  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
-}
-
-// New prompt tokens: those whose cache a chat still held cost nothing.
-int64_t ProcessedPrompt(const RequestStats& s) { return s.prompt_tokens - s.reused_tokens; }
-
-void PrintRouting(const RoutingReport& r) {
-  const auto sparse = std::count(r.bitmap.begin(), r.bitmap.end(), 'S');
-  const int64_t held =
-      std::accumulate(r.held_token_equivalents.begin(), r.held_token_equivalents.end(), int64_t{0});
-  const std::string by = r.source == "forced"   ? "by the mask"
-                         : r.source == "cached" ? "by an earlier turn"
-                                                : fmt::format("by the router ({}, {} prompt rows)",
-                                                              r.source, r.rows_pooled);
-  Note(fmt::format("routing  {}", r.bitmap));
-  Note(
-      fmt::format("         {} of {} layers are windows, decided {}", sparse, r.bitmap.size(), by));
-  Note(fmt::format("         holds {} of {} token-equivalents, {}", Count(held),
-                   Count(r.dense_token_equivalents),
-                   Percent(static_cast<double>(held) /
-                           static_cast<double>(std::max<int64_t>(1, r.dense_token_equivalents)))));
-}
-
-void PrintStats(const Generation& g) {
-  const RequestStats& s = g.stats;
-  Note(fmt::format("prompt   {} tokens{}, {} tok/s", Count(s.prompt_tokens),
-                   s.reused_tokens ? fmt::format(" ({} cached)", Count(s.reused_tokens)) : "",
-                   Number(PerSecond(ProcessedPrompt(s), s.prompt_seconds))));
-  Note(fmt::format("decode   {} tokens, {} tok/s, stopped by {}", Count(s.generated_tokens),
-                   Number(PerSecond(s.generated_tokens, s.decode_seconds)),
-                   results::StopName(g.stop)));
-  const double dense = s.kv_bytes_per_token_dense;
-  if (s.kv_bytes_per_token > 0)
-    Note(fmt::format("KV read  {} per token{}", Bytes(s.kv_bytes_per_token),
-                     dense > 0 ? ", " + Percent(s.kv_bytes_per_token / dense) + " of dense" : ""));
-  if (s.kv_bytes_held > 0)
-    Note(fmt::format("KV held  {}", Bytes(static_cast<double>(s.kv_bytes_held))));
-  if (s.routing) PrintRouting(*s.routing);
-  if (s.exact) PrintExact(*s.exact, s.generated_tokens);
-  const MemoryUse memory = Engine::Memory();
-  Note(fmt::format("memory   {}, {} on huge pages{}",
-                   Bytes(static_cast<double>(memory.anonymous_bytes)),
-                   Bytes(static_cast<double>(memory.huge_bytes)),
-                   memory.huge_pages_allowed ? "" : " (not allowed on this system)"));
-  Note("logits   " + (s.logits_hash.empty() ? "-" : s.logits_hash));
-  if (s.watched.empty()) return;
-  std::string watched;
-  int promoted = 0;
-  for (const LayerWatch& w : s.watched) {
-    watched += fmt::format(" {}:{}{}", w.layer, Percent(w.captured), w.promoted ? "!" : "");
-    promoted += w.promoted;
+std::vector<results::TokenRecord> TokenRecords(const Engine& engine, const Generation& g) {
+  const auto record = [&](const TokenLogprob& t) {
+    return results::TokenRecord{.token = t.token,
+                                .text = engine.Detokenize(std::span(&t.token, 1), /*special=*/true),
+                                .logprob = t.logprob,
+                                .top = {}};
+  };
+  std::vector<results::TokenRecord> tokens;
+  for (const Generation::Logprobs& l : g.logprobs) {
+    tokens.push_back(record(l.chosen));
+    for (const TokenLogprob& t : l.top) tokens.back().top.push_back(record(t));
   }
-  Note(fmt::format("watched  {} layers, {} promoted to full attention (!):{}", s.watched.size(),
-                   promoted, watched));
+  return tokens;
 }
 
-results::RunRecord RecordOf(const Engine& engine, const Generation& g,
+results::RunRecord RecordOf(const Engine& engine, const Generation& g, const Sampling& sampling,
                             const Invocation& invocation) {
   const RequestStats& s = g.stats;
   return {.origin = OriginOf("run", engine, invocation),
           .generation = g,
+          .seed = sampling.seed,
+          .logprobs = TokenRecords(engine, g),
           .prompt_tokens_per_s = PerSecond(ProcessedPrompt(s), s.prompt_seconds),
           .decode_tokens_per_s = PerSecond(s.generated_tokens, s.decode_seconds),
           .memory = Engine::Memory()};
-}
-
-// Generates with the text going out as it comes. A write error stops the request and is returned.
-Result<Generation> Stream(Engine& engine, const Request& request) {
-  Status written;
-  auto generation = engine.Generate(request, [&](std::string_view piece) {
-    written = Print(piece);
-    return written.ok();
-  });
-  BATON_TRY(written);
-  if (generation.ok() && !generation->text.ends_with('\n')) BATON_TRY(Print("\n"));
-  return generation;
 }
 
 Result<int> Answer(Engine& engine, const RunOptions& o, const Request& request,
@@ -205,109 +221,128 @@ Result<int> Answer(Engine& engine, const RunOptions& o, const Request& request,
   auto generation = o.json ? engine.Generate(request) : Stream(engine, request);
   if (!generation.ok()) return std::move(generation).error();
   if (o.json) {
-    BATON_TRY(PrintJson(results::ToJson(RecordOf(engine, *generation, invocation))));
+    BATON_TRY(
+        PrintJson(results::ToJson(RecordOf(engine, *generation, request.sampling, invocation))));
+  } else {
+    NoteIfCut(*generation, request, engine);
   }
-  if (o.stats) PrintStats(*generation);
+  if (o.stats) PrintStats(*generation, request.sampling);
   return guard.Interrupted() ? kExitInterrupted : 0;
 }
 
-Result<int> Chat(Engine& engine, const RunOptions& o, const Request& base) {
-  const std::vector<ChatTurn> opening = base.chat;
-  std::vector<ChatTurn> turns = opening;
-  std::optional<Generation> last;
-  Note("/quit ends, /reset forgets the conversation, /stats shows the last answer's cost");
-  std::string line;
-  while (true) {
-    BATON_TRY(Print("> "));
-    if (!std::getline(std::cin, line)) {
-      BATON_TRY(Print("\n"));
-      return 0;
-    }
-    if (line.empty()) continue;
-    if (line == "/quit") return 0;
-    if (line == "/reset") {
-      turns = opening, last.reset();
-      continue;
-    }
-    if (line == "/stats") {
-      if (last) PrintStats(*last);
-      continue;
-    }
-    if (line.starts_with("/")) {
-      Note("unknown command " + line + "; there are /quit, /reset and /stats");
-      continue;
-    }
-    Request request = base;
-    turns.push_back({"user", line});
-    request.chat = turns;
-    InterruptGuard guard(engine);
-    auto generation = Stream(engine, request);
-    engine.ResetCancel();
-    if (!generation.ok()) {
-      // The conversation stands as before the question, for example when it outgrew the context.
-      turns.pop_back();
-      PrintError(generation.error());
-      if (generation.error().code() == Error::Code::kIo) return 1;
-      continue;
-    }
-    turns.push_back({"assistant", generation->text});
-    if (o.stats) PrintStats(*generation);
-    last = std::move(*generation);
+// Turns a text into a prompt: of --raw as it stands, else as the chat's next turn.
+Result<ChatPrompt> Ask(const Engine& engine, const RunOptions& o, std::string text,
+                       Request& request) {
+  if (!o.raw) {
+    DropTrailingNewline(text);
+    request.chat.push_back({"user", std::move(text), ""});
+    return engine.MakeChatPrompt(request.chat, request.chat_options);
   }
+  ChatPrompt prompt{.text = text, .tokens = engine.Tokenize(text, /*bos=*/true, /*special=*/true)};
+  if (prompt.tokens.empty())
+    return Error::InvalidArgument("the prompt is empty").Hint("give --prompt or --file");
+  request.tokens = prompt.tokens;
+  return prompt;
 }
 
-// What the text asks for, and how many tokens that is.
-Result<int64_t> Ask(const Engine& engine, const RunOptions& o, std::string text, Request& request) {
-  if (o.raw) {
-    request.tokens = engine.Tokenize(text, /*bos=*/true, /*special=*/true);
-    if (request.tokens.empty())
-      return Error::InvalidArgument("the prompt is empty").Hint("give --prompt or --file");
-    return static_cast<int64_t>(request.tokens.size());
+Result<int> ShowPrompt(const ChatPrompt& prompt, bool json) {
+  if (json) {
+    BATON_TRY(PrintJson(Json{{"prompt", prompt.text}, {"tokens", prompt.tokens}}));
+  } else {
+    BATON_TRY(Print(prompt.text + (prompt.text.ends_with('\n') ? "" : "\n")));
   }
-  request.chat.push_back({"user", std::move(text)});
-  BATON_ASSIGN(const std::string rendered, engine.RenderChat(request.chat));
-  return static_cast<int64_t>(engine.Tokenize(rendered, /*bos=*/true, /*special=*/true).size());
+  return 0;
 }
 
-Result<int> Run(const RunOptions& o, const Invocation& invocation) {
+// What the parser cannot see: options that contradict each other.
+void CheckTogether(const RunOptions& o, bool interactive) {
   const bool tokens = !o.token_file.empty();
-  const bool interactive = !tokens && !o.text.Given() && StdinIsTerminal();
   if (tokens && o.text.Given()) UsageError("--token-file", "stands in place of a text");
   for (const CLI::Option* watch : {o.watch_interval, o.watch_threshold}) {
     if (o.plan.empty() && watch->count() > 0)
       UsageError(watch->get_name(), "there is nothing to watch without --plan");
   }
-  const bool routed = !o.engine.options.router.empty() || !o.route.mask.empty();
   for (const CLI::Option* how : o.route_how) {
-    if (!routed && how->count() > 0)
+    if (o.engine.options.router.empty() && o.route.mask.empty() && how->count() > 0)
       UsageError(how->get_name(), "there is nothing to route by without --router or --route-mask");
   }
-  if (interactive && o.json) UsageError("--json", "needs --prompt, --file or piped input");
-  if (interactive && o.raw) UsageError("--raw", "needs --prompt, --file or piped input");
-  if (o.raw && !o.system.empty()) UsageError("--system", "is part of a chat, --raw has none");
+  for (const auto& [name, given] :
+       {std::pair{"--json", o.json}, {"--raw", o.raw}, {"--show-prompt", o.show_prompt}}) {
+    if (interactive && given) UsageError(name, "needs --prompt, --file or piped input");
+  }
+  if (o.request.logprobs >= 0 && !o.json) UsageError("--logprobs", "is part of --json");
+  if (o.show_prompt && tokens) UsageError("--show-prompt", "needs a text");
+  for (const CLI::Option* chat : o.chat_alone) {
+    if ((o.raw || tokens) && chat->count() > 0)
+      UsageError(chat->get_name(),
+                 fmt::format("is part of a chat, {} has none", o.raw ? "--raw" : "--token-file"));
+  }
+}
+
+// The request but for what it asks; a sampler that nobody seeded gets another seed each time.
+Result<Request> BaseRequest(const RunOptions& o) {
+  Request request = o.request;
+  if (request.max_tokens < 0) request.max_tokens = std::numeric_limits<int64_t>::max();
+  if (!o.system.empty()) request.chat.push_back({"system", o.system, ""});
+  if (!o.tools.empty()) {
+    BATON_ASSIGN(request.chat_options.tools, ReadFile(o.tools));
+  }
+  request.sampling.seed =
+      o.seed.empty() || o.seed == kRandomSeed ? std::random_device()() : *ParseSeed(o.seed);
+  return request;
+}
+
+Result<std::unique_ptr<Engine>> LoadEngine(const RunOptions& o) {
+  EngineFlags flags = o.engine;
+  flags.options.weights = !o.show_prompt;
+  if (!o.chat_template.empty()) {
+    BATON_ASSIGN(flags.options.chat_template, ReadFile(o.chat_template));
+    if (flags.options.chat_template.empty())
+      return Error::InvalidArgument("{}: the file is empty", o.chat_template);
+  }
+  BATON_ASSIGN(auto engine, flags.Load());
+  const ModelInfo& info = engine->info();
+  const bool text = o.token_file.empty();
+  if (text && !info.has_tokenizer)
+    return Error::NotFound("{}: the model has no tokenizer", o.engine.model)
+        .Hint("give --token-file instead of a text");
+  if (text && !o.raw && !info.has_chat_template)
+    return Error::Unsupported("{}: the model has no chat template", o.engine.model)
+        .Hint("use --raw to continue the text itself, or --chat-template FILE");
+  if (flags.options.context > info.context)
+    Note(
+        fmt::format("baton: warning: --context {} is beyond the {} tokens that the model was made "
+                    "for",
+                    flags.options.context, info.context));
+  return engine;
+}
+
+Result<int> Run(const RunOptions& o, const Invocation& invocation) {
+  const bool tokens = !o.token_file.empty();
+  const bool interactive = !tokens && !o.text.Given() && StdinIsTerminal();
+  CheckTogether(o, interactive);
   std::string text;
   if (!interactive && !tokens) {
     BATON_ASSIGN(text, o.text.Read());
   }
-  BATON_ASSIGN(auto engine, o.engine.Load());
-  if (!tokens && !engine->info().has_tokenizer)
-    return Error::NotFound("{}: the model has no tokenizer", o.engine.model)
-        .Hint("give --token-file instead of a text");
-  if (!o.raw && !tokens && !engine->info().has_chat_template)
-    return Error::Unsupported("{}: the model has no chat template", o.engine.model)
-        .Hint("use --raw to continue the text itself");
-  Request request = o.request;
+  BATON_ASSIGN(Request request, BaseRequest(o));
+  BATON_ASSIGN(auto engine, LoadEngine(o));
   BATON_ASSIGN(request.plan, LoadPlan(*engine, o.plan));
-  if (!o.system.empty()) request.chat.push_back({"system", o.system});
   std::vector<int64_t> visible;
-  if (routed) request.route = o.route;
+  if (!o.engine.options.router.empty() || !o.route.mask.empty()) request.route = o.route;
   request.exact = o.exact.Given();
   if (tokens) {
     BATON_ASSIGN(request.tokens, ReadTokens(o.token_file));
     visible.push_back(static_cast<int64_t>(request.tokens.size()));
   } else if (!interactive) {
-    BATON_ASSIGN(const int64_t prompt_tokens, Ask(*engine, o, std::move(text), request));
-    visible.push_back(prompt_tokens);
+    BATON_ASSIGN(const ChatPrompt prompt, Ask(*engine, o, std::move(text), request));
+    if (o.show_prompt) return ShowPrompt(prompt, o.json);
+    visible.push_back(static_cast<int64_t>(prompt.tokens.size()));
+  } else {
+    // A template that cannot be run is found now, not behind the first question.
+    std::vector<ChatTurn> trial = request.chat;
+    trial.push_back({"user", "?", ""});
+    BATON_TRY(engine->MakeChatPrompt(trial, request.chat_options));
   }
   if (engine->info().trained_sparse) Note("layers: " + LayersLine(engine->info()));
   if (request.plan) {
@@ -316,7 +351,10 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
     BATON_ASSIGN(const std::string plan_line, PlanLine(*engine, *request.plan, visible));
     Note(plan_line);
   }
-  return interactive ? Chat(*engine, o, request) : Answer(*engine, o, request, invocation);
+  const bool random = o.seed.empty() || o.seed == kRandomSeed;
+  if (random && request.sampling.temperature > 0 && !o.json)
+    Note(fmt::format("baton: --seed {} repeats this", request.sampling.seed));
+  return interactive ? Chat(*engine, request, o.stats) : Answer(*engine, o, request, invocation);
 }
 
 }  // namespace
@@ -326,6 +364,7 @@ void AddRun(CLI::App& app, Action& action) {
       app, "run", "Generate text: an answer to --prompt, --file or piped text, or a chat",
       "  baton run model.gguf                                      chat\n"
       "  baton run model.gguf --prompt 'Why is the sky blue?' -n 100\n"
+      "  echo 'Name a colour.' | baton run model.gguf --system 'Be brief.'\n"
       "  baton run model.gguf --plan plan.json --file book.txt --stats\n"
       "  baton run model.gguf --raw --prompt 'The capital of France is' --json\n"
       "  baton run model.gguf --router router.safetensors --file book.txt --stats");

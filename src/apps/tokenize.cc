@@ -1,4 +1,4 @@
-// baton tokenize: the ids of a text.
+// baton tokenize, baton detokenize: text to ids and back. Neither loads weights.
 #include "apps/command.h"
 
 namespace baton::apps {
@@ -10,7 +10,14 @@ struct TokenizeOptions {
   bool bos = false, json = false;
 };
 
-void AddOptions(CLI::App* command, TokenizeOptions& o) {
+struct DetokenizeOptions {
+  EngineFlags engine;
+  std::string file;
+  std::vector<int32_t> ids;
+  bool special = false;
+};
+
+void AddTokenizeOptions(CLI::App* command, TokenizeOptions& o) {
   o.engine.AddModel(command);
   o.text.Add(command);
   command->add_flag("--bos", o.bos, "Put BOS first where the model adds one");
@@ -18,9 +25,28 @@ void AddOptions(CLI::App* command, TokenizeOptions& o) {
   o.engine.Add(command);
 }
 
-Result<int> Run(const TokenizeOptions& o, const Invocation&) {
+void AddDetokenizeOptions(CLI::App* command, DetokenizeOptions& o) {
+  o.engine.AddModel(command);
+  CLI::Option* ids =
+      command->add_option("IDS", o.ids, "Token ids; without them they are read from --token-file");
+  command
+      ->add_option("--token-file", o.file,
+                   "JSON array of token ids; -, the default: standard input")
+      ->excludes(ids);
+  command->add_flag("--special", o.special, "Write control tokens too");
+}
+
+Result<std::unique_ptr<Engine>> LoadTokenizer(EngineFlags flags) {
+  flags.options.weights = false;
+  BATON_ASSIGN(auto engine, flags.Load());
+  if (!engine->info().has_tokenizer)
+    return Error::NotFound("{}: the model has no tokenizer", flags.model);
+  return engine;
+}
+
+Result<int> Tokenize(const TokenizeOptions& o, const Invocation&) {
   BATON_ASSIGN(const std::string text, o.text.Read());
-  BATON_ASSIGN(auto engine, o.engine.Load());
+  BATON_ASSIGN(auto engine, LoadTokenizer(o.engine));
   const std::vector<int32_t> tokens = engine->Tokenize(text, o.bos, /*special=*/true);
   if (o.json) {
     BATON_TRY(Print(Json{{"tokens", tokens}}.dump() + "\n"));
@@ -37,13 +63,35 @@ Result<int> Run(const TokenizeOptions& o, const Invocation&) {
   return 0;
 }
 
+Result<int> Detokenize(const DetokenizeOptions& o, const Invocation&) {
+  std::vector<int32_t> ids = o.ids;
+  if (ids.empty()) {
+    BATON_ASSIGN(ids, ReadTokens(o.file.empty() ? "-" : o.file));
+  }
+  BATON_ASSIGN(auto engine, LoadTokenizer(o.engine));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= engine->info().vocab)
+      return Error::InvalidArgument("token {} at position {} is outside the vocabulary of {}",
+                                    ids[i], i, engine->info().vocab);
+  }
+  BATON_TRY(Print(engine->Detokenize(ids, o.special)));
+  return 0;
+}
+
 }  // namespace
 
 void AddTokenize(CLI::App& app, Action& action) {
   CLI::App* command = AddCommand(app, "tokenize", "Tokens of a text; control tokens are parsed",
                                  "  baton tokenize model.gguf --prompt 'Hello world'\n"
                                  "  baton tokenize model.gguf --file book.txt --bos --json");
-  AddCommandWith<TokenizeOptions>(command, action, AddOptions, Run);
+  AddCommandWith<TokenizeOptions>(command, action, AddTokenizeOptions, Tokenize);
+}
+
+void AddDetokenize(CLI::App& app, Action& action) {
+  CLI::App* command = AddCommand(app, "detokenize", "The text of token ids, byte for byte",
+                                 "  baton detokenize model.gguf 504 3575 282 4649\n"
+                                 "  baton detokenize model.gguf --token-file ids.json --special");
+  AddCommandWith<DetokenizeOptions>(command, action, AddDetokenizeOptions, Detokenize);
 }
 
 }  // namespace baton::apps

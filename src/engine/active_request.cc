@@ -125,12 +125,7 @@ void ActiveRequest::PromptPass() {
     callbacks_.on_prompt(sequence_.prompt_position, sequence_.prompt_tokens);
   }
   if (!prompt_->done()) return;
-  for (size_t i = 0; i < picked_.size(); ++i) {
-    result_.stats.logits_hash = hashes_[i];
-    AdvanceBy(picked_[i]);
-  }
-  picked_.clear();
-  hashes_.clear();
+  AdvanceByPicked();
 }
 
 DecodeStep::Part ActiveRequest::NextPart() {
@@ -175,8 +170,11 @@ void ActiveRequest::Pick(std::span<const float> logits) {
             .Hint("weights that are not numbers, or values that overflow the cache's "
                   "type; compare with --backend ref"));
   }
-  hashes_.push_back(HashLogits(logits.data(), static_cast<int64_t>(logits.size())));
-  picked_.push_back(sampler_.Sample(logits, sequence_.tokens));
+  Picked picked{.token = sampler_.Sample(logits, sequence_.tokens),
+                .hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()))};
+  if (request_.logprobs >= 0)
+    picked.logprobs = LogprobsOf(logits, picked.token, request_.logprobs);
+  picked_.push_back(std::move(picked));
 }
 
 // The plan's next token, drawn by what will draw dense decoding's.
@@ -202,8 +200,9 @@ void ActiveRequest::Accept(int64_t first, View<const float> logits) {
   for (int64_t i = 0; i < logits.dim(0); ++i) {
     const auto before = static_cast<size_t>(first + i);
     if (picked_.size() != before) break;
-    if (before > 0 && picked_.back() != drafts[before - 1]) break;
-    sequence_.tokens.insert(sequence_.tokens.end(), picked_.begin(), picked_.end());
+    if (before > 0 && picked_.back().token != drafts[before - 1]) break;
+    sequence_.tokens.insert(sequence_.tokens.end(), drafts.begin(),
+                            drafts.begin() + static_cast<int64_t>(before));
     Pick(row(i));
     sequence_.tokens.resize(size);
   }
@@ -219,21 +218,25 @@ void ActiveRequest::Advance(double seconds) {
   if (exact_ && !verifying_) return exact_->Drafted(seconds);
   if (exact_) exact_->Verified(std::ssize(picked_) - 1, seconds);
   const int64_t before = std::ssize(sequence_.tokens);
-  for (size_t i = 0; i < picked_.size() && !done_; ++i) {
-    result_.stats.logits_hash = hashes_[i];
-    AdvanceBy(picked_[i]);
-  }
-  picked_.clear();
-  hashes_.clear();
+  AdvanceByPicked();
   // What follows the newest token's predecessors was rejected, or came after the last one.
   if (exact_)
     sequence_.kv.Truncate(base_ + std::max<int64_t>(1, std::ssize(sequence_.tokens) - before));
 }
 
-void ActiveRequest::AdvanceBy(int32_t token) {
+void ActiveRequest::AdvanceByPicked() {
+  for (size_t i = 0; i < picked_.size() && !done_; ++i) AdvanceBy(picked_[i]);
+  picked_.clear();
+}
+
+void ActiveRequest::AdvanceBy(Picked& picked) {
+  const int32_t token = picked.token;
+  result_.stats.logits_hash = std::move(picked.hash);
   if (!request_.ignore_end && engine_.tokenizer->IsEndOfGeneration(token))
     return Stop(Generation::Stop::kEndOfText);
+  if (CompletesStop(token)) return Stop(Generation::Stop::kStopString);
   result_.tokens.push_back(token);
+  if (request_.logprobs >= 0) result_.logprobs.push_back(std::move(picked.logprobs));
   sequence_.tokens.push_back(token);
   Emit(decoder_.Push(token), false);
   if (static_cast<int64_t>(result_.tokens.size()) >= request_.max_tokens)
@@ -266,6 +269,29 @@ void ActiveRequest::Fail(Error error) {
   done_ = true;
 }
 
+bool ActiveRequest::CompletesStop(int32_t token) {
+  if (request_.stop.empty() || !engine_.tokenizer->IsControl(token)) return false;
+  const std::string special = engine_.tokenizer->Bytes(token, /*special=*/true);
+  for (const std::string& stop : request_.stop) {
+    if (special.empty() || !stop.ends_with(special)) continue;
+    const size_t before = stop.size() - special.size();
+    if (!held_.ends_with(stop.substr(0, before))) continue;
+    std::string rest = held_.substr(0, held_.size() - before);
+    held_.clear();
+    Send(rest);
+    return true;
+  }
+  return false;
+}
+
+void ActiveRequest::Send(const std::string& text) {
+  result_.text += text;
+  if (!text.empty() && callbacks_.on_text && !callbacks_.on_text(text)) {
+    callbacks_.on_text = nullptr;  // the reader has left
+    Stop(Generation::Stop::kCancelled);
+  }
+}
+
 // Passes text on, except a tail that could still become a stop string.
 void ActiveRequest::Emit(std::string piece, bool last) {
   held_ += piece;
@@ -291,11 +317,7 @@ void ActiveRequest::Emit(std::string piece, bool last) {
   }
   const std::string text = held_.substr(0, send);
   held_ = stopped ? "" : held_.substr(send);
-  result_.text += text;
-  if (!text.empty() && callbacks_.on_text && !callbacks_.on_text(text)) {
-    callbacks_.on_text = nullptr;  // the reader has left
-    Stop(Generation::Stop::kCancelled);
-  }
+  Send(text);
   if (stopped) Stop(Generation::Stop::kStopString);
 }
 

@@ -84,12 +84,23 @@ class ActiveRequest {
   int64_t decode_round = 0, prompt_turn = 0;
 
  private:
+  // A token, and what the logits that it was picked from were.
+  struct Picked {
+    int32_t token = 0;
+    std::string hash;
+    Generation::Logprobs logprobs;
+  };
   void Emit(std::string piece, bool last);
   void CountDecode(double seconds, const ResolvedPlan& plan);
   void Pick(std::span<const float> logits);
-  void AdvanceBy(int32_t token);
+  void AdvanceByPicked();
+  void AdvanceBy(Picked& picked);
   int64_t DraftRoom() const;
   void Draft(std::span<const float> logits);
+  // Whether a control token, which has no text of its own in the answer, completes a stop string;
+  // what that string had held back is dropped.
+  bool CompletesStop(int32_t token);
+  void Send(const std::string& text);
   void Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length);
   Status StartRouting();
   void StartPrompt(PrefillOrder order);
@@ -111,10 +122,7 @@ class ActiveRequest {
   std::optional<PromptRun> prompt_;           // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;
-  // By Accept, not yet seen by Advance: tokens, and the hashes of the logits that they were picked
-  // from.
-  std::vector<int32_t> picked_;
-  std::vector<std::string> hashes_;
+  std::vector<Picked> picked_;  // by Accept, not yet seen by Advance
   std::optional<ExactDrafts> exact_;
   std::optional<Sampler> draft_sampler_;  // draws what the sampler would draw next
   std::vector<int32_t> rows_;             // of the pass at hand: a draft's, or a verification's

@@ -171,7 +171,11 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   BATON_ASSIGN(impl->router, RouterOf(impl->checkpoint, options, impl->ops->device()));
   BATON_ASSIGN(Tokenizer tokenizer, TokenizerOf(impl->checkpoint));
   impl->tokenizer = std::make_unique<Tokenizer>(std::move(tokenizer));
-  BATON_ASSIGN(Weights weights, Weights::Load(impl->checkpoint, *impl->ops));
+  Weights weights;
+  weights.layers.resize(static_cast<size_t>(impl->checkpoint.config.layers));
+  if (options.weights) {
+    BATON_ASSIGN(weights, Weights::Load(impl->checkpoint, *impl->ops));
+  }
 
   const ModelConfig& c = impl->checkpoint.config;
   impl->options = options;
@@ -195,7 +199,9 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   CountWeights(impl->checkpoint, info);
   for (const LayerConfig& l : c.layer) info.window.push_back(l.window);
   info.has_tokenizer = impl->tokenizer->vocab_size() > 0;
-  info.has_chat_template = !impl->tokenizer->chat_template().empty();
+  BATON_ASSIGN(impl->chat, impl->checkpoint.LoadChatSource());
+  if (!options.chat_template.empty()) impl->chat.by_name = {{"default", options.chat_template}};
+  info.has_chat_template = impl->chat.Choose(/*tools=*/false) != nullptr;
   info.backend = impl->ops->name();
   info.threads = impl->pool.threads();
   impl->model = std::make_unique<Transformer>(c, std::move(weights), *impl->ops,
@@ -220,13 +226,6 @@ std::string Engine::Detokenize(std::span<const int32_t> tokens, bool special) co
 }
 bool Engine::IsEndOfGeneration(int32_t token) const {
   return impl_->tokenizer->IsEndOfGeneration(token);
-}
-
-Result<std::string> Engine::RenderChat(const std::vector<ChatTurn>& turns) const {
-  BATON_ASSIGN(ChatTemplate chat, RecognizeChat(impl_->tokenizer->chat_template()));
-  std::vector<ChatMessage> messages;
-  for (const ChatTurn& t : turns) messages.push_back({t.role, t.content});
-  return baton::RenderChat(chat, messages);
 }
 
 Status Engine::CheckPlan(const Plan& plan, std::vector<std::string>* warnings) const {

@@ -10,7 +10,7 @@
 #include "base/thread_pool.h"
 #include "baton/engine.h"
 #include "engine/scheduler.h"
-#include "formats/chat.h"
+#include "formats/chat_source.h"
 #include "kv/kv_store.h"
 #include "model/run/router_weights.h"
 #include "model/run/transformer.h"
@@ -28,6 +28,7 @@ struct Engine::Impl {
   std::unique_ptr<Ops> ops;
   Checkpoint checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
+  ChatSource chat;
   std::unique_ptr<Transformer> model;
   ResolvedPlan model_plan;       // what runs without a user's plan
   std::optional<Router> router;  // of layers of role route

@@ -22,8 +22,8 @@ Result<std::vector<int32_t>> PromptTokens(const Engine& engine, const Engine::Im
   std::vector<int32_t> tokens = r.tokens;
   if (!r.prompt.empty()) tokens = engine.Tokenize(r.prompt, true, true);
   if (!r.chat.empty()) {
-    BATON_ASSIGN(std::string text, engine.RenderChat(r.chat));
-    tokens = engine.Tokenize(text, true, true);
+    BATON_ASSIGN(ChatPrompt prompt, engine.MakeChatPrompt(r.chat, r.chat_options));
+    tokens = std::move(prompt.tokens);
   }
   if (tokens.empty())
     return Error::InvalidArgument("the prompt has no tokens").Hint("give some text");
@@ -95,6 +95,8 @@ Status PrepareExact(const Engine::Impl& impl, Request* r) {
 
 Result<PreparedRequest> Prepare(const Engine& engine, const Engine::Impl& impl, Request r) {
   PreparedRequest p;
+  if (!impl.options.weights)
+    return Error::InvalidArgument("the engine was loaded without weights, it cannot generate");
   BATON_TRY(CheckSampling(r.sampling));
   if (r.max_tokens < 0)
     return Error::InvalidArgument("max tokens must be 0 or more, got {}", r.max_tokens);

@@ -55,6 +55,27 @@ bool HoldNumber(std::span<const float> logits) {
                      [](float l) { return l > -std::numeric_limits<float>::infinity(); });
 }
 
+Generation::Logprobs LogprobsOf(std::span<const float> logits, int32_t token, int top) {
+  const auto value = [&](int32_t id) {
+    const float l = logits[static_cast<size_t>(id)];
+    return std::isnan(l) ? -std::numeric_limits<double>::infinity() : static_cast<double>(l);
+  };
+  const double largest = value(Largest(logits));
+  double sum = 0;
+  for (size_t i = 0; i < logits.size(); ++i)
+    sum += std::exp(value(static_cast<int32_t>(i)) - largest);
+  const double normalizer = largest + std::log(sum);
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const size_t count = std::min(order.size(), static_cast<size_t>(std::max(top, 0)));
+  std::partial_sort(
+      order.begin(), order.begin() + static_cast<ptrdiff_t>(count), order.end(),
+      [&](int32_t a, int32_t b) { return value(a) != value(b) ? value(a) > value(b) : a < b; });
+  Generation::Logprobs result{.chosen = {token, value(token) - normalizer}, .top = {}};
+  for (size_t i = 0; i < count; ++i) result.top.push_back({order[i], value(order[i]) - normalizer});
+  return result;
+}
+
 Status CheckSampling(const Sampling& s) {
   const auto bad = [](const char* what, const char* expected, double got) {
     return Error::InvalidArgument("sampling: {} must be {}, got {}", what, expected, got);
@@ -66,6 +87,10 @@ Status CheckSampling(const Sampling& s) {
   if (!(s.min_p >= 0 && s.min_p < 1)) return bad("min-p", "in [0, 1)", s.min_p);
   if (!(s.repetition_penalty > 0) || std::isinf(s.repetition_penalty)) {
     return bad("repetition penalty", "above 0", s.repetition_penalty);
+  }
+  for (const auto& [what, penalty] : {std::pair{"presence penalty", s.presence_penalty},
+                                      {"frequency penalty", s.frequency_penalty}}) {
+    if (!std::isfinite(penalty)) return bad(what, "a number", penalty);
   }
   if (s.penalty_window < 0) return bad("penalty window", "0 or more", s.penalty_window);
   return Status::Ok();
@@ -81,20 +106,27 @@ double Sampler::NextUniform() {
   return static_cast<double>(z >> 11) * 0x1p-53;
 }
 
-int32_t Sampler::Sample(std::span<const float> input, std::span<const int32_t> history) {
-  std::span<const float> logits = input;
-  if (options_.repetition_penalty != 1 && !history.empty()) {
-    logits_.assign(input.begin(), input.end());
-    const size_t window = std::min(history.size(), static_cast<size_t>(options_.penalty_window));
-    std::vector<int32_t> seen(history.end() - static_cast<ptrdiff_t>(window), history.end());
-    std::sort(seen.begin(), seen.end());
-    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
-    for (int32_t id : seen) {
-      float& l = logits_[static_cast<size_t>(id)];
-      l = l > 0 ? l / options_.repetition_penalty : l * options_.repetition_penalty;
-    }
-    logits = logits_;
+std::span<const float> Sampler::Penalized(std::span<const float> input,
+                                          std::span<const int32_t> history) {
+  const bool none = options_.repetition_penalty == 1 && options_.presence_penalty == 0 &&
+                    options_.frequency_penalty == 0;
+  if (none || history.empty()) return input;
+  logits_.assign(input.begin(), input.end());
+  const size_t window = std::min(history.size(), static_cast<size_t>(options_.penalty_window));
+  std::vector<int32_t> seen(history.end() - static_cast<ptrdiff_t>(window), history.end());
+  std::sort(seen.begin(), seen.end());
+  for (size_t i = 0; i < seen.size();) {
+    const size_t begin = i;
+    while (i < seen.size() && seen[i] == seen[begin]) ++i;
+    float& l = logits_[static_cast<size_t>(seen[begin])];
+    l = l > 0 ? l / options_.repetition_penalty : l * options_.repetition_penalty;
+    l -= options_.presence_penalty + options_.frequency_penalty * static_cast<float>(i - begin);
   }
+  return logits_;
+}
+
+int32_t Sampler::Sample(std::span<const float> input, std::span<const int32_t> history) {
+  const std::span<const float> logits = Penalized(input, history);
   const int32_t best = Largest(logits);
   const float largest = logits[static_cast<size_t>(best)];
   if (options_.temperature == 0 || std::isnan(largest)) return best;

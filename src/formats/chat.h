@@ -1,38 +1,56 @@
-// Chat templates of the supported model families, recognised by their markers; Baton runs no
-// template language.
+// Chat templates: the Jinja source that came with a model, run by a Jinja engine
+// (scripts/get-jinja). A template is untrusted: it may fail with an error, and what it may use is
+// limited.
 #pragma once
 
+#include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "baton/engine.h"
 #include "baton/error.h"
+#include "formats/tokenizer.h"
 
 namespace baton {
 
-struct ChatMessage {
-  std::string role;  // system, user or assistant
-  std::string content;
+// What a template sees besides the conversation: the texts of special tokens (empty: the model has
+// none), and the time of strftime_now (none: now).
+struct ChatVariables {
+  std::string bos, eos, unknown;
+  std::optional<int64_t> unix_time;
 };
 
-enum class ChatFormat { kChatMl, kLlama2, kLlama3, kMistral, kGemma };
-
-struct ChatTemplate {
-  ChatFormat format = ChatFormat::kChatMl;
-  std::string default_system;  // sent when the conversation has no system message (SmolLM2 and
-                               // Qwen2 ship one)
-  // Mistral's versions differ in spaces: "[INST] x [/INST]", "[INST] x[/INST]", "[INST]x[/INST]".
-  bool space_before_user = true;
-  bool space_after_user = true;
+struct TextRange {
+  size_t begin = 0, end = 0;  // bytes [begin, end) of a text
 };
 
-// An unknown or missing template is an error whose hint names --raw.
-Result<ChatTemplate> RecognizeChat(std::string_view jinja);
+struct ChatText {
+  std::string text;
+  // Ascending byte ranges that came out of messages and tools: their control tokens are text.
+  std::vector<TextRange> plain;
+};
 
-// The conversation as text for Encode(special = true), without BOS, ending where the assistant's
-// turn begins. Contents are put in as they are: a control token's text in a message acts as that
-// token. Errors: no message, a role other than the three, a system message that is not the first;
-// for Llama 2, Mistral and Gemma also turns that do not alternate from user to user.
-Result<std::string> RenderChat(const ChatTemplate& chat, const std::vector<ChatMessage>& messages);
+// Its tokens: control tokens are parsed, but not inside the plain ranges. `bos`: put BOS in front
+// where the model does.
+std::vector<int32_t> EncodeChat(const Tokenizer& tokenizer, const ChatText& chat, bool bos);
+
+class ChatTemplate {
+ public:
+  // kUnsupported, naming the construct and its place, for what the engine cannot run.
+  static Result<ChatTemplate> Parse(const std::string& jinja);
+
+  // The conversation as the template writes it, BOS included where it does. Errors: no turn, a role
+  // that is no word, members or tools that are no JSON; what the template itself refuses
+  // (raise_exception), in its words; a construct that the engine does not know.
+  Result<ChatText> Render(const std::vector<ChatTurn>& turns, const ChatOptions& options,
+                          const ChatVariables& variables) const;
+
+ private:
+  struct Program;
+  std::shared_ptr<const Program> program_;
+};
 
 }  // namespace baton

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "formats/bpe.h"
 #include "formats/bpe_split.h"
+#include "formats/end_tokens.h"
 #include "formats/printable.h"
 #include "formats/tokenizer_spec.h"
 #include "formats/tokenizer_vocab.h"
@@ -21,12 +22,6 @@ namespace {
 constexpr std::string_view kSpacePiece = "\xE2\x96\x81";  // U+2581
 // Symbols are linked by 32-bit indexes; longer text is merged in parts.
 constexpr size_t kMaxMergeBytes = size_t{1} << 30;
-
-constexpr std::string_view kEndTexts[] = {
-    "<|im_end|>",    "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
-    "<end_of_turn>", "</s>",          "<eos>",           "<|EOT|>",    "<|return|>", "<EOT>",
-    "<turn|>",       "<|eot|>",       "<|eom|>",
-};
 
 std::string ReplaceAll(std::string_view text, std::string_view from, std::string_view to) {
   std::string out;
@@ -98,10 +93,10 @@ struct Tokenizer::Impl {
   std::optional<TokenFinder> user_defined;  // always parsed
   std::optional<TokenFinder> control;       // with options.special
   int32_t bos = -1;
+  int32_t eos = -1;
   int32_t unknown = -1;
   bool adds_bos = false;
   std::vector<bool> ends;  // by id
-  std::string chat_template;
 };
 
 std::string Tokenizer::Impl::BytesOfText(std::string_view text, TokenType type) const {
@@ -194,9 +189,9 @@ Status Tokenizer::Impl::AddSpecials(const TokenizerSpec& spec) {
   BATON_TRY(check("unknown", spec.unknown));
   for (int64_t id : spec.more_end_ids) BATON_TRY(check("end-of-turn", id));
   bos = static_cast<int32_t>(spec.bos);
+  eos = static_cast<int32_t>(spec.eos);
   unknown = static_cast<int32_t>(spec.unknown);
   adds_bos = spec.adds_bos && bos >= 0;
-  chat_template = spec.chat_template;
 
   std::vector<int32_t> user;
   std::vector<int32_t> without_text;
@@ -205,10 +200,7 @@ Status Tokenizer::Impl::AddSpecials(const TokenizerSpec& spec) {
     const TokenType type = vocab.type(id);
     if (type == TokenType::kUserDefined) user.push_back(id);
     if (HasNoText(type)) without_text.push_back(id);
-    if (type == TokenType::kControl &&
-        std::ranges::find(kEndTexts, vocab.Bytes(id)) != std::end(kEndTexts)) {
-      ends[id] = true;
-    }
+    if (type == TokenType::kControl && IsEndText(vocab.Bytes(id))) ends[id] = true;
   }
   if (spec.eos >= 0) ends[spec.eos] = true;
   for (int64_t id : spec.more_end_ids) {
@@ -391,6 +383,8 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool special) const 
 
 int32_t Tokenizer::vocab_size() const { return impl_->vocab.size(); }
 int32_t Tokenizer::bos() const { return impl_->bos; }
+int32_t Tokenizer::eos() const { return impl_->eos; }
+int32_t Tokenizer::unknown() const { return impl_->unknown; }
 bool Tokenizer::adds_bos() const { return impl_->adds_bos; }
 bool Tokenizer::IsEndOfGeneration(int32_t id) const {
   return impl_->vocab.Has(id) && impl_->ends[id];
@@ -398,7 +392,6 @@ bool Tokenizer::IsEndOfGeneration(int32_t id) const {
 bool Tokenizer::IsControl(int32_t id) const {
   return impl_->vocab.Has(id) && HasNoText(impl_->vocab.type(id));
 }
-const std::string& Tokenizer::chat_template() const { return impl_->chat_template; }
 
 std::string StreamDecoder::Push(int32_t id) {
   pending_ += tokenizer_.Bytes(id);

@@ -49,11 +49,11 @@ class Tokenizer {
 
   int32_t vocab_size() const;  // 0: None
   int32_t bos() const;         // -1: none
+  int32_t eos() const;         // -1: none
+  int32_t unknown() const;     // -1: none
   bool adds_bos() const;
   bool IsEndOfGeneration(int32_t id) const;  // eos, <|im_end|>, <end_of_turn>, <|eot_id|>, ...
   bool IsControl(int32_t id) const;          // control or unknown: no text of its own
-  // The chat template (Jinja source) that came with the tokenizer; empty if none.
-  const std::string& chat_template() const;
 
  private:
   struct Impl;

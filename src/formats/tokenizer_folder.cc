@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "base/mapped_file.h"
+#include "formats/end_tokens.h"
 #include "formats/tokenizer.h"
 #include "formats/tokenizer_spec.h"
 
@@ -45,11 +46,8 @@ Result<Tokenizer> Tokenizer::FromFolder(const std::string& folder) {
       return std::move(s).error().At(config);
     }
   }
-  const std::string chat = folder + "/chat_template.jinja";  // newer folders keep it apart
-  if (Exists(chat)) {
-    BATON_ASSIGN(const MappedFile file, MappedFile::Open(chat));
-    spec.chat_template = Chars(file);
-  }
+  BATON_TRY(AddEndsOfFolder(folder, spec));
+  MarkEndTexts(spec);
   auto tokenizer = FromSpec(spec);
   if (!tokenizer.ok()) return std::move(tokenizer).error().At(folder);
   return tokenizer;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "formats/bpe_split.h"
+#include "formats/end_tokens.h"
 #include "formats/gguf.h"
 #include "formats/printable.h"
 #include "formats/tokenizer_spec.h"
@@ -109,7 +110,7 @@ Result<TokenizerSpec> SpecFromGguf(const Metadata& m) {
     spec.more_end_ids.push_back(id(name, -1));
   }
   spec.adds_bos = m.Bool("tokenizer.ggml.add_bos_token").value_or(spec.adds_bos);
-  if (const std::string* chat = m.String("tokenizer.chat_template")) spec.chat_template = *chat;
+  MarkEndTexts(spec);
   return spec;
 }
 

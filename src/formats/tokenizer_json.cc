@@ -321,14 +321,6 @@ Status ApplyTokenizerConfig(std::string_view text, TokenizerSpec& spec) {
   if (bos >= 0) spec.bos = bos;
   if (eos >= 0) spec.eos = eos;
   spec.adds_bos = Flag(At(config, "add_bos_token"), spec.adds_bos);
-
-  const Json& chat = At(config, "chat_template");
-  if (chat.is_string()) spec.chat_template = Text(chat);
-  if (chat.is_array()) {  // several by name
-    for (const Json& t : chat) {
-      if (Text(At(t, "name")) == "default") spec.chat_template = Text(At(t, "template"));
-    }
-  }
   return Status::Ok();
 }
 

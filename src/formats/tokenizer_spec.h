@@ -43,7 +43,6 @@ struct TokenizerSpec {
   int64_t unknown = -1;
   std::vector<int64_t> more_end_ids;  // end of generation besides eos and the well-known texts
   bool adds_bos = false;
-  std::string chat_template;
 };
 
 inline constexpr int64_t kMaxTokens = int64_t{1} << 22;
@@ -52,7 +51,7 @@ inline constexpr int64_t kMaxTokens = int64_t{1} << 22;
 Result<TokenizerSpec> SpecFromGguf(const Metadata& metadata);
 Result<TokenizerSpec> SpecFromJson(std::string_view tokenizer_json);
 Result<TokenizerSpec> SpecFromSentencePiece(std::string_view tokenizer_model);
-// Adds what tokenizer_config.json knows: special tokens, BOS and EOS, the chat template.
+// Adds what tokenizer_config.json knows: special tokens, BOS and EOS.
 Status ApplyTokenizerConfig(std::string_view tokenizer_config_json, TokenizerSpec& spec);
 
 }  // namespace baton

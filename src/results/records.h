@@ -122,10 +122,20 @@ void Fields(auto& v, InfoRecord& r) {
   });
 }
 
+// A generated token, or one of the likeliest in its place (without `top`).
+struct TokenRecord {
+  int32_t token = 0;
+  std::string text;
+  double logprob = 0;
+  std::vector<TokenRecord> top;
+};
+
 // `baton run`.
 struct RunRecord {
   Origin origin;
   Generation generation;
+  uint64_t seed = 0;
+  std::vector<TokenRecord> logprobs;
   double prompt_tokens_per_s = 0, decode_tokens_per_s = 0;
   MemoryUse memory;
 };
@@ -134,6 +144,13 @@ void Fields(auto& v, LayerWatch& w) {
   v("layer", w.layer);
   v("captured", w.captured);
   v("promoted", w.promoted);
+}
+
+void Fields(auto& v, TokenRecord& t) {
+  v("token", t.token);
+  v("text", t.text);
+  v("logprob", t.logprob);
+  v.NonEmpty("top", t.top);
 }
 
 void Fields(auto& v, MemoryUse& m) {
@@ -177,6 +194,8 @@ void Fields(auto& v, RunRecord& r) {
   v("tokens", g.tokens);
   v("prompt_tokens", s.prompt_tokens);
   v.Word("stop", g.stop, kStopNames);
+  v("seed", r.seed);
+  v.NonEmpty("logprobs", r.logprobs);
   v("prompt_seconds", s.prompt_seconds);
   v("prompt_tokens_per_s", r.prompt_tokens_per_s);
   v("decode_seconds", s.decode_seconds);

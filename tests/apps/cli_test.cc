@@ -1,18 +1,10 @@
-// Runs the program itself: what it prints where, and its exit status, when things go wrong.
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <sys/wait.h>
-
-#include <algorithm>
+// What the program prints where, and its exit status, when things go wrong.
 #include <cstdio>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
-#include <string>
 
 #include "model/spec/router.h"
+#include "tests/apps/cli_test_util.h"
 
+namespace baton {
 namespace {
 
 using testing::AllOf;
@@ -20,48 +12,6 @@ using testing::HasSubstr;
 using testing::Not;
 
 constexpr const char* kModel = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
-
-struct Outcome {
-  int status = -1;
-  std::string out, err;
-};
-
-std::string ReadAll(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-class Cli : public testing::Test {
- protected:
-  void SetUp() override {
-    std::string name = std::filesystem::temp_directory_path() / "baton-cli-XXXXXX";
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
-  // `redirection` comes after the streams that the test captures, so it may send them elsewhere.
-  Outcome Baton(const std::string& args, const std::string& redirection = "") {
-    const auto out = folder_ / "out", err = folder_ / "err";
-    const std::string command = std::string("'" BATON_PROGRAM "' ") + args + " </dev/null >'" +
-                                out.string() + "' 2>'" + err.string() + "' " + redirection;
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, ReadAll(out), ReadAll(err)};
-  }
-  std::string File(const std::string& name, const std::string& text) {
-    std::ofstream(folder_ / name) << text;
-    return (folder_ / name).string();
-  }
-  // One line on standard error and nothing on standard output, with this exit status.
-  void ExpectError(const Outcome& o, int status, const std::string& part) {
-    EXPECT_EQ(o.status, status) << o.err;
-    EXPECT_EQ(o.out, "");
-    EXPECT_THAT(o.err, AllOf(testing::StartsWith("baton: error: "), HasSubstr(part)));
-    EXPECT_EQ(std::count(o.err.begin(), o.err.end(), '\n'), 1) << o.err;
-  }
-
-  std::filesystem::path folder_;
-};
 
 TEST_F(Cli, HelpShowsExamplesOfEveryCommand) {
   for (const char* command :
@@ -265,3 +215,4 @@ TEST_F(CliWithModel, AClosedOutputIsAnError) {
 }
 
 }  // namespace
+}  // namespace baton

@@ -1,5 +1,6 @@
 #include "formats/chat.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -8,90 +9,174 @@
 namespace baton {
 namespace {
 
-using Messages = std::vector<ChatMessage>;
-const Messages kHello = {{"user", "Hi"}};
-const Messages kTalk = {
-    {"system", "Be brief."}, {"user", "Hi"}, {"assistant", "Ho"}, {"user", "?"}};
+using testing::HasSubstr;
 
-std::string Render(std::string_view jinja, const Messages& messages) {
-  const auto chat = RecognizeChat(jinja);
-  EXPECT_TRUE(chat.ok()) << chat.error().ToString();
-  const auto text = RenderChat(*chat, messages);
+constexpr const char* kChatMl =
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\\n' + m['content'] + "
+    "'<|im_end|>\\n'}}{% endfor %}{{ '<|im_start|>assistant\\n' }}";
+
+Result<ChatText> Render(const std::string& jinja,
+                        const std::vector<ChatTurn>& turns = {{"user", "Hi", ""}},
+                        const ChatOptions& options = {}) {
+  BATON_ASSIGN(const ChatTemplate chat, ChatTemplate::Parse(jinja));
+  return chat.Render(turns, options, {.bos = "<s>", .eos = "</s>", .unknown = "", .unix_time = 0});
+}
+
+std::string Text(const std::string& jinja, const std::string& content = "Hi") {
+  const auto text = Render(jinja, {{"user", content, ""}});
   EXPECT_TRUE(text.ok()) << text.error().ToString();
-  return *text;
+  return text.ok() ? text->text : "";
 }
 
-// The head of SmolLM2's template, with the newline as a character and as an escape.
-constexpr std::string_view kSmol =
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI "
-    "assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}";
-constexpr std::string_view kEscaped =
-    R"({{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}{%- else %})"
-    R"({{- '<|im_start|>system\nYou\'re a helpful assistant.<|im_end|>\n' }})";
-
-TEST(ChatMl, DefaultSystemComesFromTheTemplate) {
-  EXPECT_EQ(RecognizeChat(kSmol)->default_system,
-            "You are a helpful AI assistant named SmolLM, trained by Hugging Face");
-  EXPECT_EQ(RecognizeChat(kEscaped)->default_system, "You're a helpful assistant.");
-  EXPECT_EQ(RecognizeChat("'<|im_start|>' + role")->default_system, "");
-  EXPECT_EQ(Render(kEscaped, kHello),
-            "<|im_start|>system\nYou're a helpful assistant.<|im_end|>\n"
-            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+std::string Problem(const std::string& jinja) {
+  const auto text = Render(jinja);
+  EXPECT_FALSE(text.ok()) << text->text;
+  if (text.ok()) return "";
+  EXPECT_THAT(text.error().hint(), HasSubstr("--raw"));
+  EXPECT_EQ(text.error().ToString().find('\n'), std::string::npos);
+  return text.error().message();
 }
 
-TEST(ChatMl, OwnSystemMessageReplacesTheDefault) {
-  EXPECT_EQ(Render(kSmol, kTalk),
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-            "<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\n?<|im_end|>\n"
+// The bytes that are marked as the user's.
+std::string Plain(const ChatText& chat) {
+  std::string plain;
+  for (const TextRange& r : chat.plain)
+    plain.append("[").append(chat.text, r.begin, r.end - r.begin).append("]");
+  return plain;
+}
+
+TEST(Chat, ConstructsThatCannotBeRunAreNamed) {
+  EXPECT_THAT(Problem("{{ messages | groupby('role') }}"), HasSubstr("groupby"));
+  EXPECT_THAT(Problem("{% include 'x' %}"), HasSubstr("include"));
+  EXPECT_THAT(Problem("{{ messages | nofilter }}"), HasSubstr("nofilter"));
+  EXPECT_THAT(Problem("{{ 1 is notest }}"), HasSubstr("notest"));
+  EXPECT_THAT(Problem("a\nb {{ nofunction(1) }}"), HasSubstr("line 2"));
+  EXPECT_THAT(Problem("{% if true %}"), HasSubstr("chat template"));
+  EXPECT_THAT(Problem("{{ 'open"), HasSubstr("chat template"));
+  EXPECT_THAT(Problem("{{ @ }}"), HasSubstr("unexpected character"));
+  EXPECT_THAT(Problem("{{ raise_exception('Not so.') }}"), HasSubstr("Not so."));
+}
+
+TEST(Chat, ContentsAreMarkedAndControlSequencesAreNot) {
+  const auto chat = Render(kChatMl, {{"user", "a<|im_end|>", ""}, {"assistant", "b", ""}});
+  ASSERT_TRUE(chat.ok());
+  EXPECT_EQ(chat->text,
+            "<|im_start|>user\na<|im_end|><|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
             "<|im_start|>assistant\n");
+  EXPECT_EQ(Plain(*chat), "[a<|im_end|>][b]");
 }
 
-TEST(Llama3, TurnsHaveHeaders) {
-  EXPECT_EQ(Render("<|start_header_id|>", {{"user", " Hi\n"}}),
-            "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n");
-}
-
-TEST(Llama2, SystemSitsInTheFirstTurn) {
-  EXPECT_EQ(Render("[INST] <<SYS>>", kTalk),
-            "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Ho </s><s>[INST] ? [/INST]");
-}
-
-TEST(Mistral, SpacesFollowTheTemplate) {
-  const Messages talk = {{"user", "Hi"}, {"assistant", "Ho"}, {"user", "?"}};
-  EXPECT_EQ(Render("'[INST] ' + m + ' [/INST]'", talk), "[INST] Hi [/INST] Ho</s>[INST] ? [/INST]");
-  EXPECT_EQ(Render("'[INST] ' + m + '[/INST]'", talk), "[INST] Hi[/INST] Ho</s>[INST] ?[/INST]");
-  EXPECT_EQ(Render("'[INST]' + m + '[/INST]'", talk), "[INST]Hi[/INST]Ho</s>[INST]?[/INST]");
-}
-
-TEST(Gemma, SystemIsFoldedIntoTheFirstUserTurn) {
-  EXPECT_EQ(Render("<start_of_turn>", kTalk),
-            "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHo"
-            "<end_of_turn>\n<start_of_turn>user\n?<end_of_turn>\n<start_of_turn>model\n");
-}
-
-TEST(Recognize, UnknownAndMissingTemplatesPointToRaw) {
-  for (const char* jinja : {"", "{{ messages }}"}) {
-    const auto chat = RecognizeChat(jinja);
-    ASSERT_FALSE(chat.ok());
-    EXPECT_NE(chat.error().hint().find("--raw"), std::string::npos);
+TEST(Chat, MarksSurviveWhatTemplatesDoWithText) {
+  for (const char* expression :
+       {"m.content | trim", "m.content.strip()", "m.content.split('#')[0]",
+        "m.content.split('#')[-1]", "m.content.replace('a', 'a')", "m.content[0:]",
+        "(m.content ~ 'x') | replace('x', '')", "[m.content, m.content] | join('')",
+        "m.content.split() | last", "m | tojson", "m.content | upper", "m.more.deep[0]",
+        "m.content if true else ''", "m.content | default('')", "'' + m.content + ''"}) {
+    const auto chat =
+        Render(std::string("{% for m in messages %}<<{{ ") + expression + " }}>>{% endfor %}",
+               {{"user", "<|im_end|>", R"({"more": {"deep": ["<|im_end|>"]}})"}});
+    ASSERT_TRUE(chat.ok()) << expression << ": " << chat.error().ToString();
+    std::string unmarked = chat->text;
+    for (auto r = chat->plain.rbegin(); r != chat->plain.rend(); ++r)
+      unmarked.erase(r->begin, r->end - r->begin);
+    EXPECT_EQ(unmarked, "<<>>") << expression << ": " << chat->text;
+    EXPECT_NE(chat->text, unmarked) << expression;
   }
 }
 
-TEST(Roles, AreCheckedAsTheFamilyDemands) {
-  const std::vector<Messages> bad = {
-      {}, {{"tool", "x"}}, {{"user", "x"}, {"system", "y"}}, {{"system", "x"}, {"system", "y"}}};
-  const std::vector<Messages> unordered = {{{"user", "x"}, {"user", "y"}},
-                                           {{"assistant", "x"}},
-                                           {{"system", "x"}},
-                                           {{"user", "x"}, {"assistant", "y"}}};
-  for (ChatFormat format : {ChatFormat::kChatMl, ChatFormat::kLlama2, ChatFormat::kLlama3,
-                            ChatFormat::kMistral, ChatFormat::kGemma}) {
-    const ChatTemplate chat{.format = format};
-    const bool free = format == ChatFormat::kChatMl || format == ChatFormat::kLlama3;
-    for (const Messages& m : bad) EXPECT_FALSE(RenderChat(chat, m).ok());
-    for (const Messages& m : unordered) EXPECT_EQ(RenderChat(chat, m).ok(), free);
+TEST(Chat, WhatATemplatePutsIntoTextIsItsOwn) {
+  const auto chat =
+      Render("{{ messages[0].content.replace('@', '<|im_end|>') }}", {{"user", "a@b", ""}});
+  ASSERT_TRUE(chat.ok());
+  EXPECT_EQ(chat->text, "a<|im_end|>b");
+  EXPECT_EQ(Plain(*chat), "[a][b]");
+}
+
+TEST(Chat, VariablesAreThoseOfTransformers) {
+  EXPECT_EQ(Text("{{ bos_token }}{{ eos_token }}{{ unk_token is defined }}"), "<s></s>False");
+  EXPECT_EQ(Text("{{ tools is none }}{{ tools is defined }}{{ documents }}"), "TrueTrueNone");
+  EXPECT_EQ(Text("{{ add_generation_prompt }}{{ messages | length }}"), "True1");
+  const auto chat = Render("{{ tools[0].name }}{{ thinking }}", {{"user", "x", ""}},
+                           {.tools = R"([{"name": "f"}])", .variables = R"({"thinking": false})"});
+  ASSERT_TRUE(chat.ok());
+  EXPECT_EQ(chat->text, "fFalse");
+}
+
+TEST(Chat, BadConversationsAreErrors) {
+  EXPECT_FALSE(Render(kChatMl, {}).ok());
+  EXPECT_FALSE(Render(kChatMl, {{"", "x", ""}}).ok());
+  EXPECT_FALSE(Render(kChatMl, {{"user<|im_end|>", "x", ""}}).ok());
+  EXPECT_FALSE(Render(kChatMl, {{"user", "x", "[1]"}}).ok());
+  EXPECT_FALSE(Render(kChatMl, {{"user", "x", "{"}}).ok());
+  EXPECT_FALSE(Render(kChatMl, {{"user", "x", ""}}, {.tools = "{}", .variables = ""}).ok());
+  EXPECT_FALSE(Render(kChatMl, {{"user", "x", ""}}, {.tools = "", .variables = "[]"}).ok());
+  const std::string deep = std::string(5000, '[') + std::string(5000, ']');
+  EXPECT_FALSE(Render(kChatMl, {{"user", "x", ""}}, {.tools = deep, .variables = ""}).ok());
+}
+
+std::string Repeat(const std::string& text, int n) {
+  std::string all;
+  while (n-- > 0) all += text;
+  return all;
+}
+
+// A template comes out of a downloaded file.
+TEST(Chat, HostileTemplatesEnd) {
+  for (const std::string& jinja : {
+           Repeat("{{ ", 100000),
+           "{{ " + Repeat("(", 100000),
+           "{{ " + Repeat("[", 30000),
+           "{{ " + Repeat("not ", 50000) + "1 }}",
+           "{{ " + Repeat("-", 50000) + "1 }}",
+           "{{ 1" + Repeat(" + 1", 50000) + " }}",
+           "{{ 'a'" + Repeat("|trim", 1000) + " }}",
+           "{{ a" + Repeat(".b", 50000) + " }}",
+           "{{ f" + Repeat("()", 50000) + " }}",
+           Repeat("{% if 1 %}", 20000),
+           Repeat("{% set a %}", 20000),
+           Repeat("{% for a in b %}", 15000),
+           "{% if 0 %}" + Repeat("{% elif 0 %}", 20000) + "{% endif %}",
+           Repeat("{% filter upper %}", 10000),
+           Repeat("{% macro a() %}", 10000),
+           Repeat("{% call a() %}", 10000),
+           std::string("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
+           std::string("{% for a in range(10 ** 9) %}{% endfor %}"),
+           std::string("{% for a in range(1000000000000) %}{% endfor %}"),
+           std::string(
+               "{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}"),
+           std::string("{{ 'x' * 1000000000000 }}"),
+           std::string("{{ 'x' | indent(1000000000) }}"),
+           std::string(
+               "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x "
+               "%}{% endfor %}{{ ns.x }}"),
+           std::string(
+               "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x "
+               "%}{% endfor %}{{ ns.x }}"),
+           std::string("{{ 1 is divisibleby 0 }}"),
+           std::string("{{ 1 % 0 }}"),
+           std::string(300000, 'x'),
+       }) {
+    EXPECT_FALSE(Render(jinja).ok()) << jinja.substr(0, 60);
   }
+}
+
+TEST(Chat, OrdinaryDepthsAreRun) {
+  EXPECT_EQ(Text("{{ 'a'" + Repeat(" + 'a'", 100) + " }}"), std::string(101, 'a'));
+  EXPECT_EQ(Text(Repeat("{% if true %}", 40) + "x" + Repeat("{% endif %}", 40)), "x");
+  EXPECT_EQ(
+      Text(
+          "{% macro f(n) %}{{ n }}{% if n > 0 %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(9) }}"),
+      "9876543210");
+}
+
+TEST(Chat, ALongConversationIsRun) {
+  std::vector<ChatTurn> turns;
+  for (int i = 0; i < 1000; ++i)
+    turns.push_back({i % 2 ? "assistant" : "user", std::string(2000, 'x'), ""});
+  const auto chat = Render(kChatMl, turns);
+  ASSERT_TRUE(chat.ok()) << chat.error().ToString();
+  EXPECT_GT(chat->text.size(), 2'000'000u);
 }
 
 }  // namespace

@@ -312,7 +312,6 @@ Metadata SmallGguf() {
   m.values["tokenizer.ggml.merges"] = std::vector<std::string>{"a b"};
   m.values["tokenizer.ggml.bos_token_id"] = int64_t{3};
   m.values["tokenizer.ggml.add_bos_token"] = true;
-  m.values["tokenizer.chat_template"] = std::string("<|im_start|>");
   return m;
 }
 
@@ -320,7 +319,6 @@ TEST(Gguf, KeysAreRead) {
   const auto t = Tokenizer::FromGguf(SmallGguf());
   ASSERT_TRUE(t.ok()) << t.error().ToString();
   EXPECT_EQ(t->Encode("abb", {.bos = true}), (Ids{3, 2, 1}));
-  EXPECT_EQ(t->chat_template(), "<|im_start|>");
 }
 
 TEST(Gguf, BadKeysAreErrors) {
@@ -361,15 +359,13 @@ constexpr std::string_view kSmallJson = R"({
 TEST(Json, FileIsRead) {
   auto spec = SpecFromJson(kSmallJson);
   ASSERT_TRUE(spec.ok()) << spec.error().ToString();
-  ASSERT_TRUE(ApplyTokenizerConfig(R"({"eos_token": {"content": "ab"}, "chat_template":
-      [{"name": "default", "template": "T"}], "added_tokens_decoder":
+  ASSERT_TRUE(ApplyTokenizerConfig(R"({"eos_token": {"content": "ab"}, "added_tokens_decoder":
       {"5": {"content": "<x>", "special": false}}})",
                                    *spec)
                   .ok());
   const Tokenizer t = Make(*spec);
   EXPECT_EQ(t.Encode("abb<x>", {.bos = true}), (Ids{3, 2, 1, 5}));
   EXPECT_TRUE(t.IsEndOfGeneration(2));
-  EXPECT_EQ(t.chat_template(), "T");
   EXPECT_EQ(t.Bytes(4), "");  // a hole
 }
 
@@ -462,13 +458,11 @@ class Folder : public testing::Test {
 
 TEST_F(Folder, FilesAreCombined) {
   Write("tokenizer.json", kSmallJson);
-  Write("tokenizer_config.json", R"({"add_bos_token": false, "chat_template": "old"})");
-  Write("chat_template.jinja", "new");
+  Write("tokenizer_config.json", R"({"add_bos_token": false})");
   const auto t = Tokenizer::FromFolder(path_);
   ASSERT_TRUE(t.ok()) << t.error().ToString();
   EXPECT_EQ(t->bos(), 3);
   EXPECT_FALSE(t->adds_bos());
-  EXPECT_EQ(t->chat_template(), "new");
 }
 
 TEST_F(Folder, ErrorsNameTheFile) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "baton/error.h"
+#include "formats/chat_source.h"
 #include "formats/gguf.h"
 #include "formats/tokenizer.h"
 #include "model/spec/config.h"
@@ -34,6 +35,8 @@ struct Checkpoint {
   static Result<Checkpoint> Open(const std::string& path, std::string_view router_flavour = {});
   // kNotFound: the model comes without a tokenizer; it runs on token ids.
   Result<Tokenizer> LoadTokenizer() const;
+  // The chat templates that came with it, perhaps none.
+  Result<ChatSource> LoadChatSource() const;
   // Of a tensor that is not read again soon: its pages leave the process's memory.
   void Release(const TensorInfo& tensor) const;
 
