@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "apps/command.h"
+#include "base/mapped_file.h"
 
 namespace baton::apps {
 namespace {
@@ -110,6 +111,7 @@ int Finish(const Result<int>& status) {
 
 int Main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is a write error, reported like any other
+  ExitOnTruncatedFiles();
   CLI::App app("Long-context inference in which layers pass on what they attended to.", "baton");
   app.set_version_flag("--version", "baton " BATON_VERSION);
   app.footer(kFooter);

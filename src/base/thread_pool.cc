@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <climits>
+#include <system_error>
 
 #include "base/check.h"
+#include "base/processors.h"
 
 namespace baton {
 namespace {
@@ -49,27 +51,37 @@ void FutexWakeAll(std::atomic<uint32_t>& word) {
           nullptr, 0);
 }
 
-int UsableProcessors() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return std::max(1u, std::thread::hardware_concurrency());
-}
-
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
   if (threads <= 0) threads = UsableProcessors();
   shares_ = std::make_unique<Share[]>(static_cast<size_t>(threads));
-  workers_.reserve(static_cast<size_t>(threads - 1));
-  for (int rank = 1; rank < threads; ++rank) workers_.emplace_back([this, rank] { Work(rank); });
+  for (int workers = threads - 1; !StartWorkers(workers);) {
+    workers = static_cast<int>(workers_.size()) / 2;
+    StopWorkers();
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { StopWorkers(); }
+
+// False if the system gave fewer.
+bool ThreadPool::StartWorkers(int count) {
+  workers_.reserve(static_cast<size_t>(count));
+  try {
+    for (int rank = 1; rank <= count; ++rank) workers_.emplace_back([this, rank] { Work(rank); });
+  } catch (const std::system_error&) {
+    return false;
+  }
+  return true;
+}
+
+void ThreadPool::StopWorkers() {
   sleep_.stop.store(true, std::memory_order_relaxed);
   signal_.epoch.fetch_add(2, std::memory_order_release);
   FutexWakeAll(signal_.epoch);
   for (std::thread& t : workers_) t.join();
+  workers_.clear();
+  sleep_.stop.store(false, std::memory_order_relaxed);
 }
 
 void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
