@@ -54,6 +54,7 @@ struct PreTokenizer {
 };
 // Unsupported: a name that is not known; the error lists those that are.
 Result<PreTokenizer> PreTokenizerOf(std::string_view name);
+std::vector<std::string> PreTokenizerNames();
 std::string Gpt2Pattern();  // of tokenizer.json's ByteLevel with use_regex
 
 }  // namespace baton

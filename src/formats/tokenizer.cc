@@ -283,8 +283,10 @@ Status Tokenizer::Impl::AddSpecials(const TokenizerSpec& spec) {
       all.push_back(token);
       if (user) visible.push_back(token);
     }
-    finders[normalized][0].emplace(std::move(visible));
-    finders[normalized][1].emplace(std::move(all));
+    const bool piece_spaces = normalized && kind == Kind::kPieces &&
+                              prefix_step == TokenizerSpec::PrefixStep::kNormalizer;
+    finders[normalized][0].emplace(std::move(visible), piece_spaces);
+    finders[normalized][1].emplace(std::move(all), piece_spaces);
   }
   return Status::Ok();
 }

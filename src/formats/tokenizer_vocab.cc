@@ -50,8 +50,8 @@ int32_t TokenIndex::Find(std::string_view bytes) const {
   return slots_[SlotOf(bytes, HashOf(bytes))].id;
 }
 
-TokenFinder::TokenFinder(std::vector<AddedToken> tokens)
-    : tokens_(std::move(tokens)), index_(texts_) {
+TokenFinder::TokenFinder(std::vector<AddedToken> tokens, bool piece_spaces)
+    : tokens_(std::move(tokens)), piece_spaces_(piece_spaces), index_(texts_) {
   index_.Reserve(tokens_.size());
   for (const AddedToken& t : tokens_) {
     texts_.Add(t.text, TokenType::kUserDefined);
@@ -94,12 +94,12 @@ bool TokenFinder::Place(std::string_view text, size_t after, const Hit& hit, Par
   }
   while (hit.token->lstrip && part.begin > after) {
     const Utf8Char c = last_before(part.begin);
-    if (!is(c, IsSpace)) break;
+    if (!is(c, IsSpace) || (piece_spaces_ && c.code == ' ')) break;
     part.begin -= static_cast<size_t>(c.length);
   }
   while (hit.token->rstrip && part.end < text.size()) {
     const Utf8Char c = DecodeUtf8(text.substr(part.end));
-    if (!is(c, IsSpace)) break;
+    if (!is(c, IsSpace) || (piece_spaces_ && c.code == ' ')) break;
     part.end += static_cast<size_t>(c.length);
   }
   return true;

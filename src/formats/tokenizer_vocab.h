@@ -72,7 +72,8 @@ struct AddedToken {
 // Finds the leftmost, and there the longest, of a set of tokens.
 class TokenFinder {
  public:
-  explicit TokenFinder(std::vector<AddedToken> tokens);
+  // `piece_spaces`: spaces in the text stand for U+2581, which is no white space to strip.
+  explicit TokenFinder(std::vector<AddedToken> tokens, bool piece_spaces = false);
 
   // The text's parts in order. id -1: text between tokens. White space that a token takes along is
   // in the token's part.
@@ -94,6 +95,7 @@ class TokenFinder {
   bool Place(std::string_view text, size_t after, const Hit& hit, Part& part) const;
 
   std::vector<AddedToken> tokens_;
+  bool piece_spaces_;
   Vocab texts_;
   TokenIndex index_;
   // Lengths that occur behind each first byte, longest first: Gemma has 6,400 such tokens, nearly
