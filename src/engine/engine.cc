@@ -173,6 +173,8 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   info.context = c.context;
   CountWeights(impl->checkpoint, info);
   for (const LayerConfig& l : c.layer) info.window.push_back(l.window);
+  info.ignored_keys = c.ignored_keys;
+  info.notes = impl->tokenizer->notes();
   info.has_tokenizer = impl->tokenizer->vocab_size() > 0;
   info.has_chat_template = !impl->tokenizer->chat_template().empty();
   info.backend = impl->ops->name();

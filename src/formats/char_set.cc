@@ -60,7 +60,7 @@ Result<CharSet> CharSet::OfClass(std::string_view pcre2_class, bool caseless) {
   const std::unique_ptr<pcre2_match_data, MatchDataFree> data(
       pcre2_match_data_create_from_pattern(code.get(), nullptr));
   BATON_CHECK(data != nullptr);
-  const std::string text = AllCharacters();
+  static const std::string text = AllCharacters();
   CharSet set;
   for (size_t pos = 0; pos < text.size();) {
     const int rc = pcre2_match(code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),

@@ -1,6 +1,7 @@
 #include "formats/split_pattern.h"
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@ namespace {
 
 constexpr int kMaxDepth = 100;
 constexpr size_t kMaxPatternBytes = 64 << 10;
+constexpr size_t kMaxSets = 64;
 
 // Insides of classes. PCRE2 counts U+180E as a space, Unicode does not.
 constexpr std::string_view kSpace = R"(\t-\r\x{85}\p{Z})";
@@ -406,10 +408,19 @@ class Translator {
     return (negated ? set.Inverted() : set).ToPcre2();
   }
 
-  Result<CharSet> SetOf(const Class& c) const {
+  // A set costs milliseconds, and a hostile pattern may ask for thousands.
+  Result<CharSet> SetOfClass(const std::string& inside, bool caseless) {
+    const auto known = sets_.find({inside, caseless});
+    if (known != sets_.end()) return known->second;
+    if (sets_.size() == kMaxSets) return NotDone("more nested and intersected classes than 64");
+    BATON_ASSIGN(CharSet set, CharSet::OfClass(inside, caseless));
+    return sets_.emplace(std::pair(inside, caseless), std::move(set)).first->second;
+  }
+
+  Result<CharSet> SetOf(const Class& c) {
     CharSet set;
     if (!c.text.empty()) {
-      BATON_ASSIGN(set, CharSet::OfClass(c.text, caseless_));
+      BATON_ASSIGN(set, SetOfClass(c.text, caseless_));
     }
     return c.set ? CharSet::Union(set, *c.set) : set;
   }
@@ -461,7 +472,7 @@ class Translator {
         items.text.append("\\P").append(inside, 2);
         return Status::Ok();
       }
-      BATON_ASSIGN(const CharSet set, CharSet::OfClass(inside, caseless_));
+      BATON_ASSIGN(const CharSet set, SetOfClass(inside, caseless_));
       Join(items, set.Inverted());
       return Status::Ok();
     }
@@ -490,7 +501,7 @@ class Translator {
       items.text += inside;
       return Status::Ok();
     }
-    BATON_ASSIGN(const CharSet set, CharSet::OfClass(inside, caseless_));
+    BATON_ASSIGN(const CharSet set, SetOfClass(inside, caseless_));
     Join(items, set.Inverted());
     return Status::Ok();
   }
@@ -518,6 +529,7 @@ class Translator {
   size_t atom_ = kNoAtom;  // where the last atom begins in out_, which a quantifier repeats
   bool quantified_ = false;
   bool caseless_ = false;
+  std::map<std::pair<std::string, bool>, CharSet> sets_;
 };
 
 }  // namespace

@@ -10,12 +10,13 @@ import json
 import os
 import pathlib
 import random
+import struct
 import subprocess
 import sys
 import tempfile
 import unicodedata
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SPACE = "\u2581"
@@ -125,8 +126,7 @@ def pieces(normalizer=None, pre=None, fallback=True, fuse=True, size=520, drop="
 
 
 GPT4 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
-ODD = (r"[a-z&&[^aeiou]]+|[\p{L}--Z]|\h{2,4}+|[[:alpha:][0-9]]{2,}+|\b\w|[^\S\n]+|[\u4e00-\u9fff]+|(?<n>x)|.")
-ODD = ODD.replace("|(?<n>x)", "").replace(r"|[\p{L}--Z]", "")
+ODD = r"[a-z&&[^aeiou]]+|\h{2,4}+|[[:alpha:][0-9]]{2,}+|\b\w|[^\S\n]+|[\u4e00-\u9fff]+|."
 SPLIT2 = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
 
 KINDS = {
@@ -151,22 +151,43 @@ KINDS = {
 }
 
 
+def gguf_metadata(path):
+    """The metadata of a GGUF file."""
+    formats = ["B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d"]
+    with open(path, "rb") as f:
+        def number(code):
+            return struct.unpack("<" + code, f.read(struct.calcsize("<" + code)))[0]
+
+        def value(kind):
+            if kind == 8:
+                return f.read(number("Q")).decode("utf-8")
+            if kind == 9:
+                element, count = number("I"), number("Q")
+                return [value(element) for _ in range(count)]
+            return number(formats[kind])
+        assert f.read(4) == b"GGUF"
+        number("I"), number("Q")
+        count = number("Q")
+        keys = {}
+        for _ in range(count):
+            key = value(8)
+            keys[key] = value(number("I"))
+        return keys
+
+
 def of_gguf(path):
     """The vocabulary of a GGUF file as a Hugging Face tokenizer."""
-    from gguf import GGUFReader
-    fields = GGUFReader(path).fields
-    strings = lambda k: [bytes(fields[k].parts[i]).decode("utf-8") for i in fields[k].data]
-    numbers = lambda k: [fields[k].parts[i][0] for i in fields[k].data]
-    tokens, types = strings("tokenizer.ggml.tokens"), [int(x) for x in numbers("tokenizer.ggml.token_type")]
-    model = bytes(fields["tokenizer.ggml.model"].parts[-1]).decode()
+    fields = gguf_metadata(path)
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    model = fields["tokenizer.ggml.model"]
     added = [AddedToken(t, special=k in (2, 3), normalized=k == 4) for t, k in zip(tokens, types) if k in (2, 3, 4)]
     if model == "gpt2":
-        merges = [tuple(m.split(" ")) for m in strings("tokenizer.ggml.merges")]
+        merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"]]
         t = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(tokens)}, merges=merges))
         t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
     else:
-        scores = [float(x) for x in numbers("tokenizer.ggml.scores")]
+        scores = fields["tokenizer.ggml.scores"]
         score = {x: s for x, s, k in zip(tokens, scores, types) if k in (1, 4)}
         merges = []
         for x, s in score.items():
@@ -174,8 +195,7 @@ def of_gguf(path):
         merges.sort(key=lambda m: (m[0], -len(m[1]), -len(m[2])))
         t = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(tokens)}, merges=[m[1:] for m in merges], unk_token="<unk>",
                                  byte_fallback=True, fuse_unk=True))
-        prefix = bool(fields["tokenizer.ggml.add_space_prefix"].parts[-1][0]) if "tokenizer.ggml.add_space_prefix" in fields else True
-        t.normalizer = SPLIT2 if prefix else normalizers.Replace(" ", SPACE)
+        t.normalizer = SPLIT2 if fields.get("tokenizer.ggml.add_space_prefix", True) else normalizers.Replace(" ", SPACE)
     t.add_special_tokens([a for a in added if a.special])
     t.add_tokens([a for a in added if not a.special])
     return t
