@@ -10,6 +10,7 @@
 #include <chrono>
 #include <climits>
 #include <system_error>
+#include <utility>
 
 #include "base/check.h"
 #include "base/processors.h"
@@ -35,12 +36,32 @@ constexpr int kPatience = 100;
 // processor that costs a system call every so often.
 class GiveWay {
  public:
-  void AtBoundary() {
+  // Between two indices: whether it is time.
+  bool Due() {
     const uint64_t now = Ticks();
-    if (now - start_ < slice_) return;
+    if (now - start_ < slice_) return false;
     // Out of date: it was asleep, or spun, since then.
-    if (now - start_ < 8 * kMaxSlice) Yield(now);
+    const bool due = now - start_ < 8 * kMaxSlice;
+    if (!due) start_ = now;
+    return due;
+  }
+
+  // The slice shrinks while this thread is still stopped between two yields.
+  void Yield() {
+    const uint64_t now = Ticks();
+    const long switches = contended_ ? Switches() : 0;
+    sched_yield();
     start_ = Ticks();
+    if (start_ - now < kSwitched) {
+      contended_ = false;
+      return;
+    }
+    if (contended_) {
+      slice_ = switches > switches_ ? std::max(kMinSlice, slice_ / 4 * 3)
+                                    : std::min(kMaxSlice, slice_ / 8 * 9);
+    }
+    contended_ = true;
+    switches_ = Switches();
   }
 
  private:
@@ -60,22 +81,6 @@ class GiveWay {
   static long Switches() {
     struct rusage usage {};
     return ::getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
-  }
-
-  // The slice shrinks while this thread is still stopped between two yields.
-  void Yield(uint64_t now) {
-    const long switches = contended_ ? Switches() : 0;
-    sched_yield();
-    if (Ticks() - now < kSwitched) {
-      contended_ = false;
-      return;
-    }
-    if (contended_) {
-      slice_ = switches > switches_ ? std::max(kMinSlice, slice_ / 4 * 3)
-                                    : std::min(kMaxSlice, slice_ / 8 * 9);
-    }
-    contended_ = true;
-    switches_ = Switches();
   }
 
   uint64_t start_ = 0;
@@ -205,7 +210,11 @@ int64_t ThreadPool::DrainShare(const Job& job, int owner, int rank) {
   int64_t finished = 0;
   for (int64_t index; (index = Take(job, owner)) >= 0; ++finished) {
     job.body(job.ctx, index, rank);
-    give_way.AtBoundary();
+    // The caller keeps its processor as long as it can: without it there is no next job.
+    if (rank == 0 || !give_way.Due()) continue;
+    // Nobody shall wait for what is done already.
+    Count(std::exchange(finished, -1) + 1);
+    give_way.Yield();
   }
   return finished;
 }
