@@ -85,6 +85,8 @@ class Translator {
       return Error::Unsupported("pre-tokenizer pattern has {} bytes, expected at most {}",
                                 in_.size(), kMaxPatternBytes);
     }
+    // Without a line's end behind it, a run of spaces would be searched from each of them.
+    if (in_ == R"(\s+$)") return fmt::format("(?<![{0}])[{0}]+$", kSpace);
     while (pos_ < in_.size()) BATON_TRY(Step());
     if (!groups_.empty()) return Error::Unsupported("pre-tokenizer pattern has an open group");
     out_.append(static_cast<size_t>(implicit_), ')');
