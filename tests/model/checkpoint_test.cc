@@ -252,7 +252,7 @@ TEST(Checkpoint, AllMismatchesAreReportedAtOnce) {
   add("token_embd.weight", DType::kF32, {11, 32});
   add("output_norm.weight", DType::kQ8_0, {32});
   add("blk.0.attn_q.weight", DType::kF32, {32, 32});
-  add("blk.0.attn_q.bias", DType::kF32, {32});
+  add("blk.0.attn_x.bias", DType::kF32, {32});
   add("blk.3.attn_q.weight", DType::kF32, {32, 32});
   const std::string path = TempPath("mismatch.gguf");
   ASSERT_TRUE(w.WriteFile(path).ok());
