@@ -91,7 +91,7 @@ ADDED = [AddedToken("<|im_end|>", special=True, normalized=False), AddedToken("<
          AddedToken("<user><user>", normalized=False)]
 
 
-def byte_level(patterns, normalizer=None, ignore_merges=False, size=520, byte=None, split="isolated", invert=False):
+def byte_level(patterns, normalizer=None, ignore_merges=False, size=400, byte=None, split="isolated", invert=False):
     t = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     steps = [pre_tokenizers.Split(Regex(p), split, invert) for p in patterns]
     t.pre_tokenizer = pre_tokenizers.Sequence(steps + [byte or pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not patterns)])
@@ -103,7 +103,7 @@ def byte_level(patterns, normalizer=None, ignore_merges=False, size=520, byte=No
     return t
 
 
-def pieces(normalizer=None, pre=None, fallback=True, fuse=True, size=520, drop=""):
+def pieces(normalizer=None, pre=None, fallback=True, fuse=True, size=420):
     """SentencePiece's manner: trained on words that begin with U+2581."""
     t = Tokenizer(models.BPE(unk_token="<unk>"))
     t.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE)
@@ -254,12 +254,12 @@ def golden(program, folder):
         at.mkdir(parents=True, exist_ok=True)
         j = json.loads(t.to_str())
         (at / "tokenizer.json").write_text(json.dumps(j, ensure_ascii=False, separators=(",", ":")) + "\n")
-        write_cases(at / "cases.jsonl", kind, hugging_face_of(t), [a.content for a in ADDED], 120)
+        write_cases(at / "cases.jsonl", kind, hugging_face_of(t), [a.content for a in ADDED], 60)
     for kind in FILES:
         _, _, expected, specials = hugging_face(kind, program)
         at = pathlib.Path(folder) / kind
         at.mkdir(parents=True, exist_ok=True)
-        write_cases(at / "cases.jsonl", kind, expected, specials, 120)
+        write_cases(at / "cases.jsonl", kind, expected, specials, 60)
     names = json.loads(subprocess.run([program, "patterns"], stdout=subprocess.PIPE, check=True).stdout)
     seen = {}
     with open(pathlib.Path(folder) / "words.jsonl", "w") as f:
@@ -267,7 +267,7 @@ def golden(program, folder):
             if seen.setdefault(json.dumps(patterns), name) != name:
                 continue
             splitter = word_splitter(patterns)
-            for t in texts(f"golden {name}", 40):
+            for t in texts(f"golden {name}", 25):
                 f.write(json.dumps([name, t, [w for w, _ in splitter.pre_tokenize_str(t)]], ensure_ascii=True) + "\n")
 
 

@@ -107,19 +107,20 @@ void ReadIQ4XS(const uint8_t* p, int s, RowBlock& b) {
   ReadTable4(p + 8 + s * 16, kNonLinear4, b);
 }
 
-// Q2_K has a scale and a minimum for 16 columns, which no layout has: its 32 values are rounded to
-// 256 steps between their least and greatest.
+// Q2_K has a scale and a minimum for 16 columns, which no layout has: 32 values are rounded to 8 bits
+// of their greatest magnitude.
 void ReadQ2K(const uint8_t* p, int s, RowBlock& b) {
-  float v[256];
-  Dequantize(DType::kQ2_K, reinterpret_cast<const std::byte*>(p), 0, 256, v);
-  const float* w = v + s * 32;
-  const auto [low, high] = std::minmax_element(w, w + 32);
-  // As they will be stored, so that quants round to the scale that is used.
-  b.m = HalfToFloat(FloatToHalf(*low));
-  b.d[0] = b.d[1] = HalfToFloat(FloatToHalf((*high - b.m) / 255.0f));
+  float all[256];
+  Dequantize(DType::kQ2_K, reinterpret_cast<const std::byte*>(p), 0, 256, all);
+  const float* w = all + s * 32;
+  float most = 0;
+  for (int i = 0; i < 32; ++i) most = std::max(most, std::fabs(w[i]));
+  // As it will be stored, so that quants round to the scale that is used.
+  const float d = HalfToFloat(FloatToHalf(most / 127.0f));
+  b.d[0] = b.d[1] = d;
   for (int i = 0; i < 32; ++i) {
-    const float q = b.d[0] > 0 ? (w[i] - b.m) / b.d[0] : 0.0f;
-    b.q[i] = static_cast<uint8_t>(std::clamp(std::nearbyint(q), 0.0f, 255.0f));
+    const float q = d > 0 ? std::clamp(std::nearbyint(w[i] / d), -128.0f, 127.0f) : 0.0f;
+    b.q[i] = static_cast<uint8_t>(128 + static_cast<int>(q));
   }
 }
 
@@ -180,11 +181,11 @@ bool LayoutOf(DType dtype, PackLayout& layout) {
     case DType::kIQ4_NL:
     case DType::kIQ4_XS:
     case DType::kMXFP4:
+    case DType::kQ2_K:
       layout = PackLayout::kSym8;
       return true;
     case DType::kQ5_1:
     case DType::kQ5_K:
-    case DType::kQ2_K:
       layout = PackLayout::kMin8;
       return true;
     case DType::kQ6_K:
