@@ -5,8 +5,8 @@
 
 namespace baton {
 
-// The processors of its affinity mask, but no more than its CPU quota (cgroup v1 cpu.cfs_quota_us or
-// v2 cpu.max, of its own group and those around it), rounded down. At least 1.
+// The processors of its affinity mask, but no more than its CPU quota (cgroup v1 cpu.cfs_quota_us
+// or v2 cpu.max, of its own group and those around it), rounded down. At least 1.
 int UsableProcessors();
 
 // The quota alone, in processors; infinity if there is none. `root` is where the file system begins

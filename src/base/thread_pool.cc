@@ -36,8 +36,7 @@ inline uint64_t Ticks() {
 #if defined(__x86_64__)
   return __builtin_ia32_rdtsc();
 #else
-  return static_cast<uint64_t>(
-      std::chrono::steady_clock::now().time_since_epoch().count() * 3);
+  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count() * 3);
 #endif
 }
 
@@ -204,8 +203,8 @@ ThreadPool::ThreadPool(int threads) {
   constexpr rlim_t kBytesPerThread = rlim_t{32} << 20;
   struct rlimit addresses {};
   if (::getrlimit(RLIMIT_AS, &addresses) == 0 && addresses.rlim_cur != RLIM_INFINITY)
-    threads = static_cast<int>(std::clamp<rlim_t>(addresses.rlim_cur / kBytesPerThread, 1,
-                                                  static_cast<rlim_t>(threads)));
+    threads = static_cast<int>(
+        std::clamp<rlim_t>(addresses.rlim_cur / kBytesPerThread, 1, static_cast<rlim_t>(threads)));
   shares_ = std::make_unique<Share[]>(static_cast<size_t>(threads) + 1);
   for (int workers = threads - 1; !StartWorkers(workers);) {
     workers = static_cast<int>(workers_.size()) / 2;

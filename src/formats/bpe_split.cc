@@ -72,10 +72,9 @@ class WordSplitter::Pattern {
     Pattern p;
     p.rule_ = rule;
     // \C would cut inside a character; matching then runs without PCRE2's own UTF-8 check.
-    p.code_.reset(pcre2_compile(
-        Units(text), text.size(),
-        PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &offset,
-        context.get()));
+    p.code_.reset(pcre2_compile(Units(text), text.size(),
+                                PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
+                                &code, &offset, context.get()));
     if (p.code_ == nullptr) {
       PCRE2_UCHAR message[256] = {};
       pcre2_get_error_message(code, message, sizeof(message));
@@ -151,8 +150,8 @@ class WordSplitter::Pattern {
     for (int64_t limit = kFirstSteps;; limit *= kStepsFactor) {
       if (limit > kFirstSteps) run.steps -= limit;
       if (run.steps < 0) break;
-      const int rc = Search(text, start, static_cast<uint32_t>(std::min<int64_t>(limit, INT32_MAX)),
-                            run);
+      const int rc =
+          Search(text, start, static_cast<uint32_t>(std::min<int64_t>(limit, INT32_MAX)), run);
       if (rc == PCRE2_ERROR_NOMATCH) return {};
       if (rc >= 0) {
         const PCRE2_SIZE* range = pcre2_get_ovector_pointer(run.data.get());

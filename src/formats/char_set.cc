@@ -106,10 +106,9 @@ std::string CharSet::ToPcre2() const {
   std::string text;
   const auto put = [&](char32_t first, char32_t last) {
     if (first > last) return;
-    text += first == last
-                ? fmt::format("\\x{{{:x}}}", static_cast<uint32_t>(first))
-                : fmt::format("\\x{{{:x}}}-\\x{{{:x}}}", static_cast<uint32_t>(first),
-                              static_cast<uint32_t>(last));
+    text += first == last ? fmt::format("\\x{{{:x}}}", static_cast<uint32_t>(first))
+                          : fmt::format("\\x{{{:x}}}-\\x{{{:x}}}", static_cast<uint32_t>(first),
+                                        static_cast<uint32_t>(last));
   };
   for (const auto& [first, last] : ranges_) {
     // PCRE2 refuses a class that begins or ends inside the surrogates, which no text has.

@@ -105,8 +105,8 @@ float Q2_K(const std::byte* b, int i) {
          Half(b + 82) * static_cast<float>(s >> 4);
 }
 
-// 32 bytes of high bits (bit i / 32 of byte i % 32), bit pairs, sixteen 6-bit scales, d. Scale j has
-// its low four bits in byte j % 8 and its high two in byte 8 + j % 4.
+// 32 bytes of high bits (bit i / 32 of byte i % 32), bit pairs, sixteen 6-bit scales, d. Scale j
+// has its low four bits in byte j % 8 and its high two in byte 8 + j % 4.
 float Q3_K(const std::byte* b, int i) {
   const std::byte* scales = b + 96;
   const int j = i / 16;

@@ -45,9 +45,9 @@ struct TypeRow {
   DType dtype;
 };
 constexpr TypeRow kTypes[] = {
-    {0, DType::kF32},   {1, DType::kF16},   {30, DType::kBF16}, {2, DType::kQ4_0},
-    {3, DType::kQ4_1},  {6, DType::kQ5_0},  {7, DType::kQ5_1},  {8, DType::kQ8_0},
-    {10, DType::kQ2_K}, {11, DType::kQ3_K}, {12, DType::kQ4_K}, {13, DType::kQ5_K},
+    {0, DType::kF32},   {1, DType::kF16},     {30, DType::kBF16},   {2, DType::kQ4_0},
+    {3, DType::kQ4_1},  {6, DType::kQ5_0},    {7, DType::kQ5_1},    {8, DType::kQ8_0},
+    {10, DType::kQ2_K}, {11, DType::kQ3_K},   {12, DType::kQ4_K},   {13, DType::kQ5_K},
     {14, DType::kQ6_K}, {20, DType::kIQ4_NL}, {23, DType::kIQ4_XS}, {39, DType::kMXFP4},
 };
 

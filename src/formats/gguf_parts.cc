@@ -33,8 +33,7 @@ Result<Part> OpenPart(const std::string& path) {
   return Part{std::move(file), std::move(*gguf)};
 }
 
-Status AddPart(const std::string& path, Part part, std::set<std::string>& names,
-               GgufModel& model) {
+Status AddPart(const std::string& path, Part part, std::set<std::string>& names, GgufModel& model) {
   for (TensorInfo& t : part.gguf.tensors) {
     if (!names.insert(t.name).second)
       return Error::Corrupt("{}: tensor '{}' is in an earlier part too", path, Printable(t.name));
@@ -62,9 +61,10 @@ Result<GgufModel> OpenGgufModel(const std::string& path) {
                           count, std::min(count, kMaxParts) - 1);
   const std::optional<std::string> stem = StemOf(path, number + 1, count);
   if (!stem)
-    return Error::InvalidArgument("{}: part {} of {} of a model, expected a name that ends in "
-                                  "-{:05}-of-{:05}.gguf",
-                                  path, number + 1, count, number + 1, count)
+    return Error::InvalidArgument(
+               "{}: part {} of {} of a model, expected a name that ends in "
+               "-{:05}-of-{:05}.gguf",
+               path, number + 1, count, number + 1, count)
         .Hint("give all parts the names that they were published under");
   int64_t expected = -1;
   for (int64_t i = 0; i < count; ++i) {

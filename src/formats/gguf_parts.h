@@ -16,8 +16,8 @@ struct GgufModel {
   Metadata metadata;                // of the first file
 };
 
-// `path` is the file, or any of NAME-00001-of-0000N.gguf, whose others lie beside it. Errors: a part
-// that is missing, belongs to another model, or lacks tensors; a tensor in two parts.
+// `path` is the file, or any of NAME-00001-of-0000N.gguf, whose others lie beside it. Errors: a
+// part that is missing, belongs to another model, or lacks tensors; a tensor in two parts.
 Result<GgufModel> OpenGgufModel(const std::string& path);
 
 }  // namespace baton

@@ -51,8 +51,8 @@ Result<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view w
   } catch (const Json::exception& e) {
     const auto* at = dynamic_cast<const Json::parse_error*>(&e);
     const size_t byte = at == nullptr ? 0 : std::min(at->byte, quoted.size());
-    const auto line = 1 + std::count(quoted.begin(),
-                                     quoted.begin() + static_cast<std::ptrdiff_t>(byte), '\n');
+    const auto line =
+        1 + std::count(quoted.begin(), quoted.begin() + static_cast<std::ptrdiff_t>(byte), '\n');
     return Error::Corrupt("{}: expected a JSON object, but line {} is not JSON", what, line);
   }
   if (!j.is_object()) return Error::Corrupt("{}: expected a JSON object", what);

@@ -313,8 +313,8 @@ void Tokenizer::Impl::EmitMerged(Work& work) const {
       continue;
     }
     const bool bytes = byte_fallback && std::ranges::all_of(s.text, [&](char c) {
-      return byte_ids[static_cast<unsigned char>(c)] >= 0;
-    });
+                         return byte_ids[static_cast<unsigned char>(c)] >= 0;
+                       });
     if (bytes) {
       for (char c : s.text) work.out.push_back(byte_ids[static_cast<unsigned char>(c)]);
       after_unknown = false;
@@ -392,8 +392,8 @@ void Tokenizer::Impl::EncodePlain(std::string_view text, Work& work) const {
 void Tokenizer::Impl::EncodePart(std::string_view text, bool first, Work& work) const {
   if (prefix_step == TokenizerSpec::PrefixStep::kNormalizer) return EncodePlain(text, work);
   const bool pieces = kind == Kind::kPieces;
-  const bool put = Prefixes(first) && !text.starts_with(' ') &&
-                   !(pieces && text.starts_with(kSpacePiece));
+  const bool put =
+      Prefixes(first) && !text.starts_with(' ') && !(pieces && text.starts_with(kSpacePiece));
   if (!put && !(pieces && text.find(kSpacePiece) != text.npos)) return EncodePlain(text, work);
   std::string spaced(put ? " " : "");
   spaced += pieces ? ReplaceAll(text, kSpacePiece, " ") : std::string(text);

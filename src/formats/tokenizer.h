@@ -31,9 +31,9 @@ class Tokenizer {
 
   // From the tokenizer.ggml.* keys of a GGUF file.
   static Result<Tokenizer> FromGguf(const Metadata& metadata);
-  // From tokenizer.json or tokenizer.model (+ added_tokens.json, tokenizer_config.json) in a Hugging
-  // Face folder. Tokens from `rows` on, for which the model has no embedding, are left out (-1:
-  // none are), so that their texts become other tokens.
+  // From tokenizer.json or tokenizer.model (+ added_tokens.json, tokenizer_config.json) in a
+  // Hugging Face folder. Tokens from `rows` on, for which the model has no embedding, are left out
+  // (-1: none are), so that their texts become other tokens.
   static Result<Tokenizer> FromFolder(const std::string& folder, int64_t rows = -1);
   // Of a model that came without one: no text becomes tokens, no token is text.
   static Tokenizer None();

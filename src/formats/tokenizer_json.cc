@@ -361,8 +361,8 @@ Status ApplyAddedTokens(std::string_view text, std::string_view special, Tokeniz
       return Error::Corrupt("added_tokens.json: '{}' is no integer id", Printable(content));
     }
     const bool is_control = control.contains(content) || IsEndText(content);
-    BATON_TRY(PutToken(spec, *id, {{"content", content}, {"special", is_control},
-                                   {"normalized", false}}));
+    BATON_TRY(PutToken(spec, *id,
+                       {{"content", content}, {"special", is_control}, {"normalized", false}}));
   }
   return Status::Ok();
 }

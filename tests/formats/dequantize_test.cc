@@ -14,9 +14,9 @@
 namespace baton {
 namespace {
 
-constexpr DType kAll[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ4_0,
-                          DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0,
-                          DType::kQ4_K, DType::kQ5_K, DType::kQ6_K,   DType::kQ2_K,
+constexpr DType kAll[] = {DType::kF32,  DType::kF16,    DType::kBF16,   DType::kQ4_0,
+                          DType::kQ4_1, DType::kQ5_0,   DType::kQ5_1,   DType::kQ8_0,
+                          DType::kQ4_K, DType::kQ5_K,   DType::kQ6_K,   DType::kQ2_K,
                           DType::kQ3_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4};
 
 // A block as numbers: value = d * scale[sub] * (q - bias) [+ m or - dmin * min[sub]].

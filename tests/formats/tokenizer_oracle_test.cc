@@ -1,5 +1,5 @@
-// What Hugging Face `tokenizers` makes of random texts (tests/golden/README.md); the long comparison
-// is scripts/fuzz-tokenizers.
+// What Hugging Face `tokenizers` makes of random texts (tests/golden/README.md); the long
+// comparison is scripts/fuzz-tokenizers.
 #include <gtest/gtest.h>
 
 #include <filesystem>

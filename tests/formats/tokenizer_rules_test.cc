@@ -39,8 +39,8 @@ TEST(Patterns, OnigurumaIsTranslated) {
   EXPECT_EQ(SplitBy({R"([\u4E00-\u9FA5]+)"}, "a\u4E16\u754Cb"), (Words{"a", "\u4E16\u754C", "b"}));
   // Empty matches cut as well.
   EXPECT_EQ(SplitBy({R"((?=b))"}, "abab"), (Words{"a", "ba", "b"}));
-  for (const char* bad : {"(", "a)", "[a", "[a&&", R"(\1)", R"(\K)", R"(\G)", "*", "(?<n>a)", "(?x)a",
-                          R"(\p{Nonesuch})", "[z-a]", "a\\", R"(\xFF)", "(?~a)", "\xFF"}) {
+  for (const char* bad : {"(", "a)", "[a", "[a&&", R"(\1)", R"(\K)", R"(\G)", "*", "(?<n>a)",
+                          "(?x)a", R"(\p{Nonesuch})", "[z-a]", "a\\", R"(\xFF)", "(?~a)", "\xFF"}) {
     const auto made = WordSplitter::Make({{bad}});
     ASSERT_FALSE(made.ok()) << bad;
     EXPECT_EQ(made.error().code(), Error::Code::kUnsupported) << bad;
@@ -121,7 +121,7 @@ TEST(Normal, FormsAreUnicodes) {
 std::string Json(const std::string& added, const std::string& more = R"("normalizer": null)") {
   nlohmann::json vocab = nlohmann::json::object();
   int id = 0;
-  for (char c = 'a'; c <= 'z'; ++c) vocab[std::string(1, c)] = id++;  // 0 to 25
+  for (char c = 'a'; c <= 'z'; ++c) vocab[std::string(1, c)] = id++;               // 0 to 25
   for (const char* t : {"\u0120", "<", ">", "\u00C3", "\u00A9"}) vocab[t] = id++;  // 26 to 30
   return fmt::format(R"({{"added_tokens": [{}], {}, "pre_tokenizer": {{"type": "ByteLevel",
     "add_prefix_space": false}}, "model": {{"type": "BPE", "vocab": {}, "merges": []}}}})",

@@ -76,7 +76,8 @@ TEST(Keys, WhatMayChangeResultsIsAnError) {
   for (const char* more :
        {R"("residual_multiplier":0.22)", R"("logits_scaling":8.0)", R"("rope_ratio":2)",
         R"("no_rope_layers":[1,0])", R"("num_experts":8)", R"("use_qk_norm":true)",
-        R"("mlp_bias":true)", R"("quantization_config":{"bits":4})", R"("partial_rotary_factor":0.5)",
+        R"("mlp_bias":true)", R"("quantization_config":{"bits":4})",
+        R"("partial_rotary_factor":0.5)",
         R"("rope_parameters":{"rope_type":"default","partial_rotary_factor":0.5})",
         R"("rope_scaling":{"type":"linear","factor":2,"mrope_section":[1,2]})",
         R"("rope_scaling":{"factor":2.0})"}) {
@@ -109,7 +110,8 @@ TEST(Keys, WhatCannotIsListed) {
 }
 
 TEST(Keys, PythonsConstantsAreRead) {
-  EXPECT_TRUE(Read(LlamaJson(R"("unused":Infinity,"b":[NaN,-Infinity],"c":"NaN \" Infinity")")).ok());
+  EXPECT_TRUE(
+      Read(LlamaJson(R"("unused":Infinity,"b":[NaN,-Infinity],"c":"NaN \" Infinity")")).ok());
   const auto broken = ParseHfConfig("{\"a\": 1,\n\"b\": oops}");
   ASSERT_FALSE(broken.ok());
   EXPECT_NE(broken.error().ToString().find("line 2"), std::string::npos);
@@ -125,7 +127,8 @@ TEST(Rope, OldLinearKeyOfGgufCounts) {
 TEST(Rope, YarnBoundsAreRoundedUnlessTold) {
   const std::string yarn =
       R"("rope_scaling":{"rope_type":"yarn","factor":8.0,"original_max_position_embeddings":64)";
-  const ModelConfig rounded = MustRead(yarn + "}"), exact = MustRead(yarn + R"(,"truncate":false})");
+  const ModelConfig rounded = MustRead(yarn + "}"),
+                    exact = MustRead(yarn + R"(,"truncate":false})");
   const std::vector<float> a = RopeFrequencies(rounded.rope[0], 64),
                            b = RopeFrequencies(exact.rope[0], 64);
   EXPECT_EQ(a.front(), b.front());
@@ -155,8 +158,9 @@ TEST(Rope, EachKindOfLayerHasItsParameters) {
   EXPECT_EQ(c.rope[1].factor, 2.0f);
   EXPECT_EQ(c.layer[0].rope, 1);
   EXPECT_EQ(c.layer[1].rope, 0);
-  EXPECT_NE(ErrorOf(R"("rope_theta":5000,"rope_parameters":{"rope_theta":6000})").find("rope_theta"),
-            std::string::npos);
+  EXPECT_NE(
+      ErrorOf(R"("rope_theta":5000,"rope_parameters":{"rope_theta":6000})").find("rope_theta"),
+      std::string::npos);
 }
 
 TEST(Names, HoldNothingThatATerminalObeys) {

@@ -108,11 +108,10 @@ inline std::vector<float> RandomNormal(Rng& rng, int64_t n, float sigma = 1, flo
   return v;
 }
 
-inline constexpr DType kWeightTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ4_0,
-                                         DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0,
-                                         DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kQ2_K,
-                                         DType::kQ3_K, DType::kIQ4_NL, DType::kIQ4_XS,
-                                         DType::kMXFP4};
+inline constexpr DType kWeightTypes[] = {
+    DType::kF32,  DType::kF16,    DType::kBF16,   DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
+    DType::kQ5_1, DType::kQ8_0,   DType::kQ4_K,   DType::kQ5_K, DType::kQ6_K, DType::kQ2_K,
+    DType::kQ3_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4};
 
 // Bytes of `elements` weights: random quants, scales such that the weights are of the order of 0.1.
 inline std::vector<std::byte> RandomWeights(Rng& rng, DType dtype, int64_t elements) {

@@ -107,8 +107,8 @@ void ReadIQ4XS(const uint8_t* p, int s, RowBlock& b) {
   ReadTable4(p + 8 + s * 16, kNonLinear4, b);
 }
 
-// Q2_K has a scale and a minimum for 16 columns, which no layout has: 32 values are rounded to 8 bits
-// of their greatest magnitude.
+// Q2_K has a scale and a minimum for 16 columns, which no layout has: 32 values are rounded to 8
+// bits of their greatest magnitude.
 void ReadQ2K(const uint8_t* p, int s, RowBlock& b) {
   float all[256];
   Dequantize(DType::kQ2_K, reinterpret_cast<const std::byte*>(p), 0, 256, all);

@@ -57,26 +57,63 @@ bool IsNeutral(std::string_view key, const MetaValue& v) {
 }
 
 // Keys under the architecture's own prefix all mean something to its forward pass, but these.
-constexpr std::string_view kHarmlessGguf[] = {
-    "vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "pooling_type",
-    "expert_used_count", "use_parallel_residual"};
+constexpr std::string_view kHarmlessGguf[] = {"vocab_size",         "rope.scaling.finetuned",
+                                              "tensor_data_layout", "pooling_type",
+                                              "expert_used_count",  "use_parallel_residual"};
 constexpr std::string_view kKnownGgufPrefixes[] = {"general.", "split.", "quantize.", "tokenizer."};
 
 // Folders' configs hold much that is no part of the forward pass: these parts of names are.
-constexpr std::string_view kMeaningfulHf[] = {
-    "rope",   "rotary", "softcap",  "logit_s",   "logits_s", "multiplier", "alibi",
-    "expert", "moe_",   "sink",     "residual",  "scale",    "scaling",    "parallel",
-    "nope",   "mup",    "mlp_bias", "qk_",       "qk_norm",  "norm_type",  "activation",
-    "partial", "quantization_config."};
+constexpr std::string_view kMeaningfulHf[] = {"rope",
+                                              "rotary",
+                                              "softcap",
+                                              "logit_s",
+                                              "logits_s",
+                                              "multiplier",
+                                              "alibi",
+                                              "expert",
+                                              "moe_",
+                                              "sink",
+                                              "residual",
+                                              "scale",
+                                              "scaling",
+                                              "parallel",
+                                              "nope",
+                                              "mup",
+                                              "mlp_bias",
+                                              "qk_",
+                                              "qk_norm",
+                                              "norm_type",
+                                              "activation",
+                                              "partial",
+                                              "quantization_config."};
 constexpr std::string_view kHarmlessHf[] = {"use_parallel_residual", "initializer_scale"};
 // Not listed either: they are in every config and say nothing that a user looks for.
-constexpr std::string_view kUsualHf[] = {
-    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures",
-    "attention_dropout", "attn_implementation", "auto_map", "bos_token_id", "cache_implementation",
-    "dtype", "eos_token_id", "hidden_dropout", "initializer_range", "max_window_layers",
-    "model_type", "pad_token_id", "pretraining_tp", "torch_dtype", "transformers_version",
-    "transformers.js_config", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_cache",
-    "use_sliding_window", "vocab_size"};
+constexpr std::string_view kUsualHf[] = {"_attn_implementation",
+                                         "_attn_implementation_autoset",
+                                         "_name_or_path",
+                                         "architectures",
+                                         "attention_dropout",
+                                         "attn_implementation",
+                                         "auto_map",
+                                         "bos_token_id",
+                                         "cache_implementation",
+                                         "dtype",
+                                         "eos_token_id",
+                                         "hidden_dropout",
+                                         "initializer_range",
+                                         "max_window_layers",
+                                         "model_type",
+                                         "pad_token_id",
+                                         "pretraining_tp",
+                                         "torch_dtype",
+                                         "transformers_version",
+                                         "transformers.js_config",
+                                         "unk_token_id",
+                                         "unsloth_fixed",
+                                         "unsloth_version",
+                                         "use_cache",
+                                         "use_sliding_window",
+                                         "vocab_size"};
 
 template <size_t N>
 bool Holds(const std::string_view (&list)[N], std::string_view key) {
@@ -198,16 +235,14 @@ Result<std::vector<std::string>> ConfigReader::Unread() const {
       problems.AddUnsupported("{} ({})", Printable(key), TextOf(value));
       continue;
     }
-    const bool usual = gguf() ? std::ranges::any_of(kKnownGgufPrefixes,
-                                                    [&](std::string_view p) {
-                                                      return key.starts_with(p);
-                                                    })
-                              : Holds(kUsualHf, name);
+    const bool usual =
+        gguf() ? std::ranges::any_of(kKnownGgufPrefixes,
+                                     [&](std::string_view p) { return key.starts_with(p); })
+               : Holds(kUsualHf, name);
     if (!usual) ignored.push_back(key);
   }
   if (problems.empty()) return ignored;
-  return problems
-      .ToError("settings may change what the model computes, and are not known")
+  return problems.ToError("settings may change what the model computes, and are not known")
       .Hint("this may be a variant of the architecture that Baton does not run");
 }
 

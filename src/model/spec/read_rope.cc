@@ -99,8 +99,7 @@ void PassOthers(const ConfigReader& r, const std::string& p) {
 }
 
 // `p`: where a folder's config has this rope's parameters.
-Status ReadScaling(const ConfigReader& r, const std::string& p, int64_t context,
-                   RopeConfig& rope) {
+Status ReadScaling(const ConfigReader& r, const std::string& p, int64_t context, RopeConfig& rope) {
   const std::string* type = r.String({"rope.scaling.type", p + "rope_type"});
   const std::string* old_type = r.String({"", p + "type"});
   if (type == nullptr) type = old_type;
@@ -116,9 +115,8 @@ Status ReadScaling(const ConfigReader& r, const std::string& p, int64_t context,
                               Printable(kind));
 
   const double given = factor.value_or(1.0);
-  BATON_ASSIGN(const double f,
-               ConfigReader::InRange(r.Name({"rope.scaling.factor", p + "factor"}),
-                                     given == 0.0 ? 1.0 : given, 1e-3, 1e6));
+  BATON_ASSIGN(const double f, ConfigReader::InRange(r.Name({"rope.scaling.factor", p + "factor"}),
+                                                     given == 0.0 ? 1.0 : given, 1e-3, 1e6));
   rope.factor = static_cast<float>(f);
   const ConfigKey original_key{"rope.scaling.original_context_length",
                                p + "original_max_position_embeddings"};
@@ -128,8 +126,7 @@ Status ReadScaling(const ConfigReader& r, const std::string& p, int64_t context,
     rope.scaling = RopeConfig::Scaling::kLinear;
     return Status::Ok();
   }
-  rope.scaling =
-      kind == "yarn" ? RopeConfig::Scaling::kYarn : RopeConfig::Scaling::kLlama3;
+  rope.scaling = kind == "yarn" ? RopeConfig::Scaling::kYarn : RopeConfig::Scaling::kLlama3;
   return kind == "yarn" ? ReadYarn(r, p, rope) : ReadLlama3(r, p, rope);
 }
 
@@ -172,10 +169,9 @@ Status ReadRope(const ConfigReader& r, const Architecture& a, ModelConfig& c) {
   c.rope_dims = c.head_dim;
   const bool of_its_own = !r.gguf() && HasPrefix(r.metadata(), kOfWindowLayers);
   if (a.local_rope_base == 0.0 && !of_its_own) return Status::Ok();
-  BATON_ASSIGN(const double local,
-               ReadBase(r, {"rope.freq_base_swa", "rope_local_base_freq"},
-                        std::string(kOfWindowLayers) + "rope_theta",
-                        a.local_rope_base == 0.0 ? base : a.local_rope_base));
+  BATON_ASSIGN(const double local, ReadBase(r, {"rope.freq_base_swa", "rope_local_base_freq"},
+                                            std::string(kOfWindowLayers) + "rope_theta",
+                                            a.local_rope_base == 0.0 ? base : a.local_rope_base));
   RopeConfig window{.base = static_cast<float>(local)};
   if (of_its_own) {
     BATON_TRY(CheckPartial(r, a, kOfWindowLayers));
