@@ -43,7 +43,9 @@ inline uint64_t Ticks() {
 // A thread that another process's thread shares a processor with is stopped when its time slice
 // ends, and holds an index that nobody else can finish until it runs again: all wait for it. So it
 // gives way between two indices, a little before its slice ends. Where nobody waits for the
-// processor that costs a system call every so often.
+// processor that costs a system call every so often. Measured with a busy loop on one of two cores
+// (SmolLM2, decode, two threads, November 2026): 0.67 of the speed without it; without this class
+// and the next, 0.53.
 class GiveWay {
  public:
   // Between two indices: whether it is time.

@@ -98,7 +98,8 @@ class ThreadPool {
   Signal signal_;
   Sleep sleep_;
   Done done_;
-  std::unique_ptr<Share[]> shares_;   // [threads()]
+  // [threads() + 1]; behind the shares, a word for the caller and a worker that change processors.
+  std::unique_ptr<Share[]> shares_;
   std::vector<std::thread> workers_;  // with shares_ on a line that nobody writes
   alignas(64) std::atomic<bool> busy_{false};
 };

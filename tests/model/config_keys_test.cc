@@ -109,6 +109,26 @@ TEST(Keys, WhatCannotIsListed) {
   ASSERT_TRUE(ReadGguf("llama.rope.scaling.finetuned", true).ok());
 }
 
+// Keys that published folders have besides their sizes.
+TEST(Keys, UsualConfigsHaveNothingToRefuse) {
+  MustRead(R"("architectures":["LlamaForCausalLM"],"attention_bias":false,"attention_dropout":0.0,
+      "hidden_act":"silu","initializer_range":0.02,"is_llama_config":true,"mlp_bias":false,
+      "pretraining_tp":1,"rms_norm_eps":1e-05,"rope_interleaved":false,"rope_scaling":null,
+      "rope_theta":100000,"tie_word_embeddings":true,"torch_dtype":"bfloat16","use_cache":true,
+      "transformers.js_config":{"kv_cache_dtype":{"q4f16":"float16"}},"tensor_parallel_degree":1)");
+  MustRead(R"("sliding_window":null,"rope_theta":1000000.0,"max_window_layers":28,
+      "use_sliding_window":false,"use_mrope":false,"hidden_act":"silu","attention_bias":true)",
+           "qwen2");
+  MustRead(R"("attn_logit_softcapping":null,"cache_implementation":"hybrid","head_dim":16,
+      "final_logit_softcapping":null,"hidden_activation":"gelu_pytorch_tanh",
+      "query_pre_attn_scalar":16,"rope_local_base_freq":10000.0,"rope_scaling":null,
+      "rope_theta":1000000.0,"sliding_window":16,"_sliding_window_pattern":6,
+      "layer_types":["sliding_attention","full_attention"],"use_bidirectional_attention":false)",
+           "gemma3_text");
+  MustRead(R"("rope_parameters":{"rope_theta":500000.0,"rope_type":"llama3","factor":8.0,
+      "low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":64})");
+}
+
 TEST(Keys, PythonsConstantsAreRead) {
   EXPECT_TRUE(
       Read(LlamaJson(R"("unused":Infinity,"b":[NaN,-Infinity],"c":"NaN \" Infinity")")).ok());

@@ -59,7 +59,9 @@ bool IsNeutral(std::string_view key, const MetaValue& v) {
 // Keys under the architecture's own prefix all mean something to its forward pass, but these.
 constexpr std::string_view kHarmlessGguf[] = {"vocab_size",         "rope.scaling.finetuned",
                                               "tensor_data_layout", "pooling_type",
-                                              "expert_used_count",  "use_parallel_residual"};
+                                              "expert_used_count",  "attention.layer_norm_epsilon"};
+// Of an encoder for images beside the model.
+constexpr std::string_view kOtherPartsGguf[] = {"mm.", "vision."};
 constexpr std::string_view kKnownGgufPrefixes[] = {"general.", "split.", "quantize.", "tokenizer."};
 
 // Folders' configs hold much that is no part of the forward pass: these parts of names are.
@@ -86,7 +88,8 @@ constexpr std::string_view kMeaningfulHf[] = {"rope",
                                               "activation",
                                               "partial",
                                               "quantization_config."};
-constexpr std::string_view kHarmlessHf[] = {"use_parallel_residual", "initializer_scale"};
+constexpr std::string_view kHarmlessHf[] = {"use_parallel_residual", "initializer_scale",
+                                            "tensor_parallel_size", "tensor_parallel_degree"};
 // Not listed either: they are in every config and say nothing that a user looks for.
 constexpr std::string_view kUsualHf[] = {"_attn_implementation",
                                          "_attn_implementation_autoset",
@@ -118,6 +121,12 @@ constexpr std::string_view kUsualHf[] = {"_attn_implementation",
 template <size_t N>
 bool Holds(const std::string_view (&list)[N], std::string_view key) {
   return std::ranges::find(list, key) != std::end(list);
+}
+
+bool ChangesResultsGguf(std::string_view key) {
+  return !Holds(kHarmlessGguf, key) &&
+         std::ranges::none_of(kOtherPartsGguf,
+                              [&](std::string_view part) { return key.starts_with(part); });
 }
 
 bool ChangesResultsHf(std::string_view key) {
@@ -230,7 +239,7 @@ Result<std::vector<std::string>> ConfigReader::Unread() const {
     if (read_.contains(key)) continue;
     const bool own = gguf() && key.starts_with(prefix_);
     const std::string_view name = own ? std::string_view(key).substr(prefix_.size()) : key;
-    const bool meaningful = gguf() ? own && !Holds(kHarmlessGguf, name) : ChangesResultsHf(name);
+    const bool meaningful = gguf() ? own && ChangesResultsGguf(name) : ChangesResultsHf(name);
     if (meaningful && !IsNeutral(name, value)) {
       problems.AddUnsupported("{} ({})", Printable(key), TextOf(value));
       continue;
