@@ -13,7 +13,9 @@ namespace baton {
 
 class ThreadPool {
  public:
-  // `threads` counts the caller; 0 means one per processor that this process may use.
+  // `threads` counts the caller; 0 means UsableProcessors(). Where the system refuses so many
+  // threads, the team is smaller: half of those that could start, as their stacks take memory that
+  // the work needs too.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -59,6 +61,8 @@ class ThreadPool {
     void* ctx = nullptr;
     int64_t count = 0;
   };
+  bool StartWorkers(int count);
+  void StopWorkers();
   void Dispatch(int64_t count, Body body, void* ctx);
   void Work(int rank);
   void Count(int64_t finished);
@@ -94,7 +98,8 @@ class ThreadPool {
   Signal signal_;
   Sleep sleep_;
   Done done_;
-  std::unique_ptr<Share[]> shares_;   // [threads()]
+  // [threads() + 1]; behind the shares, a word for the caller and a worker that change processors.
+  std::unique_ptr<Share[]> shares_;
   std::vector<std::thread> workers_;  // with shares_ on a line that nobody writes
   alignas(64) std::atomic<bool> busy_{false};
 };
