@@ -77,7 +77,9 @@ struct ModelInfo {
   int64_t suffix_rows = -1;
   std::string router;  // "64 + 64 rows, sink 128, window 2048"; empty: none
   bool has_tokenizer = true, has_chat_template = false;
-  std::string backend;  // "cpu (avx512)", "ref", ...
+  std::vector<std::string> ignored_keys;  // of the file's settings, those that nothing read
+  std::vector<std::string> notes;         // what the user should know of the files, a line each
+  std::string backend;                    // "cpu (avx512)", "ref", ...
   int threads = 0;
   double load_seconds = 0;
 };

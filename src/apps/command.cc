@@ -139,7 +139,15 @@ void EngineFlags::Add(CLI::App* command, Context context) {
         ->group(group);
 }
 
-Result<std::unique_ptr<Engine>> EngineFlags::Load() const { return Engine::Load(model, options); }
+Result<std::unique_ptr<Engine>> EngineFlags::Load() const {
+  BATON_ASSIGN(auto engine, Engine::Load(model, options));
+  const ModelInfo& info = engine->info();
+  if (info.threads < options.threads)
+    Note(fmt::format("baton: warning: the system lets only {} of {} threads run", info.threads,
+                     options.threads));
+  for (const std::string& note : info.notes) Note("baton: warning: " + note);
+  return engine;
+}
 
 void AddPlanFlag(CLI::App* command, std::string& path) {
   command->add_option("--plan", path, "Attention plan (from `baton plan`); without it: dense");

@@ -2,6 +2,7 @@
 #include <set>
 
 #include "apps/command.h"
+#include "formats/printable.h"
 
 namespace baton::apps {
 namespace {
@@ -115,6 +116,8 @@ Status PrintText(const Engine& engine, const std::optional<Plan>& plan) {
   if (m.trained_sparse) line("layers", LayersLine(m));
   if (m.exit_layer >= 0) line("prompts", PromptText(m));
   if (!m.router.empty()) line("router", m.router);
+  if (!m.ignored_keys.empty())
+    line("ignored", Displayable(fmt::format("{}", fmt::join(m.ignored_keys, ", "))));
   line("fingerprint", m.fingerprint);
   line("engine",
        fmt::format("{}, {} threads, loaded in {:.1f} s", m.backend, m.threads, m.load_seconds));

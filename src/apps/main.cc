@@ -1,5 +1,8 @@
 // The program `baton`: parses the command line, runs one command, turns errors into one line and an
 // exit status (1: an error, 2: a usage error, 130: interrupted).
+#include <malloc.h>
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
@@ -7,6 +10,7 @@
 #include <numeric>
 
 #include "apps/command.h"
+#include "base/mapped_file.h"
 
 namespace baton::apps {
 namespace {
@@ -141,6 +145,11 @@ int Finish(const Result<int>& status) {
 
 int Main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is a write error, reported like any other
+  ExitOnTruncatedFiles();
+  // Each arena of the allocator sets 64 MB of addresses aside.
+  struct rlimit addresses {};
+  if (getrlimit(RLIMIT_AS, &addresses) == 0 && addresses.rlim_cur != RLIM_INFINITY)
+    mallopt(M_ARENA_MAX, 1);
   CLI::App app("Long-context inference in which layers pass on what they attended to.", "baton");
   app.set_version_flag("--version", "baton " BATON_VERSION);
   app.footer(kFooter);

@@ -1,6 +1,7 @@
 #include "base/atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,11 +17,29 @@ namespace {
 // nothing can interrupt, would otherwise wait for gigabytes.
 constexpr int64_t kFlushBytes = int64_t{64} << 20;
 
+// Where a path leads: through symbolic links, the last of which may point to nothing yet.
+Result<std::string> Target(const std::string& path) {
+  namespace fs = std::filesystem;
+  constexpr int kMaxLinks = 40;  // as the kernel
+  fs::path at = path;
+  std::error_code ec;
+  for (int links = 0; fs::is_symlink(fs::symlink_status(at, ec)); ++links) {
+    const fs::path to = fs::read_symlink(at, ec);
+    if (ec || links == kMaxLinks)
+      return Error::Io("cannot write {}: its symbolic link leads nowhere", path);
+    at = to.is_absolute() ? to : at.parent_path() / to;
+  }
+  return at.string();
+}
+
 }  // namespace
 
-Result<AtomicFile> AtomicFile::Create(const std::string& path) {
+Result<AtomicFile> AtomicFile::Create(const std::string& given) {
+  BATON_ASSIGN(const std::string path, Target(given));
   std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  struct stat there {};
+  if (fd >= 0 && ::stat(path.c_str(), &there) == 0) (void)::fchmod(fd, there.st_mode & 07777);
   if (fd < 0)
     return Error::Io("cannot write {}: {}", path, std::strerror(errno))
         .Hint("does the folder exist, and is it writable?");

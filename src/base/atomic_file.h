@@ -10,8 +10,9 @@
 
 namespace baton {
 
-// A temporary file beside `path` that takes its place on Commit, and is removed without one. A full
-// disk is an error and leaves what was there.
+// A temporary file beside `path` that takes its place on Commit, and is removed without one. A
+// symbolic link stays, and what it points to is replaced. The permissions of a file that was there
+// stay. A full disk is an error and leaves what was there.
 class AtomicFile {
  public:
   static Result<AtomicFile> Create(const std::string& path);

@@ -20,7 +20,12 @@ enum class DType : uint8_t {
   kQ4_K,
   kQ5_K,
   kQ6_K,
-  kI8
+  kI8,
+  kQ2_K,
+  kQ3_K,
+  kIQ4_NL,
+  kIQ4_XS,
+  kMXFP4
 };
 
 struct DTypeInfo {
@@ -55,6 +60,16 @@ constexpr DTypeInfo Info(DType t) {
       return {"Q6_K", 256, 210};
     case DType::kI8:
       return {"I8", 1, 1};
+    case DType::kQ2_K:
+      return {"Q2_K", 256, 84};
+    case DType::kQ3_K:
+      return {"Q3_K", 256, 110};
+    case DType::kIQ4_NL:
+      return {"IQ4_NL", 32, 18};
+    case DType::kIQ4_XS:
+      return {"IQ4_XS", 256, 136};
+    case DType::kMXFP4:
+      return {"MXFP4", 32, 17};
   }
   return {"?", 1, 1};
 }

@@ -6,11 +6,78 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 namespace baton {
+namespace {
+
+// What a signal handler may look at: nothing that locks or allocates. Files beyond the table are
+// reported without their name.
+struct Mapping {
+  std::atomic<const std::byte*> data{nullptr};  // null: free
+  std::atomic<size_t> size{0};
+  char path[240];
+};
+constexpr size_t kMappings = 1024;
+Mapping mappings[kMappings];
+std::atomic<bool> reported{false};
+
+void Remember(const std::byte* data, size_t size, const std::string& path) {
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (Mapping& m : mappings) {
+    if (m.data.load(std::memory_order_relaxed) != nullptr) continue;
+    size_t n = 0;
+    for (; n + 1 < sizeof(m.path) && n < path.size(); ++n)
+      m.path[n] = path[n] >= 0x20 && path[n] < 0x7f ? path[n] : '?';
+    m.path[n] = 0;
+    m.size.store(size, std::memory_order_relaxed);
+    m.data.store(data, std::memory_order_release);
+    return;
+  }
+}
+
+void Forget(const std::byte* data) {
+  for (Mapping& m : mappings) {
+    if (m.data.load(std::memory_order_relaxed) == data)
+      m.data.store(nullptr, std::memory_order_release);
+  }
+}
+
+void Say(const char* text) { (void)!::write(STDERR_FILENO, text, std::strlen(text)); }
+
+void OnBusError(int, siginfo_t* info, void*) {
+  const auto* at = static_cast<const std::byte*>(info->si_addr);
+  for (const Mapping& m : mappings) {
+    const std::byte* data = m.data.load(std::memory_order_acquire);
+    if (data == nullptr || at < data || at >= data + m.size.load(std::memory_order_relaxed))
+      continue;
+    if (reported.exchange(true)) {
+      for (;;) ::pause();  // another thread is ending the program
+    }
+    Say("baton: error: ");
+    Say(m.path);
+    Say(": the file became shorter, or its disk failed, while it was being read (hint: write "
+        "models under another name and rename them)\n");
+    ::_exit(1);
+  }
+  ::signal(SIGBUS, SIG_DFL);  // not ours: as without this handler
+}
+
+}  // namespace
+
+void ExitOnTruncatedFiles() {
+  struct sigaction action {};
+  action.sa_sigaction = OnBusError;
+  action.sa_flags = SA_SIGINFO | SA_NODEFER;
+  ::sigemptyset(&action.sa_mask);
+  ::sigaction(SIGBUS, &action, nullptr);
+}
 
 MappedFile::MappedFile(MappedFile&& o) noexcept
     : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)) {}
@@ -22,7 +89,9 @@ MappedFile& MappedFile::operator=(MappedFile&& o) noexcept {
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ == nullptr) return;
+  Forget(data_);
+  ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 Result<MappedFile> MappedFile::Open(const std::string& path) {
@@ -47,6 +116,7 @@ Result<MappedFile> MappedFile::Open(const std::string& path) {
     }
     file.data_ = static_cast<const std::byte*>(p);
     file.size_ = static_cast<size_t>(st.st_size);
+    Remember(file.data_, file.size_, path);
   }
   ::close(fd);
   return file;

@@ -32,4 +32,8 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// For programs, as it takes over SIGBUS: a read of bytes that a mapped file has lost since it was
+// opened ends the program with one error line that names the file, and status 1.
+void ExitOnTruncatedFiles();
+
 }  // namespace baton

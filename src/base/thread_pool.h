@@ -13,7 +13,9 @@ namespace baton {
 
 class ThreadPool {
  public:
-  // `threads` counts the caller; 0 means one per processor that this process may use.
+  // `threads` counts the caller; 0 means UsableProcessors(). Where the system refuses so many
+  // threads, the team is smaller: half of those that could start, as their stacks take memory that
+  // the work needs too.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -59,6 +61,8 @@ class ThreadPool {
     void* ctx = nullptr;
     int64_t count = 0;
   };
+  bool StartWorkers(int count);
+  void StopWorkers();
   void Dispatch(int64_t count, Body body, void* ctx);
   void Work(int rank);
   void Count(int64_t finished);

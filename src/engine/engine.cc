@@ -177,6 +177,8 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   info.context = c.context;
   CountWeights(impl->checkpoint, info);
   for (const LayerConfig& l : c.layer) info.window.push_back(l.window);
+  info.ignored_keys = c.ignored_keys;
+  info.notes = impl->tokenizer->notes();
   info.has_tokenizer = impl->tokenizer->vocab_size() > 0;
   BATON_ASSIGN(impl->chat, impl->checkpoint.LoadChatSource());
   if (!options.chat_template.empty()) impl->chat.by_name = {{"default", options.chat_template}};

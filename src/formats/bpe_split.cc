@@ -5,58 +5,22 @@
 #include <pcre2.h>
 
 #include <algorithm>
-#include <iterator>
 #include <utility>
 
 #include "base/check.h"
-#include "formats/printable.h"
+#include "formats/split_pattern.h"
 #include "formats/unicode.h"
 
 namespace baton {
 namespace {
 
-constexpr size_t kMaxPatternBytes = 16384;
-// A hostile tokenizer.json may bring a pattern of exponential cost; real ones stay far below.
-constexpr uint32_t kMatchLimit = 1000000;
-
-constexpr std::string_view kGpt2 =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kLlama3 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|)"
-    R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kQwen2 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|)"
-    R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kTekken =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|)"
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|)"
-    R"(\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kDigit = R"(\p{N})";
-
-// PCRE2 counts U+180E as a space, Unicode and the engines these patterns were written for do not.
-std::string WithUnicodeSpaces(std::string_view pattern) {
-  constexpr std::string_view kSpaces = R"(\t-\r\x{85}\p{Z})";
-  std::string out;
-  bool in_class = false;
-  for (size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    if (c == '\\' && i + 1 < pattern.size()) {
-      const char e = pattern[++i];
-      if (e == 's') {
-        out += in_class ? std::string(kSpaces) : fmt::format("[{}]", kSpaces);
-      } else if (e == 'S' && !in_class) {
-        out += fmt::format("[^{}]", kSpaces);
-      } else {
-        out += {c, e};
-      }
-      continue;
-    }
-    if (c == '[') in_class = true;
-    if (c == ']') in_class = false;
-    out += c;
-  }
-  return out;
-}
+// PCRE2 counts backtracking. Patterns of real tokenizers go back over a run of characters once or
+// twice; a search begins with few steps, and gets more as long as the whole text has not used up
+// its share.
+constexpr int64_t kFirstSteps = 4096, kStepsFactor = 16;
+constexpr int64_t kFreeSteps = 10'000'000, kStepsPerByte = 64;
+constexpr uint32_t kHeapKilobytes = 1 << 20;
+constexpr size_t kJitStackBytes = 32 << 10, kJitStackMaxBytes = 8 << 20;
 
 struct MatchDataFree {
   void operator()(pcre2_match_data* d) const { pcre2_match_data_free(d); }
@@ -70,59 +34,78 @@ struct CompileContextFree {
 struct CodeFree {
   void operator()(pcre2_code* c) const { pcre2_code_free(c); }
 };
+struct JitStackFree {
+  void operator()(pcre2_jit_stack* s) const { pcre2_jit_stack_free(s); }
+};
 
 PCRE2_SPTR Units(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(text.data()); }
+
+// What one Split needs and patterns share.
+struct Run {
+  explicit Run(size_t bytes) : steps(kFreeSteps + kStepsPerByte * static_cast<int64_t>(bytes)) {
+    context.reset(pcre2_match_context_create(nullptr));
+    data.reset(pcre2_match_data_create(1, nullptr));
+    BATON_CHECK(context != nullptr && data != nullptr);
+    pcre2_set_heap_limit(context.get(), kHeapKilobytes);
+    stack.reset(pcre2_jit_stack_create(kJitStackBytes, kJitStackMaxBytes, nullptr));
+    if (stack != nullptr) pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
+  }
+
+  std::unique_ptr<pcre2_match_context, MatchContextFree> context;
+  std::unique_ptr<pcre2_match_data, MatchDataFree> data;
+  std::unique_ptr<pcre2_jit_stack, JitStackFree> stack;
+  int64_t steps;  // left for this text; negative: given up
+};
 
 }  // namespace
 
 class WordSplitter::Pattern {
  public:
-  static Result<Pattern> Compile(std::string_view source) {
-    std::unique_ptr<pcre2_compile_context, CompileContextFree> context(
+  static Result<Pattern> Compile(const SplitRule& rule) {
+    BATON_ASSIGN(const std::string text, ToPcre2(rule.pattern));
+    const std::unique_ptr<pcre2_compile_context, CompileContextFree> context(
         pcre2_compile_context_create(nullptr));
     BATON_CHECK(context != nullptr);
-    pcre2_set_max_pattern_length(context.get(), kMaxPatternBytes);
-    const std::string text = WithUnicodeSpaces(source);
+    pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
     int code = 0;
     PCRE2_SIZE offset = 0;
     Pattern p;
+    p.rule_ = rule;
     // \C would cut inside a character; matching then runs without PCRE2's own UTF-8 check.
     p.code_.reset(pcre2_compile(Units(text), text.size(),
-                                PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &code, &offset,
-                                context.get()));
+                                PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
+                                &code, &offset, context.get()));
     if (p.code_ == nullptr) {
       PCRE2_UCHAR message[256] = {};
       pcre2_get_error_message(code, message, sizeof(message));
-      return Error::Unsupported("pre-tokenizer pattern does not compile at byte {}: {}", offset,
+      return Error::Unsupported("pre-tokenizer pattern does not compile: {}",
                                 reinterpret_cast<const char*>(message));
     }
     // Without JIT (some hardened systems) the interpreter gives the same matches, slower.
     pcre2_jit_compile(p.code_.get(), PCRE2_JIT_COMPLETE);
-    p.limits_.reset(pcre2_match_context_create(nullptr));
-    BATON_CHECK(p.limits_ != nullptr);
-    pcre2_set_match_limit(p.limits_.get(), kMatchLimit);
     return p;
   }
 
   // Appends the pieces of valid UTF-8 `text`.
-  void Cut(std::string_view text, std::vector<std::string_view>& out) const {
-    std::unique_ptr<pcre2_match_data, MatchDataFree> data(
-        pcre2_match_data_create_from_pattern(code_.get(), nullptr));
-    BATON_CHECK(data != nullptr);
-    size_t done = 0;   // everything before is in out
-    size_t start = 0;  // where to look next
-    while (start < text.size()) {
-      const Match m = Find(text, start, data.get());
+  void Cut(std::string_view text, Run& run, std::vector<std::string_view>& out) const {
+    Pieces pieces{rule_, text, out};
+    size_t done = 0;                       // everything before is in `pieces`
+    size_t start = 0;                      // where to look next
+    size_t last = std::string_view::npos;  // the end of the last match
+    while (start <= text.size()) {
+      const Match m = Find(text, start, run);
       if (m.begin == std::string_view::npos) break;
-      if (m.end <= m.begin || m.begin < start) {  // empty, or \K moved it
+      if (m.end <= m.begin && m.begin == last) {  // an empty match behind a match does not count
+        if (start == text.size()) break;
         start += DecodeUtf8(text.substr(start)).length;
         continue;
       }
-      if (m.begin > done) out.push_back(text.substr(done, m.begin - done));
-      out.push_back(text.substr(m.begin, m.end - m.begin));
-      start = done = m.end;
+      if (m.begin > done) pieces.Add(done, m.begin, false);
+      pieces.Add(m.begin, m.end, true);
+      start = done = last = m.end;
     }
-    if (done < text.size()) out.push_back(text.substr(done));
+    if (done < text.size()) pieces.Add(done, text.size(), false);
+    pieces.Flush();
   }
 
  private:
@@ -131,24 +114,67 @@ class WordSplitter::Pattern {
     size_t end = 0;
   };
 
-  Match Find(std::string_view text, size_t start, pcre2_match_data* data) const {
-    // A match that needs more than the JIT's stack is tried again by the interpreter, whose stack
-    // is on the heap.
-    int rc = pcre2_match(code_.get(), Units(text), text.size(), start, PCRE2_NO_UTF_CHECK, data,
-                         limits_.get());
-    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) {
-      rc = pcre2_match(code_.get(), Units(text), text.size(), start,
-                       PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data, limits_.get());
+  // Matches and gaps in order, put together as the rule says.
+  struct Pieces {
+    using Behavior = SplitRule::Behavior;
+    const SplitRule& rule;
+    std::string_view text;
+    std::vector<std::string_view>& out;
+    size_t begin = 0, end = 0;  // the piece at hand
+    bool held_match = false;    // its last part is a match
+
+    void Add(size_t from, size_t to, bool match) {
+      match ^= rule.invert;
+      const bool joins = rule.behavior == Behavior::kContiguous           ? match == held_match
+                         : rule.behavior == Behavior::kMergedWithPrevious ? match && !held_match
+                         : rule.behavior == Behavior::kMergedWithNext     ? !match && held_match
+                                                                          : false;
+      if (joins && begin < end) {
+        end = to;
+      } else {
+        Flush();
+        begin = from;
+        end = rule.behavior == Behavior::kRemoved && match ? from : to;
+      }
+      held_match = match;
     }
-    if (rc == PCRE2_ERROR_NOMATCH) return {};
-    // Over the limits: the character stands alone, nothing is lost.
-    if (rc < 0) return {start, start + DecodeUtf8(text.substr(start)).length};
-    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data);
-    return {range[0], range[1]};
+    void Flush() {
+      if (begin < end) out.push_back(text.substr(begin, end - begin));
+      begin = end;
+    }
+  };
+
+  // The steps that are left once a pattern has had them count for the whole text, so that the rest
+  // is cut into characters.
+  Match Find(std::string_view text, size_t start, Run& run) const {
+    for (int64_t limit = kFirstSteps;; limit *= kStepsFactor) {
+      if (limit > kFirstSteps) run.steps -= limit;
+      if (run.steps < 0) break;
+      const int rc =
+          Search(text, start, static_cast<uint32_t>(std::min<int64_t>(limit, INT32_MAX)), run);
+      if (rc == PCRE2_ERROR_NOMATCH) return {};
+      if (rc >= 0) {
+        const PCRE2_SIZE* range = pcre2_get_ovector_pointer(run.data.get());
+        return {range[0], std::max(range[0], range[1])};
+      }
+      if (rc != PCRE2_ERROR_MATCHLIMIT) run.steps = -1;
+    }
+    if (start == text.size()) return {};
+    return {start, start + DecodeUtf8(text.substr(start)).length};
   }
 
+  int Search(std::string_view text, size_t start, uint32_t limit, Run& run) const {
+    pcre2_set_match_limit(run.context.get(), limit);
+    const int rc = pcre2_match(code_.get(), Units(text), text.size(), start, PCRE2_NO_UTF_CHECK,
+                               run.data.get(), run.context.get());
+    if (rc != PCRE2_ERROR_JIT_STACKLIMIT) return rc;
+    // The interpreter's stack is on the heap.
+    return pcre2_match(code_.get(), Units(text), text.size(), start,
+                       PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, run.data.get(), run.context.get());
+  }
+
+  SplitRule rule_;
   std::unique_ptr<pcre2_code, CodeFree> code_;
-  std::unique_ptr<pcre2_match_context, MatchContextFree> limits_;
 };
 
 WordSplitter::WordSplitter(std::vector<Pattern> patterns) : patterns_(std::move(patterns)) {}
@@ -156,10 +182,10 @@ WordSplitter::WordSplitter(WordSplitter&&) noexcept = default;
 WordSplitter& WordSplitter::operator=(WordSplitter&&) noexcept = default;
 WordSplitter::~WordSplitter() = default;
 
-Result<WordSplitter> WordSplitter::Make(const std::vector<std::string>& sources) {
+Result<WordSplitter> WordSplitter::Make(const std::vector<SplitRule>& rules) {
   std::vector<Pattern> patterns;
-  for (const std::string& source : sources) {
-    BATON_ASSIGN(Pattern p, Pattern::Compile(source));
+  for (const SplitRule& rule : rules) {
+    BATON_ASSIGN(Pattern p, Pattern::Compile(rule));
     patterns.push_back(std::move(p));
   }
   return WordSplitter(std::move(patterns));
@@ -169,12 +195,13 @@ std::vector<std::string_view> WordSplitter::Split(std::string_view text) const {
   std::vector<std::string_view> words;
   std::vector<std::string_view> pieces;
   std::vector<std::string_view> cut;
-  const auto split_valid = [&](std::string_view run) {
-    if (run.empty()) return;
-    pieces.assign(1, run);
+  Run run(text.size());
+  const auto split_valid = [&](std::string_view valid) {
+    if (valid.empty()) return;
+    pieces.assign(1, valid);
     for (const Pattern& p : patterns_) {
       cut.clear();
-      for (std::string_view piece : pieces) p.Cut(piece, cut);
+      for (std::string_view piece : pieces) p.Cut(piece, run, cut);
       pieces.swap(cut);
     }
     words.insert(words.end(), pieces.begin(), pieces.end());
@@ -191,37 +218,6 @@ std::vector<std::string_view> WordSplitter::Split(std::string_view text) const {
   }
   split_valid(text.substr(begin));
   return words;
-}
-
-std::string Gpt2Pattern() { return std::string(kGpt2); }
-
-Result<PreTokenizer> PreTokenizerOf(std::string_view name) {
-  struct Known {
-    std::string_view name;
-    std::vector<std::string_view> patterns;
-    bool ignore_merges = false;
-    bool adds_bos = false;
-  };
-  const std::vector<Known> known = {
-      {"gpt-2", {kGpt2}},
-      {"smollm", {kDigit, kGpt2}},
-      {"starcoder", {kDigit, kGpt2}},
-      {"llama-bpe", {kLlama3}, true, true},
-      {"qwen2", {kQwen2}},
-      {"deepseek-r1-qwen", {kQwen2}},
-      {"tekken", {kTekken}, true, true},
-  };
-  const auto it =
-      std::find_if(known.begin(), known.end(), [&](const Known& k) { return k.name == name; });
-  if (it == known.end()) {
-    std::string names;
-    for (const Known& k : known) names += fmt::format("{}{}", names.empty() ? "" : ", ", k.name);
-    return Error::Unsupported("pre-tokenizer '{}' is not known, expected one of {}",
-                              Printable(name), names);
-  }
-  PreTokenizer pre{{}, it->ignore_merges, it->adds_bos};
-  for (std::string_view p : it->patterns) pre.patterns.emplace_back(p);
-  return pre;
 }
 
 }  // namespace baton

@@ -10,17 +10,33 @@
 
 namespace baton {
 
+// One step of a pre-tokenizer. Matches and the gaps between them become pieces.
+struct SplitRule {
+  enum class Behavior {
+    kIsolated,            // each match is a piece
+    kRemoved,             // matches are left out
+    kMergedWithPrevious,  // a match belongs to the gap before it
+    kMergedWithNext,      // to the gap behind it
+    kContiguous,          // neighbouring matches are one piece
+  };
+  std::string pattern;  // Oniguruma's syntax, as tokenizer.json has it
+  Behavior behavior = Behavior::kIsolated;
+  bool invert = false;  // gaps count as matches, matches as gaps
+};
+
 class WordSplitter {
  public:
-  // Patterns are applied one after the other: matches and the gaps between them become pieces, and
-  // the next pattern sees each piece alone. No patterns: the text stays whole.
-  static Result<WordSplitter> Make(const std::vector<std::string>& patterns);
+  // Rules are applied one after the other; the next one sees each piece alone. No rules: the text
+  // stays whole. Unsupported: a pattern that PCRE2 cannot run (formats/split_pattern.h).
+  static Result<WordSplitter> Make(const std::vector<SplitRule>& rules);
 
   WordSplitter(WordSplitter&&) noexcept;
   WordSplitter& operator=(WordSplitter&&) noexcept;
   ~WordSplitter();
 
-  // Words in order; together they are `text`. Bytes that are not UTF-8 become words of one byte.
+  // Words in order; together they are `text` unless a rule removes some. Bytes that are not UTF-8
+  // become words of one byte. The time is linear in the text: where a pattern has used up the steps
+  // that this allows, the rest of the text is cut into characters.
   std::vector<std::string_view> Split(std::string_view text) const;
 
  private:
@@ -29,17 +45,16 @@ class WordSplitter {
   std::vector<Pattern> patterns_;
 };
 
-// What a GGUF file means by tokenizer.ggml.pre.
+// What a GGUF file's tokenizer.ggml.pre stands for.
 struct PreTokenizer {
-  std::vector<std::string> patterns;
-  bool ignore_merges = false;  // a word that is a token is not merged from its bytes
+  std::vector<SplitRule> rules;
+  bool ignore_merges = false;  // words that are tokens need no merging
   bool adds_bos = false;       // unless the file says otherwise
+  bool nfc = false;            // the text is composed first
 };
-
-// An unknown name is an error that lists the known ones.
+// Unsupported: a name that is not known; the error lists those that are.
 Result<PreTokenizer> PreTokenizerOf(std::string_view name);
-
-// The GPT-2 pattern, which Hugging Face files name by a flag instead of spelling it out.
-std::string Gpt2Pattern();
+std::vector<std::string> PreTokenizerNames();
+std::string Gpt2Pattern();  // of tokenizer.json's ByteLevel with use_regex
 
 }  // namespace baton

@@ -4,6 +4,7 @@
 #include "formats/dequantize.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/check.h"
@@ -92,6 +93,49 @@ float Q6_K(const std::byte* b, int i) {
   return Half(b + 208) * static_cast<float>(scale) * static_cast<float>((low | high << 4) - 32);
 }
 
+// Bit pairs of 256 values: 32 bytes carry 128 values, 32 to a bit position.
+int SuperPair(const std::byte* q, int i) {
+  return (Byte(q + i / 128 * 32 + i % 32) >> (i % 128 / 32 * 2)) & 3;
+}
+
+// 16 bytes with a scale (low half) and a minimum for 16 values each, bit pairs, d, dmin.
+float Q2_K(const std::byte* b, int i) {
+  const int s = Byte(b + i / 16);
+  return Half(b + 80) * static_cast<float>(s & 15) * static_cast<float>(SuperPair(b + 16, i)) -
+         Half(b + 82) * static_cast<float>(s >> 4);
+}
+
+// 32 bytes of high bits (bit i / 32 of byte i % 32), bit pairs, sixteen 6-bit scales, d. Scale j
+// has its low four bits in byte j % 8 and its high two in byte 8 + j % 4.
+float Q3_K(const std::byte* b, int i) {
+  const std::byte* scales = b + 96;
+  const int j = i / 16;
+  const int low = Byte(scales + j % 8) >> (j < 8 ? 0 : 4) & 15;
+  const int high = Byte(scales + 8 + j % 4) >> (j / 4 * 2) & 3;
+  const int bit = Byte(b + i % 32) >> (i / 32) & 1;
+  return Half(b + 108) * static_cast<float>((low | high << 4) - 32) *
+         static_cast<float>(SuperPair(b + 32, i) - (bit ? 0 : 4));
+}
+
+float IQ4_NL(const std::byte* b, int i) {
+  return Half(b) * static_cast<float>(kNonLinear4[Nibble(b + 2, i)]);
+}
+
+// d, the high bits of eight 6-bit scales (16 bits), their low nibbles (4 bytes), nibbles: 16 bytes
+// for each 32 values.
+float IQ4_XS(const std::byte* b, int i) {
+  const int j = i / 32;
+  const int low = Byte(b + 4 + j / 2) >> (j % 2 * 4) & 15;
+  const int high = Load16(b + 2) >> (2 * j) & 3;
+  return Half(b) * static_cast<float>((low | high << 4) - 32) *
+         static_cast<float>(kNonLinear4[Nibble(b + 8 + j * 16, i % 32)]);
+}
+
+// An exponent, nibbles that are floats of 4 bits. The table holds their doubles.
+float MXFP4(const std::byte* b, int i) {
+  return std::ldexp(static_cast<float>(kFloat4Doubled[Nibble(b + 1, i)]), Byte(b) - 128);
+}
+
 float F32(const std::byte* b, int) {
   float v;
   std::memcpy(&v, b, 4);
@@ -140,6 +184,16 @@ void Dequantize(DType dtype, const std::byte* data, int64_t first, int64_t count
       return Expand<Q5_K, DType::kQ5_K>(data, first, count, out);
     case DType::kQ6_K:
       return Expand<Q6_K, DType::kQ6_K>(data, first, count, out);
+    case DType::kQ2_K:
+      return Expand<Q2_K, DType::kQ2_K>(data, first, count, out);
+    case DType::kQ3_K:
+      return Expand<Q3_K, DType::kQ3_K>(data, first, count, out);
+    case DType::kIQ4_NL:
+      return Expand<IQ4_NL, DType::kIQ4_NL>(data, first, count, out);
+    case DType::kIQ4_XS:
+      return Expand<IQ4_XS, DType::kIQ4_XS>(data, first, count, out);
+    case DType::kMXFP4:
+      return Expand<MXFP4, DType::kMXFP4>(data, first, count, out);
     case DType::kI8:
       return Expand<I8, DType::kI8>(data, first, count, out);
   }

@@ -45,9 +45,10 @@ struct TypeRow {
   DType dtype;
 };
 constexpr TypeRow kTypes[] = {
-    {0, DType::kF32},   {1, DType::kF16},   {30, DType::kBF16}, {2, DType::kQ4_0},
-    {3, DType::kQ4_1},  {6, DType::kQ5_0},  {7, DType::kQ5_1},  {8, DType::kQ8_0},
-    {12, DType::kQ4_K}, {13, DType::kQ5_K}, {14, DType::kQ6_K},
+    {0, DType::kF32},   {1, DType::kF16},     {30, DType::kBF16},   {2, DType::kQ4_0},
+    {3, DType::kQ4_1},  {6, DType::kQ5_0},    {7, DType::kQ5_1},    {8, DType::kQ8_0},
+    {10, DType::kQ2_K}, {11, DType::kQ3_K},   {12, DType::kQ4_K},   {13, DType::kQ5_K},
+    {14, DType::kQ6_K}, {20, DType::kIQ4_NL}, {23, DType::kIQ4_XS}, {39, DType::kMXFP4},
 };
 
 // Names of the types Baton does not read, for the error message only.
@@ -55,10 +56,6 @@ std::string_view ForeignTypeName(uint32_t id) {
   switch (id) {
     case 9:
       return "Q8_1";
-    case 10:
-      return "Q2_K";
-    case 11:
-      return "Q3_K";
     case 15:
       return "Q8_K";
     case 16:
@@ -69,14 +66,10 @@ std::string_view ForeignTypeName(uint32_t id) {
       return "IQ3_XXS";
     case 19:
       return "IQ1_S";
-    case 20:
-      return "IQ4_NL";
     case 21:
       return "IQ3_S";
     case 22:
       return "IQ2_S";
-    case 23:
-      return "IQ4_XS";
     case 24:
       return "I8";
     case 25:
@@ -93,8 +86,6 @@ std::string_view ForeignTypeName(uint32_t id) {
       return "TQ1_0";
     case 35:
       return "TQ2_0";
-    case 39:
-      return "MXFP4";
     default:
       return "unknown";
   }

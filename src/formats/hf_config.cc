@@ -6,6 +6,7 @@
 
 #include "base/mapped_file.h"
 #include "formats/printable.h"
+#include "formats/python_json.h"
 
 namespace baton {
 namespace {
@@ -39,8 +40,11 @@ Status Flatten(const json& j, const std::string& prefix, int depth, Metadata& ou
     } else if (v.is_boolean()) {
       value = v.get<bool>();
     } else if (v.is_number_integer()) {
-      if (!FitsInt64(v)) return Error::Corrupt("'{}' is above 2^63 - 1", Printable(name));
-      value = v.get<int64_t>();
+      if (FitsInt64(v)) {
+        value = v.get<int64_t>();
+      } else {
+        value = v.get<double>();
+      }
     } else if (v.is_number_float()) {
       value = v.get<double>();
     } else if (v.is_string()) {
@@ -72,9 +76,7 @@ Status Flatten(const json& j, const std::string& prefix, int depth, Metadata& ou
 Result<Metadata> ParseHfConfig(std::string_view json_text) {
   if (json_text.size() > kMaxConfigBytes)
     return Error::Corrupt("{} bytes, expected at most {}", json_text.size(), kMaxConfigBytes);
-  const json j =
-      json::parse(json_text.begin(), json_text.end(), nullptr, /*allow_exceptions=*/false);
-  if (!j.is_object()) return Error::Corrupt("expected a JSON object");
+  BATON_ASSIGN(const json j, ParseJsonObject(json_text, "config"));
   Metadata out;
   BATON_TRY(Flatten(j, "", 0, out));
   return out;

@@ -1,9 +1,12 @@
 #include "formats/tokenizer.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -47,11 +50,38 @@ int ByteOfPiece(std::string_view text) {
   return value;
 }
 
+// "a b" or "a ": a space behind another character.
+bool HoldsSpaceInside(std::string_view bytes) {
+  const size_t word = bytes.find_first_not_of(' ');
+  return word != bytes.npos && bytes.find(' ', word) != bytes.npos;
+}
+
 bool HasNoText(TokenType type) {
   return type == TokenType::kControl || type == TokenType::kUnknown;
 }
 
 }  // namespace
+
+void KeepFirstTokens(TokenizerSpec& spec, int64_t rows) {
+  if (rows < 0 || std::ssize(spec.tokens) <= rows) return;
+  std::set<std::string, std::less<>> gone;
+  for (size_t i = static_cast<size_t>(rows); i < spec.tokens.size(); ++i)
+    gone.insert(spec.tokens[i].text);
+  spec.notes.push_back(
+      fmt::format("the tokenizer has {} tokens more than the model has rows ('{}' first); texts "
+                  "never become those",
+                  spec.tokens.size() - static_cast<size_t>(rows),
+                  Printable(spec.tokens[static_cast<size_t>(rows)].text)));
+  spec.tokens.resize(static_cast<size_t>(rows));
+  std::erase_if(spec.merges, [&](const auto& merge) {
+    return gone.contains(merge.first) || gone.contains(merge.second) ||
+           gone.contains(merge.first + merge.second);
+  });
+  for (int64_t* id : {&spec.bos, &spec.eos, &spec.unknown}) {
+    if (*id >= rows) *id = -1;
+  }
+  std::erase_if(spec.more_end_ids, [&](int64_t id) { return id >= rows; });
+}
 
 struct Tokenizer::Impl {
   using Kind = TokenizerSpec::Kind;
@@ -66,18 +96,27 @@ struct Tokenizer::Impl {
   Status AddSpecials(const TokenizerSpec& spec);
 
   std::string BytesOfText(std::string_view text, TokenType type) const;
+  std::string AddedText(const TokenSpec& token, bool normalized) const;
 
   struct Work {
     BpeMerger merger;
     std::vector<BpeSymbol> symbols;
     std::vector<int32_t>& out;
+    bool special = false;
   };
-  // Text between control tokens; `first`: nothing is before it.
+  // Text between tokens that stand in the text as given; `first`: nothing is before it.
   void EncodeSegment(std::string_view text, bool first, Work& work) const;
+  void EncodePart(std::string_view text, bool first, Work& work) const;
   void EncodePlain(std::string_view text, Work& work) const;
   void EncodeBytes(std::string_view word, Work& work) const;
   void EncodePieces(std::string_view text, Work& work) const;
   void EmitMerged(Work& work) const;
+  bool Prefixes(bool first) const {
+    return prefix == Prefix::kAlways || (prefix == Prefix::kFirst && first);
+  }
+  const TokenFinder& finder(bool normalized, bool special) const {
+    return *finders[normalized ? 1 : 0][special ? 1 : 0];
+  }
 
   Kind kind = Kind::kByteLevel;
   Vocab vocab;
@@ -86,17 +125,24 @@ struct Tokenizer::Impl {
   MergeTable merges;
   std::vector<uint32_t> score_rank;  // by id; empty unless pieces merge by score
   std::optional<WordSplitter> splitter;
+  std::vector<NormalForm> normal_forms;
   bool ignore_merges = false;
   Prefix prefix = Prefix::kNone;
+  TokenizerSpec::PrefixStep prefix_step = TokenizerSpec::PrefixStep::kNormalizer;
   bool split_words = false;
+  bool cuts_at_spaces = false;  // no token holds a space behind another character
+  bool byte_fallback = true;
+  bool fuse_unknown = false;
+  bool keeps_unknown_bytes = false;
 
-  std::optional<TokenFinder> user_defined;  // always parsed
-  std::optional<TokenFinder> control;       // with options.special
+  // Added tokens: [in the normalised text][with control tokens].
+  std::optional<TokenFinder> finders[2][2];
   int32_t bos = -1;
   int32_t eos = -1;
   int32_t unknown = -1;
   bool adds_bos = false;
   std::vector<bool> ends;  // by id
+  std::vector<std::string> notes;
 };
 
 std::string Tokenizer::Impl::BytesOfText(std::string_view text, TokenType type) const {
@@ -114,6 +160,7 @@ Status Tokenizer::Impl::AddTokens(const TokenizerSpec& spec) {
                           kMaxTokens);
   }
   kind = spec.kind;
+  cuts_at_spaces = kind == Kind::kPieces;
   for (size_t i = 0; i < spec.tokens.size(); ++i) {
     const TokenSpec& t = spec.tokens[i];
     if (t.type == TokenType::kByte && ByteOfPiece(t.text) < 0) {
@@ -126,7 +173,8 @@ Status Tokenizer::Impl::AddTokens(const TokenizerSpec& spec) {
   index.Reserve(spec.tokens.size());
   for (int32_t id = 0; id < vocab.size(); ++id) {
     const TokenType type = vocab.type(id);
-    if (HasNoText(type) || vocab.Bytes(id).empty()) continue;
+    if (HasNoText(type) || vocab.Bytes(id).empty() || !spec.tokens[id].in_model) continue;
+    if (HoldsSpaceInside(vocab.Bytes(id))) cuts_at_spaces = false;
     if (type == TokenType::kByte) {
       int32_t& slot = byte_ids[static_cast<unsigned char>(vocab.Bytes(id)[0])];
       if (slot < 0) slot = id;
@@ -143,8 +191,14 @@ Status Tokenizer::Impl::AddTokens(const TokenizerSpec& spec) {
   return Status::Ok();
 }
 
+// A merge with a control token is left out: plain text never becomes one.
 Status Tokenizer::Impl::AddMerges(const TokenizerSpec& spec) {
   merges.Reserve(spec.merges.size());
+  TokenIndex control(vocab);
+  control.Reserve(spec.tokens.size());
+  for (int32_t id = 0; id < vocab.size(); ++id) {
+    if (HasNoText(vocab.type(id))) control.Add(id);
+  }
   for (size_t rank = 0; rank < spec.merges.size(); ++rank) {
     const auto& [left_text, right_text] = spec.merges[rank];
     const std::string left = BytesOfText(left_text, TokenType::kNormal);
@@ -153,6 +207,13 @@ Status Tokenizer::Impl::AddMerges(const TokenizerSpec& spec) {
     const int32_t b = index.Find(right);
     const int32_t both = index.Find(left + right);
     if (a < 0 || b < 0 || both < 0) {
+      const auto skipped = [&](int32_t id, const std::string& text) {
+        return id >= 0 || control.Find(text) >= 0;
+      };
+      if (skipped(a, left_text) && skipped(b, right_text) &&
+          skipped(both, left_text + right_text)) {
+        continue;
+      }
       return Error::Corrupt("merge {} is '{}' + '{}', but {} is not in the vocabulary", rank,
                             Printable(left_text), Printable(right_text),
                             a < 0   ? "its left side"
@@ -193,37 +254,64 @@ Status Tokenizer::Impl::AddSpecials(const TokenizerSpec& spec) {
   unknown = static_cast<int32_t>(spec.unknown);
   adds_bos = spec.adds_bos && bos >= 0;
 
-  std::vector<int32_t> user;
-  std::vector<int32_t> without_text;
   ends.assign(vocab.size(), false);
   for (int32_t id = 0; id < vocab.size(); ++id) {
-    const TokenType type = vocab.type(id);
-    if (type == TokenType::kUserDefined) user.push_back(id);
-    if (HasNoText(type)) without_text.push_back(id);
-    if (type == TokenType::kControl && IsEndText(vocab.Bytes(id))) ends[id] = true;
+    if (vocab.type(id) == TokenType::kControl && IsEndText(vocab.Bytes(id))) ends[id] = true;
   }
   if (spec.eos >= 0) ends[spec.eos] = true;
   for (int64_t id : spec.more_end_ids) {
     if (id >= 0) ends[id] = true;
   }
-  user_defined.emplace(vocab, user);
-  control.emplace(vocab, without_text);
+  for (bool normalized : {false, true}) {
+    std::vector<AddedToken> all;
+    std::vector<AddedToken> visible;
+    for (int32_t id = 0; id < vocab.size(); ++id) {
+      const TokenSpec& t = spec.tokens[id];
+      const bool user = t.type == TokenType::kUserDefined;
+      if (!user && !HasNoText(t.type)) continue;
+      if (t.normalized.value_or(user) != normalized) continue;
+      const AddedToken token{AddedText(t, normalized), id, t.lstrip, t.rstrip, t.single_word};
+      all.push_back(token);
+      if (user) visible.push_back(token);
+    }
+    const bool piece_spaces = normalized && kind == Kind::kPieces &&
+                              prefix_step == TokenizerSpec::PrefixStep::kNormalizer;
+    finders[normalized][0].emplace(std::move(visible), piece_spaces);
+    finders[normalized][1].emplace(std::move(all), piece_spaces);
+  }
   return Status::Ok();
 }
 
+// What a token looks like where it is searched: as the file writes it, or put through the
+// normaliser as the text around it.
+std::string Tokenizer::Impl::AddedText(const TokenSpec& token, bool normalized) const {
+  if (!normalized) return token.text;
+  std::string text = token.text;
+  for (NormalForm form : normal_forms) text = Normalize(text, form);
+  if (kind != Kind::kPieces || prefix_step == TokenizerSpec::PrefixStep::kPreTokenizer) return text;
+  // Prepend puts its space in front of a token that a file marks so; SentencePiece does not.
+  const bool put = token.normalized.has_value() && prefix == Prefix::kAlways;
+  return fmt::format("{}{}", put ? " " : "", ReplaceAll(text, kSpacePiece, " "));
+}
+
 void Tokenizer::Impl::EmitMerged(Work& work) const {
+  bool after_unknown = false;
   for (int32_t i = work.symbols.empty() ? -1 : 0; i >= 0; i = work.symbols[i].next) {
     const BpeSymbol& s = work.symbols[i];
     if (s.id >= 0) {
       work.out.push_back(s.id);
+      after_unknown = false;
       continue;
     }
-    const bool bytes = std::ranges::all_of(
-        s.text, [&](char c) { return byte_ids[static_cast<unsigned char>(c)] >= 0; });
+    const bool bytes = byte_fallback && std::ranges::all_of(s.text, [&](char c) {
+                         return byte_ids[static_cast<unsigned char>(c)] >= 0;
+                       });
     if (bytes) {
       for (char c : s.text) work.out.push_back(byte_ids[static_cast<unsigned char>(c)]);
+      after_unknown = false;
     } else if (unknown >= 0) {
-      work.out.push_back(unknown);
+      if (!fuse_unknown || !after_unknown) work.out.push_back(unknown);
+      after_unknown = true;
     }
   }
 }
@@ -239,7 +327,9 @@ void Tokenizer::Impl::EncodeBytes(std::string_view word, Work& work) const {
   work.symbols.clear();
   for (size_t i = 0; i < word.size(); ++i) {
     const int32_t id = byte_ids[static_cast<unsigned char>(word[i])];
-    if (id >= 0) work.symbols.push_back({.id = id});
+    if (id >= 0 || (keeps_unknown_bytes && unknown >= 0)) {
+      work.symbols.push_back({.id = id, .text = word.substr(i, 1)});
+    }
   }
   work.merger.Run(work.symbols,
                   [&](const BpeSymbol& a, const BpeSymbol& b) { return merges.Find(a.id, b.id); });
@@ -279,21 +369,40 @@ void Tokenizer::Impl::EncodePlain(std::string_view text, Work& work) const {
     for (std::string_view word : splitter->Split(text)) EncodeBytes(word, work);
     return;
   }
-  if (!split_words) return EncodePieces(text, work);
+  if (!split_words && !cuts_at_spaces) return EncodePieces(text, work);
   for (size_t pos = 0; pos < text.size();) {
-    const size_t end = std::min(text.find(' ', pos + 1), text.size());
+    size_t end = pos + 1;
+    // Runs of spaces stay whole where tokens may hold several of them.
+    while (!split_words && end < text.size() && text[end] == ' ') ++end;
+    end = std::min(text.find(' ', end), text.size());
     EncodePieces(text.substr(pos, end - pos), work);
     pos = end;
   }
 }
 
-// The space in front comes before the search for user-defined tokens, as in SentencePiece: it can
-// be part of one (Gemma's runs of spaces).
+void Tokenizer::Impl::EncodePart(std::string_view text, bool first, Work& work) const {
+  if (prefix_step == TokenizerSpec::PrefixStep::kNormalizer) return EncodePlain(text, work);
+  const bool pieces = kind == Kind::kPieces;
+  const bool put =
+      Prefixes(first) && !text.starts_with(' ') && !(pieces && text.starts_with(kSpacePiece));
+  if (!put && !(pieces && text.find(kSpacePiece) != text.npos)) return EncodePlain(text, work);
+  std::string spaced(put ? " " : "");
+  spaced += pieces ? ReplaceAll(text, kSpacePiece, " ") : std::string(text);
+  EncodePlain(spaced, work);
+}
+
+// The normaliser's space comes before the search for user-defined tokens, as in SentencePiece: it
+// can be part of one (Gemma's runs of spaces).
 void Tokenizer::Impl::EncodeSegment(std::string_view text, bool first, Work& work) const {
   if (text.empty()) return;
+  std::string normal;
+  for (NormalForm form : normal_forms) {
+    normal = Normalize(text, form);
+    text = normal;
+  }
   std::string spaced;
-  if (kind == Kind::kPieces) {
-    const bool put = prefix == Prefix::kAlways || (prefix == Prefix::kFirst && first);
+  if (kind == Kind::kPieces && prefix_step == TokenizerSpec::PrefixStep::kNormalizer) {
+    const bool put = Prefixes(first);
     // To these models a literal U+2581 is a space.
     if (put || text.find(kSpacePiece) != text.npos) {
       if (put) spaced = ' ';
@@ -301,14 +410,13 @@ void Tokenizer::Impl::EncodeSegment(std::string_view text, bool first, Work& wor
       text = spaced;
     }
   }
-  for (size_t pos = 0; pos < text.size();) {
-    const TokenFinder::Hit hit = user_defined->Next(text, pos);
-    const size_t end = std::min(hit.begin, text.size());
-    if (end > pos) EncodePlain(text.substr(pos, end - pos), work);
-    if (hit.id < 0) return;
-    work.out.push_back(hit.id);
-    pos = hit.begin + hit.length;
-  }
+  finder(true, work.special).ForParts(text, [&](const TokenFinder::Part& part) {
+    if (part.id >= 0) {
+      work.out.push_back(part.id);
+    } else {
+      EncodePart(text.substr(part.begin, part.end - part.begin), first && part.begin == 0, work);
+    }
+  });
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -318,16 +426,24 @@ Tokenizer::~Tokenizer() = default;
 
 Result<Tokenizer> Tokenizer::FromSpec(const TokenizerSpec& spec) {
   auto impl = std::make_unique<Impl>();
+  impl->normal_forms = spec.normal_forms;
+  impl->ignore_merges = spec.ignore_merges;
+  impl->prefix = spec.prefix;
+  impl->prefix_step = spec.prefix_step;
+  impl->split_words = spec.split_words;
+  impl->byte_fallback = spec.byte_fallback;
+  impl->fuse_unknown = spec.fuse_unknown;
+  impl->keeps_unknown_bytes = spec.keeps_unknown_bytes;
+  impl->notes = spec.notes;
   BATON_TRY(impl->AddTokens(spec));
   BATON_TRY(impl->AddMerges(spec));
   if (spec.by_score) impl->RankScores(spec);
   BATON_TRY(impl->AddSpecials(spec));
-  BATON_ASSIGN(impl->splitter, WordSplitter::Make(spec.patterns));
-  impl->ignore_merges = spec.ignore_merges;
-  impl->prefix = spec.prefix;
-  impl->split_words = spec.split_words;
+  BATON_ASSIGN(impl->splitter, WordSplitter::Make(spec.rules));
   return Tokenizer(std::move(impl));
 }
+
+const std::vector<std::string>& Tokenizer::notes() const { return impl_->notes; }
 
 Tokenizer Tokenizer::None() { return Tokenizer(std::make_unique<Impl>()); }
 
@@ -340,15 +456,17 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOption
   if (impl_->vocab.size() == 0) return {};
   std::vector<int32_t> ids;
   if (options.bos && impl_->adds_bos) ids.push_back(impl_->bos);
-  Impl::Work work{.merger = {}, .symbols = {}, .out = ids};
-  for (size_t pos = 0; pos < text.size();) {
-    const TokenFinder::Hit hit =
-        options.special ? impl_->control->Next(text, pos) : TokenFinder::Hit{};
-    const size_t end = std::min(hit.begin, text.size());
-    impl_->EncodeSegment(text.substr(pos, end - pos), pos == 0, work);
-    if (hit.id < 0) break;
-    ids.push_back(hit.id);
-    pos = hit.begin + hit.length;
+  Impl::Work work{.merger = {}, .symbols = {}, .out = ids, .special = options.special};
+  impl_->finder(false, options.special).ForParts(text, [&](const TokenFinder::Part& part) {
+    if (part.id >= 0) {
+      ids.push_back(part.id);
+    } else {
+      impl_->EncodeSegment(text.substr(part.begin, part.end - part.begin), part.begin == 0, work);
+    }
+  });
+  // A prompt from a model card may begin with the text of BOS; a second one hurts.
+  if (options.bos && impl_->adds_bos && ids.size() > 1 && ids[1] == impl_->bos) {
+    ids.erase(ids.begin());
   }
   return ids;
 }

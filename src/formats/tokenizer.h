@@ -17,7 +17,8 @@ namespace baton {
 struct TokenizerSpec;  // formats/tokenizer_spec.h
 
 struct EncodeOptions {
-  bool bos = false;  // put BOS in front where the model adds one (ignored by models that do not)
+  // Put BOS in front where the model adds one and the text does not begin with it.
+  bool bos = false;
   bool special =
       false;  // parse control tokens ("<|im_start|>") in the text; otherwise they are plain text
 };
@@ -30,8 +31,10 @@ class Tokenizer {
 
   // From the tokenizer.ggml.* keys of a GGUF file.
   static Result<Tokenizer> FromGguf(const Metadata& metadata);
-  // From tokenizer.json or tokenizer.model (+ tokenizer_config.json) in a Hugging Face folder.
-  static Result<Tokenizer> FromFolder(const std::string& folder);
+  // From tokenizer.json or tokenizer.model (+ added_tokens.json, tokenizer_config.json) in a
+  // Hugging Face folder. Tokens from `rows` on, for which the model has no embedding, are left out
+  // (-1: none are), so that their texts become other tokens.
+  static Result<Tokenizer> FromFolder(const std::string& folder, int64_t rows = -1);
   // Of a model that came without one: no text becomes tokens, no token is text.
   static Tokenizer None();
   // From what one of those was read into; checks ids, types, merges and patterns.
@@ -54,6 +57,8 @@ class Tokenizer {
   bool adds_bos() const;
   bool IsEndOfGeneration(int32_t id) const;  // eos, <|im_end|>, <end_of_turn>, <|eot_id|>, ...
   bool IsControl(int32_t id) const;          // control or unknown: no text of its own
+  // What the user should know of the tokenizer's file, a sentence each.
+  const std::vector<std::string>& notes() const;
 
  private:
   struct Impl;

@@ -32,12 +32,25 @@ Result<TokenizerSpec> ReadModel(const std::string& folder) {
   BATON_ASSIGN(const MappedFile file, MappedFile::Open(path));
   auto spec = is_json ? SpecFromJson(Chars(file)) : SpecFromSentencePiece(Chars(file));
   if (!spec.ok()) return std::move(spec).error().At(path);
+  // Part of tokenizer.json, if there is one.
+  const std::string added = folder + "/added_tokens.json";
+  if (!is_json && Exists(added)) {
+    BATON_ASSIGN(const MappedFile tokens, MappedFile::Open(added));
+    const std::string map = folder + "/special_tokens_map.json";
+    MappedFile special;
+    if (Exists(map)) {
+      BATON_ASSIGN(special, MappedFile::Open(map));
+    }
+    if (Status s = ApplyAddedTokens(Chars(tokens), Chars(special), *spec); !s.ok()) {
+      return std::move(s).error().At(folder);
+    }
+  }
   return spec;
 }
 
 }  // namespace
 
-Result<Tokenizer> Tokenizer::FromFolder(const std::string& folder) {
+Result<Tokenizer> Tokenizer::FromFolder(const std::string& folder, int64_t rows) {
   BATON_ASSIGN(TokenizerSpec spec, ReadModel(folder));
   const std::string config = folder + "/tokenizer_config.json";
   if (Exists(config)) {
@@ -48,6 +61,7 @@ Result<Tokenizer> Tokenizer::FromFolder(const std::string& folder) {
   }
   BATON_TRY(AddEndsOfFolder(folder, spec));
   MarkEndTexts(spec);
+  KeepFirstTokens(spec, rows);
   auto tokenizer = FromSpec(spec);
   if (!tokenizer.ok()) return std::move(tokenizer).error().At(folder);
   return tokenizer;

@@ -80,9 +80,17 @@ Result<TokenizerSpec> SpecFromGguf(const Metadata& m) {
   BATON_TRY(ReadTokens(m, spec));
   if (*model == "gpt2") {
     const std::string* pre = m.String("tokenizer.ggml.pre");
-    BATON_ASSIGN(PreTokenizer words, PreTokenizerOf(pre == nullptr ? "(missing)" : *pre));
+    const std::string name = pre == nullptr || pre->empty() ? "default" : *pre;
+    BATON_ASSIGN(PreTokenizer words, PreTokenizerOf(name));
+    if (name == "default") {
+      spec.notes.push_back(
+          fmt::format("tokenizer.ggml.pre is {}: text is cut by a pattern that may not be the "
+                      "model's, which costs quality; convert the model again, or write the name",
+                      pre == nullptr ? "missing" : fmt::format("'{}'", Printable(*pre))));
+    }
     spec.kind = TokenizerSpec::Kind::kByteLevel;
-    spec.patterns = std::move(words.patterns);
+    spec.rules = std::move(words.rules);
+    if (words.nfc) spec.normal_forms = {NormalForm::kNfc};
     spec.ignore_merges = words.ignore_merges;
     spec.adds_bos = words.adds_bos;
     BATON_TRY(ReadMerges(m, spec));

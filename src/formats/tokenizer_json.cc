@@ -2,11 +2,14 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
 #include "formats/bpe_split.h"
+#include "formats/end_tokens.h"
 #include "formats/printable.h"
+#include "formats/python_json.h"
 #include "formats/tokenizer_spec.h"
 
 namespace baton {
@@ -37,12 +40,6 @@ std::optional<int64_t> Integer(const Json& j) {
   return j.get<int64_t>();
 }
 
-Result<Json> Parse(std::string_view text, const char* name) {
-  Json j = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!j.is_object()) return Error::Corrupt("{} is not a JSON object", name);
-  return j;
-}
-
 // The steps of a normalizer, pre-tokenizer or post-processor, which may be one step or a Sequence.
 Result<std::vector<const Json*>> Steps(const Json& j, const char* what, const char* list) {
   if (j.is_null()) return std::vector<const Json*>{};
@@ -59,15 +56,26 @@ Error UnknownStep(const char* what, const Json& step) {
                             Printable(Text(At(step, "type"))));
 }
 
-Status PutToken(TokenizerSpec& spec, int64_t id, std::string_view text, TokenType type) {
+// An entry of added_tokens or added_tokens_decoder. What the former says stays.
+Status PutToken(TokenizerSpec& spec, int64_t id, const Json& entry) {
+  const std::string_view text = Text(At(entry, "content"));
+  const TokenType type =
+      Flag(At(entry, "special"), false) ? TokenType::kControl : TokenType::kUserDefined;
   const int64_t size = std::ssize(spec.tokens);
   if (id < 0 || id >= std::min(size + kMaxGap, kMaxTokens)) {
     return Error::Corrupt("added token '{}' has id {}, expected 0 to {}", Printable(text), id,
                           std::min(size + kMaxGap, kMaxTokens) - 1);
   }
-  if (id >= size) spec.tokens.resize(id + 1, {.type = TokenType::kUnused});
-  spec.tokens[id].text = text;
-  spec.tokens[id].type = type;
+  if (id >= size) spec.tokens.resize(id + 1, {.type = TokenType::kUnused, .in_model = false});
+  TokenSpec& token = spec.tokens[id];
+  token.type = type;
+  if (token.normalized && token.text == text) return Status::Ok();
+  token.in_model = token.in_model && token.text == text;
+  token.text = text;
+  token.lstrip = Flag(At(entry, "lstrip"), false);
+  token.rstrip = Flag(At(entry, "rstrip"), false);
+  token.single_word = Flag(At(entry, "single_word"), false);
+  token.normalized = Flag(At(entry, "normalized"), type == TokenType::kUserDefined);
   return Status::Ok();
 }
 
@@ -136,9 +144,7 @@ Status ReadAddedTokens(const Json& file, TokenizerSpec& spec) {
     if (!id || !At(t, "content").is_string()) {
       return Error::Corrupt("an entry of added_tokens lacks an integer id or a text content");
     }
-    BATON_TRY(
-        PutToken(spec, *id, Text(At(t, "content")),
-                 Flag(At(t, "special"), false) ? TokenType::kControl : TokenType::kUserDefined));
+    BATON_TRY(PutToken(spec, *id, t));
   }
   return Status::Ok();
 }
@@ -154,40 +160,78 @@ std::string Quoted(std::string_view text) {
   return pattern;
 }
 
-Status ReadSplit(const Json& step, TokenizerSpec& spec) {
-  const std::string_view behavior = Text(At(step, "behavior"));
-  const bool invert = Flag(At(step, "invert"), false);
-  // The patterns of the "removed, inverted" form cover the whole text: nothing is removed.
-  if (!(behavior == "Isolated" && !invert) && !(behavior == "Removed" && invert)) {
-    return UnknownStep("pre_tokenizer", step);
-  }
+Result<SplitRule> ReadSplit(const Json& step) {
+  constexpr std::pair<std::string_view, SplitRule::Behavior> kBehaviors[] = {
+      {"Isolated", SplitRule::Behavior::kIsolated},
+      {"Removed", SplitRule::Behavior::kRemoved},
+      {"MergedWithPrevious", SplitRule::Behavior::kMergedWithPrevious},
+      {"MergedWithNext", SplitRule::Behavior::kMergedWithNext},
+      {"Contiguous", SplitRule::Behavior::kContiguous}};
+  SplitRule rule{.invert = Flag(At(step, "invert"), false)};
+  const auto it = std::ranges::find(kBehaviors, Text(At(step, "behavior")),
+                                    &std::pair<std::string_view, SplitRule::Behavior>::first);
+  if (it == std::end(kBehaviors)) return UnknownStep("pre_tokenizer", step);
+  rule.behavior = it->second;
   const Json& pattern = At(step, "pattern");
   if (At(pattern, "Regex").is_string()) {
-    spec.patterns.emplace_back(Text(At(pattern, "Regex")));
+    rule.pattern = Text(At(pattern, "Regex"));
   } else if (!Text(At(pattern, "String")).empty()) {
-    spec.patterns.push_back(Quoted(Text(At(pattern, "String"))));
+    rule.pattern = Quoted(Text(At(pattern, "String")));
   } else {
     return Error::Corrupt("pre_tokenizer Split has no pattern");
   }
-  return Status::Ok();
+  return rule;
+}
+
+// Steps that are a rule, by their type.
+Result<SplitRule> ReadRule(const Json& step) {
+  const std::string_view type = Text(At(step, "type"));
+  using Behavior = SplitRule::Behavior;
+  if (type == "Split") return ReadSplit(step);
+  if (type == "Digits") {
+    const bool each = Flag(At(step, "individual_digits"), false);
+    // Rust's is_numeric: Unicode's N.
+    return SplitRule{.pattern = each ? R"(\p{N})" : R"(\p{N}+)"};
+  }
+  if (type == "WhitespaceSplit") return SplitRule{R"(\s)", Behavior::kRemoved};
+  if (type == "Whitespace") return SplitRule{R"(\w+|[^\w\s]+)", Behavior::kRemoved, true};
+  if (type == "Punctuation" && Text(At(step, "behavior")).empty()) {
+    return SplitRule{R"([!-/:-@\[-`{-~\p{P}])"};
+  }
+  return UnknownStep("pre_tokenizer", step);
 }
 
 // Byte-level: the steps in front of ByteLevel cut words.
 Status ReadWordSteps(const std::vector<const Json*>& steps, TokenizerSpec& spec) {
-  for (const Json* step : steps) {
-    const std::string_view type = Text(At(*step, "type"));
-    if (type == "Digits") {
-      spec.patterns.push_back(Flag(At(*step, "individual_digits"), false) ? R"(\p{N})"
-                                                                          : R"(\p{N}+)");
-    } else if (type == "Split") {
-      BATON_TRY(ReadSplit(*step, spec));
-    } else if (type == "ByteLevel" && !Flag(At(*step, "add_prefix_space"), true)) {
-      if (Flag(At(*step, "use_regex"), true)) spec.patterns.push_back(Gpt2Pattern());
-    } else {
-      return UnknownStep("pre_tokenizer", *step);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (Text(At(*steps[i], "type")) != "ByteLevel") {
+      BATON_ASSIGN(SplitRule rule, ReadRule(*steps[i]));
+      spec.rules.push_back(std::move(rule));
+      continue;
     }
+    if (i + 1 < steps.size()) return UnknownStep("pre_tokenizer", *steps[i + 1]);
+    if (Flag(At(*steps[i], "add_prefix_space"), true)) {
+      if (i > 0) return UnknownStep("pre_tokenizer", *steps[i]);
+      spec.prefix = Prefix::kAlways;
+      spec.prefix_step = TokenizerSpec::PrefixStep::kPreTokenizer;
+    }
+    if (Flag(At(*steps[i], "use_regex"), true)) spec.rules.push_back({.pattern = Gpt2Pattern()});
   }
   return Status::Ok();
+}
+
+// True where the step is one of Unicode's forms.
+bool ReadNormalForm(const Json& step, TokenizerSpec& spec) {
+  constexpr std::pair<std::string_view, NormalForm> kForms[] = {{"NFC", NormalForm::kNfc},
+                                                                {"NFD", NormalForm::kNfd},
+                                                                {"NFKC", NormalForm::kNfkc},
+                                                                {"NFKD", NormalForm::kNfkd}};
+  for (const auto& [name, form] : kForms) {
+    if (Text(At(step, "type")) != name) continue;
+    spec.normal_forms.push_back(form);
+    return true;
+  }
+  return false;
 }
 
 // Pieces: the steps say where spaces become U+2581 and whether one is put in front.
@@ -196,6 +240,7 @@ Status ReadPieceSteps(const std::vector<const Json*>& normal, const std::vector<
   bool spaces = false;
   for (const Json* step : normal) {
     const std::string_view type = Text(At(*step, "type"));
+    if (!spaces && spec.prefix == Prefix::kNone && ReadNormalForm(*step, spec)) continue;
     if (type == "Prepend" && Text(At(*step, "prepend")) == kSpacePiece) {
       spec.prefix = Prefix::kAlways;
     } else if (type == "Replace" && Text(At(At(*step, "pattern"), "String")) == " " &&
@@ -210,12 +255,11 @@ Status ReadPieceSteps(const std::vector<const Json*>& normal, const std::vector<
     if (type == "Split" && spaces && Text(At(At(*step, "pattern"), "String")) == " ") {
       continue;  // Gemma: finds nothing, the normalizer has left no space
     }
-    if (type != "Metaspace" || Text(At(*step, "replacement")) != kSpacePiece) {
+    if (type != "Metaspace" || Text(At(*step, "replacement")) != kSpacePiece || spaces) {
       return UnknownStep("pre_tokenizer", *step);
     }
     spaces = true;
-    // Hugging Face leaves the space out when the text begins with one, SentencePiece puts a second.
-    // We do as the latter: only then can decoding give the text back.
+    spec.prefix_step = TokenizerSpec::PrefixStep::kPreTokenizer;
     spec.split_words = Flag(At(*step, "split"), true);
     const std::string_view scheme = Text(At(*step, "prepend_scheme"));
     const bool prepends = scheme.empty() ? Flag(At(*step, "add_prefix_space"), true) : true;
@@ -229,6 +273,7 @@ Status ReadPieceSteps(const std::vector<const Json*>& normal, const std::vector<
     return Error::Unsupported(
         "tokenizer.json neither cuts bytes (ByteLevel) nor marks spaces (Replace, Metaspace)");
   }
+  if (!spec.byte_fallback) return Status::Ok();
   for (TokenSpec& t : spec.tokens) {
     if (t.type == TokenType::kNormal && t.text.size() == 6 && t.text.starts_with("<0x")) {
       t.type = TokenType::kByte;
@@ -248,9 +293,7 @@ Status ReadSteps(const Json& file, TokenizerSpec& spec) {
   }
   spec.kind = Kind::kByteLevel;
   for (const Json* step : normal) {
-    // Qwen2 composes characters first. Text is composed already, nearly always, and what goes in
-    // should come out again.
-    if (Text(At(*step, "type")) != "NFC") return UnknownStep("normalizer", *step);
+    if (!ReadNormalForm(*step, spec)) return UnknownStep("normalizer", *step);
   }
   return ReadWordSteps(pre, spec);
 }
@@ -275,7 +318,7 @@ std::string_view TokenText(const Json& j) { return Text(j.is_object() ? At(j, "c
 }  // namespace
 
 Result<TokenizerSpec> SpecFromJson(std::string_view text) {
-  BATON_ASSIGN(const Json file, Parse(text, "tokenizer.json"));
+  BATON_ASSIGN(const Json file, ParseJsonObject(text, "tokenizer.json"));
   const Json& model = At(file, "model");
   const std::string_view type = Text(At(model, "type"));
   // Old files leave the type out.
@@ -291,6 +334,9 @@ Result<TokenizerSpec> SpecFromJson(std::string_view text) {
   TokenizerSpec spec;
   BATON_TRY(ReadVocab(model, spec));
   BATON_TRY(ReadMerges(model, spec));
+  spec.byte_fallback = Flag(At(model, "byte_fallback"), false);
+  spec.fuse_unknown = Flag(At(model, "fuse_unk"), false);
+  spec.keeps_unknown_bytes = true;
   BATON_TRY(ReadSteps(file, spec));
   spec.ignore_merges = Flag(At(model, "ignore_merges"), false);
   spec.unknown = FindToken(spec, Text(At(model, "unk_token")));
@@ -299,8 +345,31 @@ Result<TokenizerSpec> SpecFromJson(std::string_view text) {
   return spec;
 }
 
+Status ApplyAddedTokens(std::string_view text, std::string_view special, TokenizerSpec& spec) {
+  BATON_ASSIGN(const Json added, ParseJsonObject(text, "added_tokens.json"));
+  std::set<std::string, std::less<>> control;
+  if (!special.empty()) {
+    BATON_ASSIGN(const Json map, ParseJsonObject(special, "special_tokens_map.json"));
+    for (const auto& [role, value] : map.items()) {
+      control.emplace(TokenText(value));
+      if (!value.is_array()) continue;
+      for (const Json& t : value) control.emplace(TokenText(t));
+    }
+  }
+  for (const auto& [content, value] : added.items()) {
+    const auto id = Integer(value);
+    if (!id) {
+      return Error::Corrupt("added_tokens.json: '{}' is no integer id", Printable(content));
+    }
+    const bool is_control = control.contains(content) || IsEndText(content);
+    BATON_TRY(PutToken(spec, *id,
+                       {{"content", content}, {"special", is_control}, {"normalized", false}}));
+  }
+  return Status::Ok();
+}
+
 Status ApplyTokenizerConfig(std::string_view text, TokenizerSpec& spec) {
-  BATON_ASSIGN(const Json config, Parse(text, "tokenizer_config.json"));
+  BATON_ASSIGN(const Json config, ParseJsonObject(text, "tokenizer_config.json"));
   const Json& added = At(config, "added_tokens_decoder");
   if (added.is_object()) {
     for (const auto& [key, value] : added.items()) {
@@ -311,9 +380,7 @@ Status ApplyTokenizerConfig(std::string_view text, TokenizerSpec& spec) {
         return Error::Corrupt("added_tokens_decoder['{}'] is not an id with a text content",
                               Printable(key));
       }
-      BATON_TRY(PutToken(
-          spec, std::stoll(key), Text(At(value, "content")),
-          Flag(At(value, "special"), false) ? TokenType::kControl : TokenType::kUserDefined));
+      BATON_TRY(PutToken(spec, std::stoll(key), value));
     }
   }
   const int64_t bos = FindToken(spec, TokenText(At(config, "bos_token")));

@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <utility>
 
 #include "base/check.h"
+#include "formats/normalizer.h"
+#include "formats/unicode.h"
 
 namespace baton {
 namespace {
@@ -47,13 +50,14 @@ int32_t TokenIndex::Find(std::string_view bytes) const {
   return slots_[SlotOf(bytes, HashOf(bytes))].id;
 }
 
-TokenFinder::TokenFinder(const Vocab& vocab, const std::vector<int32_t>& ids) : index_(vocab) {
-  index_.Reserve(ids.size());
-  for (int32_t id : ids) {
-    const std::string_view bytes = vocab.Bytes(id);
-    if (bytes.empty()) continue;
-    index_.Add(id);
-    lengths_[static_cast<unsigned char>(bytes[0])].push_back(static_cast<uint32_t>(bytes.size()));
+TokenFinder::TokenFinder(std::vector<AddedToken> tokens, bool piece_spaces)
+    : tokens_(std::move(tokens)), piece_spaces_(piece_spaces), index_(texts_) {
+  index_.Reserve(tokens_.size());
+  for (const AddedToken& t : tokens_) {
+    texts_.Add(t.text, TokenType::kUserDefined);
+    if (t.text.empty()) continue;
+    index_.Add(texts_.size() - 1);
+    lengths_[static_cast<unsigned char>(t.text[0])].push_back(static_cast<uint32_t>(t.text.size()));
   }
   for (std::vector<uint32_t>& lengths : lengths_) {
     std::sort(lengths.begin(), lengths.end(), std::greater<>());
@@ -62,14 +66,43 @@ TokenFinder::TokenFinder(const Vocab& vocab, const std::vector<int32_t>& ids) : 
 }
 
 TokenFinder::Hit TokenFinder::Next(std::string_view text, size_t from) const {
+  if (tokens_.empty()) return {};
   for (size_t i = from; i < text.size(); ++i) {
     for (uint32_t length : lengths_[static_cast<unsigned char>(text[i])]) {
       if (length > text.size() - i) continue;
-      const int32_t id = index_.Find(text.substr(i, length));
-      if (id >= 0) return {i, length, id};
+      const int32_t at = index_.Find(text.substr(i, length));
+      if (at >= 0) return {i, i + length, &tokens_[static_cast<size_t>(at)]};
     }
   }
   return {};
+}
+
+bool TokenFinder::Place(std::string_view text, size_t after, const Hit& hit, Part& part) const {
+  const auto last_before = [&](size_t end) {
+    size_t begin = end - 1;
+    while (begin > 0 && end - begin < 4 && (text[begin] & 0xC0) == 0x80) --begin;
+    return DecodeUtf8(text.substr(begin, end - begin));
+  };
+  const auto is = [](const Utf8Char& c, bool (*what)(char32_t)) {
+    return c.kind == Utf8Char::Kind::kValid && what(c.code);
+  };
+  part = {hit.begin, hit.end, hit.token->id};
+  if (hit.token->single_word &&
+      ((hit.begin > 0 && is(last_before(hit.begin), IsWordCharacter)) ||
+       (hit.end < text.size() && is(DecodeUtf8(text.substr(hit.end)), IsWordCharacter)))) {
+    return false;
+  }
+  while (hit.token->lstrip && part.begin > after) {
+    const Utf8Char c = last_before(part.begin);
+    if (!is(c, IsSpace) || (piece_spaces_ && c.code == ' ')) break;
+    part.begin -= static_cast<size_t>(c.length);
+  }
+  while (hit.token->rstrip && part.end < text.size()) {
+    const Utf8Char c = DecodeUtf8(text.substr(part.end));
+    if (!is(c, IsSpace) || (piece_spaces_ && c.code == ' ')) break;
+    part.end += static_cast<size_t>(c.length);
+  }
+  return true;
 }
 
 }  // namespace baton

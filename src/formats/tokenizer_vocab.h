@@ -62,23 +62,61 @@ class TokenIndex {
   std::vector<Slot> slots_;  // a power of two
 };
 
+// A token that is found in the text before words are cut.
+struct AddedToken {
+  std::string text;
+  int32_t id = -1;
+  bool lstrip = false, rstrip = false, single_word = false;
+};
+
 // Finds the leftmost, and there the longest, of a set of tokens.
 class TokenFinder {
  public:
-  TokenFinder(const Vocab& vocab, const std::vector<int32_t>& ids);
+  // `piece_spaces`: spaces in the text stand for U+2581, which is no white space to strip.
+  explicit TokenFinder(std::vector<AddedToken> tokens, bool piece_spaces = false);
 
-  struct Hit {
-    size_t begin = std::string_view::npos;
-    size_t length = 0;
+  // The text's parts in order. id -1: text between tokens. White space that a token takes along is
+  // in the token's part.
+  struct Part {
+    size_t begin = 0, end = 0;
     int32_t id = -1;
   };
-  Hit Next(std::string_view text, size_t from) const;
+  template <typename F>  // void(const Part&)
+  void ForParts(std::string_view text, const F& each) const;
 
  private:
+  struct Hit {
+    size_t begin = std::string_view::npos;
+    size_t end = 0;
+    const AddedToken* token = nullptr;
+  };
+  Hit Next(std::string_view text, size_t from) const;
+  // The part that a hit takes; nothing where the token may not stand there.
+  bool Place(std::string_view text, size_t after, const Hit& hit, Part& part) const;
+
+  std::vector<AddedToken> tokens_;
+  bool piece_spaces_;
+  Vocab texts_;
   TokenIndex index_;
   // Lengths that occur behind each first byte, longest first: Gemma has 6,400 such tokens, nearly
   // all of them begin with '<', but only a score of lengths.
   std::array<std::vector<uint32_t>, 256> lengths_;
 };
+
+template <typename F>
+void TokenFinder::ForParts(std::string_view text, const F& each) const {
+  size_t done = 0;
+  for (size_t pos = 0; pos < text.size();) {
+    const Hit hit = Next(text, pos);
+    if (hit.token == nullptr) break;
+    Part part;
+    pos = hit.end;
+    if (!Place(text, done, hit, part)) continue;
+    if (part.begin > done) each(Part{done, part.begin, -1});
+    each(part);
+    pos = done = part.end;
+  }
+  if (done < text.size()) each(Part{done, text.size(), -1});
+}
 
 }  // namespace baton

@@ -115,6 +115,7 @@ void Fields(auto& v, InfoRecord& r) {
   v.NonEmpty("router", m.router);
   v("has_tokenizer", m.has_tokenizer, true);
   v("has_chat_template", m.has_chat_template);
+  v("ignored_keys", m.ignored_keys, std::vector<std::string>{});
   v("load_seconds", m.load_seconds);
   v.Object("plan", !r.plan.empty(), [&](auto& plan) {
     plan("summary", r.plan);

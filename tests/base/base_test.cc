@@ -15,6 +15,7 @@
 #include "base/buffer.h"
 #include "base/dtype.h"
 #include "base/mapped_file.h"
+#include "base/processors.h"
 #include "base/sha256.h"
 #include "base/view.h"
 
@@ -224,6 +225,72 @@ TEST_F(FileTest, AFileThatIsNotCommittedLeavesNothing) {
     EXPECT_EQ(Listing().size(), 1u);
   }
   EXPECT_TRUE(Listing().empty());
+}
+
+TEST_F(FileTest, SymbolicLinksAreWrittenThrough) {
+  std::filesystem::create_directories(folder_ + "/real");
+  std::ofstream(folder_ + "/real/f") << "old";
+  std::filesystem::permissions(folder_ + "/real/f", std::filesystem::perms::owner_read |
+                                                        std::filesystem::perms::owner_write);
+  std::filesystem::create_symlink("real/f", folder_ + "/link");
+  std::filesystem::create_symlink("link", folder_ + "/second");
+  ASSERT_TRUE(WriteFileAtomically(folder_ + "/second", "new").ok());
+  EXPECT_EQ(Read(folder_ + "/real/f"), "new");
+  EXPECT_TRUE(std::filesystem::is_symlink(folder_ + "/link"));
+  EXPECT_TRUE(std::filesystem::is_symlink(folder_ + "/second"));
+  EXPECT_EQ(std::filesystem::status(folder_ + "/real/f").permissions(),
+            std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  // What a link points to need not be there yet; a circle leads nowhere.
+  std::filesystem::create_symlink("real/new", folder_ + "/dangling");
+  ASSERT_TRUE(WriteFileAtomically(folder_ + "/dangling", "made").ok());
+  EXPECT_EQ(Read(folder_ + "/real/new"), "made");
+  std::filesystem::create_symlink("circle", folder_ + "/circle");
+  EXPECT_FALSE(WriteFileAtomically(folder_ + "/circle", "x").ok());
+}
+
+TEST_F(FileTest, ATruncatedMappedFileEndsTheProgramWithAnError) {
+  const std::string path = folder_ + "/model";
+  std::ofstream(path) << std::string(1 << 20, 'x');
+  EXPECT_EXIT(
+      {
+        ExitOnTruncatedFiles();
+        const auto file = MappedFile::Open(path);
+        std::filesystem::resize_file(path, 100);
+        volatile std::byte last = file->bytes().back();
+        (void)last;
+        _exit(0);
+      },
+      testing::ExitedWithCode(1), "baton: error: .*model: the file became shorter");
+}
+
+TEST(Processors, TheQuotaOfAnyGroupAroundCounts) {
+  const std::string root = testing::TempDir() + "/base_test_cgroup";
+  const auto write = [&](const std::string& path, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(root + path).parent_path());
+    std::ofstream(root + path) << text;
+  };
+  const auto start = [&] { std::filesystem::remove_all(root); };
+  start();
+  EXPECT_EQ(CpuQuota(root), std::numeric_limits<double>::infinity());
+  // Version 2: the group's own is unlimited, the one around it is not.
+  write("/proc/self/mountinfo", "30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n");
+  write("/proc/self/cgroup", "0::/outer/inner\n");
+  write("/sys/fs/cgroup/outer/inner/cpu.max", "max 100000\n");
+  EXPECT_EQ(CpuQuota(root), std::numeric_limits<double>::infinity());
+  write("/sys/fs/cgroup/outer/cpu.max", "150000 100000\n");
+  EXPECT_EQ(CpuQuota(root), 1.5);
+  // Version 1 in a container: the path is the host's, of which the mount shows the end.
+  start();
+  write("/proc/self/mountinfo",
+        "25 24 0:21 /docker/7 /sys/fs/cgroup/cpu,cpuacct ro - cgroup cgroup rw,cpu,cpuacct\n");
+  write("/proc/self/cgroup", "4:memory:/docker/7\n3:cpu,cpuacct:/docker/7\n");
+  write("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1\n");
+  write("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(CpuQuota(root), std::numeric_limits<double>::infinity());
+  write("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "300000\n");
+  EXPECT_EQ(CpuQuota(root), 3.0);
+  std::filesystem::remove_all(root);
+  EXPECT_GE(UsableProcessors(), 1);
 }
 
 TEST_F(FileTest, ReleasedBytesStayReadable) {

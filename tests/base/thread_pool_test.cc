@@ -1,6 +1,8 @@
 #include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <memory>
@@ -146,6 +148,23 @@ TEST(ThreadPool, TwoTeamsDoNotMix) {
   EXPECT_EQ(sums[0], 50);
   EXPECT_EQ(sums[20], 50);
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Their shadows need all the addresses there are.
+void ExitWithAWorkingTeam() {
+  struct rlimit limit {};
+  limit.rlim_cur = limit.rlim_max = rlim_t{1} << 30;
+  setrlimit(RLIMIT_AS, &limit);
+  ThreadPool pool(900);
+  std::atomic<int> done{0};
+  pool.For(1000, [&](int64_t, int) { ++done; });
+  _exit(done == 1000 && pool.threads() < 900 ? 0 : 1);
+}
+
+TEST(ThreadPool, WhereThreadsAreRefusedTheTeamIsSmaller) {
+  EXPECT_EXIT(ExitWithAWorkingTeam(), testing::ExitedWithCode(0), "");
+}
+#endif
 
 }  // namespace
 }  // namespace baton

@@ -3,16 +3,21 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <random>
+#include <string>
 #include <vector>
 
 namespace baton {
 namespace {
 
-constexpr DType kAll[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ4_0,
-                          DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0,
-                          DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+constexpr DType kAll[] = {DType::kF32,  DType::kF16,    DType::kBF16,   DType::kQ4_0,
+                          DType::kQ4_1, DType::kQ5_0,   DType::kQ5_1,   DType::kQ8_0,
+                          DType::kQ4_K, DType::kQ5_K,   DType::kQ6_K,   DType::kQ2_K,
+                          DType::kQ3_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4};
 
 // A block as numbers: value = d * scale[sub] * (q - bias) [+ m or - dmin * min[sub]].
 struct Block {
@@ -175,6 +180,27 @@ TEST(Dequantize, SuperblocksGiveBackTheirIntegers) {
       ASSERT_EQ(v[i], x.d * static_cast<float>(x.scale[i / 16] * (x.q[i] - 32)))
           << "Q6_K value " << i;
   }
+}
+
+// tests/golden/README.md says where the values come from.
+TEST(Dequantize, RandomBlocksHaveTheGoldenValues) {
+  std::ifstream in("tests/golden/quants.json");
+  const auto golden = nlohmann::json::parse(in);
+  for (DType t : kAll) {
+    const std::string name(Info(t).name);
+    if (!golden.contains(name)) continue;
+    const std::string hex = golden[name]["bytes"];
+    std::vector<uint8_t> bytes;
+    for (size_t i = 0; i < hex.size(); i += 2)
+      bytes.push_back(static_cast<uint8_t>(std::stoi(hex.substr(i, 2), nullptr, 16)));
+    const std::vector<float> want = golden[name]["values"];
+    const std::vector<float> got = Expand(t, bytes);
+    ASSERT_EQ(got.size(), want.size()) << name;
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_NEAR(got[i], want[i], 1e-6 * std::fabs(want[i])) << name << " value " << i;
+  }
+  for (const char* name : {"Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"})
+    EXPECT_TRUE(golden.contains(name)) << name;
 }
 
 TEST(Dequantize, AnyPartEqualsThatPartOfTheWhole) {

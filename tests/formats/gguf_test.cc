@@ -200,9 +200,9 @@ TEST(Gguf, WrongMetadataIsRefused) {
 }
 
 TEST(Gguf, UnsupportedTypeNamesTensorTypeAndAlternatives) {
-  const std::string e = Raw(1, 0).Tensor("blk.0.attn_q.weight", {256}, 10, 0).Data(84).Error();
-  EXPECT_NE(e.find("'blk.0.attn_q.weight' has type 10 (Q2_K)"), std::string::npos) << e;
-  EXPECT_NE(e.find("Q4_K Q5_K Q6_K"), std::string::npos) << e;
+  const std::string e = Raw(1, 0).Tensor("blk.0.attn_q.weight", {256}, 16, 0).Data(84).Error();
+  EXPECT_NE(e.find("'blk.0.attn_q.weight' has type 16 (IQ2_XXS)"), std::string::npos) << e;
+  EXPECT_NE(e.find("Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4"), std::string::npos) << e;
 }
 
 TEST(Gguf, WrongTensorsAreRefused) {

@@ -123,7 +123,7 @@ TokenizerSpec ByteSpec() {
   spec.tokens.push_back({.text = "<|end|>", .type = TokenType::kControl});       // 262
   spec.tokens.push_back({.text = "<u>", .type = TokenType::kUserDefined});       // 263
   spec.tokens.push_back({.text = "<u> long", .type = TokenType::kUserDefined});  // 264
-  spec.patterns = PreTokenizerOf("gpt-2")->patterns;
+  spec.rules = PreTokenizerOf("gpt-2")->rules;
   return spec;
 }
 
@@ -269,7 +269,7 @@ TEST(Stream, SumOfPiecesIsTheText) {
 
 TEST(Words, TogetherAreTheText) {
   for (const char* name : {"gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"}) {
-    const auto splitter = WordSplitter::Make(PreTokenizerOf(name)->patterns);
+    const auto splitter = WordSplitter::Make(PreTokenizerOf(name)->rules);
     ASSERT_TRUE(splitter.ok()) << splitter.error().ToString();
     EXPECT_TRUE(rc::check(name, [&](const std::string& bytes) {
       std::string joined;
@@ -282,7 +282,7 @@ TEST(Words, TogetherAreTheText) {
 TEST(Words, FamiliesDifferInDigitsAndContractions) {
   using Words = std::vector<std::string_view>;
   const auto split = [](const char* name, std::string_view text) {
-    return WordSplitter::Make(PreTokenizerOf(name)->patterns)->Split(text);
+    return WordSplitter::Make(PreTokenizerOf(name)->rules)->Split(text);
   };
   EXPECT_EQ(split("gpt-2", "It'S 1234  x"), (Words{"It", "'", "S", " 1234", " ", " x"}));
   EXPECT_EQ(split("smollm", "a 123"), (Words{"a", " ", "1", "2", "3"}));
@@ -292,15 +292,15 @@ TEST(Words, FamiliesDifferInDigitsAndContractions) {
 }
 
 TEST(Words, HostilePatternsEndAndLoseNothing) {
-  const auto slow = WordSplitter::Make({"(a+)+$"});
+  const auto slow = WordSplitter::Make({{.pattern = "(a+)+$"}});
   ASSERT_TRUE(slow.ok());
   const std::string text = std::string(40, 'a') + "b";
   std::string joined;
   for (std::string_view word : slow->Split(text)) joined += word;
   EXPECT_EQ(joined, text);
-  EXPECT_FALSE(WordSplitter::Make({"("}).ok());
-  EXPECT_FALSE(WordSplitter::Make({R"(\C)"}).ok());
-  EXPECT_TRUE(WordSplitter::Make({"x*|"}).ok());
+  EXPECT_FALSE(WordSplitter::Make({{.pattern = "("}}).ok());
+  EXPECT_FALSE(WordSplitter::Make({{.pattern = R"(\C)"}}).ok());
+  EXPECT_TRUE(WordSplitter::Make({{.pattern = "x*|"}}).ok());
 }
 
 Metadata SmallGguf() {

@@ -50,7 +50,7 @@ void Encode(std::string_view text) {
   static const std::vector<WordSplitter> kSplitters = [] {
     std::vector<WordSplitter> all;
     for (const char* name : {"gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"}) {
-      all.push_back(std::move(WordSplitter::Make(PreTokenizerOf(name)->patterns)).value());
+      all.push_back(std::move(WordSplitter::Make(PreTokenizerOf(name)->rules)).value());
     }
     return all;
   }();

@@ -252,7 +252,7 @@ TEST(Checkpoint, AllMismatchesAreReportedAtOnce) {
   add("token_embd.weight", DType::kF32, {11, 32});
   add("output_norm.weight", DType::kQ8_0, {32});
   add("blk.0.attn_q.weight", DType::kF32, {32, 32});
-  add("blk.0.attn_q.bias", DType::kF32, {32});
+  add("blk.0.attn_x.bias", DType::kF32, {32});
   add("blk.3.attn_q.weight", DType::kF32, {32, 32});
   const std::string path = TempPath("mismatch.gguf");
   ASSERT_TRUE(w.WriteFile(path).ok());
@@ -351,10 +351,10 @@ TEST(Config, HostileNumbersAreErrors) {
   for (const auto& [from, to, message] : std::vector<std::array<std::string, 3>>{
            {"layers\":2", "layers\":0", "expected 1 to 1024"},
            {"layers\":2", "layers\":1000000000000", "expected 1 to 1024"},
-           {"layers\":2", "layers\":\"2\"", "not an integer"},
-           {"layers\":2", "layers\":2.5", "not an integer"},
+           {"layers\":2", "layers\":\"two\"", "is 'two', expected an integer"},
+           {"layers\":2", "layers\":2.5", "is 2.5, expected an integer"},
            {"layers\":2", "layers\":null", "is missing"},
-           {"layers\":2", "layers\":18446744073709551615", "2^63"},
+           {"layers\":2", "layers\":18446744073709551615", "expected an integer"},
            {"hidden_size\":64", "hidden_size\":-64", "hidden_size is -64"},
            {"hidden_size\":64", "hidden_size\":66", "no multiple of 4 heads"},
            {"hidden_size\":64", "hidden_size\":4", "even number"},

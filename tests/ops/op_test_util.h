@@ -108,9 +108,10 @@ inline std::vector<float> RandomNormal(Rng& rng, int64_t n, float sigma = 1, flo
   return v;
 }
 
-inline constexpr DType kWeightTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ4_0,
-                                         DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0,
-                                         DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+inline constexpr DType kWeightTypes[] = {
+    DType::kF32,  DType::kF16,    DType::kBF16,   DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
+    DType::kQ5_1, DType::kQ8_0,   DType::kQ4_K,   DType::kQ5_K, DType::kQ6_K, DType::kQ2_K,
+    DType::kQ3_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4};
 
 // Bytes of `elements` weights: random quants, scales such that the weights are of the order of 0.1.
 inline std::vector<std::byte> RandomWeights(Rng& rng, DType dtype, int64_t elements) {
@@ -129,24 +130,38 @@ inline std::vector<std::byte> RandomWeights(Rng& rng, DType dtype, int64_t eleme
     return data;
   }
   for (std::byte& b : data) b = static_cast<std::byte>(rng() & 255);
-  const bool has_min = dtype == DType::kQ4_1 || dtype == DType::kQ5_1 || dtype == DType::kQ4_K ||
-                       dtype == DType::kQ5_K;
-  const float scale = dtype == DType::kQ8_0                            ? 0.1f / 64
-                      : dtype == DType::kQ6_K                          ? 0.1f / (16 * 64)
-                      : dtype == DType::kQ4_K                          ? 0.1f / (8 * 32)
-                      : dtype == DType::kQ5_K                          ? 0.1f / (16 * 32)
-                      : dtype == DType::kQ4_0 || dtype == DType::kQ4_1 ? 0.1f / 8
-                                                                       : 0.1f / 16;
+  // Where a block has its f16 scale and minimum, and of what order they are.
+  struct Scales {
+    DType dtype;
+    int at;
+    float scale;
+    int min_at = -1;
+    float min = 0;
+  };
+  constexpr Scales kScales[] = {{DType::kQ4_0, 0, 0.1f / 8},
+                                {DType::kQ4_1, 0, 0.1f / 8, 2, -0.1f},
+                                {DType::kQ5_0, 0, 0.1f / 16},
+                                {DType::kQ5_1, 0, 0.1f / 16, 2, -0.1f},
+                                {DType::kQ8_0, 0, 0.1f / 64},
+                                {DType::kQ4_K, 0, 0.1f / (8 * 32), 2, 0.1f / 32},
+                                {DType::kQ5_K, 0, 0.1f / (16 * 32), 2, 0.1f / 32},
+                                {DType::kQ6_K, 208, 0.1f / (16 * 64)},
+                                {DType::kQ2_K, 80, 0.1f / (8 * 2), 82, 0.1f / 8},
+                                {DType::kQ3_K, 108, 0.1f / (16 * 2)},
+                                {DType::kIQ4_NL, 0, 0.1f / 64},
+                                {DType::kIQ4_XS, 0, 0.1f / (16 * 64)}};
   std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
   for (int64_t b = 0; b < elements / Info(dtype).block_elements; ++b) {
     std::byte* block = data.data() + b * Info(dtype).block_bytes;
-    const float d = scale * uniform(rng);
-    const uint16_t d16 = FloatToHalf(has_min || rng() % 2 ? d : -d);
-    std::memcpy(block + (dtype == DType::kQ6_K ? 208 : 0), &d16, 2);
-    if (has_min) {
-      const bool super = dtype == DType::kQ4_K || dtype == DType::kQ5_K;
-      const uint16_t m16 = FloatToHalf(super ? 0.1f / 32 * uniform(rng) : -0.1f * uniform(rng));
-      std::memcpy(block + 2, &m16, 2);
+    if (dtype == DType::kMXFP4) block[0] = static_cast<std::byte>(121 + rng() % 3);
+    for (const Scales& s : kScales) {
+      if (s.dtype != dtype) continue;
+      const float d = s.scale * uniform(rng);
+      const uint16_t d16 = FloatToHalf(s.min_at >= 0 || rng() % 2 ? d : -d);
+      std::memcpy(block + s.at, &d16, 2);
+      if (s.min_at < 0) continue;
+      const uint16_t m16 = FloatToHalf(s.min * uniform(rng));
+      std::memcpy(block + s.min_at, &m16, 2);
     }
   }
   return data;

@@ -1,5 +1,6 @@
 #include "kernels/cpu/pack.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -77,6 +78,52 @@ void ReadQ6K(const uint8_t* p, int s, RowBlock& b) {
   }
 }
 
+// Sub-blocks 2s and 2s + 1 of 16 values; q - 4 fits the layout's offset of 32.
+void ReadQ3K(const uint8_t* p, int s, RowBlock& b) {
+  const uint8_t* scales = p + 96;
+  for (int h = 0; h < 2; ++h) {
+    const int j = 2 * s + h;
+    const int low = scales[j % 8] >> (j < 8 ? 0 : 4) & 15;
+    const int high = scales[8 + j % 4] >> (j / 4 * 2) & 3;
+    b.d[h] = LoadHalf(p + 108) * static_cast<float>((low | high << 4) - 32);
+  }
+  const uint8_t* pairs = p + 32 + s / 4 * 32;
+  for (int i = 0; i < 32; ++i)
+    b.q[i] = static_cast<uint8_t>(28 + (pairs[i] >> (s % 4 * 2) & 3) + (p[i] >> s & 1) * 4);
+}
+
+void ReadTable4(const uint8_t* quants, const int8_t (&table)[16], RowBlock& b) {
+  for (int i = 0; i < 16; ++i) {
+    b.q[i] = static_cast<uint8_t>(128 + table[quants[i] & 15]);
+    b.q[i + 16] = static_cast<uint8_t>(128 + table[quants[i] >> 4]);
+  }
+}
+
+void ReadIQ4XS(const uint8_t* p, int s, RowBlock& b) {
+  uint16_t high;
+  std::memcpy(&high, p + 2, 2);
+  const int scale = (p[4 + s / 2] >> (s % 2 * 4) & 15) | (high >> (2 * s) & 3) << 4;
+  b.d[0] = b.d[1] = LoadHalf(p) * static_cast<float>(scale - 32);
+  ReadTable4(p + 8 + s * 16, kNonLinear4, b);
+}
+
+// Q2_K has a scale and a minimum for 16 columns, which no layout has: 32 values are rounded to 8
+// bits of their greatest magnitude.
+void ReadQ2K(const uint8_t* p, int s, RowBlock& b) {
+  float all[256];
+  Dequantize(DType::kQ2_K, reinterpret_cast<const std::byte*>(p), 0, 256, all);
+  const float* w = all + s * 32;
+  float most = 0;
+  for (int i = 0; i < 32; ++i) most = std::max(most, std::fabs(w[i]));
+  // As it will be stored, so that quants round to the scale that is used.
+  const float d = HalfToFloat(FloatToHalf(most / 127.0f));
+  b.d[0] = b.d[1] = d;
+  for (int i = 0; i < 32; ++i) {
+    const float q = d > 0 ? std::clamp(std::nearbyint(w[i] / d), -128.0f, 127.0f) : 0.0f;
+    b.q[i] = static_cast<uint8_t>(128 + static_cast<int>(q));
+  }
+}
+
 // Block `index` of a row that starts at `row`.
 void ReadRowBlock(DType dtype, const uint8_t* row, int64_t index, RowBlock& b) {
   const int per_super = Info(dtype).block_elements / kBlockColumns;
@@ -104,6 +151,17 @@ void ReadRowBlock(DType dtype, const uint8_t* row, int64_t index, RowBlock& b) {
       return ReadQ45K(p, s, true, b);
     case DType::kQ6_K:
       return ReadQ6K(p, s, b);
+    case DType::kQ2_K:
+      return ReadQ2K(p, s, b);
+    case DType::kQ3_K:
+      return ReadQ3K(p, s, b);
+    case DType::kIQ4_NL:
+      return ReadTable4(p + 2, kNonLinear4, b);
+    case DType::kIQ4_XS:
+      return ReadIQ4XS(p, s, b);
+    case DType::kMXFP4:
+      b.d[0] = b.d[1] = std::ldexp(1.0f, p[0] - 128);
+      return ReadTable4(p + 1, kFloat4Doubled, b);
     default:
       BATON_CHECK(false);
   }
@@ -120,6 +178,10 @@ bool LayoutOf(DType dtype, PackLayout& layout) {
       return true;
     case DType::kQ8_0:
     case DType::kQ5_0:
+    case DType::kIQ4_NL:
+    case DType::kIQ4_XS:
+    case DType::kMXFP4:
+    case DType::kQ2_K:
       layout = PackLayout::kSym8;
       return true;
     case DType::kQ5_1:
@@ -127,6 +189,7 @@ bool LayoutOf(DType dtype, PackLayout& layout) {
       layout = PackLayout::kMin8;
       return true;
     case DType::kQ6_K:
+    case DType::kQ3_K:
       layout = PackLayout::kSym8x2;
       return true;
     case DType::kF32:
@@ -231,7 +294,7 @@ Result<std::unique_ptr<PackedMatrix>> PackMatrix(const RawMatrix& raw, Arena& ar
                                                  ThreadPool& threads) {
   auto m = std::make_unique<PackedMatrix>();
   if (!LayoutOf(raw.dtype, m->layout)) {
-    return Error::Unsupported("a weight matrix of type {}: expected F32, F16, BF16 or a Q type",
+    return Error::Unsupported("a weight matrix of type {}: expected F32, F16, BF16 or a block type",
                               Info(raw.dtype).name);
   }
   const int block = Info(raw.dtype).block_elements;

@@ -29,9 +29,9 @@ constexpr int kBlockColumns = 32;
 enum class PackLayout : uint8_t {
   kSym4,    // w = d (q - 8): Q4_0
   kMin4,    // w = d q + m: Q4_1, Q4_K
-  kSym8,    // w = d (q - 128): Q8_0, Q5_0
+  kSym8,    // w = d (q - 128): Q8_0, Q5_0, Q2_K, IQ4_NL, IQ4_XS, MXFP4
   kMin8,    // w = d q + m: Q5_1, Q5_K
-  kSym8x2,  // w = d (q - 32), one d per 16 columns: Q6_K
+  kSym8x2,  // w = d (q - 32), one d per 16 columns: Q6_K, Q3_K
   kBf16,    // F32, F16, BF16
 };
 

@@ -10,6 +10,7 @@
 #include "base/mapped_file.h"
 #include "base/sha256.h"
 #include "formats/dequantize.h"
+#include "formats/gguf_parts.h"
 #include "formats/hf_config.h"
 #include "formats/printable.h"
 #include "formats/safetensors.h"
@@ -33,6 +34,21 @@ bool IsRedundant(std::string_view name) {
   return name.ends_with("rotary_emb.inv_freq") || name.ends_with("attn_rot_embd.weight");
 }
 
+// Of the output projection: models with attention_bias have one, which many leave at zero.
+bool IsOutputBias(std::string_view name) {
+  return name.ends_with("self_attn.o_proj.bias") || name.ends_with(".attn_output.bias");
+}
+
+bool IsZero(const TensorInfo& t) {
+  return std::all_of(t.data, t.data + t.bytes, [](std::byte b) { return b == std::byte{0}; });
+}
+
+// GGUF files have the biases of attention without a key that says so.
+bool HasAttentionBias(const std::vector<TensorInfo>& tensors) {
+  return std::ranges::any_of(tensors,
+                             [](const TensorInfo& t) { return t.name == "blk.0.attn_q.bias"; });
+}
+
 // Gives every tensor its role and collects everything that does not fit.
 class Binder {
  public:
@@ -47,9 +63,15 @@ class Binder {
     for (const auto& [name, tensor] : by_name_) {
       const bool known = claimed_.contains(name) || IsRedundant(name) ||
                          (c_.router != nullptr && IsRouterTensor(name));
-      if (!known)
-        problems_.Add("{} {}: not part of a {} model", Printable(name), ShapeText(tensor->shape),
-                      architecture_.name);
+      if (known) continue;
+      if (IsOutputBias(name) && c_.config.attention_bias) {
+        if (!IsZero(*tensor))
+          problems_.AddUnsupported(
+              "{}: attention_bias with a bias of the output projection, which is not done", name);
+        continue;
+      }
+      problems_.Add("{} {}: not part of a {} model", Printable(name), ShapeText(tensor->shape),
+                    architecture_.name);
     }
     return Report();
   }
@@ -127,10 +149,12 @@ std::string ConfigText(const ModelConfig& c) {
       c.attention_scale, c.embedding_scale, static_cast<int>(c.activation), c.qk_norm, c.post_norms,
       c.attention_bias, c.norm_plus_one, c.tied_output, c.rope_interleaved);
   for (const LayerConfig& l : c.layer) s += fmt::format(" {}/{}", l.window, l.rope);
-  for (const RopeConfig& r : c.rope)
+  for (const RopeConfig& r : c.rope) {
     s += fmt::format(" {} {} {} {} {} {} {} {} {} {}", r.base, static_cast<int>(r.scaling),
                      r.factor, r.low_freq_factor, r.high_freq_factor, r.original_context,
                      r.attention_factor, r.beta_fast, r.beta_slow, fmt::join(r.divisors, ","));
+    if (!r.truncate) s += " untruncated";
+  }
   return s;
 }
 
@@ -202,6 +226,8 @@ Result<Checkpoint> Assemble(FileKind kind, std::shared_ptr<CheckpointStorage> st
   if (architecture->native && kind == FileKind::kHuggingFace)
     BATON_TRY(CompareWithWeights(storage->metadata, weights_metadata));
   BATON_ASSIGN(c.config, ReadConfig(kind, *architecture, storage->metadata));
+  if (kind == FileKind::kGguf && !architecture->native && HasAttentionBias(storage->tensors))
+    c.config.attention_bias = true;
   if (c.config.vocab == 0) {
     for (const TensorInfo& t : storage->tensors) {
       if (t.name == "token_embd.weight" && !t.shape.empty()) c.config.vocab = t.shape.front();
@@ -227,16 +253,10 @@ Result<Checkpoint> Assemble(FileKind kind, std::shared_ptr<CheckpointStorage> st
 
 Result<Checkpoint> OpenGguf(const std::string& path, std::string_view flavour) {
   auto storage = std::make_shared<CheckpointStorage>();
-  BATON_ASSIGN(MappedFile file, MappedFile::Open(path));
-  Result<GgufFile> gguf = ParseGguf(file.bytes());
-  if (!gguf.ok()) return std::move(gguf).error().At(path);
-  if (gguf->metadata.Int("split.count").value_or(0) > 1)
-    return Error::Unsupported("{}: one of {} parts of a model", path,
-                              *gguf->metadata.Int("split.count"))
-        .Hint("join the parts into one file first, for example with gguf-split --merge");
-  storage->files.push_back(std::move(file));
-  storage->tensors = std::move(gguf->tensors);
-  storage->metadata = std::move(gguf->metadata);
+  BATON_ASSIGN(GgufModel model, OpenGgufModel(path));
+  storage->files = std::move(model.files);
+  storage->tensors = std::move(model.tensors);
+  storage->metadata = std::move(model.metadata);
   Result<Checkpoint> c = Assemble(FileKind::kGguf, std::move(storage), {}, path, flavour);
   if (!c.ok()) return std::move(c).error().At(path);
   return c;

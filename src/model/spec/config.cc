@@ -33,8 +33,11 @@ struct YarnRamp {
              std::log(static_cast<double>(r.original_context) / (turns * 2.0 * std::numbers::pi)) /
              (2.0 * std::log(static_cast<double>(r.base)));
     };
-    low = std::max(0.0, std::floor(pair_with_turns(r.beta_fast)));
-    high = std::min(static_cast<double>(head_dim - 1), std::ceil(pair_with_turns(r.beta_slow)));
+    low = pair_with_turns(r.beta_fast);
+    high = pair_with_turns(r.beta_slow);
+    if (r.truncate) low = std::floor(low), high = std::ceil(high);
+    low = std::max(0.0, low);
+    high = std::min(static_cast<double>(head_dim - 1), high);
   }
   // 0: keep, 1: interpolate fully.
   double At(double pair) const {

@@ -23,6 +23,7 @@ struct RopeConfig {
   int64_t original_context = 0;               // llama3, yarn
   float attention_factor = 1.0f;              // yarn: multiplies cos and sin
   float beta_fast = 32.0f, beta_slow = 1.0f;  // yarn
+  bool truncate = true;                       // yarn: the ramp begins and ends at whole pairs
   std::vector<float> divisors;                // [D/2], from a GGUF rope_freqs tensor; empty if none
 };
 
@@ -83,6 +84,9 @@ struct ModelConfig {
   int memory_layer = -1;  // the layer whose entering stream feeds the shared memory; -1: none
   bool memory_qk_norm = false;
   IndexerConfig indexer;
+
+  // Keys of the file that say nothing about what the model computes, or nothing that Baton needs.
+  std::vector<std::string> ignored_keys;
 
   // The cache that a layer's K and V projections write, into `caches`; ordinary models: the layer.
   // -1: it has none.

@@ -5,77 +5,18 @@
 
 #include "formats/printable.h"
 #include "model/spec/architectures.h"
+#include "model/spec/config_reader.h"
 #include "model/spec/limits.h"
 #include "model/spec/native_config.h"
+#include "model/spec/read_rope.h"
 
 namespace baton {
 namespace {
 
-// The same fact under its two names; GGUF names follow the architecture's prefix.
-struct Key {
-  std::string_view gguf;
-  std::string_view hf;
-};
+using Reader = ConfigReader;
+using Key = ConfigKey;
 
-class Reader {
- public:
-  Reader(FileKind kind, const Architecture& a, const Metadata& m)
-      : kind_(kind), prefix_(std::string(a.gguf_name) + "."), m_(m) {}
-
-  bool gguf() const { return kind_ == FileKind::kGguf; }
-  const Metadata& metadata() const { return m_; }
-
-  // The full key, or empty where this kind of file has no such fact.
-  std::string Name(const Key& k) const {
-    if (gguf()) return k.gguf.empty() ? "" : prefix_ + std::string(k.gguf);
-    return std::string(k.hf);
-  }
-
-  std::optional<double> Float(const Key& k) const { return m_.Float(Name(k)); }
-  std::optional<bool> Bool(const Key& k) const { return m_.Bool(Name(k)); }
-  const std::string* String(const Key& k) const { return m_.String(Name(k)); }
-
-  // Absent: nullopt. One value per layer is accepted if all are the same.
-  Result<std::optional<int64_t>> Int(const Key& k, int64_t low, int64_t high) const {
-    const std::string name = Name(k);
-    std::optional<int64_t> v = m_.Int(name);
-    if (const std::vector<int64_t>* per_layer = m_.Ints(name);
-        per_layer != nullptr && !per_layer->empty()) {
-      v = per_layer->front();
-      for (int64_t x : *per_layer) {
-        if (x != *v) return Error::Unsupported("{} differs between layers ({}, {})", name, *v, x);
-      }
-    }
-    if (!v && m_.values.contains(name)) return Error::Corrupt("{} is not an integer", name);
-    if (v && (*v < low || *v > high))
-      return Error::Corrupt("{} is {}, expected {} to {}", name, *v, low, high);
-    return v;
-  }
-
-  Result<int64_t> Required(const Key& k, int64_t low, int64_t high) const {
-    BATON_ASSIGN(const std::optional<int64_t> v, Int(k, low, high));
-    if (!v) return Error::Corrupt("{} is missing", Name(k));
-    return *v;
-  }
-
-  Result<double> FloatOr(const Key& k, double otherwise, double low, double high) const {
-    return InRange(Name(k), Float(k).value_or(otherwise), low, high);
-  }
-
-  // NaN is outside every range.
-  static Result<double> InRange(const std::string& name, double v, double low, double high) {
-    if (!(v >= low && v <= high))
-      return Error::Corrupt("{} is {}, expected {} to {}", name, v, low, high);
-    return v;
-  }
-
- private:
-  FileKind kind_;
-  std::string prefix_;
-  const Metadata& m_;
-};
-
-Status ReadSizes(const Reader& r, const Architecture& a, ModelConfig& c) {
+Status ReadSizes(const Reader& r, ModelConfig& c) {
   BATON_ASSIGN(const int64_t layers,
                r.Required({"block_count", "num_hidden_layers"}, 1, kMaxLayers));
   BATON_ASSIGN(c.width, r.Required({"embedding_length", "hidden_size"}, 1, kMaxWidth));
@@ -102,15 +43,12 @@ Status ReadSizes(const Reader& r, const Architecture& a, ModelConfig& c) {
   if (c.head_dim < 2 || c.head_dim > kMaxHeadDim || c.head_dim % 2 != 0)
     return Error::Unsupported("head size {}, expected an even number from 2 to {}", c.head_dim,
                               kMaxHeadDim);
-  for (std::string_view same : {"attention.value_length", "rope.dimension_count"}) {
+  for (const char* same : {"attention.value_length", "rope.dimension_count"}) {
     BATON_ASSIGN(const std::optional<int64_t> v, r.Int({same, ""}, 0, 1 << 20));
     if (v && *v != c.head_dim)
       return Error::Unsupported("{} is {}, expected the head size {}", r.Name({same, ""}), *v,
                                 c.head_dim);
   }
-  if (r.Float({"", "partial_rotary_factor"}).value_or(1.0) != 1.0)
-    return Error::Unsupported("partial_rotary_factor other than 1 in a {} model", a.name);
-
   const std::vector<std::string>* tokens = r.metadata().Strings("tokenizer.ggml.tokens");
   BATON_ASSIGN(const std::optional<int64_t> vocab,
                r.Int({"vocab_size", "vocab_size"}, 1, kMaxVocab));
@@ -128,131 +66,24 @@ Status RefuseWhatIsNotDone(const Reader& r, const Architecture& a) {
        {Key{"final_logit_softcapping", "final_logit_softcapping"},
         Key{"attn_logit_softcapping", "attn_logit_softcapping"},
         Key{"expert_count", "num_local_experts"}, Key{"logit_scale", "logit_scale"}}) {
-    if (const double v = r.Float(k).value_or(0.0); v != 0.0)
+    BATON_ASSIGN(const std::optional<double> given, r.Float(k));
+    if (const double v = given.value_or(0.0); v != 0.0)
       return Error::Unsupported("{} is {} in a {} model, expected none", r.Name(k), v, a.name);
   }
-  if (!r.Bool({"attention.causal", "is_causal"}).value_or(true) ||
-      r.Bool({"", "use_bidirectional_attention"}).value_or(false))
+  BATON_ASSIGN(const bool causal, r.BoolOr({"attention.causal", "is_causal"}, true));
+  BATON_ASSIGN(const bool both_ways, r.BoolOr({"", "use_bidirectional_attention"}, false));
+  if (!causal || both_ways)
     return Error::Unsupported("a model with bidirectional attention")
         .Hint("Baton generates text with causal models");
   if (r.gguf()) return Status::Ok();
   const std::string* act = r.String({"", "hidden_act"});
-  if (act == nullptr) act = r.String({"", "hidden_activation"});
+  const std::string* newer = r.String({"", "hidden_activation"});
+  if (act == nullptr) act = newer;
   const std::string_view expected =
       a.activation == Activation::kSilu ? "silu" : "gelu_pytorch_tanh";
   if (act != nullptr && *act != expected)
     return Error::Unsupported("activation '{}' in a {} model, expected {}", Printable(*act), a.name,
                               expected);
-  return Status::Ok();
-}
-
-// Where config.json keeps the rotary parameters: old files beside the base, newer ones together
-// with it.
-std::string HfRopePrefix(const Metadata& m) {
-  for (const char* prefix : {"rope_parameters.full_attention.", "rope_parameters."}) {
-    const auto it = m.values.lower_bound(std::string_view(prefix));
-    if (it != m.values.end() && it->first.starts_with(prefix)) return prefix;
-  }
-  return "rope_scaling.";
-}
-
-double YarnMagnitude(double factor, double mscale) {
-  return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
-}
-
-// cos and sin grow with the factor, as the YaRN paper's temperature asks (equation 22 there).
-Result<double> YarnAttentionFactor(const Reader& r, const std::string& p, double factor) {
-  if (r.gguf()) {
-    const double given = r.Float({"rope.scaling.attn_factor", ""}).value_or(1.0);
-    if (const double ext = r.Float({"rope.scaling.yarn_ext_factor", ""}).value_or(1.0);
-        ext != 1.0 && ext != -1.0)
-      return Error::Unsupported("rope.scaling.yarn_ext_factor is {}, expected 1", ext);
-    return given * YarnMagnitude(factor, 1.0);
-  }
-  if (const auto given = r.Float({"", p + "attention_factor"})) return *given;
-  const auto mscale = r.Float({"", p + "mscale"}), all_dim = r.Float({"", p + "mscale_all_dim"});
-  if (mscale && all_dim && *mscale != 0.0 && *all_dim != 0.0)
-    return YarnMagnitude(factor, *mscale) / YarnMagnitude(factor, *all_dim);
-  return YarnMagnitude(factor, 1.0);
-}
-
-Status ReadYarn(const Reader& r, const std::string& p, RopeConfig& rope) {
-  const std::string fast = p + "beta_fast", slow = p + "beta_slow";
-  BATON_ASSIGN(const double attention, YarnAttentionFactor(r, p, rope.factor));
-  BATON_ASSIGN(const double checked,
-               Reader::InRange("YaRN attention factor", attention, 1e-3, 1e3));
-  BATON_ASSIGN(const double beta_fast,
-               r.FloatOr({"rope.scaling.yarn_beta_fast", fast}, 32.0, 1e-3, 1e6));
-  BATON_ASSIGN(const double beta_slow,
-               r.FloatOr({"rope.scaling.yarn_beta_slow", slow}, 1.0, 1e-3, 1e6));
-  if (beta_fast < beta_slow)
-    return Error::Corrupt("YaRN beta_fast {} is below beta_slow {}", beta_fast, beta_slow);
-  rope.attention_factor = static_cast<float>(checked);
-  rope.beta_fast = static_cast<float>(beta_fast);
-  rope.beta_slow = static_cast<float>(beta_slow);
-  return Status::Ok();
-}
-
-Status ReadScaling(const Reader& r, int64_t context, RopeConfig& rope) {
-  const std::string p = r.gguf() ? "" : HfRopePrefix(r.metadata());
-  const std::string type_key = p + "rope_type", old_type_key = p + "type",
-                    factor_key = p + "factor";
-  const std::string context_key = p + "original_max_position_embeddings";
-  const Key factor{"rope.scaling.factor", factor_key};
-  const std::string* type = r.String({"rope.scaling.type", type_key});
-  if (type == nullptr) type = r.String({"", old_type_key});
-  // Files from before rope.scaling.type say only by how much, and mean linear.
-  std::string kind = type != nullptr ? *type : r.gguf() && r.Float(factor) ? "linear" : "none";
-  if (kind == "none" || kind == "default") return Status::Ok();
-  if (kind != "linear" && kind != "yarn" && (kind != "llama3" || r.gguf()))
-    return Error::Unsupported("RoPE scaling '{}'; supported: none, linear, llama3, yarn",
-                              Printable(kind));
-
-  const double given = r.Float(factor).value_or(1.0);
-  BATON_ASSIGN(const double f,
-               Reader::InRange(r.Name(factor), given == 0.0 ? 1.0 : given, 1e-3, 1e6));
-  rope.factor = static_cast<float>(f);
-  BATON_ASSIGN(const std::optional<int64_t> original,
-               r.Int({"rope.scaling.original_context_length", context_key}, 1, kMaxContext));
-  rope.original_context = original.value_or(context);
-  if (kind == "linear") {
-    rope.scaling = RopeConfig::Scaling::kLinear;
-  } else if (kind == "yarn") {
-    rope.scaling = RopeConfig::Scaling::kYarn;
-    BATON_TRY(ReadYarn(r, p, rope));
-  } else {
-    rope.scaling = RopeConfig::Scaling::kLlama3;
-    const std::string low_key = p + "low_freq_factor", high_key = p + "high_freq_factor";
-    BATON_ASSIGN(const double low, r.FloatOr({"", low_key}, 1.0, 1e-3, 1e6));
-    BATON_ASSIGN(const double high, r.FloatOr({"", high_key}, 4.0, 1e-3, 1e6));
-    if (!(low < high))
-      return Error::Corrupt("{} {} is not below {} {}", low_key, low, high_key, high);
-    rope.low_freq_factor = static_cast<float>(low);
-    rope.high_freq_factor = static_cast<float>(high);
-  }
-  return Status::Ok();
-}
-
-Status ReadRope(const Reader& r, const Architecture& a, ModelConfig& c) {
-  const std::string p = r.gguf() ? "" : HfRopePrefix(r.metadata());
-  const std::string new_key = p + "rope_theta";
-  const double otherwise = r.Float({"", new_key}).value_or(a.default_rope_base);
-  BATON_ASSIGN(const double base,
-               r.FloatOr({"rope.freq_base", "rope_theta"}, otherwise, 1.001, 1e12));
-  RopeConfig global{.base = static_cast<float>(base)};
-  BATON_TRY(ReadScaling(r, c.context, global));
-  if (global.scaling == RopeConfig::Scaling::kYarn) {
-    const double stretched = static_cast<double>(global.original_context) * global.factor;
-    c.context = std::max(c.context, static_cast<int64_t>(std::min<double>(stretched, kMaxContext)));
-  }
-  c.rope.push_back(global);
-  c.rope_dims = c.head_dim;
-  if (a.local_rope_base == 0.0) return Status::Ok();
-  const double local_otherwise =
-      r.Float({"", "rope_parameters.sliding_attention.rope_theta"}).value_or(a.local_rope_base);
-  BATON_ASSIGN(const double local, r.FloatOr({"rope.freq_base_swa", "rope_local_base_freq"},
-                                             local_otherwise, 1.001, 1e12));
-  c.rope.push_back({.base = static_cast<float>(local)});
   return Status::Ok();
 }
 
@@ -264,8 +95,7 @@ Result<std::vector<bool>> ReadWindowLayers(const Reader& r, const Architecture& 
     if (n == slides.size()) return Status::Ok();
     return Error::Corrupt("{} names {} layers, the model has {}", key, n, slides.size());
   };
-  const Metadata& m = r.metadata();
-  if (const auto* types = m.Strings("layer_types"); types != nullptr && !r.gguf()) {
+  if (const auto* types = r.Strings({"", "layer_types"}); types != nullptr) {
     BATON_TRY(check_length(types->size(), "layer_types"));
     for (size_t i = 0; i < slides.size(); ++i) {
       slides[i] = (*types)[i] == "sliding_attention";
@@ -277,7 +107,7 @@ Result<std::vector<bool>> ReadWindowLayers(const Reader& r, const Architecture& 
     return slides;
   }
   const Key pattern{"attention.sliding_window_pattern", "sliding_window_pattern"};
-  const auto* flags = m.Ints(r.Name(pattern));
+  const auto* flags = r.Ints(pattern);
   if (flags != nullptr && r.gguf()) {
     BATON_TRY(check_length(flags->size(), r.Name(pattern)));
     for (size_t i = 0; i < slides.size(); ++i) slides[i] = (*flags)[i] != 0;
@@ -290,7 +120,8 @@ Result<std::vector<bool>> ReadWindowLayers(const Reader& r, const Architecture& 
       slides.assign(slides.size(), has_window);
       break;
     case WindowRule::kUpperLayers: {
-      if (!r.Bool({"", "use_sliding_window"}).value_or(false) || !has_window) break;
+      BATON_ASSIGN(const bool uses, r.BoolOr({"", "use_sliding_window"}, false));
+      if (!uses || !has_window) break;
       BATON_ASSIGN(const int64_t first, r.Required({"", "max_window_layers"}, 0, kMaxLayers));
       for (size_t i = 0; i < slides.size(); ++i) slides[i] = static_cast<int64_t>(i) >= first;
       break;
@@ -339,8 +170,8 @@ Result<ModelConfig> ReadConfig(FileKind kind, const Architecture& a, const Metad
   const Reader r(kind, a, metadata);
   ModelConfig c{.architecture = std::string(a.name)};
   const std::string* name = metadata.String(r.gguf() ? "general.name" : "_name_or_path");
-  c.name = name != nullptr && !name->empty() ? *name : c.architecture;
-  BATON_TRY(ReadSizes(r, a, c));
+  c.name = name != nullptr && !name->empty() ? Displayable(*name) : c.architecture;
+  BATON_TRY(ReadSizes(r, c));
   BATON_TRY(RefuseWhatIsNotDone(r, a));
   BATON_ASSIGN(const double eps,
                r.FloatOr({"attention.layer_norm_rms_epsilon", "rms_norm_eps"}, 1e-6, 1e-12, 1.0));
@@ -351,13 +182,16 @@ Result<ModelConfig> ReadConfig(FileKind kind, const Architecture& a, const Metad
   c.activation = a.activation;
   c.qk_norm = a.qk_norm;
   c.post_norms = a.post_norms;
-  c.attention_bias = a.attention_bias;
+  BATON_ASSIGN(const bool bias, r.BoolOr({"", "attention_bias"}, false));
+  c.attention_bias = a.attention_bias || bias;
   c.norm_plus_one = a.norm_plus_one_in_hf && !r.gguf();
-  c.tied_output =
-      !r.gguf() && r.Bool({"", "tie_word_embeddings"}).value_or(a.tied_by_default_in_hf);
+  BATON_ASSIGN(const bool tied,
+               r.BoolOr({"", "tie_word_embeddings"}, !r.gguf() && a.tied_by_default_in_hf));
+  c.tied_output = tied;
   c.rope_interleaved = a.interleaved_in_gguf && r.gguf();
   BATON_TRY(ReadRope(r, a, c));
   BATON_TRY(ReadWindows(r, a, c));
+  BATON_ASSIGN(c.ignored_keys, r.Unread());
   return c;
 }
 

@@ -1,0 +1,16 @@
+// JSON as Python writes it.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+
+#include "baton/error.h"
+
+namespace baton {
+
+// An object. Infinity, -Infinity and NaN, which JSON lacks, become the texts of that name. Errors
+// name `what` and the line.
+Result<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view what);
+
+}  // namespace baton
