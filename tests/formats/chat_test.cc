@@ -53,6 +53,9 @@ TEST(Chat, ConstructsThatCannotBeRunAreNamed) {
   EXPECT_THAT(Problem("a\nb {{ nofunction(1) }}"), HasSubstr("line 2"));
   EXPECT_THAT(Problem("{% if true %}"), HasSubstr("chat template"));
   EXPECT_THAT(Problem("{{ 'open"), HasSubstr("chat template"));
+  EXPECT_THAT(Problem("{% for 1 in messages %}{% endfor %}"), HasSubstr("IntegerLiteral"));
+  EXPECT_THAT(Problem("{{ dict('a' = 1) }}"), HasSubstr("StringLiteral"));
+  EXPECT_THAT(Problem("{{ 1 | 2 }}"), HasSubstr("IntegerLiteral"));
   EXPECT_THAT(Problem("{{ @ }}"), HasSubstr("unexpected character"));
   EXPECT_THAT(Problem("{{ raise_exception('Not so.') }}"), HasSubstr("Not so."));
 }
