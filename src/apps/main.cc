@@ -126,6 +126,7 @@ int ReportUsage(const CLI::App& app, const CLI::ParseError& error) {
   } else {
     message = error.what();
     std::replace(message.begin(), message.end(), '\n', ' ');
+    if (message == "--model is required") message = "MODEL is required, a GGUF file or a folder";
     message = name + ": " + message;
   }
   fmt::print(stderr, "baton: error: {} (hint: {}see {} --help)\n", message, hint, name);

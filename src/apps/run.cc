@@ -230,13 +230,27 @@ Result<int> Answer(Engine& engine, const RunOptions& o, const Request& request,
   return guard.Interrupted() ? kExitInterrupted : 0;
 }
 
+// Templates without a place for a system turn leave it out, most of them without a word.
+Status WarnOfLostSystem(const Engine& engine, const Request& request, const ChatPrompt& prompt) {
+  if (request.chat.size() < 2 || request.chat[0].role != "system" ||
+      prompt.text.find(request.chat[0].content) != std::string::npos)
+    return Status::Ok();
+  const std::vector<ChatTurn> rest(request.chat.begin() + 1, request.chat.end());
+  BATON_ASSIGN(const ChatPrompt without, engine.MakeChatPrompt(rest, request.chat_options));
+  if (without.text == prompt.text)
+    Note("baton: warning: the model's chat template leaves the system turn out");
+  return Status::Ok();
+}
+
 // Turns a text into a prompt: of --raw as it stands, else as the chat's next turn.
 Result<ChatPrompt> Ask(const Engine& engine, const RunOptions& o, std::string text,
                        Request& request) {
   if (!o.raw) {
     DropTrailingNewline(text);
     request.chat.push_back({"user", std::move(text), ""});
-    return engine.MakeChatPrompt(request.chat, request.chat_options);
+    BATON_ASSIGN(ChatPrompt prompt, engine.MakeChatPrompt(request.chat, request.chat_options));
+    BATON_TRY(WarnOfLostSystem(engine, request, prompt));
+    return prompt;
   }
   ChatPrompt prompt{.text = text, .tokens = engine.Tokenize(text, /*bos=*/true, /*special=*/true)};
   if (prompt.tokens.empty())
@@ -340,9 +354,8 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
     visible.push_back(static_cast<int64_t>(prompt.tokens.size()));
   } else {
     // A template that cannot be run is found now, not behind the first question.
-    std::vector<ChatTurn> trial = request.chat;
-    trial.push_back({"user", "?", ""});
-    BATON_TRY(engine->MakeChatPrompt(trial, request.chat_options));
+    Request trial = request;
+    BATON_TRY(Ask(*engine, o, "?", trial));
   }
   if (engine->info().trained_sparse) Note("layers: " + LayersLine(engine->info()));
   if (request.plan) {

@@ -20,8 +20,8 @@ using jinja::mk_val;
 
 constexpr size_t kMaxSource = size_t{1} << 18;
 constexpr int64_t kMaxSteps = 300'000, kStepsPerTurn = 2'000;
-constexpr int64_t kMaxBytes = int64_t{1} << 26;  // and as much per byte of the conversation:
-constexpr int64_t kBytesPerByte = 256;
+constexpr int64_t kMaxBytes = int64_t{1} << 25, kBytesPerTurn = 1 << 16;
+constexpr int64_t kBytesPerByte = 256;  // of the conversation
 // The parser and the tree's destructor recurse; published templates stay below a tenth of these.
 constexpr int kMaxBrackets = 40, kMaxBlocks = 200, kMaxBlockTokens = 1500;
 constexpr int kMaxJsonDepth = 64;
@@ -236,8 +236,9 @@ ChatText Collected(const jinja::value& output) {
 }
 
 void SetBudget(int64_t turns, int64_t conversation_bytes) {
-  jinja_support::budget = {.steps = kMaxSteps + kStepsPerTurn * turns,
-                           .bytes = kMaxBytes + kBytesPerByte * conversation_bytes};
+  jinja_support::budget = {
+      .steps = kMaxSteps + kStepsPerTurn * turns,
+      .bytes = kMaxBytes + kBytesPerTurn * turns + kBytesPerByte * conversation_bytes};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/mapped_file.h"
+#include "formats/python_json.h"
 
 namespace baton {
 namespace {
@@ -50,9 +51,10 @@ Result<Json> ReadJson(const std::string& path) {
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) return Json();
   BATON_ASSIGN(const MappedFile file, MappedFile::Open(path));
-  const auto* text = reinterpret_cast<const char*>(file.bytes().data());
-  Json j = Json::parse(text, text + file.bytes().size(), nullptr, /*allow_exceptions=*/false);
-  return j.is_object() ? j : Json();
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
+                              file.bytes().size());
+  Result<Json> j = ParseJsonObject(text, path);
+  return j.ok() ? *std::move(j) : Json();
 }
 
 void AddIds(const Json& ids, TokenizerSpec& spec) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "formats/bpe_split.h"
+#include "formats/end_tokens.h"
 #include "formats/printable.h"
 #include "formats/python_json.h"
 #include "formats/tokenizer_spec.h"

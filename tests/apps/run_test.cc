@@ -106,6 +106,14 @@ TEST_F(RunCli, TemplatesComeFromTheModelOrAFile) {
   EXPECT_THAT(odd.err, HasSubstr("--raw"));
 }
 
+TEST_F(RunCli, ASystemTurnThatTheTemplateLeavesOutIsWarnedOf) {
+  const std::string run = "run " + Model({.chat_template = "{{ messages[-1].content }}"}) +
+                          " --show-prompt -p x --system 'Be brief.'";
+  EXPECT_THAT(Baton(run).err, HasSubstr("warning: the model's chat template leaves the system"));
+  const std::string other = "run " + Model({.chat_template = kChatMl}) + " --show-prompt -p x";
+  EXPECT_EQ(Baton(other + " --system 'Be brief.'").err, "");
+}
+
 TEST_F(RunCli, ATrailingNewlineOfAFileOrPipeIsNoPartOfTheQuestion) {
   const std::string model = Model({.chat_template = "{{ messages[0].content }}|"});
   const std::string run = "run " + model + " --show-prompt ";

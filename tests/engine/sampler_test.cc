@@ -195,5 +195,31 @@ TEST(Sampler, LogitsHoldANumberIfOneCanBePicked) {
   EXPECT_FALSE(HoldNumber(std::vector<float>{kNan, -kInf, kNan}));
 }
 
+TEST(Sampler, PresenceCountsOnceAndFrequencyEachTime) {
+  const std::vector<float> logits = {3.0f, 2.5f, 2.2f, 0.0f};
+  const std::vector<int32_t> history = {0, 0, 1};
+  const auto best = [&](Sampling s) { return Sampler(s).Sample(logits, history); };
+  EXPECT_EQ(best({}), 0);
+  EXPECT_EQ(best({.presence_penalty = 0.4f}), 0);   // 2.6, 2.1, 2.2
+  EXPECT_EQ(best({.presence_penalty = 0.9f}), 2);   // 2.1, 1.6, 2.2
+  EXPECT_EQ(best({.frequency_penalty = 0.5f}), 2);  // 2.0, 2.0, 2.2
+  EXPECT_EQ(best({.frequency_penalty = 0.9f, .penalty_window = 0}), 0);
+  EXPECT_FALSE(CheckSampling({.presence_penalty = NAN}).ok());
+  EXPECT_FALSE(CheckSampling({.frequency_penalty = INFINITY}).ok());
+}
+
+TEST(Sampler, LogprobsAreOfOneDistribution) {
+  const std::vector<float> logits = {1.0f, 3.0f, NAN, 3.0f, -INFINITY};
+  const Generation::Logprobs l = LogprobsOf(logits, 0, 5);
+  ASSERT_EQ(l.top.size(), 5u);
+  EXPECT_EQ(l.top[0].token, 1);  // the lower id of two
+  EXPECT_EQ(l.top[1].token, 3);
+  EXPECT_EQ(l.chosen.token, 0);
+  double sum = 0;
+  for (const TokenLogprob& t : l.top) sum += std::exp(t.logprob);
+  EXPECT_NEAR(sum, 1.0, 1e-12);
+  EXPECT_NEAR(l.top[0].logprob - l.chosen.logprob, 2.0, 1e-12);
+}
+
 }  // namespace
 }  // namespace baton

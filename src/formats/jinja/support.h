@@ -3,6 +3,7 @@
 // turns them into values.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
@@ -37,9 +38,9 @@ struct Step {
   Step& operator=(const Step&) = delete;
 };
 
-inline void Charge(size_t bytes) {
-  constexpr int64_t kPerString = 32;
-  const int64_t cost = static_cast<int64_t>(std::min(bytes, size_t{1} << 40)) + kPerString;
+inline void Charge(size_t bytes, size_t strings = 1) {
+  constexpr size_t kPerString = 40;
+  const auto cost = static_cast<int64_t>(std::min(bytes + kPerString * strings, size_t{1} << 40));
   if ((budget.bytes -= cost) < 0) throw std::runtime_error("the template makes too much text");
 }
 
