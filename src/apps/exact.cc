@@ -51,12 +51,13 @@ std::optional<ExactOptions> ExactFlags::Given() const {
 
 void PrintExact(const ExactReport& r, int64_t generated) {
   const int64_t proposed = r.drafted + r.looked_up;
-  Note(fmt::format("exact    {} drafted, {} looked up, {} accepted{}; {} dense passes for {} tokens",
-                   Count(r.drafted), Count(r.looked_up), Count(r.accepted),
-                   proposed > 0 ? fmt::format(" ({})", Percent(static_cast<double>(r.accepted) /
-                                                               static_cast<double>(proposed)))
-                                : "",
-                   Count(r.verifications), Count(generated)));
+  Note(
+      fmt::format("exact    {} drafted, {} looked up, {} accepted{}; {} dense passes for {} tokens",
+                  Count(r.drafted), Count(r.looked_up), Count(r.accepted),
+                  proposed > 0 ? fmt::format(" ({})", Percent(static_cast<double>(r.accepted) /
+                                                              static_cast<double>(proposed)))
+                               : "",
+                  Count(r.verifications), Count(generated)));
   std::string by_position;
   for (size_t i = 0; i < r.drafted_at.size() && r.drafted_at[i] > 0; ++i) {
     by_position += fmt::format(" {}", Percent(static_cast<double>(r.accepted_at[i]) /

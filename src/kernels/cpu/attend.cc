@@ -46,6 +46,10 @@ struct Group {
   int64_t chunk = 0, chunks = 0;  // keys per chunk, how many
   int64_t part = 0;  // first partial result, if more than one chunk: [chunks][rows][kv_heads * R]
   bool prompt = false;
+
+  // A prompt's rows are one tile, decode's are one each for every KV head: tiles are [token][head].
+  int64_t tile_rows() const { return prompt ? rows : 1; }
+  int64_t tiles() const { return rows / tile_rows() * kv_heads; }
 };
 
 struct Unit {
@@ -138,7 +142,7 @@ struct CpuOps::AttendState {
   std::vector<int64_t> split;  // groups of several units, whose parts are merged at the end
   int64_t parts = 0;           // partial results of this call
   int64_t max_rows = 0;        // stacked rows of the largest group
-  int64_t max_heads = 0;
+  int64_t max_tiles = 0;
   Buffer part_o;    // [parts, D]
   Buffer part_lse;  // [parts]
 
@@ -164,7 +168,7 @@ void CpuOps::AttendState::AddGroup(const AttendParams& p, Group group) {
     parts += group.chunks * group.rows * heads;
   }
   max_rows = std::max(max_rows, group.rows * heads);
-  max_heads = std::max<int64_t>(max_heads, group.kv_heads);
+  max_tiles = std::max<int64_t>(max_tiles, group.tiles());
   for (int64_t c = 0; c < group.chunks; ++c)
     units.push_back({static_cast<int64_t>(groups.size()), c});
   groups.push_back(group);
@@ -224,7 +228,7 @@ void CpuOps::AttendState::Plan(const AttendParams& p, int64_t prompt_rows) {
   groups.clear();
   units.clear();
   split.clear();
-  parts = max_rows = max_heads = 0;
+  parts = max_rows = max_tiles = 0;
   const auto is_prompt = [](const Segment& s) {
     const int64_t together = s.keys.kind == KeySet::Kind::kIndex
                                  ? std::min(s.rows.count, s.keys.rows_per_set)
@@ -245,7 +249,7 @@ void CpuOps::AttendState::Reserve(int thread_count, int64_t head_dim) {
   const int64_t padded = PaddedHead(head_dim);
   const int64_t block = Aligned(kMaxBlockKeys * padded * 4);
   const int64_t scores = Aligned(kMaxRowStep * kMaxBlockKeys * 4);
-  const int64_t rows = (max_rows + max_heads * kMaxRowStep) * (padded * 8 + 8) + max_heads * 4 * 64;
+  const int64_t rows = (max_rows + max_tiles * kMaxRowStep) * (padded * 8 + 8) + max_tiles * 4 * 64;
   threads.resize(static_cast<size_t>(thread_count));
   for (Thread& t : threads) {
     const int64_t bytes = 2 * block + 2 * scores + rows;
@@ -256,8 +260,8 @@ void CpuOps::AttendState::Reserve(int thread_count, int64_t head_dim) {
                  .scores = reinterpret_cast<float*>(at + 2 * block),
                  .weights = reinterpret_cast<uint32_t*>(at + 2 * block + scores)};
     t.rows = at + 2 * block + 2 * scores;
-    if (static_cast<int64_t>(t.tiles.size()) < max_heads)
-      t.tiles.resize(static_cast<size_t>(max_heads));
+    if (static_cast<int64_t>(t.tiles.size()) < max_tiles)
+      t.tiles.resize(static_cast<size_t>(max_tiles));
   }
   if (part_o.size() < parts * head_dim * 4) part_o = Buffer::AllocateOrDie(parts * head_dim * 4);
   if (part_lse.size() < parts * 4) part_lse = Buffer::AllocateOrDie(parts * 4);
@@ -275,28 +279,30 @@ std::span<AttendTile> CpuOps::AttendState::Begin(const AttendParams& p,
     at += Aligned(bytes);
     return r;
   };
-  for (int i = 0; i < group.kv_heads; ++i) {
-    AttendTile& t = thread.tiles[static_cast<size_t>(i)];
+  for (int64_t tile = 0; tile < group.tiles(); ++tile) {
+    AttendTile& t = thread.tiles[static_cast<size_t>(tile)];
+    const auto i = static_cast<int>(tile % group.kv_heads);
+    const int64_t row = group.row + tile / group.kv_heads;
     const int64_t head = static_cast<int64_t>(group.kv_head + i) * heads;
-    const int64_t rows = group.rows * heads;
+    const int64_t rows = group.tile_rows() * heads;
     t = {.layout = s.kv.layout,
          .kv_head = group.kv_head + i,
          .heads = heads,
          .rows = static_cast<int>(rows),
-         .position = s.rows.position + group.row,
+         .position = s.rows.position + row,
          .scale = p.scale,
          .scores_token_stride = p.q.dim(1) * s.score_stride,
          .scores_head_stride = s.score_stride};
     if (s.keys.kind == KeySet::Kind::kWindow) t.sink = s.keys.sink, t.recent = s.keys.recent;
     if (group.kv_heads == s.kv.layout.kv_heads) t.share = i, t.shares = group.kv_heads;
-    if (s.scores) t.scores = s.scores + (group.row * p.q.dim(1) + head) * s.score_stride;
+    if (s.scores) t.scores = s.scores + (row * p.q.dim(1) + head) * s.score_stride;
     t.queries = take(AttendTile::QueryBytes(rows, head_dim));
     t.acc = reinterpret_cast<float*>(take(rows * PaddedHead(head_dim) * 4));
     t.max = reinterpret_cast<float*>(take(rows * 4));
     t.sum = reinterpret_cast<float*>(take(rows * 4));
-    kernels.begin(t, p.q.row(s.rows.first + group.row, head), p.q.stride(0));
+    kernels.begin(t, p.q.row(s.rows.first + row, head), p.q.stride(0));
   }
-  return {thread.tiles.data(), static_cast<size_t>(group.kv_heads)};
+  return {thread.tiles.data(), static_cast<size_t>(group.tiles())};
 }
 
 void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernels, const Unit& unit,
@@ -315,21 +321,24 @@ void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernel
   if (!group.prompt && group.kv_heads == s.kv.layout.kv_heads) FetchRows(*now, s.kv.layout);
   const std::span<AttendTile> tiles = Begin(p, kernels, group, thread);
   const int64_t dim = p.q.dim(2);
-  const int64_t items = group.rows * static_cast<int64_t>(tiles.size()) * tiles[0].heads;
+  const int64_t items = group.rows * group.kv_heads * tiles[0].heads;
   const int64_t first_part = group.part + unit.chunk * items;
   if (group.chunks > 1 && !group.prompt)
     FetchToWrite(part_o.as<float>() + first_part * dim, items * dim);
   for (int64_t i = begin; i < end; i += block, std::swap(now, next)) {
     // Past the chunk's end, the next chunk's keys: most likely this thread's as well.
     fill(i + block, i + block < end ? end : group.keys.count, *next);
-    for (const AttendTile& t : tiles)
-      kernels.update(t, *now, next->count ? next : nullptr, thread.scratch);
+    // The first token's tiles prefetch for all.
+    for (size_t tile = 0; tile < tiles.size(); ++tile) {
+      const bool fetches = next->count > 0 && tile < static_cast<size_t>(group.kv_heads);
+      kernels.update(tiles[tile], *now, fetches ? next : nullptr, thread.scratch);
+    }
   }
 
   const int64_t first_row = s.rows.first + group.row;
   for (const AttendTile& t : tiles) {
     for (int i = 0; i < t.rows; ++i) {
-      const int64_t row = i / t.heads;
+      const int64_t row = t.position - s.rows.position - group.row + i / t.heads;
       const int64_t head = static_cast<int64_t>(t.kv_head) * t.heads + i % t.heads;
       if (group.chunks == 1) {
         const float lse = kernels.finish(t, i, p.o.row(first_row + row, head));
