@@ -1,6 +1,6 @@
-// The attention kernels of the CUDA backend one by one at long contexts: time, bytes and the share of
-// the bandwidth that a copy reaches in the same run. bench/torch_attention measures PyTorch's on the
-// same shapes.
+// The attention kernels of the CUDA backend one by one at long contexts: time, bytes and the share
+// of the bandwidth that a copy reaches in the same run. bench/torch_attention measures PyTorch's on
+// the same shapes.
 //   micro_gpu_attention [name part...]     only cases whose names hold one of these
 #include <cuda_bf16.h>
 #include <fmt/format.h>
@@ -56,6 +56,12 @@ __global__ void FillInt8Scales(std::byte* arena, KvLayout layout, int64_t pages,
     reinterpret_cast<float*>(arena + i / per_page * page_bytes + offset)[i % per_page] = 0.01f;
 }
 
+// Keeps the GPU busy while the host records, so that events time the kernels alone.
+__global__ void Spin(int64_t clocks) {
+  for (const int64_t begin = clock64(); clock64() - begin < clocks;) {
+  }
+}
+
 template <typename T>
 T* Allocate(int64_t n) {
   void* p = nullptr;
@@ -100,6 +106,7 @@ struct Bench {
     BATON_CUDA(cudaEventCreate(&begin));
     BATON_CUDA(cudaEventCreate(&end));
     for (int i = 0; i < 12; ++i) {
+      Spin<<<1, 1, 0, stream>>>(2'000'000);
       BATON_CUDA(cudaEventRecord(begin, stream));
       recorder->BeginPass();
       for (int j = 0; j < per_pass; ++j) {
@@ -180,9 +187,8 @@ struct Cache {
   KvView view(int64_t sequence) const {
     const int64_t per_sequence = (length + kPage - 1) / kPage;
     return {.arena = memory,
-            .low_bits = layout.low_bit
-                            ? memory + per_sequence * sequences * layout.page_bytes()
-                            : nullptr,
+            .low_bits =
+                layout.low_bit ? memory + per_sequence * sequences * layout.page_bytes() : nullptr,
             .pages = pages + sequence * per_sequence,
             .length = length,
             .layout = layout};
@@ -231,7 +237,8 @@ struct Step {
     o = Allocate<float>(batch * s.heads * s.dim);
     lse = Allocate<float>(batch * s.heads);
     for (int64_t i = 0; i < batch; ++i)
-      segments.push_back({.rows = {.first = i, .count = 1, .position = n - 1}, .kv = cache.view(i)});
+      segments.push_back(
+          {.rows = {.first = i, .count = 1, .position = n - 1}, .kv = cache.view(i)});
   }
   ~Step() {
     for (float* p : {q, o, lse}) cudaFree(p);
@@ -285,14 +292,14 @@ void CheckDecode(Bench& bench) {
     double worst = 0, square = 0;
     const std::vector<float> q = Download(step.q, n);
     KvView kv = step.cache.view(1);
-    const auto memory = Download(step.cache.memory,
-                                 step.cache.layout.arena_bytes((kKeys + kPage - 1) / kPage * 2));
+    const auto memory =
+        Download(step.cache.memory, step.cache.layout.arena_bytes((kKeys + kPage - 1) / kPage * 2));
     const auto pages = Download(kv.pages, (kKeys + kPage - 1) / kPage);
     kv.arena = const_cast<std::byte*>(memory.data()), kv.pages = pages.data();
     for (int64_t h : {0, 13, 31}) {
       const auto load = [&](int64_t i, bool value, int64_t d) {
-        const std::byte* p = kv.row(i) + (value ? kv.layout.value_offset() : 0) +
-                             h / 4 * kv.layout.head_bytes();
+        const std::byte* p =
+            kv.row(i) + (value ? kv.layout.value_offset() : 0) + h / 4 * kv.layout.head_bytes();
         return dtype == DType::kBF16 ? ToFloat(reinterpret_cast<const bf16*>(p)[d])
                                      : static_cast<float>(reinterpret_cast<const int8_t*>(p)[d]) *
                                            *kv.scale(i, value, static_cast<int>(h / 4));
@@ -457,7 +464,8 @@ void Prompt(Bench& bench, Device& device) {
             .o = View<float>(o, {kRows, shape.heads, shape.dim}),
             .lse = View<float>(lse, {kRows, shape.heads})});
   };
-  const double bytes = static_cast<double>(kRows) * static_cast<double>(shape.heads * shape.dim) * 8;
+  const double bytes =
+      static_cast<double>(kRows) * static_cast<double>(shape.heads * shape.dim) * 8;
   bench.Run("prompt 32K 32/8 D 128", 1, bytes, run, flops);
 
   MassParams::Segment mass{.rows = {.first = kRows - 2048, .count = 2048, .position = kRows - 2048},
@@ -467,17 +475,17 @@ void Prompt(Bench& bench, Device& device) {
                            .mass_stride = kRows};
   for (const auto source : {MassParams::Source::kExact, MassParams::Source::kLowBit}) {
     const bool low_bit = source == MassParams::Source::kLowBit;
-    bench.Run(fmt::format("mass of 2048 rows at 32K in tiles of 64{}", low_bit ? ", 4-bit K" : ""),
-              1, 0,
-              [&](int) {
-                Mass(*bench.recorder, *bench.scratch,
-                     {.source = source,
-                      .q = View<const float>(q, {kRows, shape.heads, shape.dim}),
-                      .scale = 0.01f,
-                      .lse = View<const float>(lse, {kRows, shape.heads}),
-                      .segments = {&mass, 1}});
-              },
-              2.0 * 2048 * (kRows - 1024) * static_cast<double>(shape.heads * shape.dim));
+    bench.Run(
+        fmt::format("mass of 2048 rows at 32K in tiles of 64{}", low_bit ? ", 4-bit K" : ""), 1, 0,
+        [&](int) {
+          Mass(*bench.recorder, *bench.scratch,
+               {.source = source,
+                .q = View<const float>(q, {kRows, shape.heads, shape.dim}),
+                .scale = 0.01f,
+                .lse = View<const float>(lse, {kRows, shape.heads}),
+                .segments = {&mass, 1}});
+        },
+        2.0 * 2048 * (kRows - 1024) * static_cast<double>(shape.heads * shape.dim));
   }
   IndexSets sets = RandomSets(device, kRows / kTile, kRows, kTop);
   segment.keys = {.kind = KeySet::Kind::kIndex, .index = &sets, .rows_per_set = kTile};

@@ -192,6 +192,7 @@ TEST_P(LinearTest, RowsDoNotDependOnTheirBatch) {
       alone.insert(alone.end(), y.begin(), y.end());
     }
     for (const int64_t tokens : {2, 3, 5, 6, 7, 12, 16, 33, 70, 600}) {
+      if (tokens > kAlone && rows != 128) continue;  // one shape is enough for so many
       const std::vector<float> part(x.begin(), x.begin() + tokens * w.cols);
       const auto compared = static_cast<size_t>(std::min(tokens, kAlone) * w.rows);
       const std::vector<float> y = RunLinear(*ops_, w, part, o);
@@ -203,7 +204,7 @@ TEST_P(LinearTest, RowsDoNotDependOnTheirBatch) {
 
 // Decode's products: more of x counts, and a row's bits are its own in any batch.
 TEST_P(LinearTest, FineProductsMatchReference) {
-  for (const int64_t rows : {8, 83, 200}) {
+  for (const int64_t rows : {83, 200}) {
     const Weights w(rng_, dtype(), rows, Cols(1056)), up(rng_, dtype(), rows, w.cols);
     const auto norm = RandomNormal(rng_, w.cols, 0.3f, 1);
     const auto bias = RandomNormal(rng_, w.rows);
@@ -219,7 +220,7 @@ TEST_P(LinearTest, FineProductsMatchReference) {
     tolerance.relative = tolerance.absolute;
     tolerance.cosine = 1 - 2 * (1 - tolerance.cosine);
     ExpectClose(all_glu, glu(*ref_, x), tolerance, fmt::format("{} rows, glu", rows));
-    for (const int64_t tokens : {1, 2, 4, 5, 8, 9, 16}) {
+    for (const int64_t tokens : {1, 4, 8, 9, 16}) {
       const auto what = fmt::format("{} rows, {} tokens", rows, tokens);
       const auto n = static_cast<size_t>(tokens * rows);
       const std::vector<float> part(x.begin(), x.begin() + tokens * w.cols);

@@ -1,10 +1,10 @@
 // What the attention kernels share: how a call is described in tables, which keys a row attends to
 // and how they are split.
 //
-// Rows of few (decode) are taken one by one: a unit of work is a row, a KV head with up to 16 of
-// its query heads, and a split of the row's keys. Rows of prompts are taken in tiles of stacked
-// rows (token, query head of one KV head). Partial results of splits are merged by a second kernel,
-// in the order of the splits. Splits depend on the row's (or tile's) own keys alone.
+// Few rows (decode) are taken one by one: a unit of work is a row, a KV head with up to 16 of its
+// query heads, and a split of the row's keys. Rows of prompts are taken in tiles of stacked rows
+// (token, query head of one KV head). Partial results of splits are merged by a second kernel, in
+// the order of the splits. Splits depend on the row's (or tile's) own keys alone.
 #pragma once
 
 #include <algorithm>
@@ -18,18 +18,21 @@ namespace baton::cuda {
 
 constexpr float kNoKeys = -INFINITY;  // the lse of a row without keys
 
-// One AttendParams::Segment.
-struct AttendSegment {
+// A row of an AttendParams::Segment, or a tile of consecutive rows that share their keys.
+struct AttendRows {
   KvAccess kv;
-  int64_t first = 0, position = 0;  // batch row and position of row 0
+  int64_t first = 0, position = 0;  // batch row and position of the first row
   int64_t sink = 0, recent = 0;     // kWindow
-  const int32_t* lists = nullptr;   // kIndex: [sets, groups, capacity]
+  const int32_t* lists = nullptr;   // kIndex: the rows' set, [groups, capacity]
   const int32_t* counts = nullptr;
   const int32_t* head_map = nullptr;  // on the device; null = identity
-  int64_t capacity = 0, rows_per_set = 1;
-  float* scores = nullptr;
+  int64_t capacity = 0;
+  float* scores = nullptr;  // of the first row
   int64_t score_stride = 0;
+  int64_t part = 0;  // of the first split's partial results, see Partial
   int32_t groups = 1;
+  int32_t rows = 1;
+  int32_t keys_per_split = 0;  // tiles; 0: not split
   KeySet::Kind kind = KeySet::Kind::kAll;
 };
 
@@ -45,26 +48,25 @@ __host__ __device__ inline int64_t Clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
 }
 
-// The keys that rows [row, row + rows) of a segment see, one or another.
-__device__ inline Keys KeysOf(const AttendSegment& s, int64_t row, int64_t rows, int kv_head) {
-  const int64_t first = s.position + row, end = first + rows;
-  if (s.kind == KeySet::Kind::kIndex) {
-    const int group = s.groups == 1 ? 0 : s.head_map ? s.head_map[kv_head] : kv_head;
-    const int64_t set = row / s.rows_per_set * s.groups + group;
-    return {s.lists + set * s.capacity, s.counts[set], 0, 0};
+// The keys that the rows see, one or another.
+__device__ inline Keys KeysOf(const AttendRows& rows, int kv_head) {
+  const int64_t first = rows.position, end = first + rows.rows;
+  if (rows.kind == KeySet::Kind::kIndex) {
+    const int group = rows.groups == 1 ? 0 : rows.head_map ? rows.head_map[kv_head] : kv_head;
+    return {rows.lists + group * rows.capacity, rows.counts[group], 0, 0};
   }
-  if (s.kind == KeySet::Kind::kAll)
+  if (rows.kind == KeySet::Kind::kAll)
     return {nullptr, static_cast<int32_t>(end), static_cast<int32_t>(end), 0};
-  const int64_t sink = Clamp(s.sink, 0, end);
-  const int64_t from = Clamp(first - Clamp(s.recent, 0, end) + 1, sink, end);
+  const int64_t sink = Clamp(rows.sink, 0, end);
+  const int64_t from = Clamp(first - Clamp(rows.recent, 0, end) + 1, sink, end);
   return {nullptr, static_cast<int32_t>(sink + end - from), static_cast<int32_t>(sink),
           static_cast<int32_t>(from - sink)};
 }
 
 // Whether the row at `position` sees the key at `key`, one of KeysOf of its tile.
-__device__ __forceinline__ bool Sees(const AttendSegment& s, int64_t position, int64_t key) {
+__device__ __forceinline__ bool Sees(const AttendRows& rows, int64_t position, int64_t key) {
   return key <= position &&
-         (s.kind != KeySet::Kind::kWindow || key < s.sink || key > position - s.recent);
+         (rows.kind != KeySet::Kind::kWindow || key < rows.sink || key > position - rows.recent);
 }
 
 // The physical slot of a token: page * kSlots + slot.
@@ -82,36 +84,23 @@ __device__ __forceinline__ const float* ScaleOf(const KvAccess& kv, int32_t slot
          slot % KvLayout::kSlots * kv.planes * kv.kv_heads + head;
 }
 
-// Keys of a split of a decode row. The splits of all KV heads together are about 512 at most:
-// enough for all multiprocessors of a large GPU twice over, and few to merge.
-constexpr int kLeastSplit = 128, kMostUnits = 512;
-__host__ __device__ inline int KeysPerSplit(int64_t keys, int kv_heads) {
-  const int64_t want = (keys * kv_heads + kMostUnits - 1) / kMostUnits;
-  int n = kLeastSplit;
-  while (n < want) n *= 2;
-  return n;
-}
-// No row of up to `keys` keys has more splits.
-inline int MostSplits(int64_t keys, int kv_heads) {
-  const int64_t by_length = std::max<int64_t>(1, (keys + kLeastSplit - 1) / kLeastSplit);
-  return static_cast<int>(std::min<int64_t>(by_length, (kMostUnits + kv_heads - 1) / kv_heads + 1));
-}
-
-// A row of a segment, or a tile of rows, that is taken apart into splits.
-struct AttendRow {
-  int32_t segment = 0;
-  int32_t row = 0;             // of the segment
-  int32_t rows = 1;            // tiles: of the segment, 0 for none
-  int32_t keys_per_split = 0;  // tiles; 0: not split
-  int64_t part = 0;            // of the first split's partial results, see Partial
-};
+// An entry of a list of work.
 struct RowSplit {
   int32_t row = -1;  // of the table of rows; -1: none
   int32_t split = 0;
 };
+// A list of work: a table, or, without one, `splits` entries for each row in order.
+struct AttendWork {
+  const RowSplit* table = nullptr;  // on the device
+  int32_t count = 0, splits = 1;
 
-// Partial results: o [parts, D] and lse [parts], part = AttendRow::part + split * heads + stacked
-// row; for decode rows `heads` is Hq.
+  __device__ RowSplit entry(int i) const {
+    return table ? table[i] : RowSplit{i / splits, i % splits};
+  }
+};
+
+// Partial results: o [parts, D] and lse [parts], part = AttendRows::part + split * rows * Hq +
+// row * Hq + head.
 struct Partial {
   float* o = nullptr;
   float* lse = nullptr;
@@ -122,11 +111,38 @@ struct AttendCall {
   const float* q = nullptr;  // [T, Hq, D]
   float* o = nullptr;        // [T, Hq, D]
   float* lse = nullptr;      // [T, Hq] or null
-  const AttendSegment* segments = nullptr;
-  const AttendRow* rows = nullptr;
+  const AttendRows* rows = nullptr;
   Partial partial;
   float scale = 0;
   int32_t heads = 0, kv_heads = 0, dim = 0;
+  // Of decode rows: how many units a split makes, and the fewest keys that are worth one.
+  int32_t units = 0, least_split = 0;
+
+  // Keys of a split of a decode row. All splits of a row make kMostUnits units or fewer: about two
+  // rounds of what a large GPU has at work at a time, and few to merge.
+  static constexpr int kMostUnits = 2048;
+  __host__ __device__ int KeysOfSplit(int64_t keys) const {
+    const int64_t want = (keys * units + kMostUnits - 1) / kMostUnits;
+    int n = least_split;
+    while (n < want) n *= 2;
+    return n;
+  }
 };
+
+// No row of up to `keys` keys has more splits.
+inline int MostSplits(int64_t keys, const AttendCall& call) {
+  const int64_t by_length = std::max<int64_t>(1, (keys + call.least_split - 1) / call.least_split);
+  const int64_t by_units = (AttendCall::kMostUnits + call.units - 1) / call.units + 1;
+  return static_cast<int>(std::min(by_length, by_units));
+}
+
+// Fills in what splits depend on. A partial result of R heads is as long as R keys and values of
+// 16 bits, written and read: splits grow with R.
+inline void SetUnits(AttendCall& call) {
+  constexpr int kWarpHeads = 16, kLeastSplit = 128;
+  const int per_head = call.heads / call.kv_heads;
+  call.units = call.kv_heads * ((per_head + kWarpHeads - 1) / kWarpHeads);
+  call.least_split = per_head > 8 ? 2 * kLeastSplit : kLeastSplit;
+}
 
 }  // namespace baton::cuda

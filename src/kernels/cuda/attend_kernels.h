@@ -14,12 +14,7 @@ const T* TableOf(Recorder& recorder, const std::vector<T>& values) {
   return recorder.Table(std::span<const T>(values.data(), values.size()));
 }
 
-struct AttendWork {
-  const RowSplit* units = nullptr;  // on the device
-  int64_t count = 0;
-};
-
-// Rows one by one. Without `values` only the scores of the segments are written.
+// Rows one by one. Without `values` only scores are written.
 void LaunchRows(Recorder& recorder, const AttendCall& call, DType cache, AttendWork work,
                 bool values);
 // The two kinds of kernel behind it.
@@ -32,7 +27,10 @@ void LaunchPlainRows(Recorder& recorder, const AttendCall& call, DType cache, At
 int TileRows(DType cache, int64_t head_dim);
 void LaunchTiles(Recorder& recorder, const AttendCall& call, DType cache, AttendWork work);
 
-// Whether a block of this kernel gets so much shared memory; asks for it the first time.
-bool AllowShared(const void* kernel, int bytes);
+// Whether a block of this kernel gets so many bytes of dynamic shared memory, beside `fixed` ones;
+// asks for them. Slow: once per kernel.
+bool AllowShared(const void* kernel, int bytes, int fixed = 0);
+// The most that a block may have.
+int MostShared();
 
 }  // namespace baton::cuda

@@ -11,9 +11,8 @@ void Launch(Recorder& recorder, const AttendCall& call, AttendWork work, bool va
   const size_t shared = sizeof(float) * kPlainWarps * kPlainHeads * static_cast<size_t>(call.dim);
   const auto kernel = values ? AttendPlainKernel<kType, kChannels, true>
                              : AttendPlainKernel<kType, kChannels, false>;
-  BATON_CHECK(AllowShared(reinterpret_cast<const void*>(kernel), static_cast<int>(shared)));
   recorder.Launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kPlainWarps * 32), shared, call,
-                  work.units);
+                  work);
 }
 
 template <DType kType>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/reduce.cuh"
 
 namespace baton::cuda {
 
@@ -20,39 +21,32 @@ __device__ __forceinline__ float LoadValue(const std::byte* row, int d, float sc
   }
 }
 
-__device__ __forceinline__ float WarpSum(float x) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) x += __shfl_xor_sync(~0u, x, mask);
-  return x;
-}
-
-// As AttendRowsKernel, with kPlainHeads query heads per block. A lane holds channels lane + 32 i, i
-// < kChannels, of a key.
+// One block for each of `work`, KV head and kPlainHeads query heads. A lane holds channels lane +
+// 32 i, i < kChannels, of a key.
 template <DType kType, int kChannels, bool kValues>
 __global__ void __launch_bounds__(kPlainWarps * 32)
-    AttendPlainKernel(AttendCall call, const RowSplit* work) {
+    AttendPlainKernel(AttendCall call, AttendWork work) {
   __shared__ float maxima[kPlainWarps][kPlainHeads], sums[kPlainWarps][kPlainHeads];
   extern __shared__ float values[];  // [warps, heads, D]
   const int per_head = call.heads / call.kv_heads, dim = call.dim;
   const int blocks = (per_head + kPlainHeads - 1) / kPlainHeads;
   const int units = call.kv_heads * blocks;
-  const RowSplit split = work[blockIdx.x / units];
+  const RowSplit split = work.entry(blockIdx.x / units);
   if (split.row < 0) return;
   const int kv_head = blockIdx.x % units / blocks;
   const int first_head = blockIdx.x % units % blocks * kPlainHeads;
   const int heads = min(per_head - first_head, kPlainHeads);
-  const AttendRow row = call.rows[split.row];
-  const AttendSegment& segment = call.segments[row.segment];
-  const KvAccess& kv = segment.kv;
-  const Keys keys = KeysOf(segment, row.row, 1, kv_head);
-  const int per_split = KeysPerSplit(keys.count, call.kv_heads);
+  const AttendRows& row = call.rows[split.row];
+  const KvAccess& kv = row.kv;
+  const Keys keys = KeysOf(row, kv_head);
+  const int per_split = call.KeysOfSplit(keys.count);
   const int32_t begin = split.split * per_split;
   if (split.split > 0 && begin >= keys.count) return;
   const int32_t end = min(keys.count, begin + per_split);
-  const int64_t last = segment.position + row.row;
+  const int64_t last = row.position;
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t out_head = (segment.first + row.row) * call.heads + kv_head * per_head + first_head;
+  const int64_t out_head = row.first * call.heads + kv_head * per_head + first_head;
   float q[kPlainHeads][kChannels], o[kPlainHeads][kChannels];
   float max[kPlainHeads], sum[kPlainHeads];
 #pragma unroll
@@ -65,11 +59,8 @@ __global__ void __launch_bounds__(kPlainWarps * 32)
       q[h][i] = h < heads && d < dim ? call.q[(out_head + h) * dim + d] : 0;
     }
   }
-  float* scores = segment.scores;
-  if (scores) {
-    scores += (static_cast<int64_t>(row.row) * call.heads + kv_head * per_head + first_head) *
-              segment.score_stride;
-  }
+  float* scores = row.scores;
+  if (scores) scores += (kv_head * per_head + first_head) * row.score_stride;
   for (int32_t i = begin + warp; i < end; i += kPlainWarps) {
     const int32_t position = keys.position(i);
     if (position > last) continue;
@@ -95,7 +86,7 @@ __global__ void __launch_bounds__(kPlainWarps * 32)
 #pragma unroll
     for (int h = 0; h < kPlainHeads; ++h) {
       score[h] = WarpSum(score[h]) * call.scale;
-      if (scores && lane == 0 && h < heads) scores[h * segment.score_stride + i] = score[h];
+      if (scores && lane == 0 && h < heads) scores[h * row.score_stride + i] = score[h];
       if constexpr (kValues) {
         const float before = max[h];
         max[h] = fmaxf(before, score[h]);

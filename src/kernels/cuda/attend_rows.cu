@@ -11,9 +11,13 @@ bool Launch(Recorder& recorder, const AttendCall& call, AttendWork work) {
   static const bool kAllowed = AllowShared(reinterpret_cast<const void*>(kernel), kShared);
   if (!kAllowed) return false;
   const int per_head = call.heads / call.kv_heads, heads = kGroups * kGroupHeads;
-  const int64_t blocks = work.count * call.kv_heads * ((per_head + heads - 1) / heads);
-  recorder.Launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kRowWarps * 32), kShared, call,
-                  work.units);
+  const int64_t units = int64_t{work.count} * call.kv_heads * ((per_head + heads - 1) / heads);
+  recorder.Launch(kernel,
+                  {.grid = dim3(static_cast<unsigned>((units + kRowWarps - 1) / kRowWarps)),
+                   .block = dim3(kRowWarps * 32),
+                   .shared_bytes = kShared,
+                   .overlapped = true},
+                  call, work);
   return true;
 }
 

@@ -1,24 +1,25 @@
 // Decode rows on tensor cores: flash decoding over the splits of a row's keys.
 //
-// A block is one split of one row and one KV head; its four warps take tiles of 16 keys in turn,
-// each with its own ring of tiles in shared memory, so nothing in the loop waits for another warp.
-// The products are transposed, S^T = K Q^T and O^T = V^T P^T: keys and channels fill the 16 rows of
-// the instruction and 8 query heads its 8 columns, so one load of K and V serves all heads of a
-// group. q and the weights are split into two bf16 values each (16 bits of mantissa): the loop
-// waits for memory, and the second product costs nothing.
+// A warp is a unit: one split of one row and one KV head. It takes tiles of 16 keys through its own
+// ring in shared memory and waits for no other warp. Neighbouring warps have neighbouring heads:
+// the rows that they read lie side by side. The products are transposed, S^T = K Q^T and O^T = V^T
+// P^T: keys and channels fill the 16 rows of the instruction and 8 query heads its 8 columns, so
+// one load of K and V serves all heads of a group. q and the weights are split into two bf16 values
+// each (16 bits of mantissa): the loop waits for memory, and the second product costs nothing.
 #pragma once
 
 #include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/reduce.cuh"
 
 namespace baton::cuda {
 
-constexpr int kRowWarps = 4, kTileKeys = 16, kGroupHeads = 8;
+constexpr int kRowWarps = 2, kTileKeys = 16, kGroupHeads = 8;
 
 // How a bf16 cache lies in shared memory and becomes operands.
 template <int kHeadDim>
 struct Bf16Tile {
   static constexpr int kDim = kHeadDim, kStride = kDim * 2 + 16;
-  static constexpr int kStages = kDim <= 64 ? 5 : kDim <= 96 ? 4 : 3;
+  static constexpr int kStages = 3;
   static constexpr int kKeyBytes = kTileKeys * kStride;
   static constexpr int kBytes = 2 * kKeyBytes;
 
@@ -81,7 +82,7 @@ struct Int8Tile {
   static constexpr int kDim = kHeadDim;
   // Strides that spread what a warp reads at once over the banks.
   static constexpr int kKeyStride = kDim % 128 == 0 ? kDim + 64 : kDim, kValueStride = kDim + 16;
-  static constexpr int kStages = kDim <= 64 ? 6 : kDim <= 128 ? 5 : 3;
+  static constexpr int kStages = kDim <= 64 ? 4 : 3;
   static constexpr int kKeyBytes = kTileKeys * kKeyStride;
   static constexpr int kScales = kKeyBytes + kTileKeys * kValueStride;  // K's, then V's
   static constexpr int kBytes = kScales + 2 * kTileKeys * 4;
@@ -189,18 +190,14 @@ constexpr int kRowTileBytes = kRowWarps* Tile::kStages* Tile::kBytes;
 template <typename Tile>
 constexpr int kRowSharedBytes = kRowTileBytes<Tile> + kRowWarps* Tile::kStages * 4;
 
-// The key tiles of a warp: tile j holds keys [begin + (j * kRowWarps + warp) * 16, + 16) of a
-// split.
+// The key tiles of a split.
 struct WarpTiles {
   Keys keys;
   int32_t begin, end, last;  // of the split; the row's position
-  int warp, lane;
+  int lane;
 
-  __device__ int count() const {
-    const int first = begin + warp * kTileKeys, step = kRowWarps * kTileKeys;
-    return first < end ? (end - first + step - 1) / step : 0;
-  }
-  __device__ int32_t first(int tile) const { return begin + (tile * kRowWarps + warp) * kTileKeys; }
+  __device__ int count() const { return (end - begin + kTileKeys - 1) / kTileKeys; }
+  __device__ int32_t first(int tile) const { return begin + tile * kTileKeys; }
   // Of token lane % 16 of the tile; -1 for none.
   __device__ int32_t Position(int tile) const {
     const int32_t i = first(tile) + (lane & 15);
@@ -336,16 +333,11 @@ __device__ __forceinline__ void AddValues(RowState<Tile, kGroups>& state, uint32
   });
 }
 
-// Joins the four warps of a block and writes `heads` heads of D channels to o and their lse to lse
-// (or null). `shared` has room for what all warps have.
+// Writes `heads` heads of D channels to o and their lse to lse (or null).
 template <typename Tile, int kGroups>
-__device__ __forceinline__ void JoinWarps(RowState<Tile, kGroups>& state, float* shared, int heads,
-                                          float* o, float* lse) {
-  constexpr int kDim = Tile::kDim, kHeads = kGroups * kGroupHeads;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-  float* maxima = shared;                     // [warps, heads]
-  float* sums = maxima + kRowWarps * kHeads;  // [warps, heads]
-  float* values = sums + kRowWarps * kHeads;  // [warps, heads, D]
+__device__ __forceinline__ void WriteHeads(const RowState<Tile, kGroups>& state, int heads,
+                                           int lane, float* o, float* lse) {
+  const int g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
 #pragma unroll
@@ -353,62 +345,46 @@ __device__ __forceinline__ void JoinWarps(RowState<Tile, kGroups>& state, float*
       float sum = state.sum[i][j];
 #pragma unroll
       for (int mask = 4; mask < 32; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
-      const int at = warp * kHeads + i * kGroupHeads + 2 * t + j;
-      if (g == 0) maxima[at] = state.max[i][j], sums[at] = sum;
+      const int head = i * kGroupHeads + 2 * t + j;
+      if (head >= heads) continue;
+      const float inverse = sum == 0 ? 0 : 1 / sum;
 #pragma unroll
-      for (int d = 0; d < kDim / 16; ++d) {
-        values[at * kDim + Tile::ValueChannel(d, 0, g)] = state.o[i][d][j];
-        values[at * kDim + Tile::ValueChannel(d, 1, g)] = state.o[i][d][j + 2];
+      for (int d = 0; d < Tile::kDim / 16; ++d) {
+        o[head * Tile::kDim + Tile::ValueChannel(d, 0, g)] = state.o[i][d][j] * inverse;
+        o[head * Tile::kDim + Tile::ValueChannel(d, 1, g)] = state.o[i][d][j + 2] * inverse;
       }
+      if (g == 0 && lse) lse[head] = sum == 0 ? kNoKeys : (state.max[i][j] + log2f(sum)) * kLn2;
     }
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < heads * kDim; i += kRowWarps * 32) {
-    const int head = i / kDim, d = i % kDim;
-    float most = kNoKeys, total = 0, x = 0;
-#pragma unroll
-    for (int w = 0; w < kRowWarps; ++w) most = fmaxf(most, maxima[w * kHeads + head]);
-    const float reference = most == kNoKeys ? 0 : most;
-#pragma unroll
-    for (int w = 0; w < kRowWarps; ++w) {
-      const float factor = Exp2(maxima[w * kHeads + head] - reference);
-      total += factor * sums[w * kHeads + head];
-      x += factor * values[(w * kHeads + head) * kDim + d];
-    }
-    o[i] = total == 0 ? 0 : x / total;
-    if (d == 0 && lse) lse[head] = total == 0 ? kNoKeys : (reference + log2f(total)) * kLn2;
   }
 }
 
-// One unit for each of `work`, KV head and block of query heads; see attend.cuh. Without kValues
+// One warp for each of `work`, KV head and block of query heads; see attend.cuh. Without kValues
 // only scores are written.
 template <typename Tile, int kGroups, bool kValues>
 __global__ void __launch_bounds__(kRowWarps * 32)
-    AttendRowsKernel(AttendCall call, const RowSplit* work) {
+    AttendRowsKernel(AttendCall call, AttendWork work) {
   extern __shared__ __align__(16) std::byte shared[];
   const int per_head = call.heads / call.kv_heads;
   const int blocks = (per_head + kGroups * kGroupHeads - 1) / (kGroups * kGroupHeads);
   const int units = call.kv_heads * blocks;
-  const RowSplit split = work[blockIdx.x / units];
-  if (split.row < 0) return;
-  const int kv_head = blockIdx.x % units / blocks;
-  const int first_head = blockIdx.x % units % blocks * kGroups * kGroupHeads;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
+  const int unit = blockIdx.x * kRowWarps + warp;
+  const RowSplit split = unit / units < work.count ? work.entry(unit / units) : RowSplit{};
+  if (split.row < 0) return AwaitPrevious();
+  const int kv_head = unit % units / blocks;
+  const int first_head = unit % units % blocks * kGroups * kGroupHeads;
   const int heads = min(per_head - first_head, kGroups * kGroupHeads);
-  const AttendRow row = call.rows[split.row];
-  const AttendSegment& segment = call.segments[row.segment];
-  const KvAccess kv = segment.kv;
-  const Keys keys = KeysOf(segment, row.row, 1, kv_head);
-  const int per_split = KeysPerSplit(keys.count, call.kv_heads);
+  const AttendRows& row = call.rows[split.row];
+  const KvAccess kv = row.kv;
+  const int64_t out_head = row.first * call.heads + kv_head * per_head + first_head;
+  AwaitPrevious();
+  const Keys keys = KeysOf(row, kv_head);
+  const int per_split = call.KeysOfSplit(keys.count);
   const int32_t begin = split.split * per_split;
   if (split.split > 0 && begin >= keys.count) return;
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-  const WarpTiles tiles{keys,
-                        begin,
-                        min(keys.count, begin + per_split),
-                        static_cast<int32_t>(segment.position) + row.row,
-                        warp,
-                        lane};
+  const WarpTiles tiles{keys, begin, min(keys.count, begin + per_split),
+                        static_cast<int32_t>(row.position), lane};
   const int count = tiles.count();
   const std::byte* ring = shared + warp * Tile::kStages * Tile::kBytes;
   const uint32_t ring_address = SharedAddress(ring);
@@ -425,21 +401,23 @@ __global__ void __launch_bounds__(kRowWarps * 32)
   };
   const auto slot_of = [&](int32_t position) { return position < 0 ? -1 : SlotOf(kv, position); };
 
-  for (int tile = 0; tile < Tile::kStages - 1; ++tile) copy(tile, slot_of(tiles.Position(tile)));
+  // The positions, and then the pages, of the first tiles come together.
+  int32_t ahead[Tile::kStages + 1];
+#pragma unroll
+  for (int i = 0; i <= Tile::kStages; ++i) ahead[i] = tiles.Position(i);
+#pragma unroll
+  for (int i = 0; i < Tile::kStages; ++i) ahead[i] = slot_of(ahead[i]);
+#pragma unroll
+  for (int i = 0; i < Tile::kStages - 1; ++i) copy(i, ahead[i]);
   // One tile ahead of the copies, and its positions two: both are loads that the loop never awaits.
-  int32_t slot = slot_of(tiles.Position(Tile::kStages - 1));
-  int32_t position = tiles.Position(Tile::kStages);
+  int32_t slot = ahead[Tile::kStages - 1], position = ahead[Tile::kStages];
   RowQueries<Tile, kGroups> q;
-  const int64_t batch_row = segment.first + row.row;
-  const int64_t out_head = batch_row * call.heads + kv_head * per_head + first_head;
   q.Load(call.q + out_head * Tile::kDim, heads, lane);
   RowState<Tile, kGroups> state;
   if (kValues) state.Clear();
-  float* scores = segment.scores;
-  if (scores) {
-    scores += (static_cast<int64_t>(row.row) * call.heads + kv_head * per_head + first_head) *
-              segment.score_stride;
-  }
+  float* scores = row.scores;
+  if (scores) scores += (kv_head * per_head + first_head) * row.score_stride;
+  const int64_t score_stride = row.score_stride;
 
   for (int tile = 0; tile < count; ++tile) {
     AwaitCopies<Tile::kStages - 2>();
@@ -463,7 +441,7 @@ __global__ void __launch_bounds__(kRowWarps * 32)
         for (int c = 0; c < 4; ++c) {
           const int head = i * kGroupHeads + 2 * t + (c & 1), token = g + (c >> 1) * 8;
           if (head < heads && (mask >> token & 1))
-            to[head * segment.score_stride + token] = x[i][c] * call.scale;
+            to[head * score_stride + token] = x[i][c] * call.scale;
         }
       }
     }
@@ -480,10 +458,9 @@ __global__ void __launch_bounds__(kRowWarps * 32)
       AddValues<Tile, kGroups>(state, at, data, lane, x);
     }
   }
+  LetNextBegin();
 
   if constexpr (kValues) {
-    AwaitCopies<0>();
-    __syncthreads();
     float* o = call.o + out_head * Tile::kDim;
     float* lse = call.lse ? call.lse + out_head : nullptr;
     if (keys.count > per_split) {
@@ -492,7 +469,7 @@ __global__ void __launch_bounds__(kRowWarps * 32)
       o = call.partial.o + part * Tile::kDim;
       lse = call.partial.lse + part;
     }
-    JoinWarps<Tile, kGroups>(state, reinterpret_cast<float*>(shared), heads, o, lse);
+    WriteHeads<Tile, kGroups>(state, heads, lane, o, lse);
   }
 }
 

@@ -54,9 +54,9 @@ void LaunchTiles(Recorder& recorder, const AttendCall& call, DType cache, Attend
   BATON_CHECK(WithShape(cache, call.dim, [&](auto shape) {
     using Shape = decltype(shape);
     const int per_head = call.heads / call.kv_heads, heads = std::min(per_head, Shape::kRows);
-    const int64_t blocks = work.count * call.kv_heads * ((per_head + heads - 1) / heads);
+    const int64_t blocks = int64_t{work.count} * call.kv_heads * ((per_head + heads - 1) / heads);
     recorder.Launch(AttendTilesKernel<Shape>, dim3(static_cast<unsigned>(blocks)),
-                    dim3(Shape::kThreads), Shape::kSharedBytes, call, work.units);
+                    dim3(Shape::kThreads), Shape::kSharedBytes, call, work);
     return true;
   }));
 }

@@ -172,8 +172,8 @@ struct TileState {
     }
   }
 
-  __device__ __forceinline__ void Mask(const AttendSegment& s, const TileKeys<Shape>& keys,
-                                       int block, int t) {
+  __device__ __forceinline__ void Mask(const AttendRows& s, const TileKeys<Shape>& keys, int block,
+                                       int t) {
 #pragma unroll
     for (int n = 0; n < Shape::kKeys / 8; ++n) {
 #pragma unroll
@@ -272,31 +272,30 @@ __device__ __forceinline__ void LoadTileQueries(const float* q, int64_t token_st
 // One unit for each of `work`, KV head and block of query heads.
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads)
-    AttendTilesKernel(AttendCall call, const RowSplit* work) {
+    AttendTilesKernel(AttendCall call, AttendWork work) {
   extern __shared__ __align__(16) std::byte shared[];
   const int per_head = call.heads / call.kv_heads;
   const int tile_heads = min(per_head, Shape::kRows);
   const int blocks = (per_head + tile_heads - 1) / tile_heads;
   const int units = call.kv_heads * blocks;
-  const RowSplit split = work[blockIdx.x / units];
+  const RowSplit split = work.entry(blockIdx.x / units);
   if (split.row < 0) return;
   const int kv_head = blockIdx.x % units / blocks;
   const int first_head = blockIdx.x % units % blocks * tile_heads;
   const int heads = min(per_head - first_head, tile_heads);
-  const AttendRow row = call.rows[split.row];
-  const AttendSegment& segment = call.segments[row.segment];
-  const KvAccess kv = segment.kv;
+  const AttendRows& row = call.rows[split.row];
+  const KvAccess kv = row.kv;
 
   std::byte* at = shared + Shape::kRows * Shape::kStride;
   KeyBlocks<Shape> kept{.operands = at};
   at += Shape::kStages * 2 * Shape::kKeyBytes;
   kept.raw = at, at += Shape::kRawBytes;
-  TileKeys<Shape> keys{.keys = KeysOf(segment, row.row, row.rows, kv_head)};
+  TileKeys<Shape> keys{.keys = KeysOf(row, kv_head)};
   const bool whole = row.keys_per_split == 0 || keys.keys.count <= row.keys_per_split;
   keys.begin = split.split * row.keys_per_split;
-  if (split.split > 0 && keys.begin >= keys.keys.count) return;
+  if (split.split > 0 && (whole || keys.begin >= keys.keys.count)) return;
   keys.end = whole ? keys.keys.count : min(keys.keys.count, keys.begin + row.keys_per_split);
-  const int32_t first = static_cast<int32_t>(segment.position) + row.row;
+  const int32_t first = static_cast<int32_t>(row.position);
   keys.last = first + row.rows - 1;
   keys.slots = reinterpret_cast<int32_t*>(at);
   keys.positions = keys.slots + Shape::kSlotRing * Shape::kKeys;
@@ -314,8 +313,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
   CommitCopies();
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-  const int64_t out_head = (segment.first + row.row) * call.heads + kv_head * per_head + first_head;
-  const int rows = row.rows * heads;
+  const int64_t out_head = row.first * call.heads + kv_head * per_head + first_head;
+  const int tokens = row.rows, rows = tokens * heads;
   LoadTileQueries<Shape>(call.q + out_head * Shape::kDim,
                          static_cast<int64_t>(call.heads) * Shape::kDim, rows, heads, shared);
   TileState<Shape> state;
@@ -328,8 +327,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
   }
   const uint32_t queries = SharedAddress(shared) + first_row * Shape::kStride;
   const float scale = call.scale * kLog2E;
-  const bool window = segment.kind == KeySet::Kind::kWindow;
-  const int64_t sink = segment.sink, recent = segment.recent;
+  const bool window = row.kind == KeySet::Kind::kWindow;
+  const int64_t sink = row.sink, recent = row.recent;
 
   for (int block = 0; block < count; ++block) {
     AwaitCopies<0>();
@@ -349,7 +348,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
     const int32_t end_key = keys.position(block, Shape::kKeys - 1);
     const bool inside =
         !window || begin_key > keys.last - recent || (end_key < sink && end_key >= 0);
-    if (end_key < 0 || end_key > first || !inside) state.Mask(segment, keys, block, t);
+    if (end_key < 0 || end_key > first || !inside) state.Mask(row, keys, block, t);
     state.Weigh(scale);
     if constexpr (Shape::kInt8) state.ScaleKeys(kept.scales + Shape::kKeys, t);
     state.AddValues(kept.values(block), lane);
@@ -369,7 +368,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
       float* o = call.o + (out_head + head) * Shape::kDim;
       float* lse = call.lse ? call.lse + out_head + head : nullptr;
       if (!whole) {
-        const int64_t part = row.part + static_cast<int64_t>(split.split) * row.rows * call.heads +
+        const int64_t part = row.part + static_cast<int64_t>(split.split) * tokens * call.heads +
                              kv_head * per_head + first_head + head;
         o = call.partial.o + part * Shape::kDim;
         lse = call.partial.lse + part;

@@ -7,14 +7,14 @@
 namespace baton::cuda {
 namespace {
 
-void Start(Recorder& recorder, Format format, const FewRowsArgs& args) {
-  switch (format) {
+void Start(Recorder& recorder, const CudaMatrix& m, const FewRowsArgs& args) {
+  switch (m.format) {
     case Format::kBf16:
       return StartBf16(recorder, args);
     case Format::kQ4:
-      return StartQ4(recorder, args);
+      return m.has_min ? StartQ4Min(recorder, args) : StartQ4(recorder, args);
     case Format::kQ8:
-      return StartQ8(recorder, args);
+      return m.has_min ? StartQ8Min(recorder, args) : StartQ8(recorder, args);
     case Format::kQ8Halves:
       return StartQ8Halves(recorder, args);
   }
@@ -39,7 +39,6 @@ void FewRows(Recorder& recorder, Scratch& scratch, const FewRowsParams& p) {
     args.tokens = static_cast<int32_t>(p.input.x.dim(0));
     args.groups = static_cast<int32_t>(first.groups);
     args.block_bytes = static_cast<int32_t>(first.block_bytes());
-    args.has_min = first.has_min;
     args.zero = static_cast<float>(first.zero);
     args.accumulate = p.accumulate;
     args.activation = static_cast<int32_t>(p.activation);
@@ -56,7 +55,7 @@ void FewRows(Recorder& recorder, Scratch& scratch, const FewRowsParams& p) {
                                  static_cast<int32_t>(o->w->rows),
                                  0};
     }
-    Start(recorder, first.format, args);
+    Start(recorder, first, args);
     left = std::move(others);
   }
 }

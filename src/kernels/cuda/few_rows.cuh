@@ -31,9 +31,10 @@ template <Format kFormat>
 constexpr int kTileBytes = QuantBytes(kFormat) +
                            ScaleBytes(kFormat) * (kFormat == Format::kQ8Halves ? 1 : 2);
 template <Format kFormat, int kTiles>
-constexpr int kStages = 96 * 1024 / kFewWarps / (kTiles * kTileBytes<kFormat>) > 8
-                            ? 8
-                            : 96 * 1024 / kFewWarps / (kTiles * kTileBytes<kFormat>);
+constexpr int kStagesThatFit = (kTiles > 2 ? 96 : 64) * 1024 / kFewWarps /
+                               (kTiles * kTileBytes<kFormat>);
+template <Format kFormat, int kTiles>
+constexpr int kStages = kStagesThatFit<kFormat, kTiles> > 8 ? 8 : kStagesThatFit<kFormat, kTiles>;
 
 // c += a b: a 16 x 16 (tokens by columns), b 16 x 8 (columns by rows of W).
 __device__ inline void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
@@ -104,7 +105,7 @@ struct PairOfX {
 };
 
 // Adds the products of one slab with one tile; `tile` is what lies in shared memory.
-template <Format kFormat>
+template <Format kFormat, bool kMin>
 __device__ inline void MultiplySlab(const SlabOfX& x, const std::byte* tile, int j, int lane,
                                     const FewRowsArgs& args, float (&sum)[4]) {
   const auto product = [&](float(&part)[4], const uint32_t(&w)[4], int half) {
@@ -139,7 +140,7 @@ __device__ inline void MultiplySlab(const SlabOfX& x, const std::byte* tile, int
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[i] += part[p][i] * (i % 2 == 0 ? scale.x : scale.y);
     }
-    if (kParts == 1 && args.has_min) {
+    if constexpr (kMin) {
       const float2 minimum = __half22float2(scales[ScaleBytes(kFormat) / 4 + j]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[i] += x.sum[i / 2] * (i % 2 == 0 ? minimum.x : minimum.y);
@@ -147,8 +148,9 @@ __device__ inline void MultiplySlab(const SlabOfX& x, const std::byte* tile, int
   }
 }
 
-// kGlu: tiles alternate between gate and up.
-template <Format kFormat, int kTiles, bool kGlu>
+// kMin: the type has minima (a branch on it would keep the tiles' products from overlapping). kGlu:
+// tiles alternate between gate and up.
+template <Format kFormat, bool kMin, int kTiles, bool kGlu>
 __global__ void __launch_bounds__(kFewThreads, 2)
     FewRowsKernel(const __grid_constant__ FewRowsArgs args) {
   constexpr int kRows = kTiles * kTileRows;  // sums per token
@@ -201,7 +203,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
       for (int j = 0; j < 2; ++j) {
         p.slab[j].high[i] = x[i][(slab + j) * 8];
         p.slab[j].low[i] = x[i][(slab + j) * 8 + 1];
-        if (args.has_min) p.slab[j].sum[i] = sums[i][slab + j];
+        if constexpr (kMin) p.slab[j].sum[i] = sums[i][slab + j];
       }
     }
     return p;
@@ -223,8 +225,8 @@ __global__ void __launch_bounds__(kFewThreads, 2)
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int n = 0; n < kTiles; ++n)
-          MultiplySlab<kFormat>(now.slab[j], tile + n * kTileBytes<kFormat>, pair + j, lane, args,
-                                sum[n]);
+          MultiplySlab<kFormat, kMin>(now.slab[j], tile + n * kTileBytes<kFormat>, pair + j, lane,
+                                      args, sum[n]);
       }
     }
     __syncwarp();
@@ -263,7 +265,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   }
 }
 
-template <Format kFormat, int kTiles, bool kGlu>
+template <Format kFormat, bool kMin, int kTiles, bool kGlu>
 void StartTiles(Recorder& recorder, FewRowsArgs args) {
   constexpr int kRows = kTiles * kTileRows, kOutputs = kRows / (kGlu ? 2 : 1);
   constexpr size_t kStageBytes =
@@ -275,7 +277,7 @@ void StartTiles(Recorder& recorder, FewRowsArgs args) {
   }
   args.token_groups = (args.tokens + kFewTokens - 1) / kFewTokens;
   recorder.Launch(
-      FewRowsKernel<kFormat, kTiles, kGlu>,
+      FewRowsKernel<kFormat, kMin, kTiles, kGlu>,
       {.grid = static_cast<unsigned>(blocks * args.token_groups),
        .block = kFewThreads,
        .shared_bytes = std::max(kStageBytes, size_t{kFewWarps} * kFewTokens * kRows * 4),
@@ -285,20 +287,20 @@ void StartTiles(Recorder& recorder, FewRowsArgs args) {
 
 // More rows to a block read x less often; fewer give every multiprocessor some blocks. The sums are
 // the same.
-template <Format kFormat>
+template <Format kFormat, bool kMin>
 void StartFormat(Recorder& recorder, const FewRowsArgs& args) {
   constexpr int64_t kBlocks = 264;  // two to a multiprocessor of an H200
   int64_t rows = 0;
   for (int o = 0; o < args.count; ++o) rows += args.outs[o].rows * (args.outs[o].up ? 2 : 1);
-  const bool many = rows >= 4 * kTileRows * kBlocks;
+  const bool many = args.tokens > 8 && rows >= 4 * kTileRows * kBlocks;
   if (args.outs[0].up) {
-    many ? StartTiles<kFormat, 4, true>(recorder, args)
-         : StartTiles<kFormat, 2, true>(recorder, args);
+    many ? StartTiles<kFormat, kMin, 4, true>(recorder, args)
+         : StartTiles<kFormat, kMin, 2, true>(recorder, args);
   } else if (rows < kTileRows * kBlocks) {
-    StartTiles<kFormat, 1, false>(recorder, args);
+    StartTiles<kFormat, kMin, 1, false>(recorder, args);
   } else {
-    many ? StartTiles<kFormat, 4, false>(recorder, args)
-         : StartTiles<kFormat, 2, false>(recorder, args);
+    many ? StartTiles<kFormat, kMin, 4, false>(recorder, args)
+         : StartTiles<kFormat, kMin, 2, false>(recorder, args);
   }
 }
 

@@ -22,14 +22,17 @@ struct FewRowsArgs {
   const uint4* x;       // SplitInput
   const float* x_sums;  // SplitInput
   int64_t x_slabs;
-  int32_t count, tokens, token_groups, groups, block_bytes, has_min;
+  int32_t count, tokens, token_groups, groups, block_bytes, unused;
   float zero;
-  int32_t accumulate, activation, unused;
+  int32_t accumulate, activation, unused2;
 };
 
-void StartBf16(Recorder& recorder, const FewRowsArgs& args);      // few_rows_bf16.cu
-void StartQ4(Recorder& recorder, const FewRowsArgs& args);        // few_rows_q4.cu
-void StartQ8(Recorder& recorder, const FewRowsArgs& args);        // few_rows_q8.cu
-void StartQ8Halves(Recorder& recorder, const FewRowsArgs& args);  // few_rows_q8_halves.cu
+// few_rows_bf16.cu and so on.
+void StartBf16(Recorder& recorder, const FewRowsArgs& args);
+void StartQ4(Recorder& recorder, const FewRowsArgs& args);
+void StartQ4Min(Recorder& recorder, const FewRowsArgs& args);
+void StartQ8(Recorder& recorder, const FewRowsArgs& args);
+void StartQ8Min(Recorder& recorder, const FewRowsArgs& args);
+void StartQ8Halves(Recorder& recorder, const FewRowsArgs& args);
 
 }  // namespace baton::cuda

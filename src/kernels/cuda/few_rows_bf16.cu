@@ -3,7 +3,7 @@
 namespace baton::cuda {
 
 void StartBf16(Recorder& recorder, const FewRowsArgs& args) {
-  StartFormat<Format::kBf16>(recorder, args);
+  StartFormat<Format::kBf16, false>(recorder, args);
 }
 
 }  // namespace baton::cuda

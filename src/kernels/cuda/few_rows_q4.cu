@@ -3,7 +3,7 @@
 namespace baton::cuda {
 
 void StartQ4(Recorder& recorder, const FewRowsArgs& args) {
-  StartFormat<Format::kQ4>(recorder, args);
+  StartFormat<Format::kQ4, false>(recorder, args);
 }
 
 }  // namespace baton::cuda

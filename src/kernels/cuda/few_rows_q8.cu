@@ -3,7 +3,7 @@
 namespace baton::cuda {
 
 void StartQ8(Recorder& recorder, const FewRowsArgs& args) {
-  StartFormat<Format::kQ8>(recorder, args);
+  StartFormat<Format::kQ8, false>(recorder, args);
 }
 
 }  // namespace baton::cuda

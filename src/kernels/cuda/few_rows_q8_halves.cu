@@ -3,7 +3,7 @@
 namespace baton::cuda {
 
 void StartQ8Halves(Recorder& recorder, const FewRowsArgs& args) {
-  StartFormat<Format::kQ8Halves>(recorder, args);
+  StartFormat<Format::kQ8Halves, false>(recorder, args);
 }
 
 }  // namespace baton::cuda

@@ -160,35 +160,31 @@ class Pieces {
   // Scores of all rows of all units, as Attend writes them.
   void Score() {
     auto* scores = scratch_.Get<float>(Scratch::kMass, rows_ * call_.heads * keys_);
-    std::vector<AttendSegment> segments;
-    std::vector<AttendRow> rows;
-    std::vector<RowSplit> splits;
+    AttendCall call{.q = call_.q,
+                    .scale = call_.scale,
+                    .heads = call_.heads,
+                    .kv_heads = call_.kv_heads,
+                    .dim = call_.dim};
+    const DType cache = segments_[0].kv.dtype;
+    SetUnits(call);
+    std::vector<AttendRows> rows;
     for (size_t i = 0; i < units_.size(); ++i) {
       const MassUnit& unit = units_[i];
       MassSegment& of = segments_[i];
       of.scores = scores, of.score_stride = keys_, of.scores_row = unit.row;
-      segments.push_back({.kv = of.kv,
-                          .first = of.first + unit.row,
-                          .position = of.position + unit.row,
-                          .scores = scores,
-                          .score_stride = keys_});
-      scores += unit.rows * call_.heads * keys_;
       for (int32_t row = 0; row < unit.rows; ++row) {
-        const auto index = static_cast<int32_t>(rows.size());
-        rows.push_back({.segment = static_cast<int32_t>(i), .row = row});
-        const int count = MostSplits(RoundedUp(of.keys), call_.kv_heads);
-        for (int32_t split = 0; split < count; ++split) splits.push_back({index, split});
+        rows.push_back({.kv = of.kv,
+                        .first = of.first + unit.row + row,
+                        .position = of.position + unit.row + row,
+                        .scores = scores,
+                        .score_stride = keys_});
+        scores += call_.heads * keys_;
       }
     }
-    const AttendCall call{.q = call_.q,
-                          .segments = TableOf(recorder_, segments),
-                          .rows = TableOf(recorder_, rows),
-                          .scale = call_.scale,
-                          .heads = call_.heads,
-                          .kv_heads = call_.kv_heads,
-                          .dim = call_.dim};
-    LaunchRows(recorder_, call, segments[0].kv.dtype,
-               {TableOf(recorder_, splits), std::ssize(splits)}, false);
+    call.rows = TableOf(recorder_, rows);
+    const int splits = MostSplits(keys_, call);
+    LaunchRows(recorder_, call, cache,
+               {.count = static_cast<int32_t>(splits * std::ssize(rows)), .splits = splits}, false);
   }
 
   Recorder& recorder_;

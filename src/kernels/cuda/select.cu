@@ -1,25 +1,32 @@
 // Selection: the exact k largest of each set by a radix search for the k-th key.
 //
-// A set is shared by a cluster of blocks. Each holds a stretch of the keys in registers, as
-// integers in the order of the floats; three passes over 11, 11 and 10 bits count digits and narrow
-// the range of the k-th key. Integer counts make the result exact and independent of any order. The
-// list is then compacted: every warp owns consecutive keys, so counts of larger and equal keys
-// before a warp give each selected key its place. Longer stretches are read again in each pass.
+// A set is shared by a cluster of blocks. Keys are integers in the order of the floats; each block
+// holds the upper 16 bits of a stretch of them in shared memory, so that many blocks are at work at
+// a time. Up to four passes over 8 bits count digits and narrow the range of the k-th key; the
+// lower bits of the few keys that may still be it are read again. Integer counts make the result
+// exact and independent of any order. The list is then compacted: every warp owns consecutive keys,
+// so counts of larger and equal keys before a warp give each selected key its place. Of longer
+// stretches nothing is held.
 #include <cooperative_groups.h>
 
 #include <vector>
 
 #include "kernels/cuda/attend_kernels.h"
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/reduce.cuh"
 
 namespace baton::cuda {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
-constexpr int kHeld = 32;                           // keys that a lane holds
+constexpr int kHeld = 32;                           // keys of a lane that are held
 constexpr int kStretch = kThreads * kHeld;          // keys that a block holds
 constexpr int kMostCluster = 8, kBlockKeys = 4096;  // fewer keys are not worth a block
-constexpr int kBins = 2048, kCopies = 2;
+constexpr int kDigitBits = 8, kBins = 1 << kDigitBits, kPasses = 4;
+// Lanes that count the same digit at once would queue up: each lane of a half warp has bins of its
+// own, side by side.
+constexpr int kCopies = 16;
+constexpr int kHeldBytes = kStretch * 2;
 constexpr uint32_t kForced = ~0u, kAbsent = 0, kFlat = 0x80000000u;
 
 struct SelectSet {
@@ -69,57 +76,9 @@ __device__ __forceinline__ uint32_t Ordered(float x) {
   return bits ^ (bits >> 31 ? ~0u : 0x80000000u);
 }
 
-// The keys of a warp: units first + 32 i + lane, i < count.
-template <bool kInRegisters>
-struct WarpKeys {
-  uint32_t held[kInRegisters ? kHeld : 1];
-  const SelectSet* set;
-  int32_t first, count;
-  bool flat = false;  // of equal mass all, because one is not a number
-
-  __device__ __forceinline__ uint32_t Read(int i, int32_t& bad) const {
-    const int32_t unit = first + i * 32 + static_cast<int>(threadIdx.x % 32);
-    if (unit >= set->units || i >= count) return kAbsent;
-    const float x = set->mass[unit];
-    if (isnan(x)) bad = min(bad, unit);
-    return IsForced(*set, unit) ? kForced : flat ? kFlat : Ordered(x);
-  }
-  // The lowest unit that is not a number, or INT_MAX.
-  __device__ __forceinline__ int32_t Load() {
-    int32_t bad = INT_MAX;
-    if constexpr (kInRegisters) {
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) held[i] = Read(i, bad);
-    } else {
-      for (int i = 0; i < count; ++i) Read(i, bad);
-    }
-    return bad;
-  }
-  __device__ __forceinline__ void Flatten() {
-    flat = true;
-    if constexpr (kInRegisters) {
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) {
-        if (held[i] != kAbsent && held[i] != kForced) held[i] = kFlat;
-      }
-    }
-  }
-  // Calls f(i, key); every lane of the warp is there.
-  template <typename F>
-  __device__ __forceinline__ void ForEach(F&& f) const {
-    if constexpr (kInRegisters) {
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) f(i, held[i]);
-    } else {
-      int32_t bad = 0;
-      for (int i = 0; i < count; ++i) f(i, Read(i, bad));
-    }
-  }
-};
-
 struct Shared {
-  uint32_t histogram[kCopies][kBins];
-  uint32_t totals[kBins];  // of the team
+  uint32_t histogram[kBins][kCopies];
+  uint32_t published[kPasses + 1][kBins];  // of this block: a pass each, the others read them
   uint32_t warp_sums[kWarps];
   uint32_t greater[kWarps], equal[kWarps];
   uint32_t block_greater, block_equal;
@@ -127,72 +86,132 @@ struct Shared {
   int32_t bad;
 };
 
-// Keys whose bits above `shift` are `prefix` have the k-th key among them: the `need` lowest of
-// these and all larger keys are selected.
+// The keys of a warp: units first + 32 i + lane, i < count.
+template <bool kIsHeld>
+struct WarpKeys {
+  uint16_t* held;  // [kHeld][32], the upper bits; kIsHeld
+  const SelectSet* set;
+  int32_t first, count;
+  bool flat = false;  // of equal mass all, because one is not a number
+
+  __device__ __forceinline__ int32_t unit(int i) const {
+    return first + i * 32 + static_cast<int>(threadIdx.x % 32);
+  }
+  __device__ __forceinline__ uint32_t Of(int32_t unit, float x) const {
+    return IsForced(*set, unit) ? kForced : flat ? kFlat : Ordered(x);
+  }
+  __device__ __forceinline__ uint32_t Key(int i) const {
+    const int32_t n = unit(i);
+    return n < set->units && i < count ? Of(n, set->mass[n]) : kAbsent;
+  }
+  // Reads all keys, and holds them. The lowest unit that is not a number, or INT_MAX.
+  __device__ __forceinline__ int32_t Load() {
+    int32_t bad = INT_MAX;
+    for (int base = 0; base < count; base += 8) {
+      float x[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const int32_t n = unit(base + j);
+        x[j] = base + j < count && n < set->units ? set->mass[n] : 0;
+        if (isnan(x[j])) bad = min(bad, n);
+      }
+      if constexpr (kIsHeld) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const int32_t n = unit(base + j);
+          const bool there = base + j < count && n < set->units;
+          held[(base + j) * 32 + threadIdx.x % 32] =
+              static_cast<uint16_t>((there ? Of(n, x[j]) : kAbsent) >> 16);
+        }
+      }
+    }
+    return bad;
+  }
+  __device__ __forceinline__ void Flatten() {
+    flat = true;
+    if constexpr (kIsHeld) {
+      for (int i = 0; i < count; ++i)
+        held[i * 32 + threadIdx.x % 32] = static_cast<uint16_t>(Key(i) >> 16);
+    }
+  }
+  // Key i, exact down to bit `shift` (or further), where its bits from 16 on are `prefix`'s from 16
+  // on: where they are others, bits below 16 may be zeros.
+  __device__ __forceinline__ uint32_t Key(int i, int shift, uint32_t prefix) const {
+    if constexpr (!kIsHeld) return Key(i);
+    const uint32_t upper = held[i * 32 + threadIdx.x % 32];
+    return shift < 16 && upper == prefix >> 16 ? Key(i) : upper << 16;
+  }
+};
+
+// Keys whose bits from `shift` on are those of `prefix` have the k-th key among them: the `need`
+// lowest of these and all larger keys are selected.
 struct Cut {
   uint32_t prefix = 0, need = 0;
   int shift = 32;
+
+  __device__ __forceinline__ bool Equal(uint32_t key) const { return (key ^ prefix) >> shift == 0; }
 };
 
-template <bool kInRegisters>
-__device__ void Count(const WarpKeys<kInRegisters>& keys, const Cut& cut, int bits,
-                      Shared& shared) {
-  uint32_t* histogram = shared.histogram[threadIdx.x % kCopies];
-  const int shift = cut.shift - bits;
-  const uint32_t mask = (1u << bits) - 1;
-  // Runs of one digit are counted at once: equal keys would queue up for one bin.
+// Counts the next digit of the keys that are equal so far.
+template <bool kIsHeld>
+__device__ void Count(const WarpKeys<kIsHeld>& keys, const Cut& cut, Shared& shared) {
+  uint32_t* histogram = &shared.histogram[0][threadIdx.x % kCopies];
+  const int shift = cut.shift - kDigitBits;
+  // Runs of one digit are counted at once.
   uint32_t digit = 0, run = 0;
-  keys.ForEach([&](int, uint32_t key) {
-    if (key == kAbsent || (cut.shift < 32 && key >> cut.shift != cut.prefix)) return;
-    const uint32_t d = key >> shift & mask;
-    if (d != digit && run > 0) atomicAdd(&histogram[digit], run), run = 0;
+#pragma unroll 4
+  for (int i = 0; i < keys.count; ++i) {
+    const uint32_t key = keys.Key(i, shift, cut.prefix);
+    if (key == kAbsent || (cut.shift < 32 && !cut.Equal(key))) continue;
+    const uint32_t d = key >> shift & (kBins - 1);
+    if (d != digit && run > 0) atomicAdd(histogram + digit * kCopies, run), run = 0;
     digit = d, ++run;
-  });
-  if (run > 0) atomicAdd(&histogram[digit], run);
+  }
+  if (run > 0) atomicAdd(histogram + digit * kCopies, run);
 }
 
-// Adds up the histograms of the team, and clears the own one.
-__device__ void AddUp(const Team& team, Shared& shared) {
-  team.Sync();
-  const int blocks = team.size(), part = kBins / blocks;
-  for (int i = threadIdx.x; i < part; i += kThreads) {
-    const int bin = team.rank() * part + i;
+// Publishes the block's counts, and clears the histogram.
+__device__ void Publish(const Team& team, uint32_t* published, Shared& shared) {
+  __syncthreads();
+  if (threadIdx.x < kBins) {
+    auto* copies = reinterpret_cast<uint4*>(shared.histogram[threadIdx.x]);
     uint32_t sum = 0;
-    for (int r = 0; r < blocks; ++r) {
-      const Shared* of = team.Of(&shared, r);
-      for (int c = 0; c < kCopies; ++c) sum += of->histogram[c][bin];
+#pragma unroll
+    for (int i = 0; i < kCopies / 4; ++i) {
+      // Neighbours begin at other copies: other banks.
+      uint4& x = copies[(i + threadIdx.x) % (kCopies / 4)];
+      sum += x.x + x.y + x.z + x.w;
+      x = {0, 0, 0, 0};
     }
-    for (int r = 0; r < blocks; ++r) team.Of(&shared, r)->totals[bin] = sum;
+    published[threadIdx.x] = sum;
   }
   team.Sync();
-  for (int i = threadIdx.x; i < kCopies * kBins; i += kThreads) shared.histogram[0][i] = 0;
 }
 
 // The digit of the need-th largest key, how many keys have larger ones, and how many have this one.
-__device__ void FindDigit(uint32_t need, Shared& shared) {
-  constexpr int kPerThread = kBins / kThreads;
+__device__ void FindDigit(const Team& team, uint32_t* published, uint32_t need, Shared& shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int high = kBins - 1 - static_cast<int>(threadIdx.x) * kPerThread;
-  uint32_t sum = 0;
-  for (int i = 0; i < kPerThread; ++i) sum += shared.totals[high - i];
-  uint32_t before = sum;  // inclusive
-  for (int step = 1; step < 32; step *= 2) {
-    const uint32_t x = __shfl_up_sync(~0u, before, step);
-    if (lane >= step) before += x;
+  uint32_t here = 0, before = 0;
+  if (threadIdx.x < kBins) {
+    const int bin = kBins - 1 - static_cast<int>(threadIdx.x);
+    const int blocks = team.size();
+#pragma unroll
+    for (int r = 0; r < kMostCluster; ++r) {
+      if (r < blocks) here += team.Of(published, r)[bin];
+    }
+    before = here;  // inclusive
+    for (int step = 1; step < 32; step *= 2) {
+      const uint32_t x = __shfl_up_sync(~0u, before, step);
+      if (lane >= step) before += x;
+    }
+    if (lane == 31) shared.warp_sums[warp] = before;
   }
-  if (lane == 31) shared.warp_sums[warp] = before;
   __syncthreads();
-  for (int w = 0; w < warp; ++w) before += shared.warp_sums[w];
-  before -= sum;
-  if (before < need && before + sum >= need) {
-    for (int i = 0; i < kPerThread; ++i) {
-      const uint32_t here = shared.totals[high - i];
-      if (before + here >= need) {
-        shared.digit = static_cast<uint32_t>(high - i), shared.above = before;
-        shared.in_digit = here;
-        break;
-      }
-      before += here;
+  if (threadIdx.x < kBins) {
+    for (int w = 0; w < warp; ++w) before += shared.warp_sums[w];
+    before -= here;
+    if (before < need && before + here >= need) {
+      shared.digit = kBins - 1 - threadIdx.x, shared.above = before, shared.in_digit = here;
     }
   }
   __syncthreads();
@@ -209,15 +228,17 @@ __device__ __forceinline__ void Put(const SelectSet& s, int32_t unit, uint32_t p
     *s.count = static_cast<int32_t>(min(at + end - first, s.capacity));
 }
 
-template <bool kInRegisters>
-__device__ void Compact(const WarpKeys<kInRegisters>& keys, const Cut& cut, const Team& team,
+template <bool kIsHeld>
+__device__ void Compact(const WarpKeys<kIsHeld>& keys, const Cut& cut, const Team& team,
                         Shared& shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const uint32_t least = cut.prefix >> cut.shift;
   uint32_t greater = 0, equal = 0;
-  keys.ForEach([&](int, uint32_t key) {
-    greater += key >> cut.shift > cut.prefix;
-    equal += key >> cut.shift == cut.prefix;
-  });
+#pragma unroll 4
+  for (int i = 0; i < keys.count; ++i) {
+    const uint32_t key = keys.Key(i, cut.shift, cut.prefix) >> cut.shift;
+    greater += key > least, equal += key == least;
+  }
   greater = __reduce_add_sync(~0u, greater), equal = __reduce_add_sync(~0u, equal);
   if (lane == 0) shared.greater[warp] = greater, shared.equal[warp] = equal;
   __syncthreads();
@@ -227,6 +248,7 @@ __device__ void Compact(const WarpKeys<kInRegisters>& keys, const Cut& cut, cons
     shared.block_greater = g, shared.block_equal = e;
   }
   team.Sync();
+  const bool any = greater + equal > 0;
   greater = equal = 0;
   for (int r = 0; r < team.rank(); ++r) {
     const Shared* of = team.Of(&shared, r);
@@ -234,43 +256,42 @@ __device__ void Compact(const WarpKeys<kInRegisters>& keys, const Cut& cut, cons
   }
   for (int w = 0; w < warp; ++w) greater += shared.greater[w], equal += shared.equal[w];
   const uint32_t below = (1u << lane) - 1;
-  keys.ForEach([&](int i, uint32_t key) {
-    const bool is_greater = key >> cut.shift > cut.prefix;
-    const bool is_equal = key >> cut.shift == cut.prefix;
-    const uint32_t g = __ballot_sync(~0u, is_greater), e = __ballot_sync(~0u, is_equal);
-    if ((g | e) == 0) return;
+  for (int i = 0; any && i < keys.count; ++i) {
+    const uint32_t key = keys.Key(i, cut.shift, cut.prefix) >> cut.shift;
+    if (!__any_sync(~0u, key >= least)) continue;
+    const uint32_t g = __ballot_sync(~0u, key > least), e = __ballot_sync(~0u, key == least);
     const uint32_t equal_before = equal + __popc(e & below);
-    if (is_greater || (is_equal && equal_before < cut.need)) {
-      Put(*keys.set, keys.first + i * 32 + lane,
-          greater + __popc(g & below) + min(equal_before, cut.need));
-    }
+    if (key > least || (key == least && equal_before < cut.need))
+      Put(*keys.set, keys.unit(i), greater + __popc(g & below) + min(equal_before, cut.need));
     greater += __popc(g), equal += __popc(e);
-  });
+  }
   team.Sync();  // nobody leaves while others read its counts
 }
 
-template <bool kInRegisters>
-__global__ void __launch_bounds__(kThreads) SelectKernel(const SelectSet* sets) {
-  __shared__ Shared shared;
+template <bool kIsHeld>
+__global__ void __launch_bounds__(kThreads, kIsHeld ? 4 : 2) SelectKernel(const SelectSet* sets) {
+  extern __shared__ __align__(16) uint16_t held[];  // [kWarps][kHeld][32]
+  __shared__ __align__(16) Shared shared;
   __shared__ SelectSet set;
   const Team team;
   if (threadIdx.x == 0) set = sets[blockIdx.x / team.size()], shared.bad = INT_MAX;
-  for (int i = threadIdx.x; i < kCopies * kBins; i += kThreads) shared.histogram[0][i] = 0;
+  for (int i = threadIdx.x; i < kBins * kCopies; i += kThreads) shared.histogram[0][i] = 0;
   __syncthreads();
-  const int32_t warps = team.size() * kWarps;
-  const int32_t warp = team.rank() * kWarps + static_cast<int>(threadIdx.x) / 32;
+  const int32_t warps = team.size() * kWarps, own = static_cast<int>(threadIdx.x) / 32;
   const int32_t per_warp = (set.units + warps * 32 - 1) / (warps * 32);  // in steps of 32
-  WarpKeys<kInRegisters> keys;
-  keys.set = &set, keys.first = warp * per_warp * 32, keys.count = per_warp;
+  WarpKeys<kIsHeld> keys;
+  keys.held = held + own * kHeld * 32;
+  keys.set = &set, keys.first = (team.rank() * kWarps + own) * per_warp * 32;
+  keys.count = per_warp;
+  AwaitPrevious();
   const int32_t bad = keys.Load();
   if (bad != INT_MAX) atomicMin(&shared.bad, bad);
 
   Cut cut{.need = static_cast<uint32_t>(set.take)};
-  for (int pass = 0; pass < 3; ++pass) {
-    const int bits = pass < 2 ? 11 : 10;
-    if (pass > 0) __syncthreads();  // histograms are clear
-    Count(keys, cut, bits, shared);
-    AddUp(team, shared);
+  for (int pass = 0; pass < kPasses; ++pass) {
+    uint32_t* published = shared.published[pass];
+    Count(keys, cut, shared);
+    Publish(team, published, shared);
     if (pass == 0) {
       int32_t worst = INT_MAX;
       for (int r = 0; r < team.size(); ++r) worst = min(worst, team.Of(&shared, r)->bad);
@@ -281,9 +302,9 @@ __global__ void __launch_bounds__(kThreads) SelectKernel(const SelectSet* sets) 
                     static_cast<unsigned long long>(worst));
         }
         keys.Flatten();
-        __syncthreads();
-        Count(keys, cut, bits, shared);
-        AddUp(team, shared);
+        published = shared.published[kPasses];
+        Count(keys, cut, shared);
+        Publish(team, published, shared);
       }
       if (set.take == 0) {
         if (team.rank() == 0 && threadIdx.x == 0) *set.count = 0;
@@ -291,18 +312,20 @@ __global__ void __launch_bounds__(kThreads) SelectKernel(const SelectSet* sets) 
         return;
       }
     }
-    FindDigit(cut.need, shared);
-    cut.prefix = pass == 0 ? shared.digit : cut.prefix << bits | shared.digit;
-    cut.shift -= bits;
+    FindDigit(team, published, cut.need, shared);
+    cut.shift -= kDigitBits;
+    cut.prefix |= shared.digit << cut.shift;
     cut.need -= shared.above;
     if (cut.need == shared.in_digit) break;  // all keys that are left
   }
+  LetNextBegin();
   Compact(keys, cut, team, shared);
 }
 
 // The score of each block of tokens, summed or compared in their order; NaN where one is. Reports
 // the lowest token that is not a number.
 __global__ void BlockScoresKernel(const SelectSet* sets, float* scores, int64_t stride, bool max) {
+  AwaitPrevious();
   const SelectSet& s = sets[blockIdx.y];
   const int32_t unit = blockIdx.x * blockDim.x + threadIdx.x;
   if (unit >= s.units) return;
@@ -389,10 +412,15 @@ void Select(Recorder& recorder, Scratch& scratch, const SelectParams& p) {
   }
   const int cluster = ClusterOf(bucket);
   const bool held = bucket <= int64_t{cluster} * kStretch;
+  static const bool kAllowed = AllowShared(reinterpret_cast<const void*>(SelectKernel<true>),
+                                           kHeldBytes, sizeof(Shared) + sizeof(SelectSet));
+  BATON_CHECK(kAllowed);
   recorder.Launch(held ? SelectKernel<true> : SelectKernel<false>,
                   {.grid = dim3(count * static_cast<unsigned>(cluster)),
                    .block = dim3(kThreads),
-                   .cluster = static_cast<unsigned>(cluster)},
+                   .shared_bytes = static_cast<size_t>(held ? kHeldBytes : 0),
+                   .cluster = static_cast<unsigned>(cluster),
+                   .overlapped = true},
                   TableOf(recorder, sets));
 }
 
