@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <random>
 #include <string>
@@ -92,6 +93,7 @@ struct Bench {
   std::unique_ptr<Recorder> recorder;
   std::unique_ptr<Scratch> scratch;
   double copy_bandwidth = 0;  // bytes read and written a second
+  double host_seconds = 0;    // of the last pass: what the host did
   std::vector<std::string> only;
 
   bool Wants(const std::string& name) const {
@@ -108,6 +110,7 @@ struct Bench {
     for (int i = 0; i < 12; ++i) {
       Spin<<<1, 1, 0, stream>>>(2'000'000);
       BATON_CUDA(cudaEventRecord(begin, stream));
+      const auto started = std::chrono::steady_clock::now();
       recorder->BeginPass();
       for (int j = 0; j < per_pass; ++j) {
         const Recorder::Operation operation(*recorder);
@@ -115,6 +118,8 @@ struct Bench {
       }
       recorder->EndPass();
       BATON_CUDA(cudaEventRecord(end, stream));
+      host_seconds =
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
       BATON_CUDA(cudaEventSynchronize(end));
       float ms = 0;
       BATON_CUDA(cudaEventElapsedTime(&ms, begin, end));
@@ -125,16 +130,18 @@ struct Bench {
     std::sort(times.begin(), times.end());
     return times[times.size() / 2] * 1e-3 / per_pass;
   }
-  void Report(const std::string& name, double seconds, double bytes, double flops = 0) const {
+  void Report(const std::string& name, double seconds, double bytes, double flops = 0,
+              double host = 0) const {
     fmt::print("{:<52} {:>9.1f} us {:>9.1f} MB {:>6.0f} GB/s {:>5.2f} of copy", name, seconds * 1e6,
                bytes * 1e-6, bytes / seconds * 1e-9, bytes / seconds / copy_bandwidth);
     if (flops > 0) fmt::print(" {:>6.0f} TFLOP/s", flops / seconds * 1e-12);
-    fmt::print("\n");
+    fmt::print("  (host {:.0f} us)\n", host * 1e6);
     std::fflush(stdout);
   }
   void Run(const std::string& name, int per_pass, double bytes, const std::function<void(int)>& f,
            double flops = 0) {
-    Report(name, Time(per_pass, f), bytes, flops);
+    const double seconds = Time(per_pass, f);
+    Report(name, seconds, bytes, flops, host_seconds / per_pass);
   }
   // Once, outside any timing.
   void Once(const std::function<void()>& f) {
@@ -148,14 +155,15 @@ struct Bench {
   }
 };
 
-// Sequences of equal length in one arena, on shuffled pages.
+// Sequences of equal length in one arena, their pages in order, as prompts take them, or shuffled.
 struct Cache {
   KvLayout layout;
   int64_t length = 0, sequences = 0;
   std::byte* memory = nullptr;
   int32_t* pages = nullptr;
 
-  Cache(KvLayout l, int64_t n, int64_t count) : layout(l), length(n), sequences(count) {
+  Cache(KvLayout l, int64_t n, int64_t count, bool shuffled = false)
+      : layout(l), length(n), sequences(count) {
     const int64_t per_sequence = (n + kPage - 1) / kPage, all = per_sequence * count;
     memory = Allocate<std::byte>(layout.arena_bytes(all));
     if (layout.dtype == DType::kBF16) {
@@ -177,7 +185,7 @@ struct Cache {
     BATON_CUDA(cudaGetLastError());
     std::vector<int32_t> order(static_cast<size_t>(all));
     for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
-    std::shuffle(order.begin(), order.end(), std::mt19937(1));
+    if (shuffled) std::shuffle(order.begin(), order.end(), std::mt19937(1));
     pages = Upload(order);
   }
   ~Cache() {
@@ -229,10 +237,10 @@ struct Step {
   float *q, *o, *lse;
   std::vector<AttendParams::Segment> segments;
 
-  Step(Shape s, DType dtype, int64_t n, int64_t batch, bool low_bit = false)
+  Step(Shape s, DType dtype, int64_t n, int64_t batch, bool low_bit = false, bool shuffled = false)
       : shape(s),
         cache({.dtype = dtype, .kv_heads = s.kv_heads, .head_dim = s.dim, .low_bit = low_bit}, n,
-              batch) {
+              batch, shuffled) {
     q = RandomFloats(batch * s.heads * s.dim, 1, 7);
     o = Allocate<float>(batch * s.heads * s.dim);
     lse = Allocate<float>(batch * s.heads);
@@ -274,9 +282,12 @@ void DenseDecode(Bench& bench) {
         fmt::format("dense decode 128K {} {}/{} D {} batch {}", Info(c.dtype).name, c.shape.heads,
                     c.shape.kv_heads, c.shape.dim, c.batch);
     if (!bench.Wants(name)) continue;
-    Step step(c.shape, c.dtype, kKeys, c.batch);
-    bench.Run(name, 4, step.bytes(kKeys),
-              [&](int) { Attend(*bench.recorder, *bench.scratch, step.params()); });
+    for (const bool shuffled : {false, true}) {
+      if (shuffled && c.batch == 1) continue;
+      Step step(c.shape, c.dtype, kKeys, c.batch, false, shuffled);
+      bench.Run(name + (shuffled ? " shuffled" : ""), 4, step.bytes(kKeys),
+                [&](int) { Attend(*bench.recorder, *bench.scratch, step.params()); });
+    }
   }
 }
 
@@ -361,7 +372,7 @@ void SelectDecode(Bench& bench) {
 
 void IndexDecode(Bench& bench, Device& device) {
   constexpr int64_t kKeys = 131072, kTop = 2048;
-  for (int64_t batch : {1, 8, 32}) {
+  for (int64_t batch : {1, 8}) {
     const std::string name = fmt::format("index decode k 2048 of 128K 32/8 D 128 batch {}", batch);
     if (!bench.Wants(name)) continue;
     Step step({32, 8, 128}, DType::kBF16, kKeys, batch);

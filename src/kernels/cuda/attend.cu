@@ -113,7 +113,7 @@ class Plan {
  public:
   Plan(Recorder& recorder, const AttendParams& p, const AttendCall& call, DType cache)
       : recorder_(recorder), cache_(cache), call_(call) {
-    SetUnits(call_);
+    SetUnits(call_, p.q.dim(2) * BytesOf(cache, 1));
     const int64_t tile_rows = TileRows(cache, p.q.dim(2));
     for (const Segment& s : p.segments) {
       if (s.kv.layout.dtype != cache || s.rows.count == 0) continue;

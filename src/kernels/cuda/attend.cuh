@@ -115,14 +115,13 @@ struct AttendCall {
   Partial partial;
   float scale = 0;
   int32_t heads = 0, kv_heads = 0, dim = 0;
-  // Of decode rows: how many units a split makes, and the fewest keys that are worth one.
-  int32_t units = 0, least_split = 0;
+  // Of decode rows: how many units a split makes, the most units of a row, and the fewest keys that
+  // are worth a split.
+  int32_t units = 0, most_units = 0, least_split = 0, unused = 0;
 
-  // Keys of a split of a decode row. All splits of a row make kMostUnits units or fewer: about two
-  // rounds of what a large GPU has at work at a time, and few to merge.
-  static constexpr int kMostUnits = 2048;
+  // Keys of a split of a decode row.
   __host__ __device__ int KeysOfSplit(int64_t keys) const {
-    const int64_t want = (keys * units + kMostUnits - 1) / kMostUnits;
+    const int64_t want = (keys * units + most_units - 1) / most_units;
     int n = least_split;
     while (n < want) n *= 2;
     return n;
@@ -132,16 +131,19 @@ struct AttendCall {
 // No row of up to `keys` keys has more splits.
 inline int MostSplits(int64_t keys, const AttendCall& call) {
   const int64_t by_length = std::max<int64_t>(1, (keys + call.least_split - 1) / call.least_split);
-  const int64_t by_units = (AttendCall::kMostUnits + call.units - 1) / call.units + 1;
+  const int64_t by_units = (call.most_units + call.units - 1) / call.units + 1;
   return static_cast<int>(std::min(by_length, by_units));
 }
 
-// Fills in what splits depend on. A partial result of R heads is as long as R keys and values of
-// 16 bits, written and read: splits grow with R.
-inline void SetUnits(AttendCall& call) {
-  constexpr int kWarpHeads = 16, kLeastSplit = 128;
+// Fills in what splits depend on. All units of a long row are what a large GPU has at work at a
+// time: narrow heads take half the registers and shared memory, and twice as many fit. A partial
+// result of R heads is as long as R keys and values of 16 bits, written and read: splits grow with
+// R.
+inline void SetUnits(AttendCall& call, int64_t head_bytes) {
+  constexpr int kWarpHeads = 16, kLeastSplit = 128, kNarrow = 128, kMostUnits = 1024;
   const int per_head = call.heads / call.kv_heads;
   call.units = call.kv_heads * ((per_head + kWarpHeads - 1) / kWarpHeads);
+  call.most_units = head_bytes <= kNarrow ? 2 * kMostUnits : kMostUnits;
   call.least_split = per_head > 8 ? 2 * kLeastSplit : kLeastSplit;
 }
 

@@ -13,7 +13,7 @@
 
 namespace baton::cuda {
 
-constexpr int kRowWarps = 2, kTileKeys = 16, kGroupHeads = 8;
+constexpr int kRowWarps = 4, kTileKeys = 16, kGroupHeads = 8;
 
 // How a bf16 cache lies in shared memory and becomes operands.
 template <int kHeadDim>

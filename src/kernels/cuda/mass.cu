@@ -166,7 +166,7 @@ class Pieces {
                     .kv_heads = call_.kv_heads,
                     .dim = call_.dim};
     const DType cache = segments_[0].kv.dtype;
-    SetUnits(call);
+    SetUnits(call, call_.dim * BytesOf(cache, 1));
     std::vector<AttendRows> rows;
     for (size_t i = 0; i < units_.size(); ++i) {
       const MassUnit& unit = units_[i];
