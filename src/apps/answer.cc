@@ -1,9 +1,9 @@
 #include "apps/answer.h"
 
-#include "apps/exact.h"
-
 #include <algorithm>
 #include <numeric>
+
+#include "apps/exact.h"
 
 namespace baton::apps {
 namespace {

@@ -172,8 +172,7 @@ void ActiveRequest::Pick(std::span<const float> logits) {
   }
   Picked picked{.token = sampler_.Sample(logits, sequence_.tokens),
                 .hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()))};
-  if (request_.logprobs >= 0)
-    picked.logprobs = LogprobsOf(logits, picked.token, request_.logprobs);
+  if (request_.logprobs >= 0) picked.logprobs = LogprobsOf(logits, picked.token, request_.logprobs);
   picked_.push_back(std::move(picked));
 }
 
