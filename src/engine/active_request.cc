@@ -338,7 +338,9 @@ void ActiveRequest::Finish() {
   RequestStats& s = result_.stats;
   s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
   const double steps = static_cast<double>(std::max<int64_t>(1, decode_steps_));
-  s.kv_bytes_per_token = kv_bytes_ / steps;
+  // The prompt's pass makes the first token; an exact request's others do not have a step each.
+  const double tokens = static_cast<double>(std::max<int64_t>(1, s.generated_tokens - 1));
+  s.kv_bytes_per_token = kv_bytes_ / (exact_ ? tokens : steps);
   s.kv_bytes_per_token_dense = dense_kv_bytes_ / steps;
   const std::vector<Watch::Layer>& layers = sequence_.watch.layers;
   for (size_t l = 0; l < layers.size(); ++l) {
