@@ -158,7 +158,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
     return Error::InvalidArgument("threads must be between 0 (all processors) and 1024, got {}",
                                   options.threads);
   }
-  constexpr int64_t kMostTokens = int64_t{1} << 35;  // with room for pages and rollback
+  constexpr int64_t kMostTokens = int64_t{1} << 40;  // sums of counts stay far from overflow
   for (const auto& [name, tokens] :
        {std::pair("context", options.context), std::pair("kv_tokens", options.kv_tokens)}) {
     if (tokens > kMostTokens)

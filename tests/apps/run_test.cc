@@ -149,7 +149,7 @@ TEST_F(RunCli, NumbersAreCheckedBeforeTheModelIsRead) {
                 name == "-n" ? "--max-tokens" : name);
   }
   ExpectError(Baton("run absent.gguf -p x --kv f64"), 2, "expected f32, bf16 or int8, got f64");
-  ExpectError(Baton("run absent.gguf -p x --backend gpu"), 2, "expected ref or cpu, got gpu");
+  ExpectError(Baton("run absent.gguf -p x --backend gpu"), 2, "expected ref, cpu or cuda, got gpu");
   ExpectError(Baton("run absent.gguf -p x --logprobs 3"), 2, "--json");
 }
 

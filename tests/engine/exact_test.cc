@@ -28,7 +28,7 @@ Plan DraftPlan(int64_t k) {
 // A prompt whose second half repeats its first, so that lookup finds continuations; `spoilt`: all
 // of them wrong.
 std::vector<int32_t> RepeatedTokens(int64_t n, uint64_t seed, bool spoilt) {
-  std::vector<int32_t> tokens = RandomTokens(n / 2, seed);
+  std::vector<int32_t> tokens = RandomTokens(n / 2 + 1, seed);
   const std::vector<int32_t> other = RandomTokens(n, seed + 1);
   for (size_t i = 0; std::ssize(tokens) < n; ++i)
     tokens.push_back(spoilt && i % 4 == 3 ? other[i] : tokens[i]);

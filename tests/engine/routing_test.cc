@@ -156,7 +156,8 @@ TEST_P(RoutingTest, LongGenerationHoldsNoMoreThanSinkAndWindow) {
               routed ? 42 : spec().window);
   }
   EXPECT_EQ(g.stats.routing->dense_token_equivalents, 319 * spec().layers);
-  EXPECT_LT(g.stats.kv_bytes_held, engine->info().kv_bytes_per_token * 319 / 3);
+  const int64_t full = FullKvBytes(engine->impl().shape(), 319, engine->impl().cache_element());
+  EXPECT_LT(g.stats.kv_bytes_held, full / 3);
 }
 
 TEST_P(RoutingTest, PromptsOfEveryModeFollowTheirRule) {

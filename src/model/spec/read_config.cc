@@ -9,6 +9,7 @@
 #include "model/spec/limits.h"
 #include "model/spec/native_config.h"
 #include "model/spec/read_rope.h"
+#include "model/spec/router.h"
 
 namespace baton {
 namespace {
@@ -191,6 +192,9 @@ Result<ModelConfig> ReadConfig(FileKind kind, const Architecture& a, const Metad
   c.rope_interleaved = a.interleaved_in_gguf && r.gguf();
   BATON_TRY(ReadRope(r, a, c));
   BATON_TRY(ReadWindows(r, a, c));
+  if (!r.gguf() && !RoutedBackbone(r.metadata()).empty()) {
+    for (const std::string_view key : kPublishedRouterKeys) r.Pass(std::string(key));
+  }
   BATON_ASSIGN(c.ignored_keys, r.Unread());
   return c;
 }

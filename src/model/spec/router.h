@@ -64,6 +64,10 @@ RouterFile SyntheticRouter(const RouterSettings& settings, int layers, int64_t h
 
 // The backbone's architecture if config.json names such a checkpoint, else empty.
 std::string_view RoutedBackbone(const Metadata& config_json);
+// Settings of its config.json that PublishedRouter reads.
+inline constexpr std::string_view kPublishedRouterKeys[] = {
+    "local_window_size", "pool_size",   "pooling_mode", "retrieval_mode",
+    "sink_size",         "toggle_type", "use_softmax"};
 // A tensor of such a folder that is no part of the backbone.
 bool IsRouterTensor(std::string_view name);
 // `flavour` must be "flux": checkpoints of another method (arXiv 2601.17367) share architecture
