@@ -329,6 +329,7 @@ TEST_P(AttendTest, MixedSegmentsEqualEachAlone) {
 TEST_P(AttendTest, RowsAloneHaveTheBitsOfSingleRows) {
   Rng rng(16);
   for (const Shape s : {Shape{9, 3, 64}, Shape{4, 1, 256}, Shape{8, 8, 32}}) {
+    if (kSanitized && s.dim != 32) continue;
     for (DType dtype : kCacheTypes) {
       const Cache cache(rng, s, dtype, 1100);
       const std::vector<float> q = RandomNormal(rng, 16 * s.heads * s.dim);

@@ -246,7 +246,7 @@ Result<std::vector<std::string>> ConfigReader::Unread() const {
     }
     const bool usual =
         gguf() ? std::ranges::any_of(kKnownGgufPrefixes,
-                                     [&](std::string_view p) { return key.starts_with(p); })
+                                     [&k = key](std::string_view p) { return k.starts_with(p); })
                : Holds(kUsualHf, name);
     if (!usual) ignored.push_back(key);
   }
