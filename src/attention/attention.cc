@@ -55,13 +55,12 @@ void Attention::Begin(std::span<const AttentionSegment> segments, AttentionObser
 int64_t Attention::SetsOfPart(const AttentionSegment& s, bool planned) const {
   int64_t lists = 0;
   for (const LayerPlan& layer : planned ? s.plan->layers : shape_.plan) {
-    if (layer.publish)
-      lists = std::max<int64_t>(lists, layer.publish->scope == Scope::kAll ? 1 : shape_.kv_heads);
+    if (layer.publish) lists = std::max(lists, Lists(*layer.publish, shape_));
   }
   if (lists == 0) return std::numeric_limits<int64_t>::max() / 2;
-  const int64_t keys = RoundUp(s.rows.position + s.rows.count, 16);
   // A single row is ranked by its stored scores, several are not.
   if (s.rows_alone) return 1;
+  const int64_t keys = RoundUp(s.rows.position + s.rows.count, 16);
   const int64_t most = std::max<int64_t>(1, kMassElements / (lists * keys));
   return ranks_every_row_ ? std::min(most, kRankedSets) : most;
 }

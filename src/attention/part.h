@@ -85,6 +85,11 @@ inline View<float> Shaped(Array<float>& storage, std::initializer_list<int64_t> 
   return View<float>(storage.Reserve(size), dims);
 }
 
+// Lists that a ranking makes of a set.
+inline int64_t Lists(const Publish& r, const ModelShape& shape) {
+  return r.scope == Scope::kAll ? 1 : shape.kv_heads;
+}
+
 // Masses of one ranking; more parts go in further calls.
 constexpr int64_t kMassElements = int64_t{16} << 20;
 

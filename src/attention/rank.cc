@@ -7,10 +7,6 @@
 namespace baton {
 namespace {
 
-int64_t Lists(const Publish& r, const ModelShape& shape) {
-  return r.scope == Scope::kAll ? 1 : shape.kv_heads;
-}
-
 // Parts whose scores one call of Mass can pool.
 bool Alike(const Publish& a, const Publish& b) {
   return a.scope == b.scope && a.pool == b.pool && a.score == b.score && a.block == b.block &&

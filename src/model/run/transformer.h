@@ -81,8 +81,8 @@ class Transformer {
   Attention attention_;
   std::vector<RopeTable> rope_;
   std::vector<int> own_cache_;  // [layers] -1: none
-  std::vector<std::vector<int>>
-      feeds_;  // [layers + 1] caches of other owners that a layer's stream feeds
+  // [layers + 1] Caches of other owners that a layer's entering stream feeds.
+  std::vector<std::vector<int>> feeds_;
   std::vector<std::vector<const Matrix*>> first_product_;  // [layers + 1]; the last: the output
   int64_t rows_ = 0;
   bool fine_ = false;  // the batch decodes: see LinearParams
