@@ -268,7 +268,7 @@ void ReadOwnKeys(NativeReader& r, const Architecture& a, Problems& problems, Mod
   }
   if (has("bridge.norm")) {
     constexpr std::array<std::string_view, 2> kNorms{"own", "source"};
-    c.bridge_norm_own = r.Choice("bridge.norm", kNorms).value_or(1) == 0;
+    c.bridge_norm_own = k.bridge_norm_own = r.Choice("bridge.norm", kNorms).value_or(1) == 0;
   }
   if (!has("memory.input_layer")) return;
   constexpr std::array<std::string_view, 2> kTypes{"f32", "bf16"};

@@ -32,7 +32,7 @@ struct NativeKeys {
   std::optional<float> indexer_scale;
   Scope scope = Scope::kAll;
   Pool pool = Pool::kMax;
-  bool qk_norm = false;
+  bool qk_norm = false, bridge_norm_own = false;
   bool has_memory = false;  // the architecture has the memory's keys
 
   bool OwnsCache(int l) const;

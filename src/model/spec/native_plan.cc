@@ -39,6 +39,11 @@ void CheckCaches(const NativeKeys& k, int l, Problems& problems) {
   if (bridged ? fed < 0 || fed > l : fed != own_input)
     problems.Add("{}: plan.kv_input is {}, expected {}", Layer(k, l), Named(fed),
                  bridged ? fmt::format("a layer up to {}", l) : Named(own_input));
+  if (bridged && fed == l && k.bridge_norm_own)
+    problems.Add(
+        "{}: plan.kv_input is the layer itself, expected an earlier layer, since bridge.norm is "
+        "own",
+        Layer(k, l));
   const int expected = ExpectedSource(k, l, source);
   if (source != expected) {
     problems.Add("{}: plan.kv_source is {}, expected {}", Layer(k, l), Named(source),
@@ -238,6 +243,8 @@ void CheckNativePlan(const NativeKeys& k, Problems& problems) {
   if (k.block && *k.block > 1 && (k.recent.value_or(0) > 0 || k.sink.value_or(0) > 0))
     problems.Add("select.recent {} and select.sink {}, expected 0 with blocks of {}",
                  k.recent.value_or(0), k.sink.value_or(0), *k.block);
+  if (k.block && *k.block > 1 && k.HasIndexer())
+    problems.Add("select.block_size is {}, expected 1: an indexer ranks single tokens", *k.block);
   for (int l = 0; l < static_cast<int>(k.kind.size()); ++l) {
     CheckCaches(k, l, problems);
     CheckRanking(k, l, problems);
