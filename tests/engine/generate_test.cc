@@ -6,58 +6,12 @@
 #include "base/mapped_file.h"
 #include "formats/gguf.h"
 #include "formats/gguf_writer.h"
-#include "tests/attention/engine_test_util.h"
+#include "tests/engine/test_requests.h"
 
 namespace baton {
 namespace {
 
 using namespace test;
-
-Plan SparsePlan(int64_t k, int first = 0) {
-  Plan plan = Plan::Dense(6);
-  plan.budget = {k, 0};
-  plan.sink = 2;
-  plan.recent = 6;
-  plan.layers[static_cast<size_t>(first)].role = Role::kSelect;
-  for (int l = first + 1; l < 5; ++l)
-    plan.layers[static_cast<size_t>(l)] = {.role = l == 3 ? Role::kScan : Role::kReuse};
-  plan.layers[5] = {.role = Role::kWindow, .sink = 2, .recent = 30};
-  return plan;
-}
-
-Request TokensRequest(int64_t prompt, uint64_t seed, std::optional<Plan> plan = {}) {
-  Request r;
-  r.tokens = RandomTokens(prompt, seed);
-  r.max_tokens = 12;
-  r.ignore_end = true;
-  r.plan = std::move(plan);
-  return r;
-}
-
-std::vector<Request> MixedRequests() {
-  std::vector<Request> requests = {
-      TokensRequest(40, 1),
-      TokensRequest(130, 2, SparsePlan(16)),
-      TokensRequest(1, 3),
-      TokensRequest(64, 4, SparsePlan(20, 1)),
-      TokensRequest(200, 5, SparsePlan(16)),
-  };
-  requests[0].max_tokens = 5;
-  requests[2].sampling = {.temperature = 1, .top_k = 20, .seed = 5};
-  requests[3].plan->scope = Scope::kGroup;
-  requests[3].plan->pool = Pool::kMax;
-  requests[4].plan->prefill = {.sparse = true, .tile = 16, .fraction = 0.1, .min = 24};
-  requests[1].watch = {.interval = 3, .threshold = 0.5};
-  return requests;
-}
-
-std::string Fingerprint(const Generation& g) {
-  std::string s = g.stats.logits_hash;
-  for (int32_t t : g.tokens) s += fmt::format(" {}", t);
-  for (const LayerWatch& w : g.stats.watched)
-    s += fmt::format(" {}:{}:{}", w.layer, w.captured, w.promoted);
-  return s;
-}
 
 class GenerateTest : public ::testing::TestWithParam<BackendCase> {
  protected:
@@ -258,9 +212,9 @@ TEST_P(GenerateTest, BadRequestsAreErrors) {
   r = TokensRequest(3, 1);
   r.max_tokens = -1;
   expect_error(r);
-  r = TokensRequest(3, 1, Plan::Dense(7));
+  r = TokensRequest(3, 1, 12, Plan::Dense(7));
   expect_error(r);
-  r = TokensRequest(3, 1, Plan::Dense(6));
+  r = TokensRequest(3, 1, 12, Plan::Dense(6));
   r.plan->fingerprint = "sha256:0000";
   expect_error(r);
   r.plan = SparsePlan(16);
