@@ -141,7 +141,8 @@ struct RouteOptions {
 struct RoutingReport {
   std::string bitmap;                        // [layers] F full, S sparse
   std::vector<std::array<float, 2>> logits;  // [layers] sparse, full; 0, 0 where none ran
-  // exact, probe, two_pass, dense, forced; cached: kept from the chat turn that decided
+  // exact, probe, two_pass, dense, forced; plan: windows that evict; cached: kept from the chat
+  // turn that decided
   std::string source;
   int64_t rows_pooled = 0;                      // prompt rows that each decision saw
   std::vector<int64_t> held_token_equivalents;  // [layers] tokens of cache held at the end
@@ -275,6 +276,9 @@ class Engine {
   Status CheckPlan(const Plan& plan, std::vector<std::string>* warnings) const;
   // Bytes of KV that one decode step reads with `visible` keys: under the plan, and dense.
   Result<double> KvBytesShare(const Plan& plan, int64_t visible) const;
+  // Bytes of KV that a sequence of `tokens` tokens holds after its prompt, low-bit copies included:
+  // under the plan, and as the model's own caches. Layers that are routed count as full.
+  Result<double> KvHeldShare(const Plan& plan, int64_t tokens) const;
   // Bytes of cache under a plan: what that step reads, what a sequence of as many tokens holds.
   Result<ModelInfo::CacheBytes> CacheBytes(const Plan& plan, int64_t visible) const;
 

@@ -50,6 +50,8 @@ struct NeedleResult {
   double depth = 0;  // [0, 1) where the needle lies
   std::string kind;  // digits, key-value, several, variables
   bool dense_found = false, found = false;
+  // Plans that evict: found by a question of a second turn, after the eviction.
+  std::optional<bool> found_later;
   double kl = 0;  // KL to dense at the answer's tokens, mean
 };
 struct EvalResult {
@@ -58,6 +60,9 @@ struct EvalResult {
   int retrieval_found = 0, retrieval_dense_found = 0, retrieval_total = 0;
   double answer_kl = 0;
   double kv_bytes_share = 0;
+  // Bytes held after the prompt, and how many of the probes a second turn finds: plans that evict.
+  std::optional<double> kv_held_share;
+  std::optional<int> retrieval_found_later;
   std::optional<double> predicted_nats;  // by the plan's evidence
   std::vector<NeedleResult> needles, grid;
   int64_t self_generated = 0, self_first_difference = -1;  // -1: none

@@ -90,6 +90,7 @@ struct Plan {
   std::vector<std::vector<int>>
       head_map;  // scope kHeadMap: [layers][kv_heads] -> KV head of the source
   PrefillMode prefill;
+  bool evict = false;  // after a request's first prompt, windows keep only what they read
   std::vector<LayerRole> layers;
   Evidence evidence;
 

@@ -13,6 +13,7 @@ void PrintRouting(const RoutingReport& r) {
   const int64_t held =
       std::accumulate(r.held_token_equivalents.begin(), r.held_token_equivalents.end(), int64_t{0});
   const std::string by = r.source == "forced"   ? "by the mask"
+                         : r.source == "plan"   ? "by the plan"
                          : r.source == "cached" ? "by an earlier turn"
                                                 : fmt::format("by the router ({}, {} prompt rows)",
                                                               r.source, r.rows_pooled);

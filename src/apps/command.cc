@@ -233,6 +233,13 @@ Result<std::string> PlanLine(const Engine& engine, const Plan& plan,
     line += fmt::format("{} {}{} at {} tokens", i ? "," : "", Percent(share),
                         i ? "" : " of the KV bytes", Count(visible[i]));
   }
+  if (!visible.empty()) {
+    BATON_ASSIGN(const double held, engine.KvHeldShare(plan, visible.back()));
+    line += fmt::format("; {} held", Percent(held));
+  }
+  if (std::any_of(plan.layers.begin(), plan.layers.end(),
+                  [](const LayerRole& l) { return l.role == Role::kRoute; }))
+    line += " (routed layers counted as full)";
   return line;
 }
 

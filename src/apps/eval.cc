@@ -72,6 +72,8 @@ std::string Grid(const std::vector<NeedleResult>& grid) {
 std::string ToText(const EvalResult& r) {
   Table table({"measure", "planned", "dense"});
   table.Row({"KV bytes a decode step reads", Percent(r.kv_bytes_share), "100 %"});
+  if (r.kv_held_share)
+    table.Row({"KV bytes held after the prompt", Percent(*r.kv_held_share), "100 %"});
   table.Row(
       {"KL to dense, nats", fmt::format("{:.4f} +/- {:.4f}", r.kl_mean, r.kl_standard_error), "0"});
   table.Row({"same likeliest token", Percent(r.top1_agreement), "100 %"});
@@ -80,6 +82,8 @@ std::string ToText(const EvalResult& r) {
   if (r.retrieval_total > 0) {
     table.Row({fmt::format("probes found of {}", r.retrieval_total),
                std::to_string(r.retrieval_found), std::to_string(r.retrieval_dense_found)});
+    if (r.retrieval_found_later)
+      table.Row({"found by a second turn", std::to_string(*r.retrieval_found_later), ""});
     table.Row({"KL at the answers, nats", fmt::format("{:.4f}", r.answer_kl), "0"});
   }
   if (r.predicted_nats)

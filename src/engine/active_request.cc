@@ -64,27 +64,32 @@ void ActiveRequest::Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t
 
 // A prompt whose layers have to be routed first, as it runs or ahead of it.
 Status ActiveRequest::StartRouting() {
-  if (!request_.route) {
+  if (!request_.route && DecidedOrder() == PrefillOrder::kTokenMajor) {
     StartPrompt(PrefillOrder::kTokenMajor);
     return Status::Ok();
   }
+  const RouteOptions options = request_.route.value_or(RouteOptions{});
   const Router* router = engine_.router ? &*engine_.router : nullptr;
-  routing_ = std::make_unique<Routing>(engine_, router, *request_.route,
+  routing_ = std::make_unique<Routing>(engine_, router, options,
                                        std::span<const int32_t>(sequence_.tokens), &sequence_.plan,
                                        &sequence_.kv);
   if (exact_) routing_->KeepCaches();
   using Mode = RouteOptions::Mode;
-  const Mode mode = request_.route->mode;
-  // Nothing to ask: the prompt runs in chunks under decided layers.
-  const bool decided = routing_->forced() && mode != Mode::kDense;
+  // Nothing to ask: the prompt runs under decided layers.
+  const bool decided = routing_->forced() && options.mode != Mode::kDense;
   if (decided) routing_->DecideForced();
-  if (decided || mode == Mode::kExact || mode == Mode::kDense) {
-    StartPrompt(decided ? PrefillOrder::kTokenMajor : PrefillOrder::kLayerMajor);
+  if (decided || options.mode == Mode::kExact || options.mode == Mode::kDense) {
+    StartPrompt(decided ? DecidedOrder() : PrefillOrder::kLayerMajor);
     return Status::Ok();
   }
-  BATON_ASSIGN(ahead_,
-               RoutingAhead::Create(engine_, *request_.route, sequence_.tokens, sequence_.plan));
+  BATON_ASSIGN(ahead_, RoutingAhead::Create(engine_, options, sequence_.tokens, sequence_.plan));
   return Status::Ok();
+}
+
+// Of a prompt whose layers are decided: in chunks, unless a layer's cache is to go before the next
+// layer fills its own.
+PrefillOrder ActiveRequest::DecidedOrder() const {
+  return sequence_.plan.Evicts() && !exact_ ? PrefillOrder::kLayerMajor : PrefillOrder::kTokenMajor;
 }
 
 void ActiveRequest::StartPrompt(PrefillOrder order) {
@@ -109,7 +114,7 @@ Status ActiveRequest::StepPrompt() {
   if (!ahead_->done()) return Status::Ok();
   routing_->DecideAs(ahead_->routing());
   ahead_.reset();
-  StartPrompt(PrefillOrder::kTokenMajor);
+  StartPrompt(DecidedOrder());
   return Status::Ok();
 }
 

@@ -103,6 +103,7 @@ class ActiveRequest {
   void Send(const std::string& text);
   void Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length);
   Status StartRouting();
+  PrefillOrder DecidedOrder() const;
   void StartPrompt(PrefillOrder order);
   Status StepPrompt();
 

@@ -235,10 +235,26 @@ Status Engine::CheckPlan(const Plan& plan, std::vector<std::string>* warnings) c
   return Status::Ok();
 }
 
+Result<ResolvedPlan> Engine::Impl::ResolveUnrouted(const Plan& plan) const {
+  BATON_ASSIGN(ResolvedPlan resolved, ResolvePlan(plan, nullptr));
+  if (resolved.Routes())
+    return Error::InvalidArgument("the plan routes layers, and there is nothing to decide them by")
+        .Hint(
+            "`baton run` takes a router (--router FILE) or a mask (--route-mask); elsewhere make "
+            "these layers full or window");
+  return resolved;
+}
+
 Result<double> Engine::KvBytesShare(const Plan& plan, int64_t visible) const {
   BATON_ASSIGN(ResolvedPlan resolved, impl_->ResolvePlan(plan, nullptr));
   return static_cast<double>(KvBytesPerToken(resolved, impl_->shape(), visible)) /
          static_cast<double>(DenseKvBytesPerToken(impl_->shape(), visible));
+}
+
+Result<double> Engine::KvHeldShare(const Plan& plan, int64_t tokens) const {
+  BATON_ASSIGN(ResolvedPlan resolved, impl_->ResolvePlan(plan, nullptr));
+  return static_cast<double>(KvBytesHeld(resolved.AfterPrompt().caches, tokens)) /
+         static_cast<double>(KvBytesHeld(impl_->model_plan.caches, tokens));
 }
 
 void Engine::Cancel() { impl_->cancelled.store(true, std::memory_order_relaxed); }

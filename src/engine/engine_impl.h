@@ -49,6 +49,8 @@ struct Engine::Impl {
   Result<ResolvedPlan> ResolvePlan(const Plan& plan, std::vector<std::string>* warnings) const {
     return Resolve(plan, shape(), warnings);
   }
+  // For what runs without a request: an error where layers are routed.
+  Result<ResolvedPlan> ResolveUnrouted(const Plan& plan) const;
   KvElement cache_element() const;
   KvLayout LayoutOf(const CacheSpec& cache) const;
   // The shared store when its caches are exactly these and it has room for `tokens` more;

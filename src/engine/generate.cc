@@ -49,13 +49,7 @@ Result<ResolvedPlan> PlanOf(const Engine::Impl& impl, const Request& r) {
   Plan plan = r.plan ? *r.plan : Plan::Dense(impl.info.layers);
   const bool names = std::any_of(plan.layers.begin(), plan.layers.end(),
                                  [](const LayerRole& l) { return l.role == Role::kRoute; });
-  if (!r.route) {
-    if (names)
-      return Error::InvalidArgument(
-                 "the plan routes layers, and there is nothing to decide them by")
-          .Hint("give a router (--router FILE) or a mask (--route-mask)");
-    return impl.ResolvePlan(plan, nullptr);
-  }
+  if (!r.route) return impl.ResolveUnrouted(plan);
   BATON_TRY(CheckRouteOptions(*r.route, impl.info.layers));
   if (impl.shape().trained_sparse())
     return Error::Unsupported("a {} model has its own attention; its layers cannot be routed",

@@ -121,7 +121,7 @@ Result<ModelInfo::CacheBytes> Engine::CacheBytes(const Plan& plan, int64_t visib
   const KvElement element = impl_->cache_element();
   return ModelInfo::CacheBytes{.tokens = visible,
                                .read = KvBytesPerToken(resolved, impl_->shape(), visible, element),
-                               .held = KvBytesHeld(resolved.caches, visible, element),
+                               .held = KvBytesHeld(resolved.AfterPrompt().caches, visible, element),
                                .dense = FullKvBytes(impl_->shape(), visible, element)};
 }
 

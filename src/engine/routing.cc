@@ -46,7 +46,10 @@ Routing::Routing(Engine::Impl& engine, const Router* router, const RouteOptions&
       x_(engine.ops->device()),
       q_(engine.ops->device()),
       answer_(engine.ops->device()) {
-  for (const LayerPlan& layer : plan->layers) routed_.push_back(layer.role == Role::kRoute);
+  for (size_t l = 0; l < plan->layers.size(); ++l) {
+    routed_.push_back(plan->layers[l].role == Role::kRoute);
+    if (plan->layers[l].evict) decisions_[l] = Decision::kSparse;
+  }
 }
 
 Routing::Decision Routing::Forced(int layer) const {
@@ -97,6 +100,7 @@ void Routing::Narrow(int layer) {
   // After a dense prompt: later prompts, of a chat's next turns, find the window alone.
   if (plan_->layer(layer).role == Role::kRoute)
     plan_->Decide(layer, false, engine_.shape(), /*in_prompts=*/true);
+  plan_->Evict(layer);
   if (keeps_caches_) return;
   const int cache = plan_->OwnCache(layer);
   const CacheSpec& spec = plan_->caches[static_cast<size_t>(cache)];
@@ -119,8 +123,8 @@ Status Routing::Before(const Pass& pass, const float* kept) {
 
 void Routing::After(const Pass& pass) {
   const int l = pass.first_layer;
-  const bool last = pass.end_row == static_cast<int64_t>(tokens_.size());
-  if (options_.mode == RouteOptions::Mode::kDense && last && pass.end_layer == l + 1 && Routed(l))
+  if (pass.end_row < static_cast<int64_t>(tokens_.size()) || pass.end_layer != l + 1) return;
+  if (plan_->layer(l).evict || (Routed(l) && options_.mode == RouteOptions::Mode::kDense))
     Narrow(l);
 }
 
@@ -166,7 +170,9 @@ Status Routing::Ask(int l, const float* kept) {
 RoutingReport Routing::Report() const {
   constexpr const char* kSources[] = {"exact", "probe", "two_pass", "dense"};
   RoutingReport report;
-  report.source = asked_ ? kSources[static_cast<int>(options_.mode)] : "forced";
+  report.source = asked_                  ? kSources[static_cast<int>(options_.mode)]
+                  : options_.mask.empty() ? "plan"
+                                          : "forced";
   report.logits = logits_;
   report.rows_pooled = rows_pooled_;
   for (const Decision decision : decisions_)

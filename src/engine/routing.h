@@ -1,5 +1,5 @@
 // Layers routed to full or windowed attention, once per request, by what the prompt's first and
-// last rows ask (arXiv 2604.07394).
+// last rows ask (arXiv 2604.07394); and the windows of plans that evict, which are decided.
 #pragma once
 
 #include <array>

@@ -365,7 +365,7 @@ Result<BenchResult> RunBench(Engine& engine, const BenchOptions& options,
   std::optional<ResolvedPlan> plan;
   std::string summary;
   if (options.plan) {
-    BATON_ASSIGN(plan, engine.impl().ResolvePlan(*options.plan, nullptr));
+    BATON_ASSIGN(plan, engine.impl().ResolveUnrouted(*options.plan));
     summary = options.plan->Summary();
   }
   return Bench(engine, options, plan ? &*plan : nullptr, std::move(summary), progress).Run();

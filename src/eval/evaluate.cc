@@ -86,6 +86,10 @@ class Evaluation {
     BATON_TRY(Grid());
     std::vector<EvalResult> results;
     for (size_t p = 0; p < judged_.size(); ++p) {
+      if (plans_[p].Evicts()) {
+        BATON_ASSIGN(judged_[p].result.kv_held_share,
+                     engine_.KvHeldShare(options_.plans[p], options_.context));
+      }
       const Evidence& evidence = options_.plans[p].evidence;
       if (evidence.present) judged_[p].result.predicted_nats = evidence.predicted_nats;
       results.push_back(std::move(judged_[p].result));
@@ -266,6 +270,8 @@ class Evaluation {
         r.retrieval_total++;
         r.retrieval_dense_found += n.dense_found;
         r.retrieval_found += n.found;
+        if (n.found_later)
+          r.retrieval_found_later = r.retrieval_found_later.value_or(0) + *n.found_later;
       }
       r.answer_kl = MeanOf(found[p].answer_kl).mean;
       r.needles = std::move(found[p].needles);
@@ -307,7 +313,7 @@ Result<std::vector<EvalResult>> Evaluate(Engine& engine, const std::string& text
   std::vector<ResolvedPlan> plans;
   std::vector<CacheSpec> caches = engine.impl().model_plan.caches;
   for (const Plan& p : options.plans) {
-    BATON_ASSIGN(ResolvedPlan plan, engine.impl().ResolvePlan(p, nullptr));
+    BATON_ASSIGN(ResolvedPlan plan, engine.impl().ResolveUnrouted(p));
     caches = Together(caches, plan.caches);
     plans.push_back(std::move(plan));
   }

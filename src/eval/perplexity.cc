@@ -101,7 +101,7 @@ Result<PerplexityResult> MeasurePerplexity(Engine& engine, const std::string& te
   BATON_TRY(CheckOptions(engine, options));
   std::optional<ResolvedPlan> plan;
   if (options.plan) {
-    BATON_ASSIGN(plan, engine.impl().ResolvePlan(*options.plan, nullptr));
+    BATON_ASSIGN(plan, engine.impl().ResolveUnrouted(*options.plan));
   }
   BATON_ASSIGN(
       const std::vector<std::vector<int32_t>> windows,

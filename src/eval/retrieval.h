@@ -29,7 +29,8 @@ struct RetrievalResult {
 // One result for each plan. The prompt is processed as the plan says, but for the last 8 tokens of
 // the question; those and the answer are decoded under the plan. Several needles share one text,
 // and so one prefill, which all plans of dense prompts share as well: each question starts from the
-// same cache. Work done is reported in tokens of prompts. `session` is left with any length.
+// same cache. Plans that evict answer each question a second time, as a turn after the eviction.
+// Work done is reported in tokens of prompts. `session` is left with any length.
 Result<std::vector<RetrievalResult>> Retrieve(Engine& engine, Session& session,
                                               std::span<const ResolvedPlan> plans,
                                               std::span<const int32_t> text,

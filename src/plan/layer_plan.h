@@ -67,6 +67,7 @@ struct LayerPlan {
   Merge merge = Merge::kSoftmax;
   std::optional<Publish> publish;  // only when some layer uses it
   RouteWindow route;               // role route
+  bool evict = false;  // after the first prompt the own cache keeps what the window reads, no more
   // A model's own layers hold for every row. A plan's layers hold for decode rows that see more
   // than its min_context keys, and for prompts where in_prompts.
   bool in_prompts = true;

@@ -67,6 +67,7 @@ std::string Plan::Summary() const {
   const char* scopes[] = {"all", "group", "head_map"};
   out += fmt::format(", sink {}, recent {}, scope {}, {}", sink, recent,
                      scopes[static_cast<int>(scope)], pool == Pool::kSum ? "sum" : "max");
+  if (evict) out += ", windows evict";
   if (block > 1) out += fmt::format(", blocks of {}", block);
   if (prefill.sparse)
     out += fmt::format(", prompt in tiles of {} with {:.4g} % of the context, at least {}",

@@ -284,9 +284,10 @@ Status ParseHeader(const Json& root) {
 
 Result<Plan> ParseRoot(const Json& root) {
   if (root.is_object()) BATON_TRY(ParseHeader(root));
-  BATON_TRY(ExpectObject(root, "plan",
-                         {"format", "version", "model", "budget", "scope", "pool", "unit",
-                          "min_context", "forced", "prefill", "head_map", "layers", "evidence"}));
+  BATON_TRY(
+      ExpectObject(root, "plan",
+                   {"format", "version", "model", "budget", "scope", "pool", "unit", "min_context",
+                    "forced", "prefill", "evict", "head_map", "layers", "evidence"}));
   Plan plan;
   const Json* layers = Find(root, "layers");
   if (!layers || !layers->is_array() || layers->empty() ||
@@ -302,6 +303,11 @@ Result<Plan> ParseRoot(const Json& root) {
   BATON_TRY(ParseModes(root, &plan));
   if (const Json* min_context = Find(root, "min_context")) {
     BATON_ASSIGN(plan.min_context, Integer(*min_context, "min_context", 0, kMaxTokens));
+  }
+  if (const Json* evict = Find(root, "evict")) {
+    if (!evict->is_boolean())
+      return Error::InvalidArgument("evict: expected true or false, got {}", Shown(*evict));
+    plan.evict = evict->get<bool>();
   }
   if (const Json* forced = Find(root, "forced")) {
     BATON_ASSIGN(plan.forced, ParseIntegers(*forced, "forced", kMaxLayers));
@@ -405,6 +411,7 @@ std::string Plan::ToJson() const {
                                               {"fraction", prefill.fraction},
                                               {"min", prefill.min}}
                                 : OrderedJson("dense"));
+  if (evict) put("evict", true);
   if (!head_map.empty()) put("head_map", head_map);
   out += " \"layers\":[";
   for (size_t l = 0; l < layers.size(); ++l)

@@ -76,6 +76,13 @@ Status CheckGlobals(const Plan& plan, const ModelShape& model) {
       return Error::InvalidArgument("forced: layer {} does not exist, the model has {}", l,
                                     model.layers);
   const PrefillMode& p = plan.prefill;
+  if (p.sparse && plan.evict)
+    return Error::Unsupported("evict: prompts that evict run layer by layer, and are dense")
+        .Hint("leave out prefill, or evict");
+  if (plan.evict && std::none_of(plan.layers.begin(), plan.layers.end(),
+                                 [](const LayerRole& l) { return l.role == Role::kWindow; }))
+    return Error::InvalidArgument("evict: the plan has no window layer")
+        .Hint("leave out evict, or give layers a window");
   if (p.sparse) {
     if (p.tile < 1 || p.tile > kMaxTokens || !(p.fraction > 0 && p.fraction <= 1) || p.min < 1 ||
         p.min > kMaxTokens)
@@ -278,7 +285,9 @@ Status Resolver::Layer(int l, LayerPlan* out, CacheSpec* cache) {
   BATON_TRY(CheckWindow(l));
   if (role.role == Role::kFull) return Status::Ok();
   out->role = role.role;
-  out->at_any_length = role.role == Role::kRoute;
+  out->evict = plan_.evict && role.role == Role::kWindow;
+  // Keys that are gone cannot be read again at some other length.
+  out->at_any_length = role.role == Role::kRoute || out->evict;
   // What a plan's windows hide from a prompt is missing in every later key and value: answers lose
   // more than by all other sparse layers together (docs/quality.md).
   out->in_prompts = plan_.prefill.sparse && role.role != Role::kWindow;
@@ -335,6 +344,7 @@ std::string Canonical(const ResolvedPlan& p) {
   for (const LayerPlan& layer : p.layers) {
     s += fmt::format("L{},{},{},{}", static_cast<int>(layer.merge), layer.in_prompts,
                      layer.at_any_length, layer.role == Role::kRoute);
+    if (layer.evict) s += ",E";
     s += fmt::format(",{},{}", layer.route.sink, layer.route.recent);
     if (layer.publish) {
       const Publish& r = *layer.publish;
@@ -398,6 +408,30 @@ bool ResolvedPlan::Routes() const {
                      [](const LayerPlan& l) { return l.role == Role::kRoute; });
 }
 
+bool ResolvedPlan::Evicts() const {
+  return std::any_of(layers.begin(), layers.end(), [](const LayerPlan& l) { return l.evict; });
+}
+
+// The layer's cache keeps what its window reads.
+void ResolvedPlan::NarrowCache(int layer) {
+  const Branch& window = layers[layer].branches[0];
+  caches[window.cache].sink = window.set.sink;
+  caches[window.cache].recent = window.set.recent;
+}
+
+void ResolvedPlan::Evict(int layer) {
+  if (!layers[layer].evict) return;
+  layers[layer].evict = false;
+  layers[layer].in_prompts = true;
+  NarrowCache(layer);
+}
+
+ResolvedPlan ResolvedPlan::AfterPrompt() const {
+  ResolvedPlan after = *this;
+  for (size_t l = 0; l < layers.size(); ++l) after.Evict(static_cast<int>(l));
+  return after;
+}
+
 void ResolvedPlan::Decide(int layer, bool full, const ModelShape& model, bool in_prompts) {
   LayerPlan& decided = layers[layer];
   BATON_CHECK(decided.role == Role::kRoute);
@@ -412,9 +446,7 @@ void ResolvedPlan::Decide(int layer, bool full, const ModelShape& model, bool in
   decided.in_prompts = in_prompts;
   decided.branches[0].set = {
       .kind = TokenSet::Kind::kWindow, .sink = window.sink, .recent = window.recent};
-  CacheSpec& cache = caches[decided.branches[0].cache];
-  cache.sink = window.sink;
-  cache.recent = window.recent;
+  NarrowCache(layer);
   for (size_t l = layer + 1; l < layers.size(); ++l) {
     TokenSet& set = layers[l].branches[0].set;
     if (layers[l].role != Role::kReuse || set.publisher != layer) continue;

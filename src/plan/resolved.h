@@ -30,12 +30,20 @@ struct ResolvedPlan {
   // Every layer attends as the model defines it.
   bool IsDense() const;
   bool Routes() const;
+  bool Evicts() const;
   // Makes a layer read `k` of what `publisher`, which has a Publish, ranks.
   void ReadList(int reader, int publisher, Budget k);
   // A routed layer's decision for this request: full, as before, or a window for the rest of it.
   // Readers of its ranking turn to the latest earlier publisher that is left, or become full.
   // `in_prompts`: the window already holds for the prompt's rows (exact routing).
   void Decide(int layer, bool full, const ModelShape& model, bool in_prompts);
+  // The layer's window, if it evicts, holds for prompts too from now on, and its cache is a ring.
+  void Evict(int layer);
+  // Every layer that evicts has done so.
+  ResolvedPlan AfterPrompt() const;
+
+ private:
+  void NarrowCache(int layer);
 };
 
 // Caches that serve either plan: low-bit copies of both, the longer lifetimes.

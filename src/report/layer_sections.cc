@@ -15,6 +15,8 @@ namespace {
 
 std::string SourceText(const RoutingReport& r) {
   if (r.source == "forced") return "mask";
+  if (r.source == "plan") return "plan";
+  if (r.source == "cached") return "an earlier turn";
   if (r.source == "dense") return "router, prompt dense";
   if (r.source == "two_pass") return "router, two passes";
   return "router, " + EscapeHtml(r.source);

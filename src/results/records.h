@@ -251,6 +251,7 @@ void Fields(auto& v, NeedleResult& n) {
   v("kind", n.kind);
   v("dense_found", n.dense_found);
   v("found", n.found);
+  v.NonEmpty("found_later", n.found_later);
   v("kl", n.kl);
 }
 
@@ -270,6 +271,8 @@ void Fields(auto& v, PlanEval& e) {
   v("retrieval_total", r.retrieval_total);
   v("answer_kl", r.answer_kl);
   v("kv_bytes_share", r.kv_bytes_share);
+  v.NonEmpty("kv_held_share", r.kv_held_share);
+  v.NonEmpty("retrieval_found_later", r.retrieval_found_later);
   v("predicted_nats", r.predicted_nats);
   v("needles", r.needles);
   v("grid", r.grid);

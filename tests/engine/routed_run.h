@@ -63,7 +63,7 @@ inline std::unique_ptr<RoutedRun> RunRouted(Engine& engine, std::span<const int3
     order = PrefillOrder::kTokenMajor;
   } else if (options.mode == Mode::kExact && run->routing->forced()) {
     run->routing->DecideForced();
-    order = PrefillOrder::kTokenMajor;
+    if (!before.Evicts()) order = PrefillOrder::kTokenMajor;
   }
   PromptRun prompt_run(
       impl,

@@ -22,7 +22,7 @@ inline Plan SparsePlan(int64_t k, int first = 0) {
 }
 
 inline Request TokensRequest(int64_t prompt, uint64_t seed, int64_t max_tokens = 12,
-                      std::optional<Plan> plan = {}) {
+                             std::optional<Plan> plan = {}) {
   Request r;
   r.tokens = RandomTokens(prompt, seed);
   r.max_tokens = max_tokens;
