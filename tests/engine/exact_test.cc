@@ -187,15 +187,18 @@ TEST(Lookup, NewestTokensDoNotFindThemselves) {
   EXPECT_TRUE(lookup.Continue(tokens, 4).empty());
 }
 
+// Dense passes of one second, whose further rows cost `row`, and drafts.
+PassTimes Times(double draft, double row) {
+  PassTimes times;
+  times.Verified(1, 1.0);
+  times.Drafted(draft);
+  for (int64_t rows : {3, 8}) times.Verified(rows, 1 + row * static_cast<double>(rows - 1));
+  return times;
+}
+
 TEST(DraftLength, DraftsMoreTheMoreIsAccepted) {
-  DraftLength good(15, true), bad(15, true);
-  for (DraftLength* d : {&good, &bad}) {
-    EXPECT_EQ(d->Next(), 0) << "a dense step is timed first";
-    d->Timed(1, 1.0);
-    for (int64_t rows = 2; rows <= 16; ++rows)
-      d->Timed(rows, 1.0 + 0.05 * static_cast<double>(rows));
-    d->Drafted(0.5);
-  }
+  const PassTimes times = Times(0.5, 0.05);
+  DraftLength good(15, true, false, times), bad(15, true, false, times);
   for (int i = 0; i < 50; ++i) {
     good.Verified(4, 4);
     bad.Verified(4, 0);
@@ -204,10 +207,36 @@ TEST(DraftLength, DraftsMoreTheMoreIsAccepted) {
   EXPECT_EQ(bad.Next(), 0);
 }
 
+TEST(DraftLength, RowsThatCostAStepEachArePaidByNoDraft) {
+  for (const bool free : {false, true}) {
+    const PassTimes times = Times(0.1, 1.0);
+    DraftLength d(15, true, free, times);
+    for (int i = 0; i < 50; ++i) d.Verified(4, 4);
+    EXPECT_EQ(d.Next(), 0);
+  }
+}
+
+TEST(DraftLength, FreeDraftsAreMadeWhereThoseOfAPassAreNot) {
+  const PassTimes times = Times(1.0, 0.2);
+  DraftLength plan(15, true, false, times), lookup(15, true, true, times);
+  EXPECT_EQ(plan.Next(), 0);
+  EXPECT_GT(lookup.Next(), 0);
+}
+
+TEST(DraftLength, ADenseStepIsTimedFirst) {
+  PassTimes times;
+  DraftLength d(15, true, false, times);
+  EXPECT_EQ(d.Next(), 0);
+  times.Verified(1, 1.0);
+  EXPECT_GT(d.Next(), 0) << "the plan's pass is not known";
+  times = Times(0.2, 0.05);
+  times.ForgetDense();
+  EXPECT_EQ(d.Next(), 0);
+}
+
 TEST(DraftLength, ComesBackWhenDraftsPayAgain) {
-  DraftLength d(15, true);
-  d.Timed(1, 1.0);
-  d.Drafted(0.3);
+  const PassTimes times = Times(0.3, 0.05);
+  DraftLength d(15, true, false, times);
   for (int i = 0; i < 50; ++i) d.Verified(3, 0);
   int64_t turns = 0;
   while (turns < 100 && d.Next() == 0) ++turns;
@@ -219,6 +248,18 @@ TEST(DraftLength, ComesBackWhenDraftsPayAgain) {
   }
   EXPECT_GE(drafted, 200);
   EXPECT_GT(d.Next(), 2);
+}
+
+TEST(PassTimes, RowsThatWereNotSeenLieOnStraightLines) {
+  PassTimes times = Times(0.5, 0.1);
+  EXPECT_DOUBLE_EQ(times.Verify(1), 1);
+  for (const int64_t rows : {2, 3, 5, 8, 16})
+    EXPECT_NEAR(times.Verify(rows), 1 + 0.1 * static_cast<double>(rows - 1), 1e-9) << rows;
+  // In dense passes: what another depth or machine state changes alike is no news.
+  times.ForgetDense();
+  times.Verified(1, 2.0);
+  times.Verified(3, 2.4);
+  EXPECT_NEAR(times.Verify(3), 1.2, 1e-9);
 }
 
 }  // namespace
