@@ -12,6 +12,16 @@ namespace {
 
 constexpr size_t kPlansTimed = 64;  // whose times an engine keeps
 
+// What fills the cache: a conversation goes on only where it is the same.
+std::string HashOf(const Request& r, const ResolvedPlan& plan) {
+  std::string hash = plan.hash;
+  if (r.route)
+    hash +=
+        fmt::format(" {} {} {}", static_cast<int>(r.route->mode), r.route->margin, r.route->mask);
+  if (r.exact) hash += " exact";
+  return hash;
+}
+
 }  // namespace
 
 ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest prepared,
@@ -21,10 +31,7 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
       request_(std::move(prepared.request)),
       caches_(prepared.plan.caches),
       rollback_(prepared.rollback),
-      plan_hash_(request_.route ? fmt::format("{} {} {} {}", prepared.plan.hash,
-                                              static_cast<int>(request_.route->mode),
-                                              request_.route->margin, request_.route->mask)
-                                : prepared.plan.hash),
+      plan_hash_(HashOf(request_, prepared.plan)),
       conversation_(prepared.conversation),
       callbacks_(std::move(callbacks)),
       sampler_(request_.sampling),
@@ -333,6 +340,8 @@ void ActiveRequest::Emit(std::string piece, bool last) {
 void ActiveRequest::CountCache() {
   BATON_CHECK(done_);
   if (!sequence_.store) return;
+  // Cancelled among its drafts: their K and V are the plan's.
+  if (exact_ && exact_->begun()) sequence_.kv.Truncate(base_);
   const int64_t tokens = sequence_.kv.length();
   std::optional<RoutingReport>& routing = result_.stats.routing;
   result_.stats.kv_bytes_held = sequence_.kv.held_bytes();

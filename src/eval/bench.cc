@@ -13,6 +13,7 @@
 #include "engine/session.h"
 #include "eval/bench_exact.h"
 #include "eval/steps.h"
+#include "profile/exact_price.h"
 
 namespace baton {
 namespace {
@@ -34,8 +35,6 @@ double Median(std::vector<double> v) {
 constexpr int64_t kMostOwnDepth = 131072;
 // The rest is for activations, the model's file and other programs.
 constexpr double kMostShareOfMemory = 0.8;
-// Of verifications; what lies between them is expected on straight lines.
-constexpr int64_t kVerifyRows[] = {2, 3, 4, 6, 8};
 // What layers that share keep apart: far more than any processor cache holds.
 constexpr int64_t kAliasBytes = int64_t{1} << 30;
 
@@ -113,23 +112,10 @@ class Lane {
     return seconds;
   }
 
-  // Seconds of one dense pass over several rows of the first sequence, as a verification makes it.
+  // Seconds of one dense pass over several rows of the first sequence.
   Result<double> TimeRows(int64_t rows) {
     Rewind();
-    const std::vector<int32_t> tokens = MadeUpTokens(rows, vocab(), 3);
-    Engine::Impl& impl = engine_->impl();
-    const auto start = Clock::now();
-    DecodeStep step;
-    BATON_TRY(step.Add({.kv = &sessions_[0].sequence(),
-                        .plan = &impl.model_plan,
-                        .tokens = tokens,
-                        .rows_alone = true}));
-    step.Forward(*impl.model, [&](size_t, int64_t, View<const float> logits) {
-      for (int64_t i = 0; i < logits.dim(0); ++i)
-        sampler_.Sample({logits.row(i), static_cast<size_t>(logits.dim(1))}, {});
-    });
-    if (step.failure(0).failed()) return step.failure(0).ToError();
-    return Since(start);
+    return TimeVerification(*engine_, sessions_[0], rows);
   }
 
   // Per-operation times of a prompt chunk and of a decode step from this depth.
