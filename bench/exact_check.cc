@@ -4,8 +4,8 @@
 //   exact_check MODEL --plan PLAN [--prompts N] [--least N] [--most N] [--tokens N] [--threads N]
 //               [--text FILE...] [--code FILE...] [--chat FILE...]
 //
-// Prompts of text, code and chat take turns; their lengths are spread evenly over the logarithms of
-// --least and --most. Each is answered densely, greedy or at temperature 0.8, and then exactly:
+// Prompts of text, code and chat take turns. Their lengths go from --least to --most, the shorter
+// ones closer together. Each is answered densely, greedy or at temperature 0.8, and then exactly:
 // alone, and in batches of four among requests that are cancelled or end at a stop string. Drafts
 // come from the plan, from the text and from both, in fixed numbers and in as many as pay. Tokens,
 // text, stop and logits hash have to be dense decoding's. The last line counts the answers
@@ -109,7 +109,8 @@ std::vector<Prompt> Prompts(const Engine& engine, const Options& o) {
     const double share =
         o.prompts > 1 ? static_cast<double>(i) / static_cast<double>(o.prompts - 1) : 0;
     const auto length =
-        static_cast<int64_t>(static_cast<double>(o.least) * std::exp(growth * share)) - o.tokens;
+        static_cast<int64_t>(static_cast<double>(o.least) * std::exp(growth * share * share)) -
+        o.tokens;
     const Tokens& text = kind->second;
     // Every prompt of a kind begins elsewhere.
     const size_t begin = static_cast<size_t>(made[kind->first]++) * text.size() * 3 / 8;
