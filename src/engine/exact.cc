@@ -5,6 +5,11 @@
 #include "base/check.h"
 
 namespace baton {
+namespace {
+
+constexpr int64_t kLongMatch = 8;  // tokens
+
+}  // namespace
 
 uint64_t Lookup::Key(std::span<const int32_t> gram) {
   uint64_t key = 0;
@@ -19,19 +24,26 @@ void Lookup::Update(std::span<const int32_t> tokens) {
   seen_ = std::ssize(tokens);
 }
 
-std::vector<int32_t> Lookup::Continue(std::span<const int32_t> tokens, int64_t n) const {
+Lookup::Found Lookup::Find(std::span<const int32_t> tokens) const {
   if (std::ssize(tokens) < kGram) return {};
-  const auto found = next_.find(Key(tokens.last(kGram)));
-  if (found == next_.end()) return {};
-  const auto from = tokens.begin() + found->second;
-  return {from, from + std::min<int64_t>(n, tokens.end() - from)};
+  const auto at = next_.find(Key(tokens.last(kGram)));
+  if (at == next_.end()) return {};
+  Found found{.next = at->second, .length = kGram};
+  const auto same = [&](int64_t back) {
+    return tokens[static_cast<size_t>(found.next - 1 - back)] ==
+           tokens[tokens.size() - 1 - static_cast<size_t>(back)];
+  };
+  while (found.length < std::min<int64_t>(found.next, kMostCompared) && same(found.length))
+    ++found.length;
+  return found;
 }
 
 ExactDrafts::ExactDrafts(const ExactOptions& options, const PassTimes& times)
     : options_(options),
       times_(times),
       plan_length_(options.most_drafts, options.adaptive, /*free=*/false, times_),
-      lookup_length_(options.most_drafts, options.adaptive, /*free=*/true, times_) {
+      short_match_(options.most_drafts, options.adaptive, /*free=*/true, times_),
+      long_match_(options.most_drafts, options.adaptive, /*free=*/true, times_) {
   times_.ForgetDense();
   report_.accepted_at.resize(static_cast<size_t>(options.most_drafts));
   report_.drafted_at.resize(report_.accepted_at.size());
@@ -42,17 +54,23 @@ void ExactDrafts::Begin(std::span<const int32_t> tokens, int64_t room) {
   begun_ = true;
   drafts_.clear();
   planned_ = 0;
-  looked_up_ = false;
+  source_ = nullptr;
   room = std::min(room, options_.most_drafts);
-  if (options_.lookup) {
-    lookup_.Update(tokens);
-    drafts_ = lookup_.Continue(tokens, room);
-    if (!drafts_.empty()) {
-      drafts_.resize(std::min(drafts_.size(), static_cast<size_t>(lookup_length_.Next())));
-      looked_up_ = !drafts_.empty();
-    }
+  if (options_.lookup) LookUp(tokens, room);
+  if (options_.plan && drafts_.empty()) {
+    source_ = &plan_length_;
+    planned_ = std::min(room, plan_length_.Next());
   }
-  if (options_.plan && !looked_up_) planned_ = std::min(room, plan_length_.Next());
+}
+
+void ExactDrafts::LookUp(std::span<const int32_t> tokens, int64_t room) {
+  lookup_.Update(tokens);
+  const Lookup::Found found = lookup_.Find(tokens);
+  if (found.next == 0) return;
+  source_ = found.length >= kLongMatch ? &long_match_ : &short_match_;
+  const auto followed = tokens.subspan(static_cast<size_t>(found.next));
+  const auto count = std::min({room, source_->Next(), std::ssize(followed)});
+  drafts_.assign(followed.begin(), followed.begin() + count);
 }
 
 void ExactDrafts::Drafted(double seconds, double share) {
@@ -66,8 +84,8 @@ void ExactDrafts::Verified(int64_t accepted, double seconds, double share) {
   const int64_t drafts = std::ssize(drafts_);
   times_.Verified(drafts + 1, seconds * share);
   report_.dense_pass_seconds = times_.dense_seconds();
-  if (drafts > 0) (looked_up_ ? lookup_length_ : plan_length_).Verified(drafts, accepted);
-  (looked_up_ ? report_.looked_up : report_.drafted) += drafts;
+  if (drafts > 0) source_->Verified(drafts, accepted);
+  (source_ == &plan_length_ ? report_.drafted : report_.looked_up) += drafts;
   report_.accepted += accepted;
   report_.verifications++;
   report_.verify_seconds += seconds;

@@ -18,11 +18,15 @@ class Lookup {
  public:
   // Takes in the tokens that were appended since the last call. Tokens are below 2^21.
   void Update(std::span<const int32_t> tokens);
-  // At most n tokens; none where the newest kGram tokens stand nowhere else.
-  std::vector<int32_t> Continue(std::span<const int32_t> tokens, int64_t n) const;
+  // Where the newest tokens stood before.
+  struct Found {
+    int64_t next = 0;    // index of what followed them; 0: they stand nowhere else
+    int64_t length = 0;  // how many are the same, kGram to kMostCompared
+  };
+  Found Find(std::span<const int32_t> tokens) const;
 
  private:
-  static constexpr int64_t kGram = 3;
+  static constexpr int64_t kGram = 3, kMostCompared = 16;
   static uint64_t Key(std::span<const int32_t> gram);
 
   std::unordered_map<uint64_t, int32_t> next_;  // n-gram -> index of the token after it
@@ -53,11 +57,15 @@ class ExactDrafts {
   const PassTimes& times() const { return times_; }
 
  private:
+  void LookUp(std::span<const int32_t> tokens, int64_t room);
+
   const ExactOptions options_;
   PassTimes times_;
   Lookup lookup_;
-  DraftLength plan_length_, lookup_length_;
-  bool begun_ = false, looked_up_ = false;
+  // A long match is continued rightly far more often than a short one.
+  DraftLength plan_length_, short_match_, long_match_;
+  DraftLength* source_ = nullptr;  // of this turn's drafts
+  bool begun_ = false;
   int64_t planned_ = 0;  // drafts that the plan is to make
   std::vector<int32_t> drafts_;
   ExactReport report_;

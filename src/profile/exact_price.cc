@@ -81,8 +81,12 @@ Result<double> ExactPricer::Price(const ResolvedPlan& plan, double accepted) {
     BATON_ASSIGN(const double planned, TimeStep(&plan));
     if (round >= 0) share.push_back(planned / dense);
   }
+  return Expect(Median(share), accepted);
+}
+
+double ExactPricer::Expect(double draft, double accepted) const {
   PassTimes times = times_;
-  times.Drafted(times.dense_seconds() * Median(share));
+  times.Drafted(times.dense_seconds() * draft);
   const int64_t drafts = CheapestDrafts(times, /*free=*/false, accepted, kMostDrafts);
   return DraftCost(times, /*free=*/false, accepted, drafts);
 }

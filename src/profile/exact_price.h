@@ -17,8 +17,10 @@ class ExactPricer {
   // Times dense passes with so many keys. Memory: one cache of that length.
   static Result<ExactPricer> Create(Engine& engine, int64_t keys);
 
-  // Expected time per token, in dense passes, where a plan drafts and this share of its drafts is
-  // accepted: times a step of the plan beside dense ones. 1: no number of drafts pays.
+  // Expected time per token, in dense passes, where a draft takes this share of one and this share
+  // of the drafts is accepted. 1: no number of drafts pays.
+  double Expect(double draft, double accepted) const;
+  // The same of a plan whose steps are timed beside dense ones.
   Result<double> Price(const ResolvedPlan& plan, double accepted);
 
  private:

@@ -214,7 +214,7 @@ std::string SpeedSection(const ReportData& d) {
 std::string ExactSection(const ReportData& d) {
   std::string rows, expected;
   for (const BenchRecord& b : d.benches) {
-    if (!b.result.exact) continue;
+    if (!b.result.exact || !(b.result.exact->dense_seconds_per_token > 0)) continue;
     const ExactBench& e = *b.result.exact;
     std::string by_position;
     const std::vector<int64_t>&drafted = e.report.drafted_at, &accepted = e.report.accepted_at;
@@ -230,8 +230,9 @@ std::string ExactSection(const ReportData& d) {
         Count(e.report.drafted + e.report.looked_up), Count(e.report.accepted), by_position,
         e.different > 0 ? fmt::format("{} of {}", e.different, e.prompts) : "none");
     for (const ExactBench::Expected& x : e.expected)
-      expected += fmt::format("<tr><td>{}</td><td>{}</td><td>{:.2f}</td></tr>\n", Count(x.depth),
-                              x.drafts, x.time);
+      if (x.time > 0)
+        expected += fmt::format("<tr><td>{}</td><td>{}</td><td>{:.2f}</td></tr>\n", Count(x.depth),
+                                x.drafts, x.time);
   }
   if (rows.empty()) return "";
   if (!expected.empty())

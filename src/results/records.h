@@ -419,6 +419,7 @@ void Fields(auto& v, Candidate& c) {
   v("prompt_share", prompt_share);
   v("roles", roles);
   v("top1", c.top1);
+  v("exact_time", c.exact_time, 0.0);
   if constexpr (std::remove_reference_t<decltype(v)>::kReads) {
     c.plan = PlanOfLetters(roles);
     prefill = {.sparse = prompt_share < 1, .fraction = prompt_share};

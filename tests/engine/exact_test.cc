@@ -168,23 +168,36 @@ TEST_P(ExactTest, RequestsThatNothingDraftsForAreRefused) {
 
 INSTANTIATE_TEST_SUITE_P(Backends, ExactTest, ::testing::ValuesIn(BackendCases()), NameOf);
 
-TEST(Lookup, ContinuesTheLatestEarlierOccurrence) {
+TEST(Lookup, FindsTheLatestEarlierOccurrence) {
   Lookup lookup;
   std::vector<int32_t> tokens = {1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 1, 2, 3};
   lookup.Update(std::span<const int32_t>(tokens).first(9));
   lookup.Update(tokens);
-  EXPECT_EQ(lookup.Continue(tokens, 2), (std::vector<int32_t>{6, 7}));
-  EXPECT_EQ(lookup.Continue(tokens, 9), (std::vector<int32_t>{6, 7, 1, 2, 3}));
+  EXPECT_EQ(lookup.Find(tokens).next, 8);
+  EXPECT_EQ(lookup.Find(tokens).length, 3);
   tokens.push_back(9);
   lookup.Update(tokens);
-  EXPECT_TRUE(lookup.Continue(tokens, 4).empty());
+  EXPECT_EQ(lookup.Find(tokens).next, 0);
+}
+
+TEST(Lookup, TellsHowLongAMatchIs) {
+  for (const int64_t n : {3, 7, 15, 40}) {
+    std::vector<int32_t> tokens(static_cast<size_t>(n));
+    std::iota(tokens.begin(), tokens.end(), 1);
+    tokens.push_back(100);
+    for (int32_t t = 1; t <= n; ++t) tokens.push_back(t);
+    Lookup lookup;
+    lookup.Update(tokens);
+    EXPECT_EQ(lookup.Find(tokens).next, n);
+    EXPECT_EQ(lookup.Find(tokens).length, std::min<int64_t>(n, 16));
+  }
 }
 
 TEST(Lookup, NewestTokensDoNotFindThemselves) {
   Lookup lookup;
   const std::vector<int32_t> tokens = {1, 2, 3};
   lookup.Update(tokens);
-  EXPECT_TRUE(lookup.Continue(tokens, 4).empty());
+  EXPECT_EQ(lookup.Find(tokens).next, 0);
 }
 
 // Dense passes of one second, whose further rows cost `row`, and drafts.

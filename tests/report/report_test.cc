@@ -107,8 +107,9 @@ TEST(Report, LeavesOutSectionsWithoutNumbers) {
 }
 
 TEST(Report, NumbersThatAreAbsentLeaveNoMark) {
-  const std::string page = Rendered({.eval_json = {R"({"kl_mean":null,"context":"many"})"},
-                                     .bench_json = {R"({"rows":[{},{"depth":1}]})"}});
+  const std::string page =
+      Rendered({.eval_json = {R"({"kl_mean":null,"context":"many"})"},
+                .bench_json = {R"({"rows":[{},{"depth":1}],"exact":{"expected":[{}]}})"}});
   EXPECT_THAT(page, Not(HasSubstr("nan")));
   EXPECT_THAT(page, Not(HasSubstr("<section id=\"speed\"")));
 }
