@@ -10,7 +10,7 @@ constexpr double kSmooth = 0.15;   // weight of the newest time
 constexpr double kRowGuess = 0.1;  // what another row adds, until some was seen
 // Times are noisy: what is expected to save less than this is not worth it.
 constexpr double kLeastGain = 0.02;
-constexpr int64_t kFirstTry = 2, kMostPatience = 1024;
+constexpr int64_t kMostPatience = 1024;
 
 void Smooth(double& mean, double value) {
   mean = mean == 0 ? value : mean + kSmooth * (value - mean);
@@ -60,8 +60,9 @@ int64_t CheapestDrafts(const PassTimes& times, bool free, double accepted, int64
 int64_t DraftLength::Next() {
   if (!adaptive_) return most_;
   if (!times_.dense_known()) return 0;  // what all is measured by
-  if (!free_ && !times_.draft_known()) return std::min(kFirstTry, most_);
-  const int64_t best = CheapestDrafts(times_, free_, accepted_ / (accepted_ + rejected_), most_);
+  if (!free_ && !times_.draft_known()) return 1;
+  const int64_t most = std::min(most_, 1 + static_cast<int64_t>(seen_ / 2));
+  const int64_t best = CheapestDrafts(times_, free_, accepted_ / (accepted_ + rejected_), most);
   if (best > 0) {
     idle_ = 0;
     patience_ = 64;
@@ -75,6 +76,7 @@ int64_t DraftLength::Next() {
 
 void DraftLength::Verified(int64_t drafts, int64_t accepted) {
   accepted_ = accepted_ * kDecay + static_cast<double>(accepted);
+  seen_ = seen_ * kDecay + static_cast<double>(accepted);
   rejected_ = rejected_ * kDecay + (accepted < drafts ? 1 : 0);
 }
 

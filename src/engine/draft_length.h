@@ -45,7 +45,7 @@ class DraftLength {
       : most_(most), adaptive_(adaptive), free_(free), times_(times) {}
 
   // 0: drafting does not pay, or no dense pass was timed yet. Then one draft is made at growing
-  // intervals, so that a change is noticed.
+  // intervals, so that a change is noticed. Long drafts are made once some were accepted.
   int64_t Next();
   void Verified(int64_t drafts, int64_t accepted);
 
@@ -54,7 +54,8 @@ class DraftLength {
   const bool adaptive_, free_;
   const PassTimes& times_;
   // Decayed counts. They begin with a guess that tries drafts, and gives up after few rejections.
-  double accepted_ = 9, rejected_ = 1;
+  double accepted_ = 3, rejected_ = 0.5;
+  double seen_ = 0;                   // of accepted_, without the guess
   int64_t idle_ = 0, patience_ = 64;  // turns without drafts, and after how many to try
 };
 

@@ -220,6 +220,20 @@ TEST(DraftLength, DraftsMoreTheMoreIsAccepted) {
   EXPECT_EQ(bad.Next(), 0);
 }
 
+TEST(DraftLength, RejectionsFromTheStartCostLittle) {
+  const PassTimes times = Times(0.3, 0.3);
+  for (const bool free : {false, true}) {
+    DraftLength d(15, true, free, times);
+    double lost = 0;
+    for (int turn = 0; turn < 128; ++turn) {
+      const int64_t n = d.Next();
+      lost += times.Verify(n + 1) - 1 + (free ? 0 : static_cast<double>(n) * times.draft());
+      if (n > 0) d.Verified(n, 0);
+    }
+    EXPECT_LT(lost, 0.02 * 128);
+  }
+}
+
 TEST(DraftLength, RowsThatCostAStepEachArePaidByNoDraft) {
   for (const bool free : {false, true}) {
     const PassTimes times = Times(0.1, 1.0);
