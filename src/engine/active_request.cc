@@ -254,7 +254,15 @@ void ActiveRequest::CountDecode(double seconds, const ResolvedPlan& plan) {
   const ModelShape& shape = engine_.shape();
   const KvElement element = engine_.cache_element();
   result_.stats.decode_seconds += seconds;
-  kv_bytes_ += static_cast<double>(KvBytesPerToken(plan, shape, visible, element));
+  int64_t read = KvBytesPerToken(plan, shape, visible, element);
+  // Layers that the watch promoted read what the model reads, where the plan holds at all.
+  const std::vector<Watch::Layer>& watched = sequence_.watch.layers;
+  for (int l = 0; l < std::ssize(watched) && visible > plan.min_context; ++l) {
+    if (watched[static_cast<size_t>(l)].promoted)
+      read += LayerKvBytes(engine_.model_plan, l, visible, element) -
+              LayerKvBytes(plan, l, visible, element);
+  }
+  kv_bytes_ += static_cast<double>(read);
   dense_kv_bytes_ +=
       static_cast<double>(shape.trained_sparse() ? FullKvBytes(shape, visible, element)
                                                  : DenseKvBytesPerToken(shape, visible, element));
@@ -328,11 +336,10 @@ void ActiveRequest::Emit(std::string piece, bool last) {
 void ActiveRequest::CountCache() {
   BATON_CHECK(done_);
   if (!sequence_.store) return;
-  const int64_t tokens = sequence_.kv.length();
   std::optional<RoutingReport>& routing = result_.stats.routing;
   result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
   routing = routing_ ? std::optional(routing_->Report()) : kept_routes_;
-  if (routing) CountHeld(sequence_.plan, tokens, *routing);
+  if (routing) CountHeld(sequence_.plan, sequence_.kv, *routing);
   if (exact_) result_.stats.exact = exact_->report();
 }
 

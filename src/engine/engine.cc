@@ -247,14 +247,16 @@ Result<ResolvedPlan> Engine::Impl::ResolveUnrouted(const Plan& plan) const {
 
 Result<double> Engine::KvBytesShare(const Plan& plan, int64_t visible) const {
   BATON_ASSIGN(ResolvedPlan resolved, impl_->ResolvePlan(plan, nullptr));
-  return static_cast<double>(KvBytesPerToken(resolved, impl_->shape(), visible)) /
-         static_cast<double>(DenseKvBytesPerToken(impl_->shape(), visible));
+  const KvElement element = impl_->cache_element();
+  return static_cast<double>(KvBytesPerToken(resolved, impl_->shape(), visible, element)) /
+         static_cast<double>(DenseKvBytesPerToken(impl_->shape(), visible, element));
 }
 
 Result<double> Engine::KvHeldShare(const Plan& plan, int64_t tokens) const {
   BATON_ASSIGN(ResolvedPlan resolved, impl_->ResolvePlan(plan, nullptr));
-  return static_cast<double>(KvBytesHeld(resolved.AfterPrompt().caches, tokens)) /
-         static_cast<double>(KvBytesHeld(impl_->model_plan.caches, tokens));
+  const KvElement element = impl_->cache_element();
+  return static_cast<double>(KvBytesHeld(resolved.AfterPrompt().caches, tokens, element)) /
+         static_cast<double>(KvBytesHeld(impl_->model_plan.caches, tokens, element));
 }
 
 void Engine::Cancel() { impl_->cancelled.store(true, std::memory_order_relaxed); }

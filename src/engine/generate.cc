@@ -62,6 +62,14 @@ Result<ResolvedPlan> PlanOf(const Engine::Impl& impl, const Request& r) {
   if (!impl.router && (r.route->mask.empty() || r.route->mask.find('?') != std::string::npos))
     return Error::InvalidArgument("routing needs a router, or a mask that decides every layer")
         .Hint("give --router FILE");
+  const std::string& mask = r.route->mask;
+  for (size_t l = 0; l < std::min(mask.size(), plan.layers.size()); ++l) {
+    if (mask[l] == 'S' && plan.layers[l].role != Role::kRoute)
+      return Error::InvalidArgument(
+                 "routing: the mask makes layer {} a window, which is {} and not routed", l,
+                 r.plan ? ToString(plan.layers[l].role) : "limited by the model")
+          .Hint("give F or ? there");
+  }
   const bool layer_major =
       r.route->mode == RouteOptions::Mode::kExact || r.route->mode == RouteOptions::Mode::kDense;
   if (plan.prefill.sparse && layer_major)
@@ -128,7 +136,7 @@ void Engine::CancelRequest(RequestId id) { impl_->scheduler.Cancel(id); }
 Result<Generation> Engine::Generate(const Request& request, const OnText& on_text) {
   BATON_TRY(CheckNotStepping(impl_->scheduler));
   BATON_ASSIGN(PreparedRequest p, Prepare(*this, *impl_, request));
-  p.conversation = true;
+  p.conversation = !request.chat.empty();
   std::optional<Result<Generation>> result;
   RequestCallbacks callbacks{.on_text = on_text,
                              .on_done = [&](Result<Generation> r) { result = std::move(r); }};

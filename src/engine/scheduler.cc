@@ -87,7 +87,7 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
   r.prompt_turn = ++prompt_turn_;
   Engine::Impl::Conversation& last = engine_.conversation;
   const Sequence& s = r.sequence();
-  if (r.conversation() && r.chat() && last.store && last.plan_hash == r.plan_hash()) {
+  if (r.conversation() && last.store && last.plan_hash == r.plan_hash()) {
     // The common prefix stays; the last token of the prompt is always run, for its logits.
     const size_t most = std::min(last.tokens.size(), s.tokens.size() - 1);
     size_t common = 0;
@@ -197,7 +197,7 @@ void Scheduler::FinishDone() {
   for (auto& r : done) {
     r->CountCache();
     Sequence& s = r->sequence();
-    if (r->conversation() && r->chat() && s.store && !r->failed()) {
+    if (r->conversation() && s.store && !r->failed()) {
       // Of a prompt that was interrupted, what its passes completed.
       const int64_t whole =
           std::min(r->in_prompt() ? s.prompt_position : s.kv.length(), s.kv.length());

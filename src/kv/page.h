@@ -18,6 +18,7 @@
 
 #include "base/check.h"
 #include "base/dtype.h"
+#include "plan/layer_plan.h"
 
 namespace baton {
 
@@ -31,7 +32,7 @@ struct LowBitBlock {
 static_assert(sizeof(LowBitBlock) == 288);
 
 struct KvLayout {
-  static constexpr int kSlots = 64;
+  static constexpr int kSlots = static_cast<int>(kPageTokens);
 
   DType dtype = DType::kBF16;  // kF32, kBF16 or kI8
   int kv_heads = 0;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plan/kv_bytes.h"
 #include "plan/roles.h"
 #include "report/figures.h"
 #include "report/format.h"
@@ -29,8 +30,8 @@ Budget BudgetOf(const Plan& plan, const LayerRole& layer) {
 double ShareRead(const Plan& plan, const LayerRole& layer, int64_t context, int64_t model_window) {
   const auto n = static_cast<double>(std::max<int64_t>(context, 1));
   const auto of = [&](double tokens) { return std::min(tokens / n, 1.0); };
-  // The 4-bit copy of K beside bf16 K and V: half a byte a channel and one f16 scale for 32.
-  constexpr double kLowBitShare = (0.5 + 2.0 / 32) / 4;
+  // The 4-bit copy of K beside bf16 K and V.
+  constexpr double kLowBitShare = static_cast<double>(LowBitBytes(32)) / (4 * 32);
   const RoleRow& row = RowOf(layer.role);
   if (row.branches[0].tokens == TokenSet::Kind::kIndex) {
     const double list = of(static_cast<double>(BudgetOf(plan, layer).At(context)));
@@ -89,8 +90,7 @@ int SourceOf(const Plan& plan, int layer) {
   if (role.role != Role::kReuse) return -1;
   if (role.source >= 0) return role.source < layer ? role.source : -1;
   for (int l = layer - 1; l >= 0; --l) {
-    const Role other = plan.layers[static_cast<size_t>(l)].role;
-    if (other == Role::kSelect || other == Role::kScan) return l;
+    if (RowOf(plan.layers[static_cast<size_t>(l)].role).publishes) return l;
   }
   return -1;
 }

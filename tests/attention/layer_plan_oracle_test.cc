@@ -72,6 +72,9 @@ Plan RandomPlan(const ModelShape& model) {
     }
     if (layer.role == Role::kSelect || layer.role == Role::kScan) publishers.push_back(l);
   }
+  plan.evict = std::any_of(plan.layers.begin(), plan.layers.end(),
+                           [](const LayerRole& l) { return l.role == Role::kWindow; }) &&
+               *rc::gen::arbitrary<bool>();
   return plan;
 }
 
@@ -83,7 +86,8 @@ void RouteByMask(Request& r) {
   if (!routes) return;
   RouteOptions options{
       .mode = *rc::gen::element(RouteOptions::Mode::kExact, RouteOptions::Mode::kDense)};
-  for (size_t l = 0; l < layers.size(); ++l) options.mask += *rc::gen::element('F', 'S');
+  for (const LayerRole& layer : layers)
+    options.mask += layer.role == Role::kRoute ? *rc::gen::element('F', 'S') : 'F';
   r.route = options;
 }
 
