@@ -163,6 +163,7 @@ struct ExactReport {
   int64_t accepted = 0, verifications = 0;
   std::vector<int64_t> drafted_at, accepted_at;  // [most_drafts] by position in the draft
   double draft_seconds = 0, verify_seconds = 0;
+  double dense_pass_seconds = 0;  // of one row, as last seen; 0: there was none
 };
 
 struct Request {

@@ -83,6 +83,14 @@ struct BenchOptions {
   int batch = 1;             // sequences decoded together
   int64_t whole_prompt = 0;  // also time a whole prompt of this many tokens from depth 0
   bool ops = false;          // also time the operations of a prompt chunk and a decode step
+  // Also what exact requests do: dense passes of several rows at each depth and, where a text is
+  // given, answers of `decode` tokens to `repeats` prompts out of it, dense and exact.
+  std::optional<ExactOptions> exact;
+  std::string text;
+};
+struct RowsTime {
+  int64_t rows = 0;
+  double seconds = 0;
 };
 struct BenchRow {
   int64_t depth = 0;
@@ -97,6 +105,22 @@ struct BenchRow {
   bool aliased = false;            // layers shared synthetic KV
   std::vector<OpTime> ops;         // of one decode step; empty unless asked for
   std::vector<OpTime> prompt_ops;  // of one prompt chunk; also empty where none is timed
+  std::vector<RowsTime> verify;    // of dense rows with BenchOptions::exact: one pass by its rows
+};
+// Dense and exact answers to the same prompts, in turn.
+struct ExactBench {
+  int64_t depth = 0, prompts = 0, tokens = 0;  // of each prompt; how many; answered to all
+  int64_t different = 0;                       // answers that are not dense's own
+  double dense_seconds_per_token = 0, exact_seconds_per_token = 0;
+  double accepted = 0;  // share of the drafts whose predecessors were accepted
+  ExactReport report;   // of all answers
+  // By depth of the rows: the drafts that pay best at that acceptance and the step times measured
+  // there (0: none pay), and the expected time per token over dense's.
+  struct Expected {
+    int64_t depth = 0, drafts = 0;
+    double time = 0;
+  };
+  std::vector<Expected> expected;
 };
 struct BenchResult {
   double read_bandwidth = 0;  // the best of the rows
@@ -105,6 +129,7 @@ struct BenchResult {
   // The most that was resident, loading included and the bandwidth's measurement left out, and what
   // there should be: packed weights and the largest cache.
   int64_t peak_memory_bytes = 0, expected_memory_bytes = 0;
+  std::optional<ExactBench> exact;
 };
 Result<BenchResult> RunBench(Engine& engine, const BenchOptions& options,
                              const OnProgress& progress = nullptr);

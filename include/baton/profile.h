@@ -98,6 +98,9 @@ struct PlanOptions {
   int max_evaluations = 100;  // of the real sparse path on the search split
   bool local_search = true;
   bool cost_in_bytes = true;  // false: measured microseconds
+  // The plan is to draft for exact answers (docs/exact.md): of those that meet the target, the one
+  // with the least expected time per token. Its prompts are dense.
+  bool for_exact = false;
   // Sparse prompts to try on the plan that was found, in this order: the first one is taken that
   // meets the target and adds at most half of what decoding under the plan loses. Otherwise, and if
   // empty, its prompts are dense.
@@ -113,6 +116,9 @@ struct Candidate {
   double kl = 0, answer_kl = 0, top1 = 0;
   int found = 0, dense_found = 0;
   bool on_front = false, meets_target = false;
+  // Of exact answers that it drafts for: expected time per token over dense's, by passes timed and
+  // by top1. 0: not timed.
+  double exact_time = 0;
 };
 
 struct PlanSearch {

@@ -50,7 +50,9 @@ void PrintStats(const Generation& g, const Sampling& sampling) {
   if (s.kv_bytes_held > 0)
     Note(fmt::format("KV held  {}", Bytes(static_cast<double>(s.kv_bytes_held))));
   if (s.routing) PrintRouting(*s.routing);
-  if (s.exact) PrintExact(*s.exact, s.generated_tokens);
+  if (s.exact) {
+    for (const std::string& line : ExactLines(*s.exact, s.generated_tokens)) Note(line);
+  }
   const MemoryUse memory = Engine::Memory();
   Note(fmt::format("memory   {}, {} on huge pages{}",
                    Bytes(static_cast<double>(memory.anonymous_bytes)),

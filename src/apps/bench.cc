@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "apps/command.h"
+#include "apps/exact.h"
 #include "base/thread_pool.h"
 #include "baton/eval.h"
 #include "model/spec/checkpoint.h"
@@ -15,6 +16,8 @@ struct BenchFlags {
   EngineFlags engine;
   std::string plan, shape;
   BenchOptions options;
+  ExactFlags exact;
+  std::vector<std::string> texts;
   bool json = false;
 };
 
@@ -45,6 +48,12 @@ void AddOptions(CLI::App* command, BenchFlags& o) {
   count("--whole", b.whole_prompt, "Also time a whole prompt of N tokens; 0: no", 0);
   command->add_flag("--ops", b.ops,
                     "Time of each operation in a prompt chunk and in a decode step");
+  o.exact.Add(command);
+  command
+      ->add_option("--text", o.texts,
+                   "With --exact: dense and exact answers of -n tokens to -r prompts out of these "
+                   "files, as long as the largest depth that fits")
+      ->group("Exact answers");
   AddJsonFlag(command, o.json);
   o.engine.Add(command);
 }
@@ -100,6 +109,32 @@ std::string NoteOf(const BenchFlags& o) {
   return shape.ok() ? shape->note : "";
 }
 
+// Dense passes by their rows, in passes of one row; and what exact answers took.
+std::string ExactText(const BenchResult& r) {
+  std::string out;
+  for (const BenchRow& row : r.rows) {
+    if (row.verify.empty()) continue;
+    out += fmt::format("dense passes at depth {} over that of one row:", Count(row.depth));
+    for (const RowsTime& t : row.verify)
+      out += fmt::format("  {} rows {:.2f}", t.rows, t.seconds * row.decode_tokens_per_s);
+    out += "\n";
+  }
+  if (!r.exact) return out;
+  const ExactBench& e = *r.exact;
+  out += fmt::format(
+      "exact answers to {} prompts of {} tokens: {} ms/token, dense {}: {:.2f} of its time; {}\n",
+      e.prompts, Count(e.depth), Number(e.exact_seconds_per_token * 1e3),
+      Number(e.dense_seconds_per_token * 1e3),
+      e.exact_seconds_per_token / e.dense_seconds_per_token,
+      e.different > 0 ? fmt::format("{} DIFFER", e.different) : "all are dense's own");
+  for (const std::string& line : ExactLines(e.report, e.tokens)) out += line + "\n";
+  for (const ExactBench::Expected& x : e.expected) {
+    out += fmt::format("expected at depth {}, {} accepted: {:.2f} of dense's time with {} drafts\n",
+                       Count(x.depth), Percent(e.accepted), x.time, x.drafts);
+  }
+  return out;
+}
+
 std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& model) {
   Table table({"attention", "depth", "prompt tok/s", "decode tok/s", "ms/token", "KV/token",
                "KV held", "GB/s", "limit", "share", "logits"});
@@ -133,6 +168,7 @@ std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& m
   };
   whole(r.whole_prompt_seconds_dense, "dense");
   whole(r.whole_prompt_seconds_plan, "plan");
+  out += ExactText(r);
   for (const BenchRow& row : r.rows) {
     const std::string prompt = fmt::format("a prompt of {} tokens", Count(o.options.prompt));
     if (!row.prompt_ops.empty()) out += OpsTable(row, prompt, row.prompt_ops);
@@ -146,6 +182,16 @@ Result<int> Run(const BenchFlags& o, const Invocation& invocation) {
   BATON_ASSIGN(auto engine, o.engine.Load());
   BenchOptions options = o.options;
   BATON_ASSIGN(options.plan, LoadPlan(*engine, o.plan));
+  options.exact = o.exact.Given();
+  if (options.exact) {
+    options.exact->plan = options.exact->plan && options.plan;
+    if (!options.exact->plan && !options.exact->lookup)
+      UsageError("--exact", "needs --plan FILE or --draft lookup");
+  }
+  if (!o.texts.empty()) {
+    BATON_ASSIGN(Texts texts, ReadTexts(o.texts));
+    options.text = std::move(texts.all);
+  }
   if (options.plan) {
     std::vector<int64_t> visible;
     for (const int64_t depth : options.depths) visible.push_back(std::max<int64_t>(depth, 1));
@@ -175,6 +221,8 @@ void AddBench(CLI::App& app, Action& action) {
                                  "  baton bench model.gguf --depth 0,7168\n"
                                  "  baton bench model.gguf --plan plan.json --depth 7168 --ops\n"
                                  "  baton bench model.gguf --depth 131072 -p 0 -n 16 --json\n"
+                                 "  baton bench model.gguf --plan plan.json --exact --depth 7168 "
+                                 "--text book.txt -n 128\n"
                                  "  baton bench llama-8b.gguf --shape llama-8b --depth 32768 -p 0");
   AddCommandWith<BenchFlags>(command, action, AddOptions, Run);
 }

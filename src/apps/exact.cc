@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 
 #include "apps/command.h"
@@ -49,24 +50,29 @@ std::optional<ExactOptions> ExactFlags::Given() const {
   return given;
 }
 
-void PrintExact(const ExactReport& r, int64_t generated) {
+std::vector<std::string> ExactLines(const ExactReport& r, int64_t generated) {
   const int64_t proposed = r.drafted + r.looked_up;
-  Note(
+  const auto share = [](int64_t part, int64_t of) {
+    return Percent(static_cast<double>(part) / static_cast<double>(of));
+  };
+  std::vector<std::string> lines = {
       fmt::format("exact    {} drafted, {} looked up, {} accepted{}; {} dense passes for {} tokens",
                   Count(r.drafted), Count(r.looked_up), Count(r.accepted),
-                  proposed > 0 ? fmt::format(" ({})", Percent(static_cast<double>(r.accepted) /
-                                                              static_cast<double>(proposed)))
-                               : "",
-                  Count(r.verifications), Count(generated)));
+                  proposed > 0 ? fmt::format(" ({})", share(r.accepted, proposed)) : "",
+                  Count(r.verifications), Count(generated))};
   std::string by_position;
-  for (size_t i = 0; i < r.drafted_at.size() && r.drafted_at[i] > 0; ++i) {
-    by_position += fmt::format(" {}", Percent(static_cast<double>(r.accepted_at[i]) /
-                                              static_cast<double>(r.drafted_at[i])));
-  }
-  if (by_position.empty()) return;
-  Note(fmt::format("         accepted by position:{}", by_position));
-  Note(fmt::format("         drafts took {:.1f} s, dense passes {:.1f} s", r.draft_seconds,
-                   r.verify_seconds));
+  for (size_t i = 0; i < r.drafted_at.size() && r.drafted_at[i] > 0; ++i)
+    by_position += " " + share(r.accepted_at[i], r.drafted_at[i]);
+  if (!by_position.empty()) lines.push_back("         accepted by position:" + by_position);
+  const double all = r.draft_seconds + r.verify_seconds;
+  lines.push_back(
+      fmt::format("         drafts took {:.1f} s, dense passes {:.1f} s: {} ms/token{}",
+                  r.draft_seconds, r.verify_seconds,
+                  Number(1e3 * all / static_cast<double>(std::max<int64_t>(1, generated - 1))),
+                  r.dense_pass_seconds > 0 ? fmt::format(", where a dense pass for each takes {}",
+                                                         Number(1e3 * r.dense_pass_seconds))
+                                           : ""));
+  return lines;
 }
 
 }  // namespace baton::apps

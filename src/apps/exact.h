@@ -3,6 +3,8 @@
 
 #include <CLI/CLI.hpp>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "baton/engine.h"
 
@@ -17,6 +19,7 @@ struct ExactFlags {
   std::optional<ExactOptions> Given() const;
 };
 
-void PrintExact(const ExactReport& r, int64_t generated);
+// What was drafted, and what became of it.
+std::vector<std::string> ExactLines(const ExactReport& r, int64_t generated);
 
 }  // namespace baton::apps

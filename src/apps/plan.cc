@@ -17,6 +17,8 @@ struct PlanFlags {
   std::vector<double> fractions;
   bool no_scan = false, no_windows = false, no_local_search = false, dense_prompts = false;
   bool json = false;
+  enum class For { kSpeed, kExact } purpose = For::kSpeed;
+  CLI::Option* min_retrieval = nullptr;
   CLI::Option* max_kl = nullptr;
   CLI::Option* max_bytes = nullptr;
   CLI::Option* min_speedup = nullptr;
@@ -42,11 +44,19 @@ void AddTarget(CLI::App* command, PlanFlags& o) {
                                    "Least speed-up of a decode step, by measured costs")
                       ->check(Above(0))
                       ->group(group);
+  o.min_retrieval = command
+                        ->add_option("--min-retrieval", t.min_retrieval,
+                                     "Least share of the probes found that dense finds")
+                        ->check(Between(0.0, 1.0))
+                        ->capture_default_str()
+                        ->group(group);
   command
-      ->add_option("--min-retrieval", t.min_retrieval,
-                   "Least share of the probes found that dense finds")
-      ->check(Between(0.0, 1.0))
-      ->capture_default_str()
+      ->add_option("--for", o.purpose,
+                   "speed: the plan answers (the default); exact: it drafts for --exact, and the "
+                   "least expected time per token is looked for")
+      ->transform(OneOf<PlanFlags::For>(
+          {{"speed", PlanFlags::For::kSpeed}, {"exact", PlanFlags::For::kExact}}))
+      ->option_text("speed|exact")
       ->group(group);
 }
 
@@ -171,6 +181,10 @@ std::string ToText(const PlanSearch& search, const PlanFlags& o) {
   out += fmt::format(
       "loss   predicted {:.4f} nats, measured {:.4f} on text and {:.4f} at the answers\n",
       search.chosen.predicted_nats, search.chosen.kl, search.chosen.answer_kl);
+  if (search.chosen.exact_time > 0)
+    out +=
+        fmt::format("exact  expected {:.2f} of dense's time per token, {} of the drafts accepted\n",
+                    search.chosen.exact_time, Percent(search.chosen.top1));
   out += fmt::format("{}: {}   ({})\n", o.output, search.chosen.plan.Summary(),
                      Duration(search.seconds));
   return out;
@@ -188,6 +202,12 @@ PlanOptions SearchOptions(const PlanFlags& o) {
     if (o.dense_prompts) break;
     options.prefills.push_back(o.prefill);
     options.prefills.back().fraction = fraction;
+  }
+  if (o.purpose == PlanFlags::For::kExact) {
+    // Dense attention decides: what a plan loses costs time alone.
+    options.for_exact = true;
+    if (o.min_retrieval->count() == 0) options.target.min_retrieval = 0;
+    return options;
   }
   // Retrieval alone would be met by a plan that is cheap and bad at everything else.
   if (o.max_kl->count() + o.max_bytes->count() + o.min_speedup->count() == 0)

@@ -8,6 +8,21 @@
 #include "engine/routing.h"
 
 namespace baton {
+namespace {
+
+constexpr size_t kPlansTimed = 64;  // whose times an engine keeps
+
+// What fills the cache: a conversation goes on only where it is the same.
+std::string HashOf(const Request& r, const ResolvedPlan& plan) {
+  std::string hash = plan.hash;
+  if (r.route)
+    hash +=
+        fmt::format(" {} {} {}", static_cast<int>(r.route->mode), r.route->margin, r.route->mask);
+  if (r.exact) hash += " exact";
+  return hash;
+}
+
+}  // namespace
 
 ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest prepared,
                              RequestCallbacks callbacks)
@@ -16,10 +31,7 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
       request_(std::move(prepared.request)),
       caches_(prepared.plan.caches),
       rollback_(prepared.rollback),
-      plan_hash_(request_.route ? fmt::format("{} {} {} {}", prepared.plan.hash,
-                                              static_cast<int>(request_.route->mode),
-                                              request_.route->margin, request_.route->mask)
-                                : prepared.plan.hash),
+      plan_hash_(HashOf(request_, prepared.plan)),
       conversation_(prepared.conversation),
       callbacks_(std::move(callbacks)),
       sampler_(request_.sampling),
@@ -33,7 +45,6 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
   watch.threshold = request_.watch.threshold;
   if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
   result_.stats.prompt_tokens = sequence_.prompt_tokens;
-  if (request_.exact) exact_.emplace(*request_.exact, request_.exact->plan);
   if (request_.max_tokens == 0) Stop(Generation::Stop::kLength);
 }
 
@@ -55,6 +66,7 @@ void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t
 void ActiveRequest::Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length) {
   BATON_CHECK(!admitted_ && length < sequence_.prompt_tokens);
   admitted_ = true;
+  if (request_.exact) exact_.emplace(*request_.exact, engine_.pass_times[plan_hash_]);
   sequence_.store = std::move(store);
   sequence_.kv = std::move(kv);
   sequence_.kv.Truncate(length);
@@ -217,10 +229,10 @@ void ActiveRequest::FailPart(Error error) {
   Fail(std::move(error));
 }
 
-void ActiveRequest::Advance(double seconds) {
+void ActiveRequest::Advance(double seconds, double share) {
   CountDecode(seconds, exact_ && verifying_ ? engine_.model_plan : sequence_.plan);
-  if (exact_ && !verifying_) return exact_->Drafted(seconds);
-  if (exact_) exact_->Verified(std::ssize(picked_) - 1, seconds);
+  if (exact_ && !verifying_) return exact_->Drafted(seconds, share);
+  if (exact_) exact_->Verified(std::ssize(picked_) - 1, seconds, share);
   const int64_t before = std::ssize(sequence_.tokens);
   AdvanceByPicked();
   // What follows the newest token's predecessors was rejected, or came after the last one.
@@ -336,11 +348,16 @@ void ActiveRequest::Emit(std::string piece, bool last) {
 void ActiveRequest::CountCache() {
   BATON_CHECK(done_);
   if (!sequence_.store) return;
+  // Cancelled among its drafts: their K and V are the plan's.
+  if (exact_ && exact_->begun()) sequence_.kv.Truncate(base_);
   std::optional<RoutingReport>& routing = result_.stats.routing;
   result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
   routing = routing_ ? std::optional(routing_->Report()) : kept_routes_;
   if (routing) CountHeld(sequence_.plan, sequence_.kv, *routing);
-  if (exact_) result_.stats.exact = exact_->report();
+  if (!exact_) return;
+  result_.stats.exact = exact_->report();
+  if (engine_.pass_times.size() > kPlansTimed) engine_.pass_times.clear();
+  engine_.pass_times[plan_hash_] = exact_->times();
 }
 
 void ActiveRequest::Finish() {

@@ -67,8 +67,9 @@ class ActiveRequest {
   void Accept(int64_t first, View<const float> logits);
   // The pass could not compute its part.
   void FailPart(Error error);
-  // After the pass: picked tokens become text, one of them perhaps the last.
-  void Advance(double seconds);
+  // After the pass: picked tokens become text, one of them perhaps the last. `share`: its rows of
+  // the pass's.
+  void Advance(double seconds, double share);
 
   void Stop(Generation::Stop why);  // no effect on a request that is done
   void Fail(Error error);           // likewise

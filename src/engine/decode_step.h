@@ -29,6 +29,7 @@ class DecodeStep {
 
   bool empty() const { return segments_.empty(); }
   int64_t rows() const { return static_cast<int64_t>(tokens_.size()); }
+  int64_t rows(size_t part) const { return segments_[part].rows.count; }
 
   // [n, vocab] logits of the part's wanted rows first .. first + n.
   using OnLogits = std::function<void(size_t part, int64_t first, View<const float> logits)>;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "base/thread_pool.h"
 #include "baton/engine.h"
+#include "engine/draft_length.h"
 #include "engine/scheduler.h"
 #include "formats/chat_source.h"
 #include "kv/kv_store.h"
@@ -43,7 +45,8 @@ struct Engine::Impl {
     std::optional<RoutingReport> routing;
     int64_t prompt_tokens = 0;  // of `tokens`; the rest was generated
   } conversation;
-  Scheduler scheduler{*this};  // after what its requests use
+  std::map<std::string, PassTimes> pass_times;  // of exact requests, by hash of their plan
+  Scheduler scheduler{*this};                   // after what its requests use
 
   const ModelShape& shape() const { return model->shape(); }
   Result<ResolvedPlan> ResolvePlan(const Plan& plan, std::vector<std::string>* warnings) const {

@@ -3,68 +3,43 @@
 // it takes (docs/exact.md).
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
 #include "baton/engine.h"
+#include "engine/draft_length.h"
 
 namespace baton {
-
-// Rows of one verification: the newest token and the drafts after it.
-constexpr int64_t kMostDrafts = 15;
 
 // Prompt lookup: what followed the latest earlier occurrence of the newest tokens.
 class Lookup {
  public:
   // Takes in the tokens that were appended since the last call. Tokens are below 2^21.
   void Update(std::span<const int32_t> tokens);
-  // At most n tokens; none where the newest kGram tokens stand nowhere else.
-  std::vector<int32_t> Continue(std::span<const int32_t> tokens, int64_t n) const;
+  // Where the newest tokens stood before.
+  struct Found {
+    int64_t next = 0;    // index of what followed them; 0: they stand nowhere else
+    int64_t length = 0;  // how many are the same, kGram to kMostCompared
+  };
+  Found Find(std::span<const int32_t> tokens) const;
 
  private:
-  static constexpr int64_t kGram = 3;
+  static constexpr int64_t kGram = 3, kMostCompared = 16;
   static uint64_t Key(std::span<const int32_t> gram);
 
   std::unordered_map<uint64_t, int32_t> next_;  // n-gram -> index of the token after it
   int64_t seen_ = 0;                            // tokens that have an entry for what precedes them
 };
 
-// How many tokens of one source to draft, from the acceptance and the times seen. With n drafts,
-// each accepted with probability p after the one before, a turn makes (1 - p^(n+1)) / (1 - p)
-// tokens.
-class DraftLength {
- public:
-  DraftLength(int64_t most, bool adaptive) : most_(most), adaptive_(adaptive) {}
-
-  // The n of least expected time per token; 0: drafting does not pay. Then a short draft is tried
-  // again at growing intervals, so that a change is noticed.
-  int64_t Next();
-
-  void Drafted(double seconds);  // one pass of the plan
-  void Verified(int64_t drafts, int64_t accepted);
-  // Of any dense pass of so many rows, whoever drafted them.
-  void Timed(int64_t rows, double seconds);
-
- private:
-  double VerifySeconds(int64_t rows) const;
-  double SecondsPerToken(int64_t n) const;
-
-  const int64_t most_;
-  const bool adaptive_;
-  double accepted_ = 4, rejected_ = 1;  // decayed counts; where they begin is a guess
-  double draft_seconds_ = 0;            // 0: drafts cost nothing, or none was timed
-  std::array<double, kMostDrafts + 2> verify_seconds_{};  // by rows; 0: not seen
-  int64_t idle_ = 0, patience_ = 64;  // turns without drafts, and after how many to try
-};
-
 // One exact request's drafts. A turn: Begin, then drafts of the plan while drafting(), then one
 // verification of drafts().
 class ExactDrafts {
  public:
-  ExactDrafts(const ExactOptions& options, bool plan);
+  // `times`: what earlier requests of this plan saw.
+  ExactDrafts(const ExactOptions& options, const PassTimes& times);
+  ExactDrafts(const ExactDrafts&) = delete;  // lengths look at times
 
   // `tokens`: the prompt and what was generated. `room`: drafts that may be made at most.
   void Begin(std::span<const int32_t> tokens, int64_t room);
@@ -73,18 +48,24 @@ class ExactDrafts {
   std::span<const int32_t> drafts() const { return drafts_; }
   void AddDraft(int32_t token) { drafts_.push_back(token); }
   void StopDrafting() { planned_ = std::ssize(drafts_); }
-  // After a pass of the plan, and after the verification, which ends the turn.
-  void Drafted(double seconds);
-  void Verified(int64_t accepted, double seconds);
+  // After a pass of the plan, and after the verification, which ends the turn. `share`: of the
+  // pass, where other requests took part in it.
+  void Drafted(double seconds, double share);
+  void Verified(int64_t accepted, double seconds, double share);
 
   const ExactReport& report() const { return report_; }
+  const PassTimes& times() const { return times_; }
 
  private:
+  void LookUp(std::span<const int32_t> tokens, int64_t room);
+
   const ExactOptions options_;
-  const bool plan_;
+  PassTimes times_;
   Lookup lookup_;
-  DraftLength plan_length_, lookup_length_;
-  bool begun_ = false, looked_up_ = false;
+  // A long match is continued rightly far more often than a short one.
+  DraftLength plan_length_, short_match_, long_match_;
+  DraftLength* source_ = nullptr;  // of this turn's drafts
+  bool begun_ = false;
   int64_t planned_ = 0;  // drafts that the plan is to make
   std::vector<int32_t> drafts_;
   ExactReport report_;

@@ -184,7 +184,8 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (size_t i = 0; i < parts.size(); ++i) {
     if (step.failure(i).failed()) parts[i]->FailPart(step.failure(i).ToError());
-    if (!parts[i]->failed()) parts[i]->Advance(seconds);
+    const double share = static_cast<double>(step.rows(i)) / static_cast<double>(step.rows());
+    if (!parts[i]->failed()) parts[i]->Advance(seconds, share);
   }
 }
 

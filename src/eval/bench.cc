@@ -11,7 +11,9 @@
 #include "engine/decode_step.h"
 #include "engine/sampler.h"
 #include "engine/session.h"
+#include "eval/bench_exact.h"
 #include "eval/steps.h"
+#include "profile/exact_price.h"
 
 namespace baton {
 namespace {
@@ -110,6 +112,12 @@ class Lane {
     return seconds;
   }
 
+  // Seconds of one dense pass over several rows of the first sequence.
+  Result<double> TimeRows(int64_t rows) {
+    Rewind();
+    return TimeVerification(*engine_, sessions_[0], rows);
+  }
+
   // Per-operation times of a prompt chunk and of a decode step from this depth.
   Result<std::vector<OpTime>> TracePrompt(std::span<const int32_t> tokens) {
     return Trace([&]() -> Status {
@@ -193,6 +201,9 @@ Status CheckOptions(const BenchOptions& o) {
   if (o.batch < 1 || o.batch > 256) return bad("batch", 1, 256, o.batch);
   if (o.whole_prompt < 0 || o.whole_prompt > kMost)
     return bad("the whole prompt", 0, kMost, o.whole_prompt);
+  if (o.exact && o.batch > 1)
+    return Error::Unsupported("bench: exact requests are timed one at a time, got a batch of {}",
+                              o.batch);
   return Status::Ok();
 }
 
@@ -204,7 +215,8 @@ class Bench {
         options_(options),
         plans_({nullptr}),
         summary_(std::move(summary)),
-        steps_(progress, static_cast<double>(options.depths.size()) + (options.whole_prompt > 0)) {
+        steps_(progress, static_cast<double>(options.depths.size()) + (options.whole_prompt > 0) +
+                             (options.exact && !options.text.empty())) {
     if (plan) plans_.push_back(plan);
   }
 
@@ -216,6 +228,9 @@ class Bench {
       steps_.Done(1, what);
     }
     if (options_.whole_prompt > 0) BATON_TRY(WholePrompt());
+    if (options_.exact && !options_.text.empty()) {
+      BATON_ASSIGN(result_.exact, BenchExact(engine_, options_, result_.rows, steps_));
+    }
     KeepPeak();
     return std::move(result_);
   }
@@ -275,13 +290,14 @@ class Bench {
 
   // Dense and planned take turns within every repeat, so a slow moment of the machine hits both.
   Status Depth(int64_t depth) {
-    const int64_t room = std::max(options_.prompt, options_.decode + 1);
+    const int64_t room = std::max({options_.prompt, options_.decode + 1, kMostDrafts + 1});
     const std::vector<int32_t> prompt = MadeUpTokens(options_.prompt, engine_.info().vocab, 1);
     BATON_ASSIGN(std::vector<Session> sessions, Fill(depth, room, options_.batch));
     std::vector<Lane> lanes;
     for (const ResolvedPlan* plan : plans_) lanes.emplace_back(engine_, sessions, plan, depth);
     const double read_bandwidth = ReadBandwidth();
     std::vector<std::vector<double>> prompt_seconds(lanes.size()), decode_seconds(lanes.size());
+    std::vector<std::vector<double>> rows_seconds(std::size(kVerifyRows));
     for (int repeat = -1; repeat < options_.repeats; ++repeat) {  // -1 warms up
       for (size_t i = 0; i < lanes.size(); ++i) {
         if (options_.prompt > 0) {
@@ -292,6 +308,10 @@ class Bench {
         BATON_ASSIGN(const double seconds, lanes[i].TimeDecode(steps));
         if (repeat >= 0) decode_seconds[i].push_back(seconds);
       }
+      for (size_t i = 0; i < rows_seconds.size() && options_.exact; ++i) {
+        BATON_ASSIGN(const double seconds, lanes[0].TimeRows(kVerifyRows[i]));
+        if (repeat >= 0) rows_seconds[i].push_back(seconds);
+      }
     }
     for (size_t i = 0; i < lanes.size(); ++i) {
       BenchRow row{.depth = depth, .read_bandwidth = read_bandwidth};
@@ -301,6 +321,8 @@ class Bench {
       if (options_.ops) {
         BATON_ASSIGN(row.ops, lanes[i].TraceStep());
       }
+      for (size_t r = 0; r < rows_seconds.size() && options_.exact && i == 0; ++r)
+        row.verify.push_back({kVerifyRows[r], Median(rows_seconds[r])});
       AddRow(row, lanes[i], Median(prompt_seconds[i]), Median(decode_seconds[i]));
     }
     return Status::Ok();

@@ -210,6 +210,47 @@ std::string SpeedSection(const ReportData& d) {
           table);
 }
 
+// Exact answers of all benches that timed some: a row of figures, and acceptance by position.
+std::string ExactSection(const ReportData& d) {
+  std::string rows, expected;
+  for (const BenchRecord& b : d.benches) {
+    if (!b.result.exact || !(b.result.exact->dense_seconds_per_token > 0)) continue;
+    const ExactBench& e = *b.result.exact;
+    std::string by_position;
+    const std::vector<int64_t>&drafted = e.report.drafted_at, &accepted = e.report.accepted_at;
+    for (size_t i = 0; i < std::min(drafted.size(), accepted.size()) && drafted[i] > 0; ++i)
+      by_position +=
+          fmt::format("{}{}", i == 0 ? "" : ", ",
+                      Percent(static_cast<double>(accepted[i]) / static_cast<double>(drafted[i])));
+    rows += fmt::format(
+        "<tr><td>{}</td><td>{:.2f}</td><td>{:.2f}</td><td>{:.2f}</td><td>{}</td><td>{}</td>"
+        "<td>{}</td><td>{}</td></tr>\n",
+        Count(e.depth), e.dense_seconds_per_token * 1e3, e.exact_seconds_per_token * 1e3,
+        e.exact_seconds_per_token / e.dense_seconds_per_token,
+        Count(e.report.drafted + e.report.looked_up), Count(e.report.accepted), by_position,
+        e.different > 0 ? fmt::format("{} of {}", e.different, e.prompts) : "none");
+    for (const ExactBench::Expected& x : e.expected)
+      if (x.time > 0)
+        expected += fmt::format("<tr><td>{}</td><td>{}</td><td>{:.2f}</td></tr>\n", Count(x.depth),
+                                x.drafts, x.time);
+  }
+  if (rows.empty()) return "";
+  if (!expected.empty())
+    expected =
+        "<div class=\"wide\"><table><tr><th>depth</th><th>drafts for each verification</th>"
+        "<th>expected time over dense</th></tr>\n" +
+        expected + "</table></div>\n";
+  return Section(
+      "exact", "Exact answers",
+      "The plan or the text drafts tokens, one dense pass verifies them; answers are dense "
+      "decoding's own. Expected times follow from measured passes on a synthetic cache and the "
+      "acceptance of the table above them.",
+      "<div class=\"wide\"><table><tr><th>prompt tokens</th><th>dense, ms per token</th>"
+      "<th>exact</th><th>exact over dense</th><th>drafted</th><th>accepted</th>"
+      "<th>accepted by position</th><th>answers that differ</th></tr>\n" +
+          rows + "</table></div>\n" + expected);
+}
+
 std::string QualitySection(const ReportData& d) {
   std::string rows;
   const auto row = [&](const std::string& name, const EvalResult& r) {
@@ -391,8 +432,8 @@ Result<std::string> RenderReport(const ReportInputs& inputs) {
       "<p class=\"lead\">{2}</p>\n{3}</main>\n</body>\n</html>\n",
       title, kStyle, lead,
       Cards(d) + LayersSection(d) + PlanSection(d) + RoutingSection(d) + FrontSection(d) +
-          SpeedSection(d) + QualitySection(d) + RetrievalSection(d) + RecoveredSection(d) +
-          SensitivitySection(d) + MethodSection(d));
+          SpeedSection(d) + ExactSection(d) + QualitySection(d) + RetrievalSection(d) +
+          RecoveredSection(d) + SensitivitySection(d) + MethodSection(d));
 }
 
 }  // namespace baton

@@ -185,6 +185,7 @@ void Fields(auto& v, ExactReport& r) {
   v("accepted_at", r.accepted_at);
   v("draft_seconds", r.draft_seconds);
   v("verify_seconds", r.verify_seconds);
+  v("dense_pass_seconds", r.dense_pass_seconds, 0.0);
 }
 
 void Fields(auto& v, RunRecord& r) {
@@ -314,6 +315,29 @@ void Fields(auto& v, OpTime& o) {
   v("flops", o.flops);
 }
 
+void Fields(auto& v, RowsTime& r) {
+  v("rows", r.rows);
+  v("seconds", r.seconds);
+}
+
+void Fields(auto& v, ExactBench::Expected& e) {
+  v("depth", e.depth);
+  v("drafts", e.drafts);
+  v("time", e.time);
+}
+
+void Fields(auto& v, ExactBench& e) {
+  v("depth", e.depth);
+  v("prompts", e.prompts);
+  v("tokens", e.tokens);
+  v("different", e.different);
+  v("dense_seconds_per_token", e.dense_seconds_per_token);
+  v("exact_seconds_per_token", e.exact_seconds_per_token);
+  v("accepted_share", e.accepted);
+  v("expected", e.expected);
+  Fields(v, e.report);
+}
+
 void Fields(auto& v, BenchRow& r) {
   v("depth", r.depth);
   v("plan", r.plan);
@@ -330,6 +354,7 @@ void Fields(auto& v, BenchRow& r) {
   v("aliased", r.aliased);
   v.NonEmpty("ops", r.ops);
   v.NonEmpty("prompt_ops", r.prompt_ops);
+  v.NonEmpty("verify", r.verify);
 }
 
 void Fields(auto& v, BenchRecord& r) {
@@ -344,6 +369,7 @@ void Fields(auto& v, BenchRecord& r) {
   v("decode", r.options.decode);
   v("repeats", r.options.repeats);
   v("rows", r.result.rows);
+  v.NonEmpty("exact", r.result.exact);
   v.Object("whole_prompt", r.options.whole_prompt > 0, [&](auto& whole) {
     whole("tokens", r.options.whole_prompt);
     whole("seconds_dense", r.result.whole_prompt_seconds_dense);
@@ -393,6 +419,7 @@ void Fields(auto& v, Candidate& c) {
   v("prompt_share", prompt_share);
   v("roles", roles);
   v("top1", c.top1);
+  v("exact_time", c.exact_time, 0.0);
   if constexpr (std::remove_reference_t<decltype(v)>::kReads) {
     c.plan = PlanOfLetters(roles);
     prefill = {.sparse = prompt_share < 1, .fraction = prompt_share};

@@ -168,34 +168,50 @@ TEST_P(ExactTest, RequestsThatNothingDraftsForAreRefused) {
 
 INSTANTIATE_TEST_SUITE_P(Backends, ExactTest, ::testing::ValuesIn(BackendCases()), NameOf);
 
-TEST(Lookup, ContinuesTheLatestEarlierOccurrence) {
+TEST(Lookup, FindsTheLatestEarlierOccurrence) {
   Lookup lookup;
   std::vector<int32_t> tokens = {1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 1, 2, 3};
   lookup.Update(std::span<const int32_t>(tokens).first(9));
   lookup.Update(tokens);
-  EXPECT_EQ(lookup.Continue(tokens, 2), (std::vector<int32_t>{6, 7}));
-  EXPECT_EQ(lookup.Continue(tokens, 9), (std::vector<int32_t>{6, 7, 1, 2, 3}));
+  EXPECT_EQ(lookup.Find(tokens).next, 8);
+  EXPECT_EQ(lookup.Find(tokens).length, 3);
   tokens.push_back(9);
   lookup.Update(tokens);
-  EXPECT_TRUE(lookup.Continue(tokens, 4).empty());
+  EXPECT_EQ(lookup.Find(tokens).next, 0);
+}
+
+TEST(Lookup, TellsHowLongAMatchIs) {
+  for (const int64_t n : {3, 7, 15, 40}) {
+    std::vector<int32_t> tokens(static_cast<size_t>(n));
+    std::iota(tokens.begin(), tokens.end(), 1);
+    tokens.push_back(100);
+    for (int32_t t = 1; t <= n; ++t) tokens.push_back(t);
+    Lookup lookup;
+    lookup.Update(tokens);
+    EXPECT_EQ(lookup.Find(tokens).next, n);
+    EXPECT_EQ(lookup.Find(tokens).length, std::min<int64_t>(n, 16));
+  }
 }
 
 TEST(Lookup, NewestTokensDoNotFindThemselves) {
   Lookup lookup;
   const std::vector<int32_t> tokens = {1, 2, 3};
   lookup.Update(tokens);
-  EXPECT_TRUE(lookup.Continue(tokens, 4).empty());
+  EXPECT_EQ(lookup.Find(tokens).next, 0);
+}
+
+// Dense passes of one second, whose further rows cost `row`, and drafts.
+PassTimes Times(double draft, double row) {
+  PassTimes times;
+  times.Verified(1, 1.0);
+  times.Drafted(draft);
+  for (int64_t rows : {3, 8}) times.Verified(rows, 1 + row * static_cast<double>(rows - 1));
+  return times;
 }
 
 TEST(DraftLength, DraftsMoreTheMoreIsAccepted) {
-  DraftLength good(15, true), bad(15, true);
-  for (DraftLength* d : {&good, &bad}) {
-    EXPECT_EQ(d->Next(), 0) << "a dense step is timed first";
-    d->Timed(1, 1.0);
-    for (int64_t rows = 2; rows <= 16; ++rows)
-      d->Timed(rows, 1.0 + 0.05 * static_cast<double>(rows));
-    d->Drafted(0.5);
-  }
+  const PassTimes times = Times(0.5, 0.05);
+  DraftLength good(15, true, false, times), bad(15, true, false, times);
   for (int i = 0; i < 50; ++i) {
     good.Verified(4, 4);
     bad.Verified(4, 0);
@@ -204,10 +220,36 @@ TEST(DraftLength, DraftsMoreTheMoreIsAccepted) {
   EXPECT_EQ(bad.Next(), 0);
 }
 
+TEST(DraftLength, RowsThatCostAStepEachArePaidByNoDraft) {
+  for (const bool free : {false, true}) {
+    const PassTimes times = Times(0.1, 1.0);
+    DraftLength d(15, true, free, times);
+    for (int i = 0; i < 50; ++i) d.Verified(4, 4);
+    EXPECT_EQ(d.Next(), 0);
+  }
+}
+
+TEST(DraftLength, FreeDraftsAreMadeWhereThoseOfAPassAreNot) {
+  const PassTimes times = Times(1.0, 0.2);
+  DraftLength plan(15, true, false, times), lookup(15, true, true, times);
+  EXPECT_EQ(plan.Next(), 0);
+  EXPECT_GT(lookup.Next(), 0);
+}
+
+TEST(DraftLength, ADenseStepIsTimedFirst) {
+  PassTimes times;
+  DraftLength d(15, true, false, times);
+  EXPECT_EQ(d.Next(), 0);
+  times.Verified(1, 1.0);
+  EXPECT_GT(d.Next(), 0) << "the plan's pass is not known";
+  times = Times(0.2, 0.05);
+  times.ForgetDense();
+  EXPECT_EQ(d.Next(), 0);
+}
+
 TEST(DraftLength, ComesBackWhenDraftsPayAgain) {
-  DraftLength d(15, true);
-  d.Timed(1, 1.0);
-  d.Drafted(0.3);
+  const PassTimes times = Times(0.3, 0.05);
+  DraftLength d(15, true, false, times);
   for (int i = 0; i < 50; ++i) d.Verified(3, 0);
   int64_t turns = 0;
   while (turns < 100 && d.Next() == 0) ++turns;
@@ -219,6 +261,18 @@ TEST(DraftLength, ComesBackWhenDraftsPayAgain) {
   }
   EXPECT_GE(drafted, 200);
   EXPECT_GT(d.Next(), 2);
+}
+
+TEST(PassTimes, RowsThatWereNotSeenLieOnStraightLines) {
+  PassTimes times = Times(0.5, 0.1);
+  EXPECT_DOUBLE_EQ(times.Verify(1), 1);
+  for (const int64_t rows : {2, 3, 5, 8, 16})
+    EXPECT_NEAR(times.Verify(rows), 1 + 0.1 * static_cast<double>(rows - 1), 1e-9) << rows;
+  // In dense passes: what another depth or machine state changes alike is no news.
+  times.ForgetDense();
+  times.Verified(1, 2.0);
+  times.Verified(3, 2.4);
+  EXPECT_NEAR(times.Verify(3), 1.2, 1e-9);
 }
 
 }  // namespace

@@ -331,6 +331,57 @@ TEST_F(ChatTest, ConversationThatContinuesEqualsAColdRun) {
   EXPECT_GT(a->stats.reused_tokens, 10);
 }
 
+// Short windows draft, and rarely well.
+Request Exact(Request r) {
+  Plan plan = Plan::Dense(6);
+  plan.budget = {8, 0};
+  plan.sink = 1;
+  plan.recent = 3;
+  for (int l = 1; l < 6; ++l)
+    plan.layers[static_cast<size_t>(l)] = {.role = Role::kWindow, .sink = 1, .recent = 7};
+  r.plan = plan;
+  r.exact = ExactOptions{.most_drafts = 5, .adaptive = false};
+  return r;
+}
+
+TEST_F(ChatTest, ExactConversationThatWasCancelledAmongDraftsGoesOnDensely) {
+  for (int pieces = 1; pieces < 8; ++pieces) {
+    auto warm = Load();
+    RequestCallbacks cancels;
+    cancels.on_text = [&warm, left = pieces](std::string_view) mutable {
+      if (--left == 0) warm->Cancel();
+      return true;
+    };
+    Request other{.tokens = RandomTokens(20, 3), .max_tokens = 60, .ignore_end = true};
+    ASSERT_TRUE(warm->Submit(other, cancels).ok());
+    std::vector<ChatTurn> chat = {{"user", "Hello there, how are you today?"}};
+    auto first = warm->Generate(Exact(Turn(chat)));
+    warm->ResetCancel();
+    ASSERT_TRUE(first.ok());
+    chat.push_back({"assistant", first->text});
+    chat.push_back({"user", "And then?"});
+    const Generation want = Load()->Generate(Turn(chat)).value();
+    const Generation got = warm->Generate(Exact(Turn(chat))).value();
+    EXPECT_GT(got.stats.reused_tokens, 10) << pieces;
+    EXPECT_EQ(got.tokens, want.tokens) << pieces;
+    EXPECT_EQ(got.stats.logits_hash, want.stats.logits_hash) << pieces;
+  }
+}
+
+// What a plan decoded is no cache of dense decoding's.
+TEST_F(ChatTest, ExactConversationDoesNotContinueAPlansOwn) {
+  auto warm = Load();
+  std::vector<ChatTurn> chat = {{"user", "Hello there, how are you today?"}};
+  Request planned = Exact(Turn(chat));
+  planned.exact.reset();
+  chat.push_back({"assistant", warm->Generate(planned)->text});
+  chat.push_back({"user", "And then?"});
+  const Generation want = Load()->Generate(Turn(chat)).value();
+  const Generation got = warm->Generate(Exact(Turn(chat))).value();
+  EXPECT_EQ(got.stats.reused_tokens, 0);
+  EXPECT_EQ(got.stats.logits_hash, want.stats.logits_hash);
+}
+
 TEST_F(ChatTest, ConversationThatOutgrowsTheCacheIsAnErrorAndGoesOn) {
   auto warm = Load({.kv_tokens = 256});
   std::vector<ChatTurn> chat = {{"user", "short"}};

@@ -182,6 +182,44 @@ TEST(Bench, DepthsBeyondTheModelsContextAreAllowed) {
   EXPECT_EQ(MustRun(*engine, options).rows.size(), 1u);
 }
 
+TEST(Bench, ExactAnswersAreTimedBesideDenseOnes) {
+  auto engine = LoadSynthetic();
+  BenchOptions options = Small();
+  options.depths = {0, 100, 5000};
+  options.decode = 8;
+  options.plan = testing::ReusePlan(32);
+  options.exact = ExactOptions{.most_drafts = 3, .adaptive = false};
+  options.text = testing::MadeUpText(400);
+  const BenchResult r = MustRun(*engine, options);
+  for (const BenchRow& row : r.rows) {
+    ASSERT_EQ(row.verify.size(), row.plan == "dense" ? 5u : 0u);
+    for (const RowsTime& t : row.verify) ExpectPositive(t.seconds);
+  }
+  ASSERT_TRUE(r.exact);
+  EXPECT_EQ(r.exact->depth, 100) << "the longest that the text has";
+  EXPECT_EQ(r.exact->prompts, 2);
+  EXPECT_EQ(r.exact->tokens, 2 * 7);
+  EXPECT_EQ(r.exact->different, 0);
+  EXPECT_GT(r.exact->report.drafted, 0);
+  ExpectPositive(r.exact->dense_seconds_per_token);
+  ExpectPositive(r.exact->exact_seconds_per_token);
+  ASSERT_EQ(r.exact->expected.size(), 3u);
+  for (const ExactBench::Expected& e : r.exact->expected) ExpectPositive(e.time);
+}
+
+TEST(Bench, ExactAnswersNeedATextAsLongAsADepth) {
+  auto engine = LoadSynthetic();
+  BenchOptions options = Small();
+  options.depths = {300};
+  options.exact = ExactOptions{.plan = false, .lookup = true};
+  options.text = testing::MadeUpText(200);
+  EXPECT_FALSE(RunBench(*engine, options).ok());
+  options.text = "";
+  EXPECT_FALSE(MustRun(*engine, options).exact);
+  options.batch = 2;
+  EXPECT_FALSE(RunBench(*engine, options).ok());
+}
+
 TEST(Bench, BadOptionsAreErrors) {
   auto engine = LoadSynthetic();
   const auto fails = [&](auto change) {

@@ -271,6 +271,23 @@ TEST(SearchPlan, PromptsAreSparseWhereThatLosesLittle) {
   EXPECT_EQ(either.chosen.plan.prefill, good ? few : most);
 }
 
+TEST(SearchPlan, PlanThatDraftsHasTheLeastExpectedTime) {
+  Fixture& f = Shared();
+  PlanOptions options;
+  options.for_exact = true;
+  options.target.min_retrieval = 0;
+  options.max_evaluations = 6;
+  auto search = SearchPlan(*f.engine, f.profile, options);
+  ASSERT_TRUE(search.ok()) << search.error().ToString();
+  EXPECT_FALSE(search->chosen.plan.prefill.sparse);
+  ASSERT_FALSE(search->candidates.empty());
+  for (const Candidate& c : search->candidates) {
+    EXPECT_GT(c.exact_time, 0);
+    EXPECT_LE(c.exact_time, 1);
+    EXPECT_GE(c.exact_time, search->chosen.exact_time);
+  }
+}
+
 TEST(SearchPlan, ChoiceIsTheBestCandidateForItsTarget) {
   Fixture& f = Shared();
   const auto search = [&](PlanTarget target, bool bytes, PlanObjective objective) {

@@ -47,7 +47,10 @@ constexpr const char* kBench = R"({"read_bandwidth":3.3e10,"rows":[
   {"depth":7168,"plan":"dense","prompt_tokens_per_s":100,"decode_tokens_per_s":98,
    "kv_bytes_per_token":165e6},
   {"depth":7168,"plan":"3 layers","prompt_tokens_per_s":120,"decode_tokens_per_s":196,
-   "kv_bytes_per_token":18e6}]})";
+   "kv_bytes_per_token":18e6}],
+  "exact":{"depth":7168,"prompts":3,"tokens":93,"different":0,"dense_seconds_per_token":0.01,
+   "exact_seconds_per_token":0.0075,"accepted_share":0.9,"drafted":60,"accepted":50,
+   "drafted_at":[30,30],"accepted_at":[27],"expected":[{"depth":131072,"drafts":4,"time":0.48}]}})";
 
 constexpr const char* kRun = R"({"format":"baton-run","prompt_tokens":4000,"kv_bytes_held":1400,
   "model":{"path":"m/routed.gguf"},
@@ -85,25 +88,28 @@ std::string ErrorOf(const ReportInputs& inputs) {
 
 TEST(Report, HasEverySectionWhenEverythingIsGiven) {
   const std::string page = Rendered(Everything());
-  for (const char* id : {"summary", "plan", "front", "speed", "quality", "retrieval", "recovered",
-                         "sensitivity", "routing", "layers", "method"})
+  for (const char* id : {"summary", "plan", "front", "speed", "exact", "quality", "retrieval",
+                         "recovered", "sensitivity", "routing", "layers", "method"})
     EXPECT_THAT(page, HasSubstr(std::string("<section id=\"") + id + "\""));
   EXPECT_THAT(page, HasSubstr("10.9 %"));
   EXPECT_THAT(page, HasSubstr("2.00×"));
   EXPECT_THAT(page, HasSubstr("30 / 31"));
+  EXPECT_THAT(page, HasSubstr("<td>0.75</td>"));
+  EXPECT_THAT(page, HasSubstr("<td>131,072</td><td>4</td><td>0.48</td>"));
 }
 
 TEST(Report, LeavesOutSectionsWithoutNumbers) {
   const std::string page = Rendered({.plan_json = kPlan});
   EXPECT_THAT(page, HasSubstr("<section id=\"plan\""));
-  for (const char* id :
-       {"front", "speed", "quality", "retrieval", "recovered", "sensitivity", "routing", "layers"})
+  for (const char* id : {"front", "speed", "exact", "quality", "retrieval", "recovered",
+                         "sensitivity", "routing", "layers"})
     EXPECT_THAT(page, Not(HasSubstr(std::string("<section id=\"") + id + "\""))) << id;
 }
 
 TEST(Report, NumbersThatAreAbsentLeaveNoMark) {
-  const std::string page = Rendered({.eval_json = {R"({"kl_mean":null,"context":"many"})"},
-                                     .bench_json = {R"({"rows":[{},{"depth":1}]})"}});
+  const std::string page =
+      Rendered({.eval_json = {R"({"kl_mean":null,"context":"many"})"},
+                .bench_json = {R"({"rows":[{},{"depth":1}],"exact":{"expected":[{}]}})"}});
   EXPECT_THAT(page, Not(HasSubstr("nan")));
   EXPECT_THAT(page, Not(HasSubstr("<section id=\"speed\"")));
 }

@@ -62,6 +62,10 @@ TEST(Records, WhatIsReadIsWrittenTheSame) {
   expect(ThereAndBack(eval, EvalRecord{.plans = {}}));
   BenchRecord bench{.origin = SomeOrigin("bench"), .options = {.whole_prompt = 64}};
   bench.result.rows = {{.depth = 512, .plan = "dense", .ops = {{.name = "attend", .calls = 3}}}};
+  bench.result.rows[0].verify = {{.rows = 2, .seconds = 0.5}};
+  bench.result.exact = ExactBench{.depth = 512, .prompts = 2, .accepted = 0.5};
+  bench.result.exact->expected = {{.depth = 512, .drafts = 3, .time = 0.8}};
+  bench.result.exact->report.drafted_at = {4, 2};
   expect(ThereAndBack(bench));
   Candidate candidate{.plan = PlanOfLetters("FSCRW"), .origin = "price 1", .kl = 0.02, .found = 5};
   candidate.plan.prefill = {.sparse = true, .fraction = 0.5};

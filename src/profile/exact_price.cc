@@ -1,0 +1,94 @@
+#include "profile/exact_price.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+
+#include "engine/decode_step.h"
+
+namespace baton {
+namespace {
+
+constexpr int kRounds = 5;
+
+double Since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double Median(std::vector<double> v) {
+  std::nth_element(v.begin(), v.begin() + kRounds / 2, v.end());
+  return v[kRounds / 2];
+}
+
+}  // namespace
+
+Result<double> TimeVerification(Engine& engine, Session& session, int64_t rows) {
+  std::vector<int32_t> tokens(static_cast<size_t>(rows));
+  std::iota(tokens.begin(), tokens.end(), 1);
+  const int64_t length = session.length();
+  const auto start = std::chrono::steady_clock::now();
+  DecodeStep step;
+  BATON_TRY(step.Add({.kv = &session.sequence(),
+                      .plan = &engine.impl().model_plan,
+                      .tokens = tokens,
+                      .rows_alone = true}));
+  step.Forward(*engine.impl().model, [](size_t, int64_t, View<const float>) {});
+  const double seconds = Since(start);
+  if (step.failure(0).failed()) return step.failure(0).ToError();
+  session.Truncate(length);
+  return seconds;
+}
+
+Result<ExactPricer> ExactPricer::Create(Engine& engine, int64_t keys) {
+  std::vector<CacheSpec> caches = engine.impl().model_plan.caches;
+  for (CacheSpec& c : caches) c.low_bit = engine.info().head_dim % 32 == 0;
+  BATON_ASSIGN(Session session, Session::Create(engine, caches, keys + kMostDrafts + 1));
+  BATON_TRY(session.FillSynthetic(keys, 1));
+  ExactPricer pricer(std::move(session));
+  std::vector<double> dense, rows;
+  std::array<std::vector<double>, std::size(kVerifyRows)> seconds;
+  for (int round = -1; round < kRounds; ++round) {  // -1 warms up
+    BATON_ASSIGN(const double one, TimeVerification(engine, pricer.session_, 1));
+    if (round >= 0) dense.push_back(one);
+    for (size_t i = 0; i < seconds.size(); ++i) {
+      BATON_ASSIGN(const double several, TimeVerification(engine, pricer.session_, kVerifyRows[i]));
+      if (round >= 0) seconds[i].push_back(several);
+    }
+  }
+  pricer.times_.Verified(1, Median(dense));
+  for (size_t i = 0; i < seconds.size(); ++i)
+    pricer.times_.Verified(kVerifyRows[i], Median(seconds[i]));
+  return pricer;
+}
+
+Result<double> ExactPricer::TimeStep(const ResolvedPlan* plan) {
+  const int64_t length = session_.length();
+  const int32_t token = 1;
+  Session::DecodeOptions options;
+  options.plan = plan;
+  options.on_logits = [](int64_t, View<const float>) {};
+  const auto start = std::chrono::steady_clock::now();
+  BATON_TRY(session_.Decode(std::span(&token, 1), options));
+  const double seconds = Since(start);
+  session_.Truncate(length);
+  return seconds;
+}
+
+Result<double> ExactPricer::Price(const ResolvedPlan& plan, double accepted) {
+  std::vector<double> share;
+  for (int round = -1; round < kRounds; ++round) {
+    BATON_ASSIGN(const double dense, TimeStep(nullptr));
+    BATON_ASSIGN(const double planned, TimeStep(&plan));
+    if (round >= 0) share.push_back(planned / dense);
+  }
+  return Expect(Median(share), accepted);
+}
+
+double ExactPricer::Expect(double draft, double accepted) const {
+  PassTimes times = times_;
+  times.Drafted(times.dense_seconds() * draft);
+  const int64_t drafts = CheapestDrafts(times, /*free=*/false, accepted, kMostDrafts);
+  return DraftCost(times, /*free=*/false, accepted, drafts);
+}
+
+}  // namespace baton
