@@ -30,7 +30,7 @@ using tcp = asio::ip::tcp;
 constexpr Clock::time_point kNever = Clock::time_point::max();
 constexpr size_t kReadBytes = 16 << 10;
 constexpr std::chrono::seconds kLinger{2};
-constexpr std::chrono::milliseconds kTick{200};
+constexpr std::chrono::milliseconds kTick{100};
 
 class Session;
 

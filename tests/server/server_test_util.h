@@ -63,7 +63,7 @@ class TestServer {
     });
     port_ = listening.get();
   }
-  ~TestServer() { Stop(); }
+  ~TestServer() { (void)Stop(); }
 
   TestServer& Ready() {
     ready_.wait();
