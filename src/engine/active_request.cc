@@ -45,7 +45,7 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
   watch.threshold = request_.watch.threshold;
   if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
   result_.stats.prompt_tokens = sequence_.prompt_tokens;
-  if (request_.max_tokens == 0) Stop(Generation::Stop::kLength);
+  if (request_.max_tokens == 0 && request_.prompt_logprobs < 0) Stop(Generation::Stop::kLength);
 }
 
 void ActiveRequest::Admit(std::shared_ptr<KvStore> store) {
@@ -111,12 +111,26 @@ void ActiveRequest::StartPrompt(PrefillOrder order) {
       PromptParams{.tokens = std::span(sequence_.tokens).subspan(length),
                    .kv = &sequence_.kv,
                    .plan = request_.exact && !routing_ ? &engine_.model_plan : &sequence_.plan,
-                   .on_logits =
-                       [this](int64_t, View<const float> logits) {
-                         Pick(std::span(logits.data(), static_cast<size_t>(logits.dim(1))));
-                       },
+                   .on_logits = [this](int64_t first,
+                                       View<const float> logits) { PromptLogits(first, logits); },
+                   .wanted = request_.prompt_logprobs < 0 ? 1 : sequence_.prompt_tokens,
                    .order = order,
                    .routing = order == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
+}
+
+// Of wanted rows: the prompt's last one picks a token, the others score the token that follows.
+void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
+  const bool score = request_.prompt_logprobs >= 0;
+  for (int64_t i = 0; i < logits.dim(0); ++i) {
+    const std::span row(logits.row(i), static_cast<size_t>(logits.dim(1)));
+    const int64_t next = first + i + 1;  // where it scores, the first wanted row is row 0
+    if (!score || next == sequence_.prompt_tokens) {
+      Pick(row);
+    } else {
+      result_.prompt_logprobs.push_back(LogprobsOf(row, sequence_.tokens[static_cast<size_t>(next)],
+                                                   request_.prompt_logprobs));
+    }
+  }
 }
 
 // One pass of the prompt, or of the routing that runs ahead of it.
@@ -241,6 +255,7 @@ void ActiveRequest::Advance(double seconds, double share) {
 }
 
 void ActiveRequest::AdvanceByPicked() {
+  if (request_.max_tokens == 0) Stop(Generation::Stop::kLength);
   for (size_t i = 0; i < picked_.size() && !done_; ++i) AdvanceBy(picked_[i]);
   picked_.clear();
 }
@@ -252,6 +267,8 @@ void ActiveRequest::AdvanceBy(Picked& picked) {
     return Stop(Generation::Stop::kEndOfText);
   if (CompletesStop(token)) return Stop(Generation::Stop::kStopString);
   result_.tokens.push_back(token);
+  picked.logprobs.chosen.token = token;
+  if (callbacks_.on_token) callbacks_.on_token(picked.logprobs);
   if (request_.logprobs >= 0) result_.logprobs.push_back(std::move(picked.logprobs));
   sequence_.tokens.push_back(token);
   Emit(decoder_.Push(token), false);

@@ -93,6 +93,7 @@ class ActiveRequest {
   void Emit(std::string piece, bool last);
   void CountDecode(double seconds, const ResolvedPlan& plan);
   void Pick(std::span<const float> logits);
+  void PromptLogits(int64_t first, View<const float> logits);
   void AdvanceByPicked();
   void AdvanceBy(Picked& picked);
   int64_t DraftRoom() const;

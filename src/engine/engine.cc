@@ -180,7 +180,8 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   const ModelConfig& c = impl->checkpoint.config;
   impl->options = options;
   if (impl->options.context <= 0) impl->options.context = c.context;
-  if (impl->options.kv_tokens <= 0) impl->options.kv_tokens = impl->options.context;
+  if (impl->options.kv_tokens <= 0) 
+    impl->options.kv_tokens = impl->options.context * std::max<int64_t>(1, options.kv_contexts);
   impl->options.threads = impl->pool.threads();
 
   ModelInfo& info = impl->info;
@@ -225,6 +226,9 @@ std::vector<int32_t> Engine::Tokenize(std::string_view text, bool bos, bool spec
 }
 std::string Engine::Detokenize(std::span<const int32_t> tokens, bool special) const {
   return impl_->tokenizer->Decode(tokens, special);
+}
+std::string Engine::TokenBytes(int32_t token) const {
+  return impl_->tokenizer->Bytes(token, /*special=*/true);
 }
 bool Engine::IsEndOfGeneration(int32_t token) const {
   return impl_->tokenizer->IsEndOfGeneration(token);

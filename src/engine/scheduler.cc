@@ -45,8 +45,26 @@ bool Scheduler::Step() {
   RunPass();
   FinishDone();
   stepping_ = false;
+  const CacheUse use = CountUse();
   const std::lock_guard lock(mutex_);
+  use_ = use;
   return !requests_.empty() || !submitted_.empty();
+}
+
+CacheUse Scheduler::cache_use() const {
+  const std::lock_guard lock(mutex_);
+  return use_;
+}
+
+CacheUse Scheduler::CountUse() const {
+  CacheUse use{.most_tokens = max_pages() * KvLayout::kSlots};
+  for (const auto& r : requests_) {
+    if (!r->admitted()) continue;
+    ++use.requests;
+    use.claimed_tokens += r->claimed_pages() * KvLayout::kSlots;
+    use.held_bytes += r->sequence().kv.allocated_bytes();
+  }
+  return use;
 }
 
 void Scheduler::TakeInbox() {
