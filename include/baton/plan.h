@@ -70,8 +70,6 @@ struct Evidence {
   bool present = false;
   int64_t context = 0;
   double kv_bytes_share = 0, kl = 0, answer_kl = 0, top1 = 0, predicted_nats = 0, latency_ratio = 0;
-  // Text KL of the worst kind of text, and of the worst kind left out of the choice; 0: unknown.
-  double worst_kl = 0, left_out_kl = 0;
   int retrieval_found = 0, retrieval_dense_found = 0, retrieval_total = 0;
   std::vector<std::string> text_sha256;
   std::string details;  // JSON object, kept: splits, seeds, the front the plan was chosen from

@@ -16,7 +16,7 @@ struct ProfileOptions {
   // PATH or KIND=PATH, files or folders (docs/planning.md#data); at least about 18,000 tokens
   // together. A profile lists its files, each with its kind.
   std::vector<std::string> texts;
-  int64_t context = 8192;          // the context length the plan is for
+  int64_t context = 8192;  // the context length the plan is for
   int probes = 24;  // retrieval probes generated into the profile split (as many again into search)
   uint64_t seed = 1;
   std::vector<int64_t> budgets = {128, 256, 512, 1024, 2048};
@@ -41,10 +41,10 @@ struct SplitInfo {
 // What one kind of text loses, in the units of the profile's own tables.
 struct KindLoss {
   std::string name;
-  int64_t tokens = 0;                                     // of the kind's text, in all splits
-  std::vector<std::vector<float>> text, scan_text;        // [budget][i * L + j], [budget][j]
-  std::vector<float> price_text, own_price_text;          // [L]
-  std::vector<std::vector<float>> window_text;            // [window][L]
+  int64_t tokens = 0;                               // of the kind's text, in all splits
+  std::vector<std::vector<float>> text, scan_text;  // [budget][i * L + j], [budget][j]
+  std::vector<float> price_text, own_price_text;    // [L]
+  std::vector<std::vector<float>> window_text;      // [window][L]
 };
 
 struct Profile {
@@ -112,7 +112,7 @@ struct PlanOptions {
                              Role::kWindow};  // besides full
   std::vector<int> forced;
   std::vector<std::string> kinds;  // kinds of text to plan for; empty: all of the profile
-  int max_evaluations = 100;  // of the real sparse path on the search split
+  int max_evaluations = 100;       // of the real sparse path on the search split
   bool local_search = true;
   bool cost_in_bytes = true;  // false: measured microseconds
   // Sparse prompts to try on the plan that was found, in this order: the first one is taken that

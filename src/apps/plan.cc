@@ -153,8 +153,8 @@ std::vector<std::string> Row(const Candidate& c, const std::string& name) {
 }
 
 Table CandidateTable() {
-  return Table({"origin", "KV bytes", "predicted nats", "KL", "worst kind", "left out", "answer KL", "top-1", "found",
-                "speed-up", "  layers"});
+  return Table({"origin", "KV bytes", "predicted nats", "KL", "worst kind", "left out", "answer KL",
+                "top-1", "found", "speed-up", "  layers"});
 }
 
 std::string KindTable(const PlanSearch& search) {
@@ -218,7 +218,8 @@ PlanOptions SearchOptions(const PlanFlags& o) {
     options.prefills.back().fraction = fraction;
   }
   // Retrieval alone would be met by a plan that is cheap and bad at everything else.
-  if (o.max_kl->count() + o.max_kl_mean->count() + o.max_bytes->count() + o.min_speedup->count() == 0)
+  if (o.max_kl->count() + o.max_kl_mean->count() + o.max_bytes->count() + o.min_speedup->count() ==
+      0)
     options.target.max_bytes = kDefaultMaxBytes;
   return options;
 }
@@ -247,7 +248,8 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
   if (search->kinds.size() == 1)
     Note("baton: warning: one kind of text was measured: on others the plan may lose much more");
   if (!search->test.meets_target)
-    Note("baton: warning: the plan misses the target on the test split, which it was not chosen on");
+    Note(
+        "baton: warning: the plan misses the target on the test split, which it was not chosen on");
   Json json =
       results::ToJson(results::SearchRecord{.origin = OriginOf("search", *engine, invocation),
                                             .search = *search,

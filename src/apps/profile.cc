@@ -68,15 +68,15 @@ Result<int> Run(const ProfileFlags& o, const Invocation&) {
   for (const std::string& warning : profile->warnings) Note("baton: warning: " + warning);
   Table kinds({"kind of text", "files", "tokens"});
   for (const KindLoss& kind : profile->kinds) {
-    const auto files = std::count_if(
-        profile->options.texts.begin(), profile->options.texts.end(),
-        [&](const std::string& text) { return text.starts_with(kind.name + "="); });
+    const auto files =
+        std::count_if(profile->options.texts.begin(), profile->options.texts.end(),
+                      [&](const std::string& text) { return text.starts_with(kind.name + "="); });
     kinds.Row({kind.name, Count(files), Count(kind.tokens)});
     if (kind.tokens < 4 * profile->options.context)
-      Note(fmt::format("the kind {} is short for a context of {}: in some splits text of other "
-                       "kinds, or less, comes before it (hint: {} tokens of text fill all)",
-                       kind.name, Count(profile->options.context),
-                       Count(4 * profile->options.context)));
+      Note(fmt::format(
+          "the kind {} is short for a context of {}: in some splits text of other "
+          "kinds, or less, comes before it (hint: {} tokens of text fill all)",
+          kind.name, Count(profile->options.context), Count(4 * profile->options.context)));
   }
   Table table({"split", "contexts of", "text tokens", "scored", "probes", "dense finds"});
   int64_t shortest = profile->options.context;

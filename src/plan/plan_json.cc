@@ -236,11 +236,10 @@ Status ParseEvidence(const Json& value, Evidence* e) {
   e->present = true;
   BATON_TRY(ExpectObject(
       value, "evidence",
-      {"context", "kv_bytes_share", "kl", "worst_kl", "left_out_kl", "answer_kl", "top1", "retrieval", "retrieval_total",
+      {"context", "kv_bytes_share", "kl", "answer_kl", "top1", "retrieval", "retrieval_total",
        "predicted_nats", "latency_ratio", "text_sha256", "details"}));
   const std::pair<const char*, double*> numbers[] = {
       {"kv_bytes_share", &e->kv_bytes_share}, {"kl", &e->kl},
-      {"worst_kl", &e->worst_kl},             {"left_out_kl", &e->left_out_kl},
       {"answer_kl", &e->answer_kl},           {"top1", &e->top1},
       {"predicted_nats", &e->predicted_nats}, {"latency_ratio", &e->latency_ratio}};
   for (const auto& [key, target] : numbers) {
@@ -353,8 +352,6 @@ OrderedJson EvidenceJson(const Evidence& e) {
       {"context", e.context},
       {"kv_bytes_share", e.kv_bytes_share},
       {"kl", e.kl},
-      {"worst_kl", e.worst_kl},
-      {"left_out_kl", e.left_out_kl},
       {"answer_kl", e.answer_kl},
       {"top1", e.top1},
       {"retrieval", fmt::format("{}/{}", e.retrieval_found, e.retrieval_dense_found)},

@@ -214,8 +214,7 @@ Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunO
   return result;
 }
 
-Result<PlanMeasure> CalibrationContext::RunWithPrefill(const ResolvedPlan& plan,
-                                                       bool only_text) {
+Result<PlanMeasure> CalibrationContext::RunWithPrefill(const ResolvedPlan& plan, bool only_text) {
   PlanMeasure result;
   BATON_ASSIGN(Session session,
                Session::Create(engine_, plan.caches, length() + 2 * kQuestionRoom));

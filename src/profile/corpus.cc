@@ -130,7 +130,8 @@ void Split(const std::vector<File>& files, const std::vector<double>& totals, Co
     for (int s = 1; s < Corpus::kSplits; ++s) {
       if (need(s) > need(to)) to = s;
     }
-    for (const size_t i : family.files) Append(corpus.kinds[files[i].kind].tokens[to], files[i].tokens);
+    for (const size_t i : family.files)
+      Append(corpus.kinds[files[i].kind].tokens[to], files[i].tokens);
   }
   for (size_t k = 0; k < totals.size(); ++k) {
     bool short_of = false;

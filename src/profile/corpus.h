@@ -1,6 +1,6 @@
-// The user's texts by kind, each as three disjoint token streams. Files that share passages (licence
-// families, versions of one document) stay in one split, so that a plan is never verified on what
-// it was fitted to.
+// The user's texts by kind, each as three disjoint token streams. Files that share passages
+// (licence families, versions of one document) stay in one split, so that a plan is never verified
+// on what it was fitted to.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,12 @@ struct Corpus {
   struct Kind {
     std::string name;
     std::vector<int32_t> tokens[kSplits];
-    bool cut = false;  // its files do not fill the splits: their text was cut into consecutive parts
+    bool cut =
+        false;  // its files do not fill the splits: their text was cut into consecutive parts
   };
-  std::vector<Kind> kinds;           // at least one, in the order of their first files
-  std::vector<std::string> texts;    // every file as KIND=PATH
-  std::vector<std::string> sha256;   // of each file
+  std::vector<Kind> kinds;          // at least one, in the order of their first files
+  std::vector<std::string> texts;   // every file as KIND=PATH
+  std::vector<std::string> sha256;  // of each file
   std::vector<std::string> warnings;
   int families = 0;
 

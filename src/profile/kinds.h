@@ -1,4 +1,5 @@
-// Losses by kind of text: means over the kinds, and what a kind loses that is left out of the choice.
+// Losses by kind of text: means over the kinds, and what a kind loses that is left out of the
+// choice.
 #pragma once
 
 #include <cstddef>

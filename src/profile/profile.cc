@@ -89,10 +89,7 @@ class Sensitivity {
  public:
   Sensitivity(const ProfileOptions& options, const ModelInfo& info, const ResolvedPlan& model,
               size_t kinds)
-      : options_(options),
-        info_(info),
-        model_(model),
-        error_(static_cast<size_t>(info.layers)) {
+      : options_(options), info_(info), model_(model), error_(static_cast<size_t>(info.layers)) {
     Sums none;
     none.own.resize(error_.size());
     none.previous = none.own;

@@ -29,7 +29,8 @@ std::string Problem(const Profile& p) {
                        wrong.lists ? fmt::format("{} lists of ", *wrong.lists) : "", wrong.numbers);
   const size_t budgets = p.options.budgets.size(), windows = p.options.windows.size();
   const auto n = static_cast<size_t>(p.layers);
-  const auto holds = [](const std::vector<std::vector<float>>& table, size_t lists, size_t numbers) {
+  const auto holds = [](const std::vector<std::vector<float>>& table, size_t lists,
+                        size_t numbers) {
     return table.size() == lists && std::all_of(table.begin(), table.end(), [&](const auto& list) {
              return list.size() == numbers;
            });

@@ -26,6 +26,8 @@ std::string EvidenceDetails(const PlanSearch& search, const Profile& profile) {
   }
   return Json{{"seed", profile.options.seed},
               {"kinds", search.kinds},
+              {"worst_kl", search.test.WorstKl()},
+              {"left_out_kl", search.test.LeftOutKl()},
               {"search", results::ToJson<Json>(search.chosen)},
               {"test", results::ToJson<Json>(search.test)},
               {"front", front}}

@@ -76,8 +76,8 @@ class PlanSearcher {
   const PlanOptions& options_;
   const OnProgress& progress_;
   PlanProblem problem_;
-  PlanProblem time_problem_;  // the same with measured microseconds
-  std::vector<size_t> kinds_;                // of the profile, that are planned for
+  PlanProblem time_problem_;                // the same with measured microseconds
+  std::vector<size_t> kinds_;               // of the profile, that are planned for
   std::vector<PlanProblem> kind_problems_;  // [kinds_] losses on this kind alone
   std::vector<std::unique_ptr<CalibrationContext>> contexts_;
   std::vector<Candidate> candidates_;
@@ -166,8 +166,9 @@ Status PlanSearcher::BuildContexts(const Corpus& corpus, Corpus::Split split, do
                "dense attention finds none of the {} probes of the {} split: nothing shows what a "
                "plan loses there",
                ProbesOf(split, profile_.options), kSplitNames[split])
-        .Hint("profile with more --probes or another context, or plan by text with "
-              "--min-retrieval 0");
+        .Hint(
+            "profile with more --probes or another context, or plan by text with "
+            "--min-retrieval 0");
   }
   return Status::Ok();
 }
@@ -259,8 +260,7 @@ void PlanSearcher::Add(Candidate candidate) {
 bool PlanSearcher::Meets(const Candidate& c) const {
   const PlanTarget& t = options_.target;
   const double bounded = kinds_.size() > 1 ? std::max(c.WorstKl(), c.LeftOutKl()) : c.kl;
-  return (t.max_kl <= 0 || bounded <= t.max_kl) &&
-         (t.max_kl_mean <= 0 || c.kl <= t.max_kl_mean) &&
+  return (t.max_kl <= 0 || bounded <= t.max_kl) && (t.max_kl_mean <= 0 || c.kl <= t.max_kl_mean) &&
          c.found >= RequiredProbes(t.min_retrieval, c.dense_found) &&
          (t.max_bytes <= 0 || c.kv_bytes_share <= t.max_bytes) &&
          (t.min_speedup <= 0 || c.predicted_speedup >= t.min_speedup);
@@ -336,7 +336,8 @@ Status PlanSearcher::LocalSearch() {
     const Candidate* start = Best();
     if (start == nullptr) {
       for (const Candidate& c : candidates_) {
-        if (WithinBytes(c.plan.layers) && (start == nullptr || MeasuredLoss(c) < MeasuredLoss(*start)))
+        if (WithinBytes(c.plan.layers) &&
+            (start == nullptr || MeasuredLoss(c) < MeasuredLoss(*start)))
           start = &c;
       }
     }
@@ -442,7 +443,7 @@ Result<PlanSearch> PlanSearcher::Run() {
     if (evaluations_ >= share) break;
     const PlanCandidate& c = *proposal;
     const bool expensive = options_.target.max_bytes > 0 &&
-                      BytesShare(c.layers) > kTooExpensive * options_.target.max_bytes;
+                           BytesShare(c.layers) > kTooExpensive * options_.target.max_bytes;
     const bool hopeless = KlBound() > 0 && options_.objective == PlanObjective::kNats &&
                           c.loss > kHopeless * 2 * KlBound();
     if (expensive || hopeless) continue;
@@ -470,8 +471,6 @@ Result<PlanSearch> PlanSearcher::Run() {
   e.context = ContextLength(corpus, Corpus::kTest, profile_.options);
   e.kv_bytes_share = search.test.kv_bytes_share;
   e.kl = search.test.kl;
-  e.worst_kl = search.test.WorstKl();
-  e.left_out_kl = search.test.LeftOutKl();
   e.answer_kl = search.test.answer_kl;
   e.top1 = search.test.top1;
   e.predicted_nats = search.chosen.predicted_nats;

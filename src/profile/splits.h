@@ -24,8 +24,8 @@ int64_t ContextLength(const Corpus& corpus, Corpus::Split split, const ProfileOp
 // options.probes in the profile split, two thirds of that in the others.
 int ProbesOf(Corpus::Split split, const ProfileOptions& options);
 
-// Spec of context `index` of a split. Its last part, which is scored, is of its kind; where the kind
-// has too little text for the whole context, text of the other kinds comes before.
+// Spec of context `index` of a split. Its last part, which is scored, is of its kind; where the
+// kind has too little text for the whole context, text of the other kinds comes before.
 CalibrationContext::Spec ContextSpec(const Corpus& corpus, Corpus::Split split, int index,
                                      const ProfileOptions& options);
 

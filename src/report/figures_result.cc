@@ -81,7 +81,7 @@ bool Plottable(const Candidate& c) { return Known(c.kv_bytes_share) && c.kl > 0;
 
 void DrawTargets(Svg& svg, const PlanTarget& target, const Axis& x, const Axis& y) {
   for (const auto& [kl, what] : {std::pair{target.max_kl_mean, "target: KL at most "},
-                                {target.max_kl, "target: KL of every kind at most "}}) {
+                                 {target.max_kl, "target: KL of every kind at most "}}) {
     if (!(kl > y.low && kl < y.high)) continue;
     svg.Line(x.from, y.At(kl), x.to, y.At(kl), "target");
     svg.Text(x.to, y.At(kl) - 5, what + Number(kl), Anchor::kEnd);

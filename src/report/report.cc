@@ -415,8 +415,8 @@ Result<std::string> RenderReport(const ReportInputs& inputs) {
       "<p class=\"lead\">{2}</p>\n{3}</main>\n</body>\n</html>\n",
       title, kStyle, lead,
       Cards(d) + LayersSection(d) + PlanSection(d) + RoutingSection(d) + FrontSection(d) +
-          SpeedSection(d) + QualitySection(d) + KindsSection(d) + RetrievalSection(d) + RecoveredSection(d) +
-          SensitivitySection(d) + MethodSection(d));
+          SpeedSection(d) + QualitySection(d) + KindsSection(d) + RetrievalSection(d) +
+          RecoveredSection(d) + SensitivitySection(d) + MethodSection(d));
 }
 
 }  // namespace baton

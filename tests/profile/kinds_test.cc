@@ -1,4 +1,5 @@
-// Kinds of text: how files get theirs, what is refused, how each kind is split, and what is left out.
+// Kinds of text: how files get theirs, what is refused, how each kind is split, and what is left
+// out.
 #include "profile/kinds.h"
 
 #include <gmock/gmock.h>
@@ -45,10 +46,10 @@ std::vector<std::string> KindsOf(const std::vector<SourceText>& texts) {
 TEST(Texts, KindIsTheNameGivenOrTheFolderOrTheExtension) {
   const std::string folder = Folder("licences", {"some text", "more text"});
   std::vector<std::string> warnings;
-  auto texts = GatherTexts({folder, "law=" + folder, WriteFile("a.py", "code"),
-                            "notes=" + WriteFile("b.txt", "words"), folder + "/file1",
-                            WriteFile("licences/MPL-2.0", "words")},
-                           warnings);
+  auto texts = GatherTexts(
+      {folder, "law=" + folder, WriteFile("a.py", "code"), "notes=" + WriteFile("b.txt", "words"),
+       folder + "/file1", WriteFile("licences/MPL-2.0", "words")},
+      warnings);
   ASSERT_TRUE(texts.ok()) << texts.error().ToString();
   EXPECT_THAT(KindsOf(*texts), ElementsAre("licences", "licences", "law", "law", "py", "notes",
                                            "licences", "licences"));

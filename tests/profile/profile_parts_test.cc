@@ -63,8 +63,8 @@ TEST(Corpus, RelatedFilesStayInOneSplitAndWholeFilesAreKept) {
   EXPECT_EQ(split[3], split[11]);
   const double shares[] = {0.5, 0.25, 0.25};
   for (int s = 0; s < Corpus::kSplits; ++s) {
-    EXPECT_NEAR(static_cast<double>(tokens_of[s].size()) / static_cast<double>(total),
-                shares[s], 0.15);
+    EXPECT_NEAR(static_cast<double>(tokens_of[s].size()) / static_cast<double>(total), shares[s],
+                0.15);
   }
   EXPECT_EQ(corpus->sha256.size(), 12u);
 }

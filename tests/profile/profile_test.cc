@@ -359,8 +359,9 @@ TEST(SearchPlan, TheBoundHoldsForTheWorstKindAndForKindsLeftOut) {
   }
   EXPECT_EQ(s.test.left_out_kl.size(), 2u);
   EXPECT_EQ(s.left_out_plans.size(), 2u);
-  EXPECT_EQ(s.chosen.plan.evidence.worst_kl, s.test.WorstKl());
-  EXPECT_EQ(s.chosen.plan.evidence.left_out_kl, s.test.LeftOutKl());
+  const json details = json::parse(s.chosen.plan.evidence.details);
+  EXPECT_EQ(details["worst_kl"], s.test.WorstKl());
+  EXPECT_EQ(details["left_out_kl"], s.test.LeftOutKl());
   for (const Candidate& c : search({.max_kl_mean = 0.5}).candidates)
     EXPECT_EQ(c.meets_target, c.kl <= 0.5);
   options.kinds = {"md"};
