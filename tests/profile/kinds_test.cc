@@ -45,14 +45,15 @@ std::vector<std::string> KindsOf(const std::vector<SourceText>& texts) {
 
 TEST(Texts, KindIsTheNameGivenOrTheFolderOrTheExtension) {
   const std::string folder = Folder("licences", {"some text", "more text"});
+  const std::string version = Folder("other", {}) + "/MPL-2.0";
+  WriteFile("other/MPL-2.0", "words");
   std::vector<std::string> warnings;
-  auto texts = GatherTexts(
-      {folder, "law=" + folder, WriteFile("a.py", "code"), "notes=" + WriteFile("b.txt", "words"),
-       folder + "/file1", WriteFile("licences/MPL-2.0", "words")},
-      warnings);
+  auto texts = GatherTexts({folder, "law=" + folder, WriteFile("a.py", "code"),
+                            "notes=" + WriteFile("b.txt", "words"), folder + "/file1", version},
+                           warnings);
   ASSERT_TRUE(texts.ok()) << texts.error().ToString();
   EXPECT_THAT(KindsOf(*texts), ElementsAre("licences", "licences", "law", "law", "py", "notes",
-                                           "licences", "licences"));
+                                           "licences", "other"));
   EXPECT_THAT(warnings, IsEmpty());
 }
 
