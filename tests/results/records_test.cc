@@ -68,7 +68,7 @@ TEST(Records, WhatIsReadIsWrittenTheSame) {
   candidate.kind_kl = {0.01, 0.03}, candidate.left_out_kl = {0.02, 0.04};
   expect(ThereAndBack(SearchRecord{
       .origin = SomeOrigin("search"),
-      .search = {.chosen = candidate, .candidates = {candidate}, .kinds = {"a", "b"}}}));
+      .search = {.chosen = candidate, .kinds = {"a", "b"}, .candidates = {candidate}}}));
 }
 
 TEST(Records, KeysStandInTheOrderOfTheListAndEmptyOnesAreLeftOut) {
