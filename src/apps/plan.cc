@@ -20,6 +20,7 @@ struct PlanFlags {
   enum class For { kSpeed, kExact } purpose = For::kSpeed;
   CLI::Option* min_retrieval = nullptr;
   CLI::Option* max_kl = nullptr;
+  CLI::Option* max_kl_mean = nullptr;
   CLI::Option* max_bytes = nullptr;
   CLI::Option* min_speedup = nullptr;
 };
@@ -29,9 +30,17 @@ constexpr double kDefaultMaxBytes = 0.125;
 void AddTarget(CLI::App* command, PlanFlags& o) {
   const std::string group = "Target";
   PlanTarget& t = o.options.target;
-  o.max_kl = command->add_option("--max-kl", t.max_kl, "Most nats of KL to dense on text")
+  o.max_kl = command
+                 ->add_option("--max-kl", t.max_kl,
+                              "Most nats of KL to dense on text, of the worst kind of text and of "
+                              "the worst one left out")
                  ->check(Above(0))
                  ->group(group);
+  o.max_kl_mean = command
+                      ->add_option("--max-kl-mean", t.max_kl_mean,
+                                   "Most nats of KL to dense on text, as the mean over its kinds")
+                      ->check(Above(0))
+                      ->group(group);
   o.max_bytes =
       command
           ->add_option("--max-bytes", t.max_bytes,
@@ -89,6 +98,10 @@ void AddSearch(CLI::App* command, PlanFlags& o) {
       ->check(OneWordOf({"bytes", "time"}))
       ->capture_default_str()
       ->group(group);
+  command->add_option("--kinds", p.kinds, "Kinds of text to plan for; all without it")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->group(group);
   command->add_option("--max-evaluations", p.max_evaluations, "Candidates measured end to end")
       ->check(AtLeast(1))
       ->capture_default_str()
@@ -140,6 +153,8 @@ std::vector<std::string> Row(const Candidate& c, const std::string& name) {
           Percent(c.kv_bytes_share),
           fmt::format("{:.4f}", c.predicted_nats),
           fmt::format("{:.4f}", c.kl),
+          fmt::format("{:.4f}", c.WorstKl()),
+          c.left_out_kl.empty() ? "-" : fmt::format("{:.4f}", c.LeftOutKl()),
           fmt::format("{:.4f}", c.answer_kl),
           Percent(c.top1),
           fmt::format("{}/{}", c.found, c.dense_found),
@@ -148,8 +163,20 @@ std::vector<std::string> Row(const Candidate& c, const std::string& name) {
 }
 
 Table CandidateTable() {
-  return Table({"origin", "KV bytes", "predicted nats", "KL", "answer KL", "top-1", "found",
-                "speed-up", "  layers"});
+  return Table({"origin", "KV bytes", "predicted nats", "KL", "worst kind", "left out", "answer KL",
+                "top-1", "found", "speed-up", "  layers"});
+}
+
+std::string KindTable(const PlanSearch& search) {
+  Table table({"kind of text", "KL, search split", "left out", "KL, test split", "left out"});
+  for (size_t k = 0; k < search.kinds.size(); ++k) {
+    std::vector<std::string> row = {search.kinds[k]};
+    for (const Candidate* c : {&search.chosen, &search.test})
+      for (const double kl : {c->kind_kl[k], c->left_out_kl[k]})
+        row.push_back(fmt::format("{:.4f}", kl));
+    table.Row(std::move(row));
+  }
+  return table.ToString();
 }
 
 std::string ToText(const PlanSearch& search, const PlanFlags& o) {
@@ -175,6 +202,7 @@ std::string ToText(const PlanSearch& search, const PlanFlags& o) {
   figures.Row(Row(search.chosen, "search split"));
   figures.Row(Row(search.test, "test split"));
   out += fmt::format("Chosen ({}):\n\n{}\n", search.chosen.origin, figures.ToString());
+  if (search.kinds.size() > 1) out += KindTable(search) + "\n";
   const size_t layers = search.chosen.plan.layers.size();
   out += fmt::format("layer  {}\nrole   {}   F full, S select, C scan, R reuse, W window\n",
                      Ruler(layers), results::Letters(search.chosen.plan));
@@ -210,7 +238,8 @@ PlanOptions SearchOptions(const PlanFlags& o) {
     return options;
   }
   // Retrieval alone would be met by a plan that is cheap and bad at everything else.
-  if (o.max_kl->count() + o.max_bytes->count() + o.min_speedup->count() == 0)
+  if (o.max_kl->count() + o.max_kl_mean->count() + o.max_bytes->count() + o.min_speedup->count() ==
+      0)
     options.target.max_bytes = kDefaultMaxBytes;
   return options;
 }
@@ -236,10 +265,17 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
     BATON_ASSIGN(search, SearchPlan(*engine, profile, options, progress.Callback()));
   }
   BATON_TRY(search->chosen.plan.Save(o.output));
-  const Json json =
+  if (search->kinds.size() == 1)
+    Note("baton: warning: one kind of text was measured: on others the plan may lose much more");
+  if (!search->test.meets_target)
+    Note(
+        "baton: warning: the plan misses the target on the test split, which it was not chosen on");
+  Json json =
       results::ToJson(results::SearchRecord{.origin = OriginOf("search", *engine, invocation),
                                             .search = *search,
                                             .target = options.target});
+  for (const Plan& plan : search->left_out_plans)
+    json["left_out_plans"].push_back(Json::parse(plan.ToJson()));
   if (!o.search_json.empty()) BATON_TRY(WriteFile(o.search_json, json.dump(2) + "\n"));
   BATON_TRY(o.json ? PrintJson(json) : Print(ToText(*search, o)));
   return 0;

@@ -168,7 +168,8 @@ Result<Budget> Resolver::SetSize(int l) const {
     return Error::InvalidArgument("{}: k {} is no multiple of the block {}", Name(l), k.tokens,
                                   plan_.block)
         .Hint(fmt::format("use {}", CeilDiv(k.tokens, plan_.block) * plan_.block));
-  if (2 * forced > k.tokens)
+  // Of a plan that was measured the evidence says what that costs.
+  if (2 * forced > k.tokens && !plan_.evidence.present)
     Warn(fmt::format("{}: sink + recent take {} of k = {} tokens, few are left to choose", Name(l),
                      forced, k.tokens));
   return k;

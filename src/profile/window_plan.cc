@@ -96,7 +96,7 @@ Status WindowPlanner::RankByHarm(WindowPlan& out) {
 Status WindowPlanner::MeasureHarm(WindowPlan& out) {
   const int layers = profile_.layers;
   std::vector<PlanMeasure> harm(static_cast<size_t>(layers));
-  const int contexts = kContexts[Corpus::kProfile];
+  const int contexts = Contexts(corpus_, Corpus::kProfile);
   for (int c = 0; c < contexts; ++c) {
     const double done = 0.8 * c / contexts;
     Report(done, fmt::format("profile split: dense run {} of {}", c + 1, contexts));
@@ -124,7 +124,7 @@ Status WindowPlanner::MeasureHarm(WindowPlan& out) {
 }
 
 Status WindowPlanner::RankByEntropy(WindowPlan& out) {
-  const int contexts = kContexts[Corpus::kProfile];
+  const int contexts = Contexts(corpus_, Corpus::kProfile);
   std::vector<double> sum(out.score.size(), 0);
   for (int c = 0; c < contexts; ++c) {
     BATON_ASSIGN(const ProbeContext context,
@@ -182,7 +182,7 @@ Status WindowPlanner::Measure(WindowPlan& out) {
   std::vector<bool> modes = {false};
   if (options_.route) modes.push_back(true);
   std::vector<PlanMeasure> sums(modes.size());
-  const int contexts = kContexts[Corpus::kTest];
+  const int contexts = Contexts(corpus_, Corpus::kTest);
   for (int c = 0; c < contexts; ++c) {
     Report(0.8 + 0.2 * c / contexts, fmt::format("test split: context {} of {}", c + 1, contexts));
     BATON_ASSIGN(std::unique_ptr<CalibrationContext> context,

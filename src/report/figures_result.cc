@@ -53,6 +53,8 @@ std::string Describe(const Candidate& c) {
   };
   if (Known(c.kv_bytes_share)) add("KV bytes", Percent(c.kv_bytes_share));
   if (Known(c.kl)) add("KL", Number(c.kl));
+  if (c.kind_kl.size() > 1) add("KL of the worst kind", Number(c.WorstKl()));
+  if (!c.left_out_kl.empty()) add("KL of the worst kind left out", Number(c.LeftOutKl()));
   if (Known(c.answer_kl)) add("KL at answers", Number(c.answer_kl));
   if (Known(c.predicted_nats)) add("predicted", Number(c.predicted_nats));
   if (Known(c.top1)) add("top-1", Percent(c.top1));
@@ -78,10 +80,11 @@ double MeasuredLoss(const Candidate& c) { return c.kl + Known(c.answer_kl).value
 bool Plottable(const Candidate& c) { return Known(c.kv_bytes_share) && c.kl > 0; }
 
 void DrawTargets(Svg& svg, const PlanTarget& target, const Axis& x, const Axis& y) {
-  if (target.max_kl > y.low && target.max_kl < y.high) {
-    svg.Line(x.from, y.At(target.max_kl), x.to, y.At(target.max_kl), "target");
-    svg.Text(x.to, y.At(target.max_kl) - 5, "target: KL at most " + Number(target.max_kl),
-             Anchor::kEnd);
+  for (const auto& [kl, what] : {std::pair{target.max_kl_mean, "target: KL at most "},
+                                 {target.max_kl, "target: KL of every kind at most "}}) {
+    if (!(kl > y.low && kl < y.high)) continue;
+    svg.Line(x.from, y.At(kl), x.to, y.At(kl), "target");
+    svg.Text(x.to, y.At(kl) - 5, what + Number(kl), Anchor::kEnd);
   }
   if (target.max_bytes > x.low && target.max_bytes < x.high) {
     svg.Line(x.At(target.max_bytes), y.from, x.At(target.max_bytes), y.to, "target");
