@@ -100,7 +100,9 @@ struct PlanTarget {
   double max_kl = 0, max_kl_mean = 0;
   double min_retrieval = 0.97;  // what the plan finds over what dense finds
   double max_bytes = 0;         // share of dense KV bytes at the profile's context; 0: no bound
-  double min_speedup = 0;       // decode step, dense over planned, by measured costs; 0: no bound
+  // Share of the dense cache that is held after the prompt; 0: no bound. The plan evicts then.
+  double max_held = 0;
+  double min_speedup = 0;  // decode step, dense over planned, by measured costs; 0: no bound
 };
 
 enum class PlanObjective { kNats, kMass, kPaper };  // priced loss | lost mass | the paper's overlap
@@ -130,6 +132,8 @@ struct Candidate {
   std::string origin;  // "0.0140 nats predicted", "local search: ...", "sparse prompts, ..."
   double predicted_nats = 0;
   double kv_bytes_share = 0, predicted_speedup = 0;
+  double kv_held_share = 1;  // after the prompt, low-bit copies included
+  double bounded_share = 0;  // the one of the two that the search lowers: held under max_held
   double kl = 0, answer_kl = 0, top1 = 0;  // kl: of text, the mean over its kinds
   std::vector<double> kind_kl;             // [kinds]
   // [kinds] What a plan loses on a kind that did not choose it: the KL, on this kind, of the
@@ -173,6 +177,7 @@ struct WindowOptions {
   WindowRank rank = WindowRank::kHarm;
   int64_t sink = 64, window = 512;  // tokens that stay: the first, and the latest
   bool route = false;  // role route instead of window: a mask or a router decides at run time
+  bool evict = false;  // windows give up what they do not read once the prompt is done
 };
 
 // One way to run the list, against dense on the test split.

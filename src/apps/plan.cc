@@ -22,6 +22,7 @@ struct PlanFlags {
   CLI::Option* max_kl = nullptr;
   CLI::Option* max_kl_mean = nullptr;
   CLI::Option* max_bytes = nullptr;
+  CLI::Option* max_held = nullptr;
   CLI::Option* min_speedup = nullptr;
 };
 
@@ -46,6 +47,12 @@ void AddTarget(CLI::App* command, PlanFlags& o) {
           ->add_option("--max-bytes", t.max_bytes,
                        "Most KV bytes of a decode step, as a share of dense; 0.125 when no target "
                        "is given")
+          ->check(AboveTo(0.0, 1.0))
+          ->group(group);
+  o.max_held =
+      command
+          ->add_option("--max-held", t.max_held,
+                       "Most KV bytes held after the prompt, as a share of dense: windows evict")
           ->check(AboveTo(0.0, 1.0))
           ->group(group);
   o.min_speedup = command
@@ -151,6 +158,7 @@ std::string Ruler(size_t layers) {
 std::vector<std::string> Row(const Candidate& c, const std::string& name) {
   return {name,
           Percent(c.kv_bytes_share),
+          Percent(c.kv_held_share),
           fmt::format("{:.4f}", c.predicted_nats),
           fmt::format("{:.4f}", c.kl),
           fmt::format("{:.4f}", c.WorstKl()),
@@ -163,8 +171,8 @@ std::vector<std::string> Row(const Candidate& c, const std::string& name) {
 }
 
 Table CandidateTable() {
-  return Table({"origin", "KV bytes", "predicted nats", "KL", "worst kind", "left out", "answer KL",
-                "top-1", "found", "speed-up", "  layers"});
+  return Table({"origin", "KV read", "KV held", "predicted nats", "KL", "worst kind", "left out",
+                "answer KL", "top-1", "found", "speed-up", "  layers"});
 }
 
 std::string KindTable(const PlanSearch& search) {
@@ -184,7 +192,7 @@ std::string ToText(const PlanSearch& search, const PlanFlags& o) {
   for (const Candidate& c : search.candidates)
     if (c.on_front) front.push_back(c);
   std::sort(front.begin(), front.end(), [](const Candidate& a, const Candidate& b) {
-    return a.kv_bytes_share < b.kv_bytes_share;
+    return a.bounded_share < b.bounded_share;
   });
   std::string out;
   if (!front.empty()) {
@@ -193,10 +201,13 @@ std::string ToText(const PlanSearch& search, const PlanFlags& o) {
     out += fmt::format("Front of {} measured candidates (* meets the target):\n\n{}\n",
                        search.candidates.size(), table.ToString());
     std::vector<SketchPoint> points;
-    for (const Candidate& c : search.candidates) points.push_back({c.kv_bytes_share, c.kl, '.'});
-    for (const Candidate& c : front) points.push_back({c.kv_bytes_share, c.kl, 'o'});
-    points.push_back({search.chosen.kv_bytes_share, search.chosen.kl, '@'});
-    out += Sketch(points, "share of the KV bytes,", "KL to dense, nats (o front, @ chosen)") + "\n";
+    for (const Candidate& c : search.candidates) points.push_back({c.bounded_share, c.kl, '.'});
+    for (const Candidate& c : front) points.push_back({c.bounded_share, c.kl, 'o'});
+    points.push_back({search.chosen.bounded_share, search.chosen.kl, '@'});
+    const bool held = o.options.target.max_held > 0;
+    out += Sketch(points, held ? "share of the KV bytes held," : "share of the KV bytes,",
+                  "KL to dense, nats (o front, @ chosen)") +
+           "\n";
   }
   Table figures = CandidateTable();
   figures.Row(Row(search.chosen, "search split"));
@@ -238,7 +249,8 @@ PlanOptions SearchOptions(const PlanFlags& o) {
     return options;
   }
   // Retrieval alone would be met by a plan that is cheap and bad at everything else.
-  if (o.max_kl->count() + o.max_kl_mean->count() + o.max_bytes->count() + o.min_speedup->count() ==
+  if (o.max_kl->count() + o.max_kl_mean->count() + o.max_bytes->count() + o.max_held->count() +
+          o.min_speedup->count() ==
       0)
     options.target.max_bytes = kDefaultMaxBytes;
   return options;
@@ -289,6 +301,7 @@ void AddPlan(CLI::App& app, Action& action) {
       "Search the cheapest plan that meets a target, or rank layers for windows; verify, write",
       "  baton plan profile.json --max-bytes 0.125 -o plan.json\n"
       "  baton plan profile.json --max-kl 0.01 --no-scan -o plan.json --search-json search.json\n"
+      "  baton plan profile.json --max-held 0.6 --max-kl 0.03 -o plan.json\n"
       "  baton plan profile.json --min-speedup 2 --cost time -o plan.json\n"
       "  baton plan profile.json --windows-only 0.5 --rank harm --window 512 --sink 64 -o "
       "plan.json");

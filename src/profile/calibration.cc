@@ -168,6 +168,7 @@ Status CalibrationContext::Score(Session& session, const Group& g, Session::Deco
 Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunOptions& run) {
   const int first_layer = run.first_layer;
   OutputError* error = run.error;
+  const ResolvedPlan after = plan.AfterPrompt();
   PlanMeasure result;
   const int64_t width = engine_.info().width;
   for (Group& g : groups_) {
@@ -184,6 +185,11 @@ Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunO
       return Status::Ok();
     };
     BATON_TRY(restore());
+    if (g.probe && plan.Evicts()) {
+      // A second turn: all of the question sees what the first has left.
+      session_.Truncate(length());
+      BATON_TRY(session_.Prefill(g.prefix, &after));
+    }
     Session::DecodeOptions options;
     options.plan = &plan;
     options.first_layer = first_layer;

@@ -54,7 +54,8 @@ class CalibrationContext {
     bool only_text = false;         // skip all probes
     OutputError* error = nullptr;
   };
-  // Decodes all groups under `plan` on the dense prefill.
+  // Decodes all groups under `plan` on the dense prefill. Under a plan that evicts, questions are a
+  // second turn, after the eviction.
   Result<PlanMeasure> Run(const ResolvedPlan& plan, const RunOptions& run);
   // The same with the prompt processed in the plan's own prefill mode: a new prefill.
   Result<PlanMeasure> RunWithPrefill(const ResolvedPlan& plan, bool only_text = false);

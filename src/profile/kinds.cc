@@ -51,10 +51,10 @@ std::vector<std::vector<float>> MeanOverKinds(const std::vector<KindLoss>& kinds
 double MeasuredLoss(const Candidate& c) { return LossWithTextKl(c, c.kl); }
 
 const Candidate* BestWithout(const std::vector<Candidate>& candidates, size_t kind,
-                             double max_bytes) {
+                             double max_share) {
   const Candidate* best = nullptr;
   for (const Candidate& c : candidates) {
-    if (c.kv_bytes_share > max_bytes) continue;
+    if (c.bounded_share > max_share) continue;
     if (best == nullptr || LossWithout(c, kind) < LossWithout(*best, kind)) best = &c;
   }
   return best;
@@ -65,7 +65,7 @@ void LeaveEachKindOut(std::vector<Candidate>& candidates) {
     const size_t kinds = c.kind_kl.size();
     c.left_out_kl.clear();
     for (size_t k = 0; kinds > 1 && k < kinds; ++k)
-      c.left_out_kl.push_back(BestWithout(candidates, k, c.kv_bytes_share)->kind_kl[k]);
+      c.left_out_kl.push_back(BestWithout(candidates, k, c.bounded_share)->kind_kl[k]);
   }
 }
 

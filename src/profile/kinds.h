@@ -20,10 +20,10 @@ std::vector<std::vector<float>> MeanOverKinds(const std::vector<KindLoss>& kinds
 // the bytes lost two of 42 unseen needles at less than half of the text loss allowed.
 double MeasuredLoss(const Candidate& c);
 
-// Of the candidates that read no more than `max_bytes`, the best for the kinds other than `kind`;
-// nullptr: none. All have figures of the same two or more kinds.
+// Of the candidates whose bounded share is at most `max_share`, the best for the kinds other than
+// `kind`; nullptr: none. All have figures of the same two or more kinds.
 const Candidate* BestWithout(const std::vector<Candidate>& candidates, size_t kind,
-                             double max_bytes);
+                             double max_share);
 // Sets left_out_kl of all candidates, by BestWithout among them.
 void LeaveEachKindOut(std::vector<Candidate>& candidates);
 

@@ -82,8 +82,11 @@ PlanProblem ProblemOf(const Profile& p, const PlanOptions& options, std::span<co
     problem.window_loss.emplace_back(n);
     for (size_t j = 0; j < n; ++j) problem.window_loss.back()[j] = losses.Window(w, j);
   }
-  problem.costs = ByteCosts(shape, problem.budgets, problem.windows,
-                            std::max<int64_t>(1, p.options.context - 256));
+  const int64_t context = p.options.context;
+  problem.costs =
+      options.target.max_held > 0
+          ? HeldCosts(shape, problem.budgets, problem.windows, context)
+          : ByteCosts(shape, problem.budgets, problem.windows, std::max<int64_t>(1, context - 256));
   return problem;
 }
 

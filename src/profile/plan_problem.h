@@ -9,7 +9,8 @@
 
 namespace baton {
 
-// Losses are means over these kinds of text, indices of profile.kinds. The costs are bytes.
+// Losses are means over these kinds of text, indices of profile.kinds. The costs are bytes,
+// held where the target bounds these, else read.
 PlanProblem ProblemOf(const Profile& profile, const PlanOptions& options,
                       std::span<const size_t> kinds, const ModelShape& shape);
 // The same costs in measured microseconds; layers with the model's own window are part of the rest

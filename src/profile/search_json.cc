@@ -19,6 +19,7 @@ std::string EvidenceDetails(const PlanSearch& search, const Profile& profile) {
   for (const Candidate& c : search.candidates) {
     if (c.on_front)
       front.push_back({{"kv_bytes_share", c.kv_bytes_share},
+                       {"kv_held_share", c.kv_held_share},
                        {"kl", c.kl},
                        {"worst_kl", c.WorstKl()},
                        {"left_out_kl", c.LeftOutKl()},

@@ -71,10 +71,20 @@ class PlanSearcher {
     if (progress_) progress_(fraction, what);
   }
   bool WithinBytes(const std::vector<LayerRole>& layers) const {
-    return options_.target.max_bytes <= 0 || BytesShare(layers) <= options_.target.max_bytes;
+    const PlanTarget& t = options_.target;
+    return (t.max_bytes <= 0 || BytesShare(layers) <= t.max_bytes) &&
+           (t.max_held <= 0 || HeldShare(layers) <= t.max_held);
   }
   // Keys where shares and times are judged.
   int64_t Visible() const { return std::max<int64_t>(1, profile_.options.context - 256); }
+  // What the search lowers, and its bound; 0: none.
+  double Share(const std::vector<LayerRole>& layers) const {
+    return options_.target.max_held > 0 ? HeldShare(layers) : BytesShare(layers);
+  }
+  double MostShare() const {
+    return options_.target.max_held > 0 ? options_.target.max_held : options_.target.max_bytes;
+  }
+  double HeldShare(const std::vector<LayerRole>& layers) const;
   double BytesShare(const std::vector<LayerRole>& layers) const;
   double Speedup(const std::vector<LayerRole>& layers) const;
 
@@ -105,6 +115,15 @@ double PlanSearcher::BytesShare(const std::vector<LayerRole>& layers) const {
   return bytes / static_cast<double>(DenseKvBytesPerToken(shape, visible));
 }
 
+double PlanSearcher::HeldShare(const std::vector<LayerRole>& layers) const {
+  const ModelShape& shape = engine_.impl().shape();
+  const int64_t tokens = profile_.options.context;
+  double bytes = 0;
+  for (int l = 0; l < profile_.layers; ++l)
+    bytes += static_cast<double>(RoleHeldBytes(shape, l, layers[static_cast<size_t>(l)], tokens));
+  return bytes / static_cast<double>(KvBytesHeld(engine_.impl().model_plan.caches, tokens));
+}
+
 double PlanSearcher::Speedup(const std::vector<LayerRole>& layers) const {
   Result<PlanCandidate> timed = Evaluate(time_problem_, layers);
   if (!timed.ok()) return 0;
@@ -127,8 +146,10 @@ Status PlanSearcher::Check() const {
         .Hint("run baton profile again");
   }
   const PlanTarget& t = options_.target;
-  if (t.max_bytes < 0 || t.max_bytes > 1)
-    return Error::InvalidArgument("--max-bytes is a share between 0 and 1, got {}", t.max_bytes);
+  for (const double share : {t.max_bytes, t.max_held}) {
+    if (share < 0 || share > 1)
+      return Error::InvalidArgument("a bound of bytes is a share between 0 and 1, got {}", share);
+  }
   for (const double kl : {t.max_kl, t.max_kl_mean}) {
     if (kl < 0)
       return Error::InvalidArgument("a bound of the KL must be 0 (none) or more nats, got {}", kl);
@@ -197,6 +218,9 @@ Plan PlanSearcher::ToPlan(const std::vector<LayerRole>& layers) const {
   plan.block = o.block;
   plan.forced = options_.forced;
   plan.layers = layers;
+  plan.evict = options_.target.max_held > 0 &&
+               std::any_of(layers.begin(), layers.end(),
+                           [](const LayerRole& l) { return l.role == Role::kWindow; });
   return plan;
 }
 
@@ -245,6 +269,8 @@ Result<Candidate> PlanSearcher::MeasureOn(const Plan& plan, const std::string& o
   c.origin = origin;
   c.predicted_nats = predicted_nats;
   c.kv_bytes_share = BytesShare(plan.layers);
+  BATON_ASSIGN(c.kv_held_share, engine_.KvHeldShare(plan, profile_.options.context));
+  c.bounded_share = Share(plan.layers);
   c.predicted_speedup = Speedup(plan.layers);
   for (const PlanMeasure& m : kinds) c.kind_kl.push_back(MeanOf(m.text_kl).mean);
   c.kl = MeanOf(c.kind_kl).mean;
@@ -271,6 +297,7 @@ bool PlanSearcher::Meets(const Candidate& c) const {
   return (t.max_kl <= 0 || bounded <= t.max_kl) && (t.max_kl_mean <= 0 || c.kl <= t.max_kl_mean) &&
          c.found >= RequiredProbes(t.min_retrieval, c.dense_found) &&
          (t.max_bytes <= 0 || c.kv_bytes_share <= t.max_bytes) &&
+         (t.max_held <= 0 || c.kv_held_share <= t.max_held) &&
          (t.min_speedup <= 0 || c.predicted_speedup >= t.min_speedup);
 }
 
@@ -300,9 +327,9 @@ double PlanSearcher::Distance(const PlanCandidate& c) const {
     const double accepted = 1 - kRejectedPerRoot * std::sqrt(std::min(c.loss, 1.0));
     return exact_->Expect(1 / std::max(Speedup(c.layers), 1e-3), accepted);
   }
-  if (t.max_bytes > 0) {
-    const double share = BytesShare(c.layers);
-    return share <= t.max_bytes ? t.max_bytes - share : 1 + share;
+  if (MostShare() > 0) {
+    const double share = Share(c.layers);
+    return share <= MostShare() ? MostShare() - share : 1 + share;
   }
   if (t.min_speedup > 0) {
     const double speedup = Speedup(c.layers);
@@ -328,7 +355,7 @@ Status PlanSearcher::Measure(const PlanCandidate& proposal, const std::string& o
 // With a byte or speed budget: the best quality within it. Otherwise: the cheapest that is good
 // enough, in bytes or in measured time.
 const Candidate* PlanSearcher::Best() const {
-  const bool quality = options_.target.max_bytes > 0 || options_.target.min_speedup > 0;
+  const bool quality = MostShare() > 0 || options_.target.min_speedup > 0;
   const Candidate* best = nullptr;
   for (const Candidate& c : candidates_) {
     if (!c.meets_target) continue;
@@ -357,13 +384,13 @@ Status PlanSearcher::LocalSearch() {
     if (start == nullptr) return Status::Ok();
     const std::vector<LayerRole> layers = start->plan.layers;
     const double before = MeasuredLoss(*start);
-    const double bytes = start->kv_bytes_share;
+    const double share = start->bounded_share;
     BATON_ASSIGN(std::vector<PlanMove> moves,
                  Neighbours(problem_, layers, static_cast<int>(problem_.budgets.size()) / 2));
     std::erase_if(moves, [&](const PlanMove& m) {
       return !WithinBytes(m.result.layers) ||
              std::find(measured_.begin(), measured_.end(), m.result.layers) != measured_.end() ||
-             BytesShare(m.result.layers) > std::max(bytes * 1.1, options_.target.max_bytes);
+             Share(m.result.layers) > std::max(share * 1.1, MostShare());
     });
     std::stable_sort(moves.begin(), moves.end(), [](const PlanMove& a, const PlanMove& b) {
       return a.result.loss < b.result.loss;
@@ -400,7 +427,8 @@ Status PlanSearcher::ChoosePrefill(Candidate& chosen) {
     return layer.role == Role::kReuse || layer.role == Role::kScan;
   };
   const std::vector<LayerRole>& layers = chosen.plan.layers;
-  if (std::none_of(layers.begin(), layers.end(), sparse_in_prompts)) return Status::Ok();
+  if (chosen.plan.evict || std::none_of(layers.begin(), layers.end(), sparse_in_prompts))
+    return Status::Ok();
   const double dense_prompts = chosen.kl + chosen.answer_kl;
   const int64_t context = contexts_.front()->length();
   int64_t tried = 0;
@@ -429,8 +457,8 @@ void PlanSearcher::MarkFront() {
   for (Candidate& c : candidates_) {
     c.on_front = std::none_of(candidates_.begin(), candidates_.end(), [&](const Candidate& o) {
       const double a = MeasuredLoss(o), b = MeasuredLoss(c);
-      return (o.kv_bytes_share < c.kv_bytes_share && a <= b) ||
-             (o.kv_bytes_share <= c.kv_bytes_share && a < b);
+      return (o.bounded_share < c.bounded_share && a <= b) ||
+             (o.bounded_share <= c.bounded_share && a < b);
     });
   }
 }
@@ -469,8 +497,7 @@ Result<PlanSearch> PlanSearcher::Run() {
   for (const auto& [distance, proposal] : order) {
     if (evaluations_ >= share) break;
     const PlanCandidate& c = *proposal;
-    const bool expensive = options_.target.max_bytes > 0 &&
-                           BytesShare(c.layers) > kTooExpensive * options_.target.max_bytes;
+    const bool expensive = MostShare() > 0 && Share(c.layers) > kTooExpensive * MostShare();
     const bool hopeless = KlBound() > 0 && options_.objective == PlanObjective::kNats &&
                           c.loss > kHopeless * 2 * KlBound();
     if (expensive || hopeless) continue;
@@ -521,7 +548,7 @@ Result<PlanSearch> PlanSearcher::Run() {
 // one and with its prompts, on the texts of that kind.
 Status PlanSearcher::MeasureLeftOut(PlanSearch& search) {
   for (size_t k = 0; kinds_.size() > 1 && k < kinds_.size(); ++k) {
-    Plan plan = BestWithout(candidates_, k, search.chosen.kv_bytes_share)->plan;
+    Plan plan = BestWithout(candidates_, k, search.chosen.bounded_share)->plan;
     plan.prefill = search.chosen.plan.prefill;
     double kl = search.test.kind_kl[k];
     if (plan.layers != search.chosen.plan.layers) {

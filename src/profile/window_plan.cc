@@ -156,6 +156,7 @@ Plan WindowPlanner::ToPlan(const std::vector<double>& score) const {
   Plan plan = Plan::Dense(profile_.layers);
   plan.architecture = profile_.architecture;
   plan.fingerprint = profile_.fingerprint;
+  plan.evict = options_.evict;
   plan.min_context = options_.sink + options_.window;  // up to here a window holds everything
   for (const int l : order) {
     plan.layers[static_cast<size_t>(l)] = {.role = options_.route ? Role::kRoute : Role::kWindow,
@@ -204,8 +205,9 @@ Status WindowPlanner::Measure(WindowPlan& out) {
         {.in_prompt = modes[m],
          .kv_bytes_share = static_cast<double>(KvBytesPerToken(plan, shape, visible)) /
                            static_cast<double>(DenseKvBytesPerToken(shape, visible)),
-         .kv_held_share = static_cast<double>(KvBytesHeld(plan.caches, profile_.options.context)) /
-                          static_cast<double>(KvBytesHeld(shape.caches, profile_.options.context)),
+         .kv_held_share =
+             static_cast<double>(KvBytesHeld(plan.AfterPrompt().caches, profile_.options.context)) /
+             static_cast<double>(KvBytesHeld(shape.caches, profile_.options.context)),
          .kl = kl.mean,
          .kl_standard_error = kl.standard_error,
          .answer_kl = MeanOf(sum.answer_kl).mean,

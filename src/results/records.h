@@ -412,6 +412,7 @@ void Fields(auto& v, Candidate& c) {
   v.NonEmpty("kind_kl", c.kind_kl);
   v("kl", c.kl);
   v("kv_bytes_share", c.kv_bytes_share);
+  v("kv_held_share", c.kv_held_share, 1);
   v.NonEmpty("left_out_kl", c.left_out_kl);
   v("meets_target", c.meets_target);
   v("on_front", c.on_front);
@@ -443,6 +444,7 @@ void Fields(auto& v, SearchRecord& r) {
     target("max_kl", r.target.max_kl);
     target("max_kl_mean", r.target.max_kl_mean, 0);
     target("max_bytes", r.target.max_bytes);
+    target("max_held", r.target.max_held, 0);
     target("min_retrieval", r.target.min_retrieval);
     target("min_speedup", r.target.min_speedup);
   });
