@@ -50,7 +50,7 @@ struct SegmentFailure {
 // Consecutive rows of one sequence in a forward pass. The caches already have room for them.
 struct AttentionSegment {
   Rows rows;
-  const KvSequence* kv = nullptr;
+  KvSequence* kv = nullptr;
   const ResolvedPlan* plan = nullptr;
   bool prompt = false;      // the plan's prefill mode; otherwise every row decodes
   bool rows_alone = false;  // decode rows have the bits that they have one at a time

@@ -38,7 +38,8 @@ KvSequence::KvSequence(KvStore* store) : store_(store) {
 KvSequence::KvSequence(KvSequence&& o) noexcept
     : store_(std::exchange(o.store_, nullptr)),
       caches_(std::move(o.caches_)),
-      length_(std::exchange(o.length_, 0)) {
+      length_(std::exchange(o.length_, 0)),
+      tokens_(std::exchange(o.tokens_, {})) {
   o.caches_.clear();
 }
 
@@ -49,6 +50,7 @@ KvSequence& KvSequence::operator=(KvSequence&& o) noexcept {
   caches_ = std::move(o.caches_);
   o.caches_.clear();
   length_ = std::exchange(o.length_, 0);
+  tokens_ = std::exchange(o.tokens_, {});
   return *this;
 }
 
@@ -259,6 +261,16 @@ bool KvSequence::CanTruncate(int64_t tokens) const {
   BATON_CHECK_GE(tokens, 0);
   return std::all_of(caches_.begin(), caches_.end(),
                      [&](const Cache& c) { return CanTruncate(c, tokens); });
+}
+
+void KvSequence::KeepTokens(int64_t position, std::span<const int32_t> tokens) {
+  tokens_.resize(static_cast<size_t>(position));
+  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+}
+
+int32_t KvSequence::TokenBefore(int64_t position) const {
+  if (position == 0) return -1;
+  return position <= std::ssize(tokens_) ? tokens_[static_cast<size_t>(position) - 1] : 0;
 }
 
 void KvSequence::Truncate(int64_t tokens) {

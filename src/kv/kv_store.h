@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/buffer.h"
@@ -134,6 +135,11 @@ class KvSequence {
   // kept positions are unchanged. Truncate(0) also returns to the lifetimes of the specs.
   void Truncate(int64_t tokens);
 
+  // Token ids by position, for models whose embedding also reads the token before.
+  void KeepTokens(int64_t position, std::span<const int32_t> tokens);
+  // -1 at the start. Tokens of positions that were filled without any are 0.
+  int32_t TokenBefore(int64_t position) const;
+
   int64_t length() const { return length_; }
   int64_t length(int cache) const { return at(cache).length; }
   int64_t sink(int cache) const { return at(cache).sink; }
@@ -190,6 +196,7 @@ class KvSequence {
   KvStore* store_ = nullptr;
   std::vector<Cache> caches_;
   int64_t length_ = 0;
+  std::vector<int32_t> tokens_;  // what KeepTokens was given; those past length() are of no use
 };
 
 // Makes the sequence `length` tokens long under its present lifetimes and fills K, V, int8 scales

@@ -71,13 +71,18 @@ struct NormParams {
   bool accumulate = false;
 };
 
-// x[t] = scale * row tokens[t] of the table.
+// x[t] = scale * (row tokens[t] of the table + smear * row previous[t]).
 struct EmbedParams {
   const RawMatrix* table = nullptr;  // [vocab, C]
   std::span<const int32_t> tokens;   // [T], each below vocab
   float scale = 1;
-  View<float> x;  // [T, C]
+  View<float> x;                      // [T, C]
+  std::span<const int32_t> previous;  // [T], each below vocab, or -1: none; empty without smear
+  std::span<const float> smear;       // [C], on the host; empty: none
 };
+
+// Row t of a lookup, for backends that expand rows on the host.
+void EmbedRow(const EmbedParams& p, int64_t t, float* row);
 
 // to[i] = from[rows[i]]. A row may be copied more than once.
 struct CopyRowsParams {

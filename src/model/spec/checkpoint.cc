@@ -176,6 +176,7 @@ std::string NativeText(const ModelConfig& c) {
   }
   for (const CacheSpec& cache : c.caches) s += fmt::format("|{},{}", cache.owner, cache.kv_input);
   for (const LayerConfig& l : c.layer) s += l.qk_norm ? '1' : '0';
+  if (c.smear) s += "|smear";
   return s;
 }
 

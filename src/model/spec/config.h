@@ -81,6 +81,9 @@ struct ModelConfig {
   // K and V of a cross_full layer are projected from the stream that enters layer
   // CacheSpec::kv_input, normed by the layer's own bridge norm; false: by that layer's attn norm.
   bool bridge_norm_own = false;
+  // The embedding of the token before is added, times a weight per channel. Models learn to recall
+  // much sooner with it (docs/training.md).
+  bool smear = false;
   int memory_layer = -1;  // the layer whose entering stream feeds the shared memory; -1: none
   bool memory_qk_norm = false;
   IndexerConfig indexer;

@@ -38,7 +38,7 @@ struct SyntheticSpec {
   Gate gate = Gate::kChannel;      // of those with gates
   int64_t rope_dims = 0;           // 0: the whole head
   int64_t sink_tokens = 0;         // of windows
-  bool qk_norm = false, memory_qk_norm = false;
+  bool qk_norm = false, memory_qk_norm = false, smear = false;
   int exit_layer = -1;
   int64_t top_k = 0, block = 1, recent = 0, sink = 0;  // select.*
   Scope scope = Scope::kAll;
