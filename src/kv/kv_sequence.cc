@@ -1,6 +1,6 @@
-// Page tables. A cache of a sequence holds the pages [0, size) but for one hole, which begins
-// behind the sink and only grows while the sequence does; so releasing and taking pages, one
-// primitive (Reshape), touches just those that change.
+// Page tables. A cache of a sequence holds the pages [0, size) except one hole, which begins after
+// the sink and only grows while the sequence does. So one primitive (Reshape) releases and takes
+// pages, and touches only those that change.
 #include <algorithm>
 #include <span>
 #include <utility>
@@ -145,7 +145,8 @@ Status KvSequence::Reserve(int cache, int64_t begin, int64_t end) {
 Status KvSequence::StartRing(int cache, int64_t begin, int64_t end) {
   Cache& c = at(cache);
   BATON_CHECK(c.recent > 0);
-  // Pages that rows from `begin` on do not read: as Evict's, but for a token that is not there.
+  // Pages that rows from `begin` on do not read. Evict keeps one more token, which does not exist
+  // here.
   const int64_t window = std::max<int64_t>(0, begin - c.recent + 1);
   PageRange hole = {PagesOf(std::min(c.sink, begin)), window / KvLayout::kSlots};
   hole = Union(c.hole, hole.empty() ? PageRange{} : hole);
@@ -247,7 +248,7 @@ void KvSequence::Evict() {
 
 bool KvSequence::CanTruncate(const Cache& c, int64_t tokens) {
   if (tokens == 0 || tokens >= c.length) return true;
-  // A window of 1 holds none of the positions before the cut, but the last page is never a hole.
+  // A window of 1 reads no position before the cut, but the last page is never in the hole.
   const int64_t first =
       c.recent == 0 ? 0 : std::max<int64_t>(0, std::min(tokens - c.recent, tokens - 2) + 1);
   if (!c.hole.empty() && first / KvLayout::kSlots < c.hole.end && PagesOf(tokens) > c.hole.begin)

@@ -24,7 +24,7 @@ void ForRows(ThreadPool& threads, int64_t rows, int64_t values, F&& body) {
 
 void Ops::DoGather(const GatherParams& p) {
   constexpr int64_t kRowsPerUnit = KvLayout::kSlots;
-  constexpr int64_t kAhead = 8;  // rows lie anywhere: nothing but this fetches them in time
+  constexpr int64_t kAhead = 8;  // prefetch distance: hardware prefetch cannot predict the next row
   const KvLayout& l = p.from.layout;
   const int64_t count = std::ssize(p.positions), bytes = l.row_bytes();
   const int64_t scales = l.dtype == DType::kI8 ? l.planes() * l.kv_heads : 0;

@@ -26,7 +26,7 @@ Budget BudgetOf(const Plan& plan, const LayerRole& layer) {
   return layer.k == Budget{} ? plan.budget : layer.k;
 }
 
-// What a decode step reads of this layer's K and V, as a share of all of it.
+// The share of this layer's K and V that a decode step reads.
 double ShareRead(const Plan& plan, const LayerRole& layer, int64_t context, int64_t model_window) {
   const auto n = static_cast<double>(std::max<int64_t>(context, 1));
   const auto of = [&](double tokens) { return std::min(tokens / n, 1.0); };
@@ -190,7 +190,8 @@ std::string RecoveredMass(const std::vector<float>& lost, int layers, const Plan
       if (std::isfinite(lost[i * n + j])) values.push_back(1.0 - lost[i * n + j]);
   if (values.empty()) return "";
   std::sort(values.begin(), values.end());
-  // A tenth may fall off the pale end; the rest of the scale then tells neighbours apart.
+  // Up to a tenth of the values may fall below the scale, so that the others are easier to tell
+  // apart.
   const double low = std::clamp(std::floor(values[values.size() / 10] * 10) / 10, 0.0, 0.9);
   constexpr double kLeft = 44, kTop = 28, kSide = 462;
   const double cell = kSide / layers;

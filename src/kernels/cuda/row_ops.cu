@@ -94,7 +94,7 @@ void CudaOps::DoGather(const GatherParams& p) {
   }
 }
 
-// The table of embeddings stays in the mapped file; the host expands the rows of the tokens.
+// The embedding table stays in the mapped file; the host expands the rows of the tokens.
 void CudaOps::DoEmbed(const EmbedParams& p) {
   const RawMatrix& e = *p.table;
   const int64_t rows = p.x.dim(0);

@@ -29,7 +29,7 @@ struct SyntheticSpec {
   bool tied_output = true;
   uint64_t seed = 1;
 
-  // Of the trained-sparse architectures (native_config.h). One letter per layer: F full, W window,
+  // For the trained-sparse architectures (native_config.h). One letter per layer: F full, W window,
   // S sparse, C cross_full (fed as layer `bridge` is), R sparse_shared, D cross_dense,
   // I cross_index, L cross_index_local. Readers use the publisher or the memory before them.
   std::string layout;
@@ -45,7 +45,7 @@ struct SyntheticSpec {
   Pool pool = Pool::kMax;
   int64_t index_dim = 0;  // of an indexer; 0: none
 
-  // Of named shapes: what was chosen because nothing is published, or stands in for something.
+  // For named shapes: what had to be chosen because nothing is published, and what was substituted.
   std::string note;
 };
 
@@ -65,8 +65,8 @@ Result<Metadata> NativeMetadata(const SyntheticSpec& spec, const Architecture& a
 // The letters of a model's layers; empty for ordinary models.
 std::string LayoutOf(const ModelConfig& config);
 
-// The shape of a well-known model, 4-bit, with a context of 2^20 + 4096 tokens: what there is to
-// time but the numbers in it. An unknown name is an error that lists the known ones.
+// The shape of a well-known model, 4-bit, with a context of 2^20 + 4096 tokens, for timing: only
+// the values of its weights differ. An unknown name is an error that lists the known ones.
 Result<SyntheticSpec> NamedShape(std::string_view name);
 std::string ShapeNames();  // "llama-1b, llama-8b, ..."
 // An error that says in which sizes a model is not of a shape. Weight types and context may differ.

@@ -108,7 +108,7 @@ Features ModelFeatures(const ModelConfig& config);
 enum class Need : uint8_t {
   kRequired,
   kOptional,
-  kUnlessTied,  // the output layer: the embedding stands in for it
+  kUnlessTied,  // the output layer: if tied, the embedding is used instead
 };
 
 // Names hold "{}" where the layer number goes; an empty name: not in that kind of file.
