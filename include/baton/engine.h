@@ -36,7 +36,7 @@ struct EngineOptions {
   bool portable = false;  // CPU kernels in single precision that any x86-64 runs
   int threads = 0;        // 0: one per processor
   KvType kv = KvType::kBF16;
-  int64_t context = 0;         // longest sequence; 0: the model's own
+  int64_t context = 0;  // longest sequence; 0: the model's own
   // Most tokens of cache, all requests together; 0: kv_contexts full contexts.
   int64_t kv_tokens = 0, kv_contexts = 1;
   int64_t prompt_chunk = 512;  // prompt tokens per forward pass
@@ -228,7 +228,7 @@ struct Generation {
     TokenLogprob chosen;
     std::vector<TokenLogprob> top;  // likeliest first
   };
-  std::vector<Logprobs> logprobs;  // [tokens], or empty where nobody asked
+  std::vector<Logprobs> logprobs;         // [tokens], or empty where nobody asked
   std::vector<Logprobs> prompt_logprobs;  // [prompt tokens - 1], likewise
   enum class Stop { kEndOfText, kStopString, kLength, kContext, kCancelled } stop = Stop::kLength;
   RequestStats stats;
@@ -242,7 +242,7 @@ struct OpTime {
 
 // What requests in progress take of the cache.
 struct CacheUse {
-  int64_t requests = 0;      // that have a cache
+  int64_t requests = 0;        // that have a cache
   int64_t claimed_tokens = 0;  // set aside for them, of `most_tokens`
   int64_t most_tokens = 0;
   int64_t held_bytes = 0;  // of pages that their tokens fill

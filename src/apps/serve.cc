@@ -1,10 +1,9 @@
 // baton serve: the engine behind OpenAI's HTTP API.
-#include "server/server.h"
-
 #include <filesystem>
 #include <sstream>
 
 #include "apps/command.h"
+#include "server/server.h"
 
 namespace baton::apps {
 namespace {
@@ -86,8 +85,8 @@ Result<server::Model> LoadModel(const ServeCommand& o) {
   if (!model.engine->info().has_tokenizer)
     return Error::NotFound("{}: the model has no tokenizer", flags.model);
   const std::filesystem::path path(flags.model);
-  model.name = !o.name.empty() ? o.name
-                               : (path.extension() == ".gguf" ? path.stem() : path.filename());
+  model.name =
+      !o.name.empty() ? o.name : (path.extension() == ".gguf" ? path.stem() : path.filename());
   for (const std::string& given : o.plans) {
     const size_t equals = given.find('=');
     const std::string file = equals == std::string::npos ? given : given.substr(equals + 1);
@@ -122,7 +121,8 @@ Result<int> ServeModel(const ServeCommand& o, const Invocation&) {
                              m.plan.empty() ? (m.route ? "routed" : "dense") : "plan " + m.plan));
           },
       .on_stopping = [] { Note("baton: stopping; a second signal does not wait"); }};
-  BATON_TRY(server::Serve(options, [&] { return LoadModel(o); }, events));
+  BATON_TRY(server::Serve(
+      options, [&] { return LoadModel(o); }, events));
   return 0;
 }
 

@@ -127,8 +127,8 @@ void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
     if (!score || next == sequence_.prompt_tokens) {
       Pick(row);
     } else {
-      result_.prompt_logprobs.push_back(LogprobsOf(row, sequence_.tokens[static_cast<size_t>(next)],
-                                                   request_.prompt_logprobs));
+      result_.prompt_logprobs.push_back(
+          LogprobsOf(row, sequence_.tokens[static_cast<size_t>(next)], request_.prompt_logprobs));
     }
   }
 }

@@ -180,7 +180,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   const ModelConfig& c = impl->checkpoint.config;
   impl->options = options;
   if (impl->options.context <= 0) impl->options.context = c.context;
-  if (impl->options.kv_tokens <= 0) 
+  if (impl->options.kv_tokens <= 0)
     impl->options.kv_tokens = impl->options.context * std::max<int64_t>(1, options.kv_contexts);
   impl->options.threads = impl->pool.threads();
 

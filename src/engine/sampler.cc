@@ -115,7 +115,7 @@ double Sampler::NextUniform() {
 std::span<const float> Sampler::Adjusted(std::span<const float> input,
                                          std::span<const int32_t> history) {
   const bool unpenalized = options_.repetition_penalty == 1 && options_.presence_penalty == 0 &&
-                    options_.frequency_penalty == 0;
+                           options_.frequency_penalty == 0;
   const bool penalized = !unpenalized && !history.empty();
   if (!penalized && options_.logit_bias.empty()) return input;
   logits_.assign(input.begin(), input.end());

@@ -13,9 +13,9 @@ class Sampler {
  public:
   explicit Sampler(const Sampling& options) : options_(options), state_(options.seed) {}
 
-  // Picks a token: biases, then penalties over the latest `history`, then temperature, top-k, top-p, min-p.
-  // Temperature 0 takes the largest logit, the lower id on ties. Logits that are not numbers are
-  // never picked.
+  // Picks a token: biases, then penalties over the latest `history`, then temperature, top-k,
+  // top-p, min-p. Temperature 0 takes the largest logit, the lower id on ties. Logits that are not
+  // numbers are never picked.
   int32_t Sample(std::span<const float> logits, std::span<const int32_t> history);
 
  private:

@@ -457,8 +457,7 @@ Result<std::string> RenderReport(const ReportInputs& inputs) {
       title, kStyle, lead,
       Cards(d) + LayersSection(d) + PlanSection(d) + RoutingSection(d) + FrontSection(d) +
           SpeedSection(d) + ExactSection(d) + QualitySection(d) + KindsSection(d) +
-          RetrievalSection(d) +
-          RecoveredSection(d) + SensitivitySection(d) + MethodSection(d));
+          RetrievalSection(d) + RecoveredSection(d) + SensitivitySection(d) + MethodSection(d));
 }
 
 }  // namespace baton

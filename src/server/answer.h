@@ -26,10 +26,10 @@ struct Choice {
   std::string text;
   std::vector<Generation::Logprobs> tokens;
   int64_t prompt_tokens = 0;
-  std::string prompt_text;            // of an echo
-  std::vector<int32_t> prompt_ids;    // of an echo with logprobs
-  int64_t characters_written = 0;     // of a completion's text, for offsets
-  std::optional<Generation> ended;    // without text and tokens
+  std::string prompt_text;          // of an echo
+  std::vector<int32_t> prompt_ids;  // of an echo with logprobs
+  int64_t characters_written = 0;   // of a completion's text, for offsets
+  std::optional<Generation> ended;  // without text and tokens
 };
 
 struct Answer {

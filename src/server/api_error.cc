@@ -57,8 +57,8 @@ std::string WriteError(const ApiError& error) {
 }
 
 std::string WriteMessagesError(const ApiError& error) {
-  return Dump({{"type", "error"},
-               {"error", {{"type", TypeOf(error)}, {"message", error.message}}}});
+  return Dump(
+      {{"type", "error"}, {"error", {{"type", TypeOf(error)}, {"message", error.message}}}});
 }
 
 HttpReply ReplyOf(const ApiError& error) {

@@ -28,18 +28,30 @@ struct Refused {
   bool (*harmless)(const Json&);
 };
 constexpr Refused kRefused[] = {
-    {"tools", Nothing},           {"functions", Nothing},
-    {"tool_choice", NoTool},      {"function_call", NoTool},
-    {"response_format", PlainText}, {"grammar", Nothing},
-    {"json_schema", Nothing},     {"guided_json", Nothing},
-    {"guided_regex", Nothing},    {"guided_choice", Nothing},
-    {"guided_grammar", Nothing},  {"structured_outputs", Nothing},
-    {"suffix", Nothing},          {"best_of", One},
-    {"audio", Nothing},           {"modalities", TextAlone},
-    {"min_tokens", Nothing},      {"stop_token_ids", Nothing},
-    {"bad_words", Nothing},       {"use_beam_search", Nothing},
-    {"web_search_options", Nothing}, {"previous_response_id", Nothing},
-    {"conversation", Nothing},    {"background", Nothing},
+    {"tools", Nothing},
+    {"functions", Nothing},
+    {"tool_choice", NoTool},
+    {"function_call", NoTool},
+    {"response_format", PlainText},
+    {"grammar", Nothing},
+    {"json_schema", Nothing},
+    {"guided_json", Nothing},
+    {"guided_regex", Nothing},
+    {"guided_choice", Nothing},
+    {"guided_grammar", Nothing},
+    {"structured_outputs", Nothing},
+    {"suffix", Nothing},
+    {"best_of", One},
+    {"audio", Nothing},
+    {"modalities", TextAlone},
+    {"min_tokens", Nothing},
+    {"stop_token_ids", Nothing},
+    {"bad_words", Nothing},
+    {"use_beam_search", Nothing},
+    {"web_search_options", Nothing},
+    {"previous_response_id", Nothing},
+    {"conversation", Nothing},
+    {"background", Nothing},
 };
 
 void Refuse(Fields& f) {
@@ -112,11 +124,10 @@ void ReadPrompts(Fields& f, Call& call) {
   };
   if (!f.ok()) return;
   if (!value) return f.Fail("prompt", kExpected);
-  const bool several =
-      value->is_array() && !value->empty() && !value->front().is_number();
-  const bool good = several ? value->size() <= kMostChoices &&
-                                  std::all_of(value->begin(), value->end(), add)
-                            : add(*value);
+  const bool several = value->is_array() && !value->empty() && !value->front().is_number();
+  const bool good =
+      several ? value->size() <= kMostChoices && std::all_of(value->begin(), value->end(), add)
+              : add(*value);
   if (!good) f.Fail("prompt", kExpected);
   if (std::ssize(call.prompts) * call.n > kMostChoices)
     f.Fail(ApiError{.message = fmt::format("n: {} prompts with {} answers each are more than {}",

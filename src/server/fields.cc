@@ -38,8 +38,8 @@ std::optional<ApiError> ParseObject(std::string_view body, Json& object) {
     return ApiError{.message = fmt::format("the body nests deeper than {} levels", kMostLevels)};
   object = Json::parse(body, nullptr, /*allow_exceptions=*/false);
   if (object.is_discarded())
-    return ApiError{.message = fmt::format(
-                        "the body is not JSON: expected an object, got {} bytes", body.size())};
+    return ApiError{.message = fmt::format("the body is not JSON: expected an object, got {} bytes",
+                                           body.size())};
   if (!object.is_object())
     return ApiError{.message = "the body must be a JSON object, got " + KindOf(object)};
   return std::nullopt;

@@ -21,8 +21,7 @@ std::vector<ChatTurn> ReadMessagesTurns(Fields& f) {
 
 void ReadMessages(Fields& f, Call& call) {
   call.n = 1;
-  if (!f.Read("max_tokens", int64_t{1}, std::numeric_limits<int32_t>::max(),
-              call.base.max_tokens))
+  if (!f.Read("max_tokens", int64_t{1}, std::numeric_limits<int32_t>::max(), call.base.max_tokens))
     f.Fail("max_tokens", "a whole number of at least 1");
   f.Read("stop_sequences", kMostStops, call.base.stop);
   call.chat = ReadMessagesTurns(f);
@@ -56,10 +55,14 @@ Json WriteUsage(const Usage& u) {
 }
 
 Json Message(const Answer& a, Json content) {
-  return {{"id", a.id},           {"type", "message"},
-          {"role", "assistant"},  {"model", a.model},
-          {"content", std::move(content)}, {"stop_reason", nullptr},
-          {"stop_sequence", nullptr}, {"usage", WriteUsage(UsageOf(a))}};
+  return {{"id", a.id},
+          {"type", "message"},
+          {"role", "assistant"},
+          {"model", a.model},
+          {"content", std::move(content)},
+          {"stop_reason", nullptr},
+          {"stop_sequence", nullptr},
+          {"usage", WriteUsage(UsageOf(a))}};
 }
 
 std::string Event(const char* type, Json fields) {
@@ -86,8 +89,8 @@ std::string WritePiece(Answer&, Choice&, const Piece& p) {
 
 std::string EndChoice(Answer& a, const Choice& c) {
   return Event("content_block_stop", {{"index", 0}}) +
-         Event("message_delta", {{"delta", StopFields(a, *c.ended)},
-                                 {"usage", WriteUsage(UsageOf(a))}});
+         Event("message_delta",
+               {{"delta", StopFields(a, *c.ended)}, {"usage", WriteUsage(UsageOf(a))}});
 }
 
 std::string End(Answer&) { return Event("message_stop", Json::object()); }
@@ -103,7 +106,7 @@ std::string Whole(Answer& a) {
 
 }  // namespace
 
-const Writer kMessagesWriter{Begin, Progress, WritePiece, EndChoice, End, Fail, Whole,
-                             WriteMessagesError};
+const Writer kMessagesWriter{Begin, Progress, WritePiece, EndChoice,
+                             End,   Fail,     Whole,      WriteMessagesError};
 
 }  // namespace baton::server

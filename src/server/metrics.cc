@@ -77,9 +77,8 @@ std::string WriteMetrics(const Metrics& m, const Gauges& g, const std::string& m
     add(name, "counter", value, help);
   };
   const auto number = [](int64_t n) { return static_cast<double>(n); };
-  const double used = g.cache.most_tokens > 0
-                          ? number(g.cache.claimed_tokens) / number(g.cache.most_tokens)
-                          : 0;
+  const double used =
+      g.cache.most_tokens > 0 ? number(g.cache.claimed_tokens) / number(g.cache.most_tokens) : 0;
   gauge("vllm:num_requests_running", number(g.running), "Requests in the engine.");
   gauge("vllm:num_requests_waiting", number(g.waiting), "Requests that wait for their turn.");
   gauge("vllm:kv_cache_usage_perc", used, "Share of the KV cache that is set aside; 1 is all.");

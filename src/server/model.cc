@@ -26,8 +26,7 @@ std::optional<ApiError> SetPlan(const Model& m, const Call& call, Request& reque
     }
     request.plan = plan->second;
   }
-  if (call.exact)
-    request.exact = ExactOptions{.lookup = !request.plan && !request.route};
+  if (call.exact) request.exact = ExactOptions{.lookup = !request.plan && !request.route};
   return std::nullopt;
 }
 
@@ -140,13 +139,13 @@ std::optional<ApiError> CountTokens(const Model& model, const TokenCall& call, s
   return std::nullopt;
 }
 
-std::optional<ApiError> Detokenize(const Model& model, const TokenCall& call,
-                                   std::string& reply) {
+std::optional<ApiError> Detokenize(const Model& model, const TokenCall& call, std::string& reply) {
   const int64_t vocab = model.engine->info().vocab;
   for (const int32_t t : call.tokens)
     if (t >= vocab)
-      return ApiError{.message = fmt::format("tokens: {} is outside the vocabulary of {}", t, vocab),
-                      .param = "tokens"};
+      return ApiError{
+          .message = fmt::format("tokens: {} is outside the vocabulary of {}", t, vocab),
+          .param = "tokens"};
   const std::string text = model.engine->Detokenize(call.tokens, /*special=*/true);
   reply = Dump({{"prompt", text}, {"content", text}});
   return std::nullopt;

@@ -104,8 +104,8 @@ Json ChatDelta(const Choice& c, Json delta, Json logprobs, Json finish) {
 std::string ChatBegin(Answer& a) {
   std::string events;
   for (const Choice& c : a.choices)
-    events += ChunkEvent(
-        a, kChatChunk, ChatDelta(c, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr));
+    events += ChunkEvent(a, kChatChunk,
+                         ChatDelta(c, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr));
   return events;
 }
 
@@ -119,8 +119,7 @@ std::string ChatPiece(Answer& a, Choice& c, const Piece& p) {
 }
 
 std::string ChatEndChoice(Answer& a, const Choice& c) {
-  return ChunkEvent(a, kChatChunk,
-                    ChatDelta(c, Json::object(), nullptr, FinishReason(*c.ended)),
+  return ChunkEvent(a, kChatChunk, ChatDelta(c, Json::object(), nullptr, FinishReason(*c.ended)),
                     TimingsOf(c.ended->stats));
 }
 
@@ -249,8 +248,8 @@ Json WriteUsage(const Usage& u) {
 
 const Writer kChatWriter{ChatBegin, ChatProgress, ChatPiece, ChatEndChoice,
                          ChatEnd,   Fail,         ChatWhole, WriteError};
-const Writer kCompletionWriter{CompletionBegin, CompletionProgress, CompletionPiece,
-                               CompletionEndChoice, CompletionEnd, Fail,
-                               CompletionWhole, WriteError};
+const Writer kCompletionWriter{CompletionBegin,     CompletionProgress, CompletionPiece,
+                               CompletionEndChoice, CompletionEnd,      Fail,
+                               CompletionWhole,     WriteError};
 
 }  // namespace baton::server

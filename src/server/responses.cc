@@ -14,7 +14,8 @@ void ReadResponses(Fields& f, Call& call) {
   f.Read("max_output_tokens", int64_t{1}, std::numeric_limits<int32_t>::max(),
          call.base.max_tokens);
   if (const Json* text = f.ok() ? f.Find("text") : nullptr) {
-    const Json* format = text->is_object() && text->contains("format") ? &(*text)["format"] : nullptr;
+    const Json* format =
+        text->is_object() && text->contains("format") ? &(*text)["format"] : nullptr;
     if (format && (!format->is_object() || format->value("type", Json()) != "text"))
       f.Fail(ApiError{.message = "text.format: only the type text is supported",
                       .param = "text.format",

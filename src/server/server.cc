@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <netinet/tcp.h>
 
+#include <array>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
@@ -12,7 +13,6 @@
 #include <boost/asio/thread_pool.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
-#include <array>
 #include <csignal>
 #include <memory>
 #include <optional>
@@ -165,7 +165,7 @@ class Session : public Exchange, public std::enable_shared_from_this<Session> {
     header_seen_ = true;
     deadline_ = Clock::now() + hub_.options.body;
     const auto length = parser_->content_length();
-    body_bytes_ = length            ? static_cast<int64_t>(*length)
+    body_bytes_ = length               ? static_cast<int64_t>(*length)
                   : parser_->chunked() ? hub_.options.body_bytes
                                        : 0;
     if (hub_.body_bytes + body_bytes_ > hub_.options.all_body_bytes) {
@@ -298,8 +298,7 @@ class Server {
     BATON_TRY(Listen());
     if (events_.on_listening) events_.on_listening(acceptor_.local_endpoint().port());
     {
-      EngineThread engine(std::move(load),
-                          [this] { asio::post(io_, [this] { OnEngine(); }); });
+      EngineThread engine(std::move(load), [this] { asio::post(io_, [this] { OnEngine(); }); });
       Service service(
           options_.service, engine,
           [this](Service::Task task) { asio::post(worker_, std::move(task)); },

@@ -16,7 +16,7 @@ struct Service::Active {
   Answer answer;
   std::shared_ptr<Exchange> exchange;
   Clock::time_point arrived, wrote;
-  std::vector<std::optional<RequestId>> in_engine;  // [choices] while they are
+  std::vector<std::optional<RequestId>> in_engine;       // [choices] while they are
   std::vector<std::optional<Clock::time_point>> latest;  // [choices] of the latest piece
   size_t submitted = 0, ended = 0;
 
@@ -116,9 +116,7 @@ void Service::Reply(Exchange& exchange, HttpReply reply) {
   exchange.Reply(std::move(reply));
 }
 
-void Service::Refuse(Exchange& exchange, const ApiError& error) {
-  Reply(exchange, ReplyOf(error));
-}
+void Service::Refuse(Exchange& exchange, const ApiError& error) { Reply(exchange, ReplyOf(error)); }
 
 // In a time that does not tell how much of a key was right.
 bool Service::Allowed(const std::string& key) const {
@@ -133,8 +131,8 @@ void Service::Handle(HttpRequest request, std::shared_ptr<Exchange> exchange) {
   const Route* elsewhere = nullptr;
   for (const Route& route : Routes()) {
     if (route.path != request.path) continue;
-    const bool same = route.method == request.method ||
-                      (request.method == "HEAD" && route.method == "GET");
+    const bool same =
+        route.method == request.method || (request.method == "HEAD" && route.method == "GET");
     (same ? found : elsewhere) = &route;
   }
   if (!found && elsewhere) {
@@ -145,9 +143,9 @@ void Service::Handle(HttpRequest request, std::shared_ptr<Exchange> exchange) {
     return Reply(*exchange, std::move(reply));
   }
   if (!found)
-    return Refuse(*exchange,
-                  {.status = 404, .message = fmt::format("{}: there is no such path",
-                                                         request.path.substr(0, 200))});
+    return Refuse(*exchange, {.status = 404,
+                              .message = fmt::format("{}: there is no such path",
+                                                     request.path.substr(0, 200))});
   if (!found->open && !Allowed(request.key))
     return Refuse(*exchange, {.status = 401,
                               .message = "an API key is needed: Authorization: Bearer KEY",
@@ -213,10 +211,10 @@ void Service::OnWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,
 void Service::Generate(const HttpRequest& request, std::shared_ptr<Exchange> exchange, Api api) {
   const Writer& writer = WriterOf(api);
   if (std::ssize(turns_) + preparing_ >= options_.queue) {
-    HttpReply reply = ReplyOf({.status = 429,
-                               .message = fmt::format("{} requests are waiting already",
-                                                      options_.queue),
-                               .code = "queue_full"});
+    HttpReply reply =
+        ReplyOf({.status = 429,
+                 .message = fmt::format("{} requests are waiting already", options_.queue),
+                 .code = "queue_full"});
     return Reply(*exchange, std::move(reply));
   }
   ++preparing_;

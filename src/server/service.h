@@ -33,9 +33,9 @@ class Exchange {
 };
 
 struct ServiceOptions {
-  std::vector<std::string> keys;  // of clients; none: everybody may ask
-  int parallel = 16;              // answers in the engine at a time
-  int queue = 512;                // calls that wait behind them
+  std::vector<std::string> keys;                // of clients; none: everybody may ask
+  int parallel = 16;                            // answers in the engine at a time
+  int queue = 512;                              // calls that wait behind them
   std::chrono::milliseconds keep_alive{10000};  // silence in a stream before a comment breaks it
 };
 

@@ -42,8 +42,7 @@ struct Tile {
 
 Tensor Logits(const Tensor& q, const Tensor& k, const Tensor& mask, double scale) {
   const Tensor z = torch::matmul(q, k.transpose(2, 3)).to(SumType(q)) * scale;
-  const Tensor all =
-      mask.size(1) > 1 ? mask.repeat_interleave(q.size(1) / mask.size(1), 1) : mask;
+  const Tensor all = mask.size(1) > 1 ? mask.repeat_interleave(q.size(1) / mask.size(1), 1) : mask;
   return z.masked_fill(all.logical_not(), kNever);
 }
 
@@ -96,14 +95,15 @@ Tensor SinkGradient(const Tensor& sink, const Tile& out, const Tensor& grad) {
   if (sink.numel() == 0) return Tensor();
   const auto sum = SumType(out.o);
   const Tensor p = (sink.to(sum).reshape({1, -1, 1}) - out.lse).exp();
-  return (-(p * (out.o.to(sum) * grad.to(sum)).sum(3)).sum(torch::IntArrayRef{0, 2})).to(sink.scalar_type());
+  return (-(p * (out.o.to(sum) * grad.to(sum)).sum(3)).sum(torch::IntArrayRef{0, 2}))
+      .to(sink.scalar_type());
 }
 
 // The mask is given and kept: that of a chunk.
 class MaskedAttention : public Function<MaskedAttention> {
  public:
-  static Tensor forward(AutogradContext* context, const Tensor& q, const Tensor& k,
-                        const Tensor& v, const Tensor& sink, const Tensor& mask, double scale) {
+  static Tensor forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const Tensor& sink, const Tensor& mask, double scale) {
     const Tile out = TileForward(q, k, v, mask, sink, scale);
     context->save_for_backward({q, k, v, sink, mask, out.o, out.lse});
     context->saved_data["scale"] = scale;
@@ -113,8 +113,8 @@ class MaskedAttention : public Function<MaskedAttention> {
     const variable_list s = context->get_saved_variables();
     const Tile out{s[5], s[6]};
     const Tensor grad = grads[0].contiguous();
-    const Gradients d = TileBackward(s[0], s[1], s[2], s[4], out, grad,
-                                     context->saved_data["scale"].toDouble());
+    const Gradients d =
+        TileBackward(s[0], s[1], s[2], s[4], out, grad, context->saved_data["scale"].toDouble());
     return {d.q, d.k, d.v, SinkGradient(s[3], out, grad), Tensor(), Tensor()};
   }
 };
@@ -128,9 +128,9 @@ class RowTiles : public Function<RowTiles> {
     std::vector<Tensor> o, lse;
     for (int64_t first = 0; first < q.size(2); first += kTileRows) {
       const int64_t end = std::min(first + kTileRows, q.size(2));
-      const Tile tile = TileForward(q.narrow(2, first, end - first), k.narrow(2, 0, end),
-                                    v.narrow(2, 0, end),
-                                    visible->Mask(first, end, 0, q.device()), sink, scale);
+      const Tile tile =
+          TileForward(q.narrow(2, first, end - first), k.narrow(2, 0, end), v.narrow(2, 0, end),
+                      visible->Mask(first, end, 0, q.device()), sink, scale);
       o.push_back(tile.o);
       lse.push_back(tile.lse);
     }
@@ -161,9 +161,12 @@ class RowTiles : public Function<RowTiles> {
       dk.narrow(2, 0, end).add_(d.k);
       dv.narrow(2, 0, end).add_(d.v);
     }
-    return {torch::cat(dq, 2),        dk.to(k.scalar_type()),
-            dv.to(v.scalar_type()),   SinkGradient(s[3], {s[4], s[5]}, grad),
-            Tensor(),                 Tensor()};
+    return {torch::cat(dq, 2),
+            dk.to(k.scalar_type()),
+            dv.to(v.scalar_type()),
+            SinkGradient(s[3], {s[4], s[5]}, grad),
+            Tensor(),
+            Tensor()};
   }
 };
 
@@ -173,10 +176,10 @@ class Flash : public Function<Flash> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k,
                                const Tensor& v, double scale) {
-    auto r = at::_scaled_dot_product_flash_attention(q, k, v, 0.0, /*is_causal=*/true, false,
-                                                     scale);
-    context->save_for_backward({q, k, v, std::get<0>(r), std::get<1>(r), std::get<6>(r),
-                                std::get<7>(r)});
+    auto r =
+        at::_scaled_dot_product_flash_attention(q, k, v, 0.0, /*is_causal=*/true, false, scale);
+    context->save_for_backward(
+        {q, k, v, std::get<0>(r), std::get<1>(r), std::get<6>(r), std::get<7>(r)});
     context->saved_data["scale"] = scale;
     context->mark_non_differentiable({std::get<1>(r)});
     return {std::get<0>(r), std::get<1>(r)};
@@ -185,8 +188,7 @@ class Flash : public Function<Flash> {
     const variable_list s = context->get_saved_variables();
     auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_backward(
         grads[0].contiguous(), s[0], s[1], s[2], s[3], s[4], Tensor(), Tensor(), s[0].size(2),
-        s[1].size(2), 0.0, /*is_causal=*/true, s[5], s[6],
-        context->saved_data["scale"].toDouble());
+        s[1].size(2), 0.0, /*is_causal=*/true, s[5], s[6], context->saved_data["scale"].toDouble());
     return {dq, dk, dv, Tensor()};
   }
 };
@@ -228,9 +230,9 @@ int64_t ChunkRows(const Visible& visible, int64_t n) {
 
 Tensor Window(const AttendInput& in, const Tensor& k, const Tensor& v, const Tensor& sink,
               int64_t rows) {
-  const Tensor o = MaskedAttention::apply(Chunks(in.q, rows), WithBefore(k, rows),
-                                          WithBefore(v, rows), sink,
-                                          ChunkMask(*in.visible, in.q, rows), in.scale);
+  const Tensor o =
+      MaskedAttention::apply(Chunks(in.q, rows), WithBefore(k, rows), WithBefore(v, rows), sink,
+                             ChunkMask(*in.visible, in.q, rows), in.scale);
   const int64_t batch = in.q.size(0), heads = in.q.size(1);
   return o.reshape({batch, -1, heads, rows, o.size(3)})
       .transpose(1, 2)

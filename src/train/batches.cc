@@ -33,9 +33,8 @@ Samples Joined(const std::vector<Samples>& parts) {
 }
 
 torch::Generator GeneratorOn(torch::Device device, uint64_t seed) {
-  torch::Generator g = device.is_cuda()
-                           ? at::globalContext().defaultGenerator(device).clone()
-                           : at::detail::createCPUGenerator(seed);
+  torch::Generator g = device.is_cuda() ? at::globalContext().defaultGenerator(device).clone()
+                                        : at::detail::createCPUGenerator(seed);
   g.set_current_seed(seed);
   return g;
 }
@@ -52,8 +51,7 @@ Batches::Batches(const Recipe& recipe, const Tensor& text, int64_t vocab, int64_
   documents_.push_back(on_host_.size(0));
 }
 
-void Batches::Pack(int64_t rows, int64_t n, uint64_t seed, Samples* samples,
-                   Tensor* starts) const {
+void Batches::Pack(int64_t rows, int64_t n, uint64_t seed, Samples* samples, Tensor* starts) const {
   std::mt19937_64 random(seed);
   const Tensor tokens = torch::full({rows, n}, kEndToken, torch::kInt64);
   const Tensor kinds = torch::full({rows, n}, kRandomToken, torch::kInt64);
@@ -85,16 +83,16 @@ Batch Batches::Make(int64_t step, int64_t part) const {
   torch::Generator g = GeneratorOn(tasks_.device(), seed);
   // The tasks begin with few keys, and grow.
   const double grown =
-      recipe_.ramp > 0 ? std::min(1.0, static_cast<double>(step) / static_cast<double>(recipe_.ramp))
-                       : 1.0;
+      recipe_.ramp > 0
+          ? std::min(1.0, static_cast<double>(step) / static_cast<double>(recipe_.ramp))
+          : 1.0;
   const auto most = static_cast<double>(tasks_.most_width());
   const double least = std::min(most, kFewestWidth);
   const int64_t links = std::max<int64_t>(8, n / 64);  // of a row's chains
   const auto width = std::clamp(static_cast<int64_t>(least * std::pow(most / least, grown)),
                                 std::min(links, tasks_.most_width()), tasks_.most_width());
   const double quarter = std::max(8.0, static_cast<double>(n) / 4);
-  const auto most_keys =
-      std::min(width, static_cast<int64_t>(8 * std::pow(quarter / 8, grown)));
+  const auto most_keys = std::min(width, static_cast<int64_t>(8 * std::pow(quarter / 8, grown)));
   const auto share = [&](double s) {
     return static_cast<int64_t>(std::lround(static_cast<double>(rows) * (1 - recipe_.text) * s));
   };

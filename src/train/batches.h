@@ -29,8 +29,8 @@ class Batches {
 
   const Recipe& recipe_;
   Tasks tasks_;
-  Tensor on_host_;                   // the text, where documents are packed
-  std::vector<int64_t> documents_;   // where they begin in the text, and its end
+  Tensor on_host_;                  // the text, where documents are packed
+  std::vector<int64_t> documents_;  // where they begin in the text, and its end
   int64_t align_;
 };
 

@@ -61,11 +61,10 @@ class Evaluator {
     for (int64_t b = 0; b < o_.batches; ++b) {
       const Tensor tokens = tasks_.Piece(b * rows_, rows_, o_.n);
       const Tensor logits = Logits(tokens).narrow(1, 0, o_.n - 1);
-      const Tensor loss =
-          torch::cross_entropy_loss(logits.reshape({-1, logits.size(2)}).to(SumType(logits)),
-                                    tokens.narrow(1, 1, o_.n - 1).reshape({-1}), {},
-                                    at::Reduction::None)
-              .reshape({rows_, o_.n - 1});
+      const Tensor loss = torch::cross_entropy_loss(
+                              logits.reshape({-1, logits.size(2)}).to(SumType(logits)),
+                              tokens.narrow(1, 1, o_.n - 1).reshape({-1}), {}, at::Reduction::None)
+                              .reshape({rows_, o_.n - 1});
       all += loss.mean().item<double>();
       late += loss.narrow(1, o_.n / 2, o_.n / 2 - 1).mean().item<double>();
     }
@@ -96,8 +95,7 @@ class Evaluator {
       if (keys > o_.n / 4 || keys > tasks_.most_width()) continue;
       Share share{.name = std::to_string(keys)};
       for (int64_t b = 0; b < kPairBatches; ++b) {
-        const Samples s =
-            tasks_.Pairs(rows_, o_.n, tasks_.most_width(), keys, keys, generator_);
+        const Samples s = tasks_.Pairs(rows_, o_.n, tasks_.most_width(), keys, keys, generator_);
         Count(Right(s), s.kinds == kPairAnswer, &share);
       }
       out_.pairs.push_back(share);
@@ -116,17 +114,15 @@ class Evaluator {
   }
 
   void Cover() {
-    const Tensor rows = torch::linspace(static_cast<double>(o_.n) / 4,
-                                        static_cast<double>(o_.n) - 1,
-                                        std::min(kCoverageRows, o_.n / 2),
-                                        torch::TensorOptions(tasks_.device()))
-                            .to(torch::kInt64);
+    const Tensor rows =
+        torch::linspace(static_cast<double>(o_.n) / 4, static_cast<double>(o_.n) - 1,
+                        std::min(kCoverageRows, o_.n / 2), torch::TensorOptions(tasks_.device()))
+            .to(torch::kInt64);
     out_.has_coverage = true;
     constexpr int kSamples = 4;
     for (int i = 0; i < kSamples; ++i) {
-      const Samples s = i % 2 == 0
-                            ? tasks_.Text(rows_, o_.n, generator_)
-                            : tasks_.Facts(rows_, o_.n, tasks_.most_width(), generator_);
+      const Samples s = i % 2 == 0 ? tasks_.Text(rows_, o_.n, generator_)
+                                   : tasks_.Facts(rows_, o_.n, tasks_.most_width(), generator_);
       Coverage coverage;
       model_.Forward({.tokens = s.tokens,
                       .dense_memory = o_.dense_memory,

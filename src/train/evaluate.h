@@ -1,5 +1,6 @@
-// What a trained model can do: text loss on held-out text, recall by task and distance, and how much
-// of dense attention an indexer's lists hold. The same samples for every model of a vocabulary.
+// What a trained model can do: text loss on held-out text, recall by task and distance, and how
+// much of dense attention an indexer's lists hold. The same samples for every model of a
+// vocabulary.
 #pragma once
 
 #include <string>
@@ -18,8 +19,8 @@ struct Share {
 };
 
 struct Evaluation {
-  int64_t n = 0;            // tokens of a row
-  double text_loss = 0;     // nats a token
+  int64_t n = 0;              // tokens of a row
+  double text_loss = 0;       // nats a token
   double late_text_loss = 0;  // of the second half of the rows
   std::vector<Share> facts;   // both answer tokens, by distance; the last: all
   std::vector<Share> pairs;   // by keys of the row

@@ -38,8 +38,9 @@ Tensor Candidates(const RankInput& in, int64_t first, int64_t end) {
 Tensor Stable(const Tensor& scores, int64_t k) {
   const auto [values, at] = torch::sort(scores, /*stable=*/true, 1, /*descending=*/true);
   const int64_t taken = std::min(k, scores.size(1));
-  Tensor list = at.narrow(1, 0, taken).masked_fill(values.narrow(1, 0, taken) == kNever,
-                                                   std::numeric_limits<int32_t>::max());
+  Tensor list =
+      at.narrow(1, 0, taken)
+          .masked_fill(values.narrow(1, 0, taken) == kNever, std::numeric_limits<int32_t>::max());
   list = std::get<0>(list.sort(1));
   list = list.masked_fill(list == std::numeric_limits<int32_t>::max(), -1).to(torch::kInt32);
   return taken < k ? torch::constant_pad_nd(list, {0, k - taken}, -1) : list;
@@ -68,7 +69,8 @@ Tensor Rank(const RankInput& in) {
   std::vector<Tensor> tiles;
   for (int64_t first = 0; first < n; first += kTileRows) {
     const int64_t end = std::min(first + kTileRows, n);
-    Tensor z = torch::matmul(q.narrow(2, first, end - first), keys.narrow(3, 0, end)).mul_(in.scale);
+    Tensor z =
+        torch::matmul(q.narrow(2, first, end - first), keys.narrow(3, 0, end)).mul_(in.scale);
     if (in.lse.defined())
       z.sub_(in.lse.detach().narrow(2, first, end - first).to(sum).unsqueeze(3));
     z = Pooled(z, in.groups, in.pool);

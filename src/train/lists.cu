@@ -92,8 +92,7 @@ void Check(cudaError_t status) {
 
 }  // namespace
 
-void SelectRowsCuda(const float* scores, int64_t rows, int64_t columns, int64_t k,
-                    int32_t* lists) {
+void SelectRowsCuda(const float* scores, int64_t rows, int64_t columns, int64_t k, int32_t* lists) {
   if (rows == 0) return;
   const auto bytes = static_cast<int>(columns * static_cast<int64_t>(sizeof(uint32_t)));
   if (bytes > 48 * 1024)

@@ -45,8 +45,8 @@ Optimizer::Optimizer(const Parameters& parameters, const OptimizerOptions& optio
       muon_[fmt::format("{}x{}", p.value.size(0), p.value.size(1))].values.push_back(p.value);
       continue;
     }
-    adam_.push_back({p.name, p.value, torch::zeros_like(p.value), torch::zeros_like(p.value), matrix,
-                     !OfIndexer(role)});
+    adam_.push_back({p.name, p.value, torch::zeros_like(p.value), torch::zeros_like(p.value),
+                     matrix, !OfIndexer(role)});
   }
   for (auto& [shape, m] : muon_) {
     m.momentum = torch::zeros({std::ssize(m.values), m.values[0].size(0), m.values[0].size(1)},

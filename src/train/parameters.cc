@@ -53,11 +53,10 @@ Result<std::string> ReadText(const std::string& path) {
 
 SafetensorsEntry Entry(const Parameter& p, torch::ScalarType type) {
   const bool small = type == torch::kBFloat16;
-  const Tensor t = p.value.detach().to(torch::kCPU, small ? torch::kBFloat16 : torch::kFloat32)
-                       .contiguous();
-  SafetensorsEntry entry{.name = p.name,
-                         .dtype = small ? DType::kBF16 : DType::kF32,
-                         .shape = t.sizes().vec()};
+  const Tensor t =
+      p.value.detach().to(torch::kCPU, small ? torch::kBFloat16 : torch::kFloat32).contiguous();
+  SafetensorsEntry entry{
+      .name = p.name, .dtype = small ? DType::kBF16 : DType::kF32, .shape = t.sizes().vec()};
   const auto* data = static_cast<const std::byte*>(t.data_ptr());
   entry.data.assign(data, data + t.nbytes());
   return entry;

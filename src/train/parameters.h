@@ -1,4 +1,5 @@
-// A model's tensors as trainable values, by role: named, shaped and stored as the engine reads them.
+// A model's tensors as trainable values, by role: named, shaped and stored as the engine reads
+// them.
 #pragma once
 
 #include <array>
@@ -45,7 +46,8 @@ class Parameters {
   std::vector<Set> layers_;
 };
 
-// A model's config as the engine reads it: config.json of a folder, with the size of its vocabulary.
+// A model's config as the engine reads it: config.json of a folder, with the size of its
+// vocabulary.
 struct ModelFile {
   std::string json;  // as it stands in the file
   ModelConfig config;

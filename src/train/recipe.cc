@@ -32,7 +32,8 @@ class Reader {
   void Read(const char* key, bool& value) {
     const json* v = Find(key);
     if (v == nullptr) return;
-    if (!v->is_boolean()) return Fail(fmt::format("{} is {}, expected true or false", key, v->dump()));
+    if (!v->is_boolean())
+      return Fail(fmt::format("{} is {}, expected true or false", key, v->dump()));
     value = v->get<bool>();
   }
   const json* Find(const char* key) {

@@ -9,7 +9,7 @@ namespace baton::train {
 namespace {
 
 constexpr int64_t kFact = 2, kAsk = 3, kPairs = 4, kSet = 5, kGet = 6, kStop = 7;
-constexpr int64_t kHops = 4;         // variables of a chain
+constexpr int64_t kHops = 4;          // variables of a chain
 constexpr int64_t kFactSpacing = 64;  // tokens of text per fact, and per question
 constexpr int64_t kChainSpacing = 256;
 constexpr double kFewestKeys = 4;
@@ -59,7 +59,8 @@ Tensor Tasks::Slots(int64_t rows, int64_t n, int64_t size, int64_t count, double
 
 Samples Tasks::Text(int64_t rows, int64_t n, torch::Generator& g) const {
   const Tensor at = Random(0, text_.size(0) - n, {rows, 1}, g) + Range(n);
-  const Tensor tokens = text_.index_select(0, at.reshape({-1})).reshape({rows, n}).to(torch::kInt64);
+  const Tensor tokens =
+      text_.index_select(0, at.reshape({-1})).reshape({rows, n}).to(torch::kInt64);
   return {tokens, Full(tokens, kTextToken), torch::zeros_like(tokens)};
 }
 
@@ -83,7 +84,8 @@ Samples Tasks::Facts(int64_t rows, int64_t n, int64_t width, torch::Generator& g
   // A question asks for one of the facts before it, any with equal chance.
   const Tensor facts = asks.logical_not();
   const Tensor stated = facts.cumsum(1);
-  const Tensor order = std::get<1>(torch::where(facts, stated - 1, m).sort(1));  // i-th fact -> slot
+  const Tensor order =
+      std::get<1>(torch::where(facts, stated - 1, m).sort(1));  // i-th fact -> slot
   const Tensor pick = (Uniform({rows, m}, g) * stated).to(torch::kInt64).minimum(stated - 1);
   const Tensor source = torch::where(asks, order.gather(1, pick), Range(m));
   const auto of = [&](const Tensor& t) { return t.gather(1, source); };
@@ -114,12 +116,12 @@ Samples Tasks::Pairs(int64_t rows, int64_t n, int64_t width, int64_t keys, int64
   const auto [sorted, at] = (drawn * pairs + Range(pairs)).sort(1);
   const Tensor its_key = sorted.div(pairs, "floor");
   Tensor first = torch::ones_like(its_key, torch::kBool);
-  first.narrow(1, 1, pairs - 1) = its_key.narrow(1, 1, pairs - 1) != its_key.narrow(1, 0, pairs - 1);
+  first.narrow(1, 1, pairs - 1) =
+      its_key.narrow(1, 1, pairs - 1) != its_key.narrow(1, 0, pairs - 1);
   const Tensor is_first = torch::zeros_like(first).scatter(1, at, first);
   Samples s;
   s.tokens = torch::stack({key.gather(1, drawn), value.gather(1, drawn)}, 2).reshape({rows, n});
-  const Tensor answer =
-      torch::where(is_first, Full(drawn, kRandomToken), Full(drawn, kPairAnswer));
+  const Tensor answer = torch::where(is_first, Full(drawn, kRandomToken), Full(drawn, kPairAnswer));
   s.kinds = torch::stack({Full(drawn, kRandomToken), answer}, 2).reshape({rows, n});
   s.tokens.select(1, 0).fill_(kPairs);  // in place of the first key, whose value is no answer
   s.distance = count.expand({rows, n}).contiguous();
@@ -130,7 +132,8 @@ Samples Tasks::Chains(int64_t rows, int64_t n, int64_t width, torch::Generator& 
   Samples s = Text(rows, n, g);
   const int64_t chains = std::max<int64_t>(2, n / kChainSpacing), links = chains * kHops;
   const Tensor at = Slots(rows, n, 4, links, 0, 0.85, g);
-  const Tensor name = keys_ + Distinct(rows, width, links, g);  // of link i of chain c: c * hops + i
+  const Tensor name =
+      keys_ + Distinct(rows, width, links, g);  // of link i of chain c: c * hops + i
   const Tensor value = Random(values_, values_ + width, {rows, chains}, g);
   // Chains are interleaved; the links of one come in order.
   const Tensor mixed = Distinct(rows, links, links, g);
@@ -138,8 +141,8 @@ Samples Tasks::Chains(int64_t rows, int64_t n, int64_t width, torch::Generator& 
   const Tensor same = chain.unsqueeze(2) == chain.unsqueeze(1);
   const Tensor link = same.tril(-1).sum(2);
   const auto name_of = [&](const Tensor& i) { return name.gather(1, chain * kHops + i); };
-  const Tensor source = torch::where(link == 0, value.gather(1, chain),
-                                     name_of((link - 1).clamp_min(0)));
+  const Tensor source =
+      torch::where(link == 0, value.gather(1, chain), name_of((link - 1).clamp_min(0)));
   const Tensor me = name_of(link);
   Put(s.tokens, at, torch::stack({Full(me, kSet), me, source, Full(me, kStop)}, 2));
   const Tensor random = Full(me, kRandomToken);
@@ -149,9 +152,8 @@ Samples Tasks::Chains(int64_t rows, int64_t n, int64_t width, torch::Generator& 
   const Tensor c = Random(0, chains, {rows, questions}, g);
   const Tensor i = Random(0, kHops, {rows, questions}, g);
   Put(s.tokens, ask_at,
-      torch::stack({Full(c, kGet), name.gather(1, c * kHops + i), value.gather(1, c),
-                    Full(c, kStop)},
-                   2));
+      torch::stack(
+          {Full(c, kGet), name.gather(1, c * kHops + i), value.gather(1, c), Full(c, kStop)}, 2));
   const Tensor other = Full(c, kRandomToken);
   Put(s.kinds, ask_at, torch::stack({other, other, Full(c, kChainAnswer), other}, 2));
   Put(s.distance, ask_at, (i + 1).unsqueeze(2).expand({rows, questions, 4}));

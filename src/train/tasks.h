@@ -1,10 +1,11 @@
-// What models are trained and tested on: text, and recall tasks that are generated in it. The tokens
-// of keys and values are ordinary ids of the vocabulary, at random, so only the context tells which
-// value a key has.
+// What models are trained and tested on: text, and recall tasks that are generated in it. The
+// tokens of keys and values are ordinary ids of the vocabulary, at random, so only the context
+// tells which value a key has.
 //
 //   facts   text with <|fact|> k k v v <|stop|>, asked for later by <|ask|> k k v v <|stop|>
 //   pairs   <|pairs|> k v k v ...: a value is asked for when its key came before (arXiv 2312.04927)
-//   chains  text with <|set|> a b <|stop|>, b a value or an earlier variable; at the end <|get|> a v
+//   chains  text with <|set|> a b <|stop|>, b a value or an earlier variable; at the end <|get|> a
+//   v
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,8 @@ constexpr int kTokenKinds = 5;
 struct Samples {
   Tensor tokens;  // [B, n] int64
   Tensor kinds;   // [B, n] int64, TokenKind
-  // [B, n] int64. Of an answer: tokens back to where it was stated; of a pair: keys of the row; of a
-  // chain: the links from the value. Otherwise 0.
+  // [B, n] int64. Of an answer: tokens back to where it was stated; of a pair: keys of the row; of
+  // a chain: the links from the value. Otherwise 0.
   Tensor distance;
 };
 

@@ -67,10 +67,9 @@ Tensor Trainer::Loss(const Batch& batch) {
       out.distillation.defined() ? out.distillation : torch::zeros({}, loss.options());
   loss = loss + distillation;
   const Tensor one = torch::ones({1}, kinds.count.options());
-  const Tensor sums =
-      torch::cat({kinds.mean.detach() * kinds.count, distillation.detach().reshape({1}),
-                  kinds.count, one})
-          .to(torch::kFloat64);
+  const Tensor sums = torch::cat({kinds.mean.detach() * kinds.count,
+                                  distillation.detach().reshape({1}), kinds.count, one})
+                          .to(torch::kFloat64);
   sums_ = sums_.defined() ? sums_ + sums : sums;
   return loss;
 }

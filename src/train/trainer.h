@@ -50,8 +50,8 @@ class Trainer {
   Tensor sums_;  // [kTokenKinds + 1], then the counts
 };
 
-// The mean loss of each token by its kind and the number of them, [kTokenKinds] each; gradients flow
-// through the first. Targets are the tokens one to the right.
+// The mean loss of each token by its kind and the number of them, [kTokenKinds] each; gradients
+// flow through the first. Targets are the tokens one to the right.
 struct KindLosses {
   Tensor mean, count;
 };

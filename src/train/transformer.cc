@@ -202,8 +202,7 @@ Tensor Transformer::Attention(Pass& pass, int l, const Tensor& h, const Tensor& 
                                      .sink = parameters_.layer(l, kSinks[b]),
                                      .scale = config_.attention_scale},
                                     ranks);
-    if (ranks)
-      pass.lists[l] = Ranked(pass, l, q, cache.k, out.lse, config_.attention_scale);
+    if (ranks) pass.lists[l] = Ranked(pass, l, q, cache.k, out.lse, config_.attention_scale);
     const Tensor o = Gated(out.o, l, b, h);
     sum = b == 0 ? o : sum + o;
   }

@@ -22,8 +22,8 @@ struct ForwardInput {
   Tensor starts;
   // Readers of an indexer's list attend to all keys: the first stage of arXiv 2606.06467.
   bool dense_memory = false;
-  int64_t window = 0;      // > 0: of all windows, in place of the model's
-  Tensor distilled_rows;   // [R] int64: rows on which the indexer learns; undefined: none
+  int64_t window = 0;            // > 0: of all windows, in place of the model's
+  Tensor distilled_rows;         // [R] int64: rows on which the indexer learns; undefined: none
   Coverage* coverage = nullptr;  // of distilled_rows
 };
 

@@ -18,9 +18,8 @@ Tensor Visible::Mask(int64_t first, int64_t end, int64_t from, torch::Device dev
   const auto options = torch::TensorOptions(device).dtype(torch::kInt64);
   const Tensor row = torch::arange(first, end, options).unsqueeze(1);
   const Tensor key = torch::arange(from, end, options).unsqueeze(0);
-  const Tensor start = starts.defined()
-                           ? starts.narrow(1, first, end - first).unsqueeze(1).unsqueeze(3)
-                           : Tensor();
+  const Tensor start =
+      starts.defined() ? starts.narrow(1, first, end - first).unsqueeze(1).unsqueeze(3) : Tensor();
   Tensor mask = key <= row;
   if (start.defined()) mask = mask & (key >= start);
   if (kind == Kind::kAll) return mask.dim() == 2 ? mask.unsqueeze(0).unsqueeze(0) : mask;

@@ -65,10 +65,12 @@ TEST(AnswerTest, AChatStreamsItsTextThenItsEndThenItsUsage) {
   a.choices[0].ended = Ended(Generation::Stop::kLength, 2);
   events += w.end_choice(a, a.choices[0]) + w.end(a);
   EXPECT_THAT(events, HasSubstr(R"("delta":{"role":"assistant","content":""})"));
-  EXPECT_THAT(events, HasSubstr(R"("delta":{"content":"hi"},"logprobs":null,"finish_reason":null)"));
+  EXPECT_THAT(events,
+              HasSubstr(R"("delta":{"content":"hi"},"logprobs":null,"finish_reason":null)"));
   EXPECT_THAT(events, HasSubstr(R"("delta":{},"logprobs":null,"finish_reason":"length")"));
-  EXPECT_THAT(events, HasSubstr(R"("choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2)"
-                                R"(,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}})"));
+  EXPECT_THAT(events,
+              HasSubstr(R"("choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2)"
+                        R"(,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}})"));
   EXPECT_THAT(events, EndsWith("data: [DONE]\n\n"));
 }
 

@@ -128,11 +128,11 @@ TEST(CallTest, WhatAsksForNothingIsNoFault) {
 }
 
 TEST(CallTest, BodiesThatAreNoRequestAreFaults) {
-  for (const char* body : {"", "{", "[]", "7", "\"a\"", "{\"messages\": \"\xff\"}", "{}",
-                           R"({"messages": []})", R"({"messages": [1]})",
-                           R"({"messages": [{"content": "a"}]})",
-                           R"({"messages": [{"role": "user", "content": 1}]})",
-                           R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})"})
+  for (const char* body :
+       {"", "{", "[]", "7", "\"a\"", "{\"messages\": \"\xff\"}", "{}", R"({"messages": []})",
+        R"({"messages": [1]})", R"({"messages": [{"content": "a"}]})",
+        R"({"messages": [{"role": "user", "content": 1}]})",
+        R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})"})
     EXPECT_EQ(Refused(Api::kChat, body).status, 400) << body;
   for (const char* prompt : {"1", "[]", "[1, \"a\"]", "[-1]", "[[]]", "[[1], 2]", "{}", "null"})
     EXPECT_EQ(Refused(Api::kCompletions, fmt::format(R"({{"prompt": {}}})", prompt)).param,

@@ -15,9 +15,7 @@ namespace baton::server::test {
 constexpr const char* kTemplate =
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}";
 
-inline baton::test::BackendCase TinyCase() {
-  return {"ref", Backend::kReference, KvType::kF32, 0};
-}
+inline baton::test::BackendCase TinyCase() { return {"ref", Backend::kReference, KvType::kF32, 0}; }
 
 inline SyntheticSpec ServedSpec() {
   SyntheticSpec spec = baton::test::TinySpec();
@@ -48,8 +46,8 @@ inline Result<Model> LoadTiny(EngineOptions options = {}) {
 
 class TestServer {
  public:
-  explicit TestServer(ServerOptions options = {},
-                      EngineThread::Loader load = [] { return LoadTiny(); }) {
+  explicit TestServer(
+      ServerOptions options = {}, EngineThread::Loader load = [] { return LoadTiny(); }) {
     options.port = 0;
     std::promise<int> port;
     std::promise<void> ready;

@@ -1,4 +1,5 @@
-// Trainer and engine compute the same model: every logit of every architecture, in single precision.
+// Trainer and engine compute the same model: every logit of every architecture, in single
+// precision.
 #include "tests/train/toy_models.h"
 
 namespace baton::train {
@@ -25,20 +26,19 @@ void ExpectEngineAgrees(Engine& engine, const std::vector<int32_t>& ids, int64_t
   ASSERT_TRUE(session.ok());
   int64_t seen = 0;
   double worst = 0;
-  PromptRun run(engine.impl(), {.tokens = ids,
-                                .kv = &session->sequence(),
-                                .on_logits =
-                                    [&](int64_t first, View<const float> logits) {
-                                      for (int64_t i = 0; i < logits.dim(0); ++i, ++seen) {
-                                        const float* row = expected.data_ptr<float>() +
-                                                           (n - wanted + first + i) *
-                                                               expected.size(1);
-                                        for (int64_t t = 0; t < logits.dim(1); ++t)
-                                          worst = std::max<double>(
-                                              worst, std::fabs(row[t] - logits.row(i)[t]));
-                                      }
-                                    },
-                                .wanted = wanted});
+  PromptRun run(engine.impl(),
+                {.tokens = ids,
+                 .kv = &session->sequence(),
+                 .on_logits =
+                     [&](int64_t first, View<const float> logits) {
+                       for (int64_t i = 0; i < logits.dim(0); ++i, ++seen) {
+                         const float* row = expected.data_ptr<float>() +
+                                            (n - wanted + first + i) * expected.size(1);
+                         for (int64_t t = 0; t < logits.dim(1); ++t)
+                           worst = std::max<double>(worst, std::fabs(row[t] - logits.row(i)[t]));
+                       }
+                     },
+                 .wanted = wanted});
   ASSERT_TRUE(run.RunAll().ok());
   EXPECT_EQ(seen, wanted);
   EXPECT_LT(worst, kTolerance);

@@ -89,8 +89,8 @@ TEST(GradientTest, IndexerIsDetached) {
     EXPECT_EQ(p.value.grad().defined(), OfIndexer(p)) << p.name;
 }
 
-// arXiv 2606.06467: d loss / d scores = (softmax(scores) - teacher) / rows, so it vanishes where the
-// indexer's map is the teacher, and the coverage is that of the best list.
+// arXiv 2606.06467: d loss / d scores = (softmax(scores) - teacher) / rows, so it vanishes where
+// the indexer's map is the teacher, and the coverage is that of the best list.
 TEST(GradientTest, PerfectIndexerLosesNothing) {
   constexpr int64_t kRows = 24;
   auto generator = at::detail::createCPUGenerator(2);

@@ -32,7 +32,8 @@ inline Tensor ToyText(int64_t vocab) {
   return text;
 }
 
-// The architectures' smallest forms with all their parts; windows of 8 see no more than a few pairs.
+// The architectures' smallest forms with all their parts; windows of 8 see no more than a few
+// pairs.
 inline std::vector<SyntheticSpec> ToySpecs() {
   std::vector<SyntheticSpec> all;
   const auto add = [&](const std::string& architecture, const std::string& layout) {

@@ -117,9 +117,9 @@ TEST(RunTest, SchedulesRiseAndFall) {
 // The rule of the engine's lists: larger first, then lower; ascending; -1 where there are fewer.
 TEST(RunTest, LargestBreakTiesByPosition) {
   const float none = -std::numeric_limits<float>::infinity();
-  const Tensor scores = torch::tensor({1.f, 3.f, 3.f, none, 3.f, 0.f, none, none, none, 2.f, none,
-                                       none})
-                            .reshape({2, 6});
+  const Tensor scores =
+      torch::tensor({1.f, 3.f, 3.f, none, 3.f, 0.f, none, none, none, 2.f, none, none})
+          .reshape({2, 6});
   const Tensor expected = torch::tensor({1, 2, 3, -1}, torch::kInt32).reshape({2, 2});
   EXPECT_TRUE(torch::equal(LargestOf(scores, 2), expected));
 }

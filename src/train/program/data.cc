@@ -10,8 +10,8 @@ Result<Tensor> ReadTokenFile(const std::string& path, torch::Device device) {
   const auto count = static_cast<int64_t>(file.bytes().size() / sizeof(uint16_t));
   if (count < 2) return Error::InvalidArgument("{}: holds {} tokens, expected more", path, count);
   // Ids are below 2^15, so both 16-bit types say the same.
-  const Tensor ids = torch::from_blob(const_cast<std::byte*>(file.bytes().data()), {count},
-                                      torch::kInt16);
+  const Tensor ids =
+      torch::from_blob(const_cast<std::byte*>(file.bytes().data()), {count}, torch::kInt16);
   return ids.to(torch::kInt32).to(device);
 }
 

@@ -75,8 +75,8 @@ void AddTensor(GgufWriter& writer, const std::string& name, const TensorInfo& t)
 Status Export(const ExportFlags& flags) {
   BATON_ASSIGN(const Checkpoint checkpoint, Checkpoint::Open(flags.model));
   if (checkpoint.config.plan.empty())
-    return Error::Unsupported("{}: a {} model; only trained-sparse ones are converted",
-                              flags.model, checkpoint.config.architecture);
+    return Error::Unsupported("{}: a {} model; only trained-sparse ones are converted", flags.model,
+                              checkpoint.config.architecture);
   BATON_ASSIGN(const Metadata config, ReadHfConfig(flags.model + "/config.json"));
   BATON_ASSIGN(const Metadata tokenizer, TokenizerKeys(flags.model));
   GgufWriter writer;

@@ -32,8 +32,10 @@ struct LmFlags {
 
 nlohmann::json ToObject(const Losses& l) {
   const auto number = [](double v) { return std::isnan(v) ? nlohmann::json() : nlohmann::json(v); };
-  return {{"text", number(l.by_kind[kTextToken])},   {"facts", number(l.by_kind[kFactAnswer])},
-          {"pairs", number(l.by_kind[kPairAnswer])}, {"chains", number(l.by_kind[kChainAnswer])},
+  return {{"text", number(l.by_kind[kTextToken])},
+          {"facts", number(l.by_kind[kFactAnswer])},
+          {"pairs", number(l.by_kind[kPairAnswer])},
+          {"chains", number(l.by_kind[kChainAnswer])},
           {"distillation", l.distillation}};
 }
 
@@ -89,8 +91,8 @@ class LmRun {
   }
 
   void LogLosses() {
-    nlohmann::json line = {{"event", "losses"}, {"step", trainer_.step()},
-                           {"tokens", trainer_.tokens()}};
+    nlohmann::json line = {
+        {"event", "losses"}, {"step", trainer_.step()}, {"tokens", trainer_.tokens()}};
     const Losses losses = trainer_.TakeLosses();  // waits for the device
     const double seconds = Since(start_);
     line["seconds"] = seconds;
@@ -99,10 +101,12 @@ class LmRun {
     if (flags_.json) return;
     const double left = seconds * static_cast<double>(recipe_.steps() - trainer_.step()) /
                         static_cast<double>(trainer_.step());
-    fmt::print(stderr, "{}step {}/{} | text {:.3f} facts {:.3f} pairs {:.3f} chains {:.3f} | {:.0f} s, {:.0f} s left{}",
-               isatty(2) ? "\r" : "", trainer_.step(), recipe_.steps(),
-               losses.by_kind[kTextToken], losses.by_kind[kFactAnswer],
-               losses.by_kind[kPairAnswer], losses.by_kind[kChainAnswer], seconds, left,
+    fmt::print(stderr,
+               "{}step {}/{} | text {:.3f} facts {:.3f} pairs {:.3f} chains {:.3f} | {:.0f} s, "
+               "{:.0f} s left{}",
+               isatty(2) ? "\r" : "", trainer_.step(), recipe_.steps(), losses.by_kind[kTextToken],
+               losses.by_kind[kFactAnswer], losses.by_kind[kPairAnswer],
+               losses.by_kind[kChainAnswer], seconds, left,
                isatty(2) && !trainer_.done() ? "  " : "\n");
   }
 
@@ -111,11 +115,11 @@ class LmRun {
     BATON_ASSIGN(const Tensor held_out, ReadTokenFile(flags_.data + "/test.u16", text_.device()));
     const Tasks tasks(held_out, model_.config.vocab);
     const int64_t n = recipe_.stages.back().n;
-    const Evaluation e = Evaluate(
-        trainer_.transformer(), tasks,
-        {.n = n, .tokens = flags_.eval_tokens, .dense_memory = !trainer_.sparse()});
-    nlohmann::json line = {{"event", "result"}, {"seconds", seconds},
-                           {"tokens", trainer_.tokens()}};
+    const Evaluation e =
+        Evaluate(trainer_.transformer(), tasks,
+                 {.n = n, .tokens = flags_.eval_tokens, .dense_memory = !trainer_.sparse()});
+    nlohmann::json line = {
+        {"event", "result"}, {"seconds", seconds}, {"tokens", trainer_.tokens()}};
     line["evaluation"] = nlohmann::json::parse(e.ToJson());
     Log(line);
     if (!flags_.json) fmt::print("{}\n", line.dump());
@@ -198,8 +202,7 @@ Status Bench(const BenchFlags& flags) {
       {"dense_memory", flags.dense_memory},
       {"parameters", parameters.count()},
       {"ms", seconds * 1e3 / static_cast<double>(flags.steps)},
-      {"ktokens_per_s",
-       static_cast<double>(flags.steps * flags.tokens) / seconds / 1e3}};
+      {"ktokens_per_s", static_cast<double>(flags.steps * flags.tokens) / seconds / 1e3}};
   fmt::print("{}\n", line.dump());
   return Status::Ok();
 }
