@@ -171,7 +171,7 @@ TEST(Splits, AContextEndsInItsKindAndBorrowsWhatThatLacks) {
 
 Candidate Measured(double bytes, std::vector<double> kind_kl) {
   Candidate c;
-  c.kv_bytes_share = bytes;
+  c.bounded_share = bytes;
   c.kind_kl = std::move(kind_kl);
   return c;
 }
