@@ -36,8 +36,9 @@ struct EngineOptions {
   bool portable = false;  // CPU kernels in single precision that any x86-64 runs
   int threads = 0;        // 0: one per processor
   KvType kv = KvType::kBF16;
-  int64_t context = 0;         // longest sequence; 0: the model's own
-  int64_t kv_tokens = 0;       // most tokens of cache, all requests together; 0: one full context
+  int64_t context = 0;  // longest sequence; 0: the model's own
+  // Most tokens of cache, all requests together; 0: kv_contexts full contexts.
+  int64_t kv_tokens = 0, kv_contexts = 1;
   int64_t prompt_chunk = 512;  // prompt tokens per forward pass
   // Layer routers: a router file, or the model's own path where a published checkpoint holds them.
   // Empty: none. `router_flavour` must say "flux" for published checkpoints.
@@ -84,6 +85,11 @@ struct ModelInfo {
   double load_seconds = 0;
 };
 
+struct LogitBias {
+  int32_t token = 0;
+  float bias = 0;  // added to its logit before anything else
+};
+
 struct Sampling {
   float temperature = 0;  // 0: greedy
   int top_k = 0;          // 0: off
@@ -92,7 +98,8 @@ struct Sampling {
   float repetition_penalty = 1;
   float presence_penalty = 0;   // subtracted from the logit of each token that occurred
   float frequency_penalty = 0;  // subtracted once per occurrence
-  int penalty_window = 64;      // latest tokens that the penalties look at
+  int64_t penalty_window = 64;  // latest tokens that the penalties look at
+  std::vector<LogitBias> logit_bias;
   uint64_t seed = 0;
 };
 
@@ -177,6 +184,9 @@ struct Request {
   // Texts that end the answer and are not part of it; they may hold control tokens ("<|user|>").
   std::vector<std::string> stop;
   int logprobs = -1;  // likeliest tokens to report for each token of the answer; -1: no report
+  // The same for each token of the prompt but the first, which nothing precedes. Then max_tokens 0
+  // scores the prompt alone.
+  int prompt_logprobs = -1;
   bool ignore_end = false;   // keep generating past the end-of-generation token
   std::optional<Plan> plan;  // none: dense
   WatchOptions watch;
@@ -218,7 +228,8 @@ struct Generation {
     TokenLogprob chosen;
     std::vector<TokenLogprob> top;  // likeliest first
   };
-  std::vector<Logprobs> logprobs;  // [tokens], or empty where nobody asked
+  std::vector<Logprobs> logprobs;         // [tokens], or empty where nobody asked
+  std::vector<Logprobs> prompt_logprobs;  // [prompt tokens - 1], likewise
   enum class Stop { kEndOfText, kStopString, kLength, kContext, kCancelled } stop = Stop::kLength;
   RequestStats stats;
 };
@@ -227,6 +238,14 @@ struct OpTime {
   std::string name;
   int64_t calls = 0;
   double seconds = 0, bytes = 0, flops = 0;
+};
+
+// What requests in progress take of the cache.
+struct CacheUse {
+  int64_t requests = 0;        // that have a cache
+  int64_t claimed_tokens = 0;  // set aside for them, of `most_tokens`
+  int64_t most_tokens = 0;
+  int64_t held_bytes = 0;  // of pages that their tokens fill
 };
 
 struct MemoryUse {
@@ -243,6 +262,8 @@ using RequestId = int64_t;
 // cancel requests (also their own), but not step or call Generate.
 struct RequestCallbacks {
   OnText on_text;
+  // Each token of the answer, before its text; without Request::logprobs its logprob is 0.
+  std::function<void(const Generation::Logprobs&)> on_token;
   // Once per request, after its cache was freed: what it generated, or the error that ended it.
   // Text that was generated before an error has gone to on_text.
   std::function<void(Result<Generation>)> on_done;
@@ -266,6 +287,8 @@ class Engine {
   std::vector<int32_t> Tokenize(std::string_view text, bool bos, bool special) const;
   std::string Detokenize(std::span<const int32_t> tokens, bool special = false) const;
   bool IsEndOfGeneration(int32_t token) const;
+  // The bytes of one token, control tokens included; they need not be whole characters.
+  std::string TokenBytes(int32_t token) const;
   // The chat template's text for Tokenize(bos = true, special = true): without BOS where Tokenize
   // puts it. Errors: no template, or one that cannot be run or refuses the turns.
   Result<std::string> RenderChat(const std::vector<ChatTurn>& chat) const;
@@ -296,6 +319,8 @@ class Engine {
   // called. Errors: a bad request, a prompt longer than the context or kv_tokens. Safe from any
   // thread, as is CancelRequest.
   Result<RequestId> Submit(Request request, RequestCallbacks callbacks = {});
+  // The error that Submit would return. Safe from any thread.
+  Status CheckRequest(const Request& request) const;
   // One forward pass: a part of one request's prompt, or one token of up to 16 requests. False when
   // no request is left. One thread at a time, Generate and GenerateBatch included.
   bool Step();
@@ -318,6 +343,8 @@ class Engine {
   // ResetCancel, so do requests that are submitted. Safe from signal handlers.
   void Cancel();
   void ResetCancel();
+
+  CacheUse cache_use() const;  // as the latest step left it; safe from any thread
 
   void SetTracing(bool on);  // per-operation times, off by default
   std::vector<OpTime> OpTimes() const;

@@ -13,8 +13,10 @@
 namespace baton {
 
 struct ProfileOptions {
-  std::vector<std::string> texts;  // files; at least about 18,000 tokens together
-  int64_t context = 8192;          // the context length the plan is for
+  // PATH or KIND=PATH, files or folders (docs/planning.md#data); at least about 18,000 tokens
+  // together. A profile lists its files, each with its kind.
+  std::vector<std::string> texts;
+  int64_t context = 8192;  // the context length the plan is for
   int probes = 24;  // retrieval probes generated into the profile split (as many again into search)
   uint64_t seed = 1;
   std::vector<int64_t> budgets = {128, 256, 512, 1024, 2048};
@@ -36,6 +38,15 @@ struct SplitInfo {
   int probes = 0, probes_dense_finds = 0;
 };
 
+// What one kind of text loses, in the units of the profile's own tables.
+struct KindLoss {
+  std::string name;
+  int64_t tokens = 0;                               // of the kind's text, in all splits
+  std::vector<std::vector<float>> text, scan_text;  // [budget][i * L + j], [budget][j]
+  std::vector<float> price_text, own_price_text;    // [L]
+  std::vector<std::vector<float>> window_text;      // [window][L]
+};
+
 struct Profile {
   // Which model and data this belongs to.
   std::string model_path, architecture, fingerprint;
@@ -44,8 +55,11 @@ struct Profile {
   std::vector<int64_t> model_window;  // [L]
   ProfileOptions options;
   std::vector<std::string> text_sha256;  // one per options.texts
+  std::vector<std::string> warnings;     // about the texts; not in the file
   std::vector<SplitInfo> splits;
+  std::vector<KindLoss> kinds;
 
+  // Tables of text are means over the kinds, those of answers over all contexts.
   // [budget][i * L + j]: mass of layer j that layer i's top-k set misses. text: mean over heads and
   // text positions; answer: over answer positions of probes; worst: as answer, of the worst query
   // head. Diagonal: own exact set.
@@ -81,10 +95,14 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
                             const OnProgress& progress = nullptr);
 
 struct PlanTarget {
-  double max_kl = 0;            // text KL to dense; 0: no bound
+  // Bounds of the text KL to dense; 0: none. max_kl holds for the worst kind of text and for the
+  // worst that is left out (Candidate); with one kind of text there is but the mean.
+  double max_kl = 0, max_kl_mean = 0;
   double min_retrieval = 0.97;  // what the plan finds over what dense finds
   double max_bytes = 0;         // share of dense KV bytes at the profile's context; 0: no bound
-  double min_speedup = 0;       // decode step, dense over planned, by measured costs; 0: no bound
+  // Share of the dense cache that is held after the prompt; 0: no bound. The plan evicts then.
+  double max_held = 0;
+  double min_speedup = 0;  // decode step, dense over planned, by measured costs; 0: no bound
 };
 
 enum class PlanObjective { kNats, kMass, kPaper };  // priced loss | lost mass | the paper's overlap
@@ -95,7 +113,8 @@ struct PlanOptions {
   std::vector<Role> roles = {Role::kSelect, Role::kScan, Role::kReuse,
                              Role::kWindow};  // besides full
   std::vector<int> forced;
-  int max_evaluations = 100;  // of the real sparse path on the search split
+  std::vector<std::string> kinds;  // kinds of text to plan for; empty: all of the profile
+  int max_evaluations = 100;       // of the real sparse path on the search split
   bool local_search = true;
   bool cost_in_bytes = true;  // false: measured microseconds
   // The plan is to draft for exact answers (docs/exact.md): of those that meet the target, the one
@@ -113,17 +132,28 @@ struct Candidate {
   std::string origin;  // "0.0140 nats predicted", "local search: ...", "sparse prompts, ..."
   double predicted_nats = 0;
   double kv_bytes_share = 0, predicted_speedup = 0;
-  double kl = 0, answer_kl = 0, top1 = 0;
+  double kv_held_share = 1;  // after the prompt, low-bit copies included
+  double bounded_share = 0;  // the one of the two that the search lowers: held under max_held
+  double kl = 0, answer_kl = 0, top1 = 0;  // kl: of text, the mean over its kinds
+  std::vector<double> kind_kl;             // [kinds]
+  // [kinds] What a plan loses on a kind that did not choose it: the KL, on this kind, of the
+  // candidate that is best on the other kinds and reads no more bytes. Empty with one kind.
+  std::vector<double> left_out_kl;
   int found = 0, dense_found = 0;
   bool on_front = false, meets_target = false;
   // Of exact answers that it drafts for: expected time per token over dense's, by passes timed and
   // by top1. 0: not timed.
   double exact_time = 0;
+  double WorstKl() const;    // of the kinds
+  double LeftOutKl() const;  // the worst of left_out_kl; 0 where there is none
 };
 
 struct PlanSearch {
   Candidate chosen;  // measured on the search split
   Candidate test;    // the same plan on the test split, once
+  std::vector<std::string> kinds;
+  // [kinds] The plans of chosen.left_out_kl, with its prompts. Empty with one kind.
+  std::vector<Plan> left_out_plans;
   std::vector<Candidate> candidates;
   double seconds = 0;
 };
@@ -147,6 +177,7 @@ struct WindowOptions {
   WindowRank rank = WindowRank::kHarm;
   int64_t sink = 64, window = 512;  // tokens that stay: the first, and the latest
   bool route = false;  // role route instead of window: a mask or a router decides at run time
+  bool evict = false;  // windows give up what they do not read once the prompt is done
 };
 
 // One way to run the list, against dense on the test split.

@@ -39,6 +39,7 @@ void AddBench(CLI::App& app, Action& action);
 void AddProfile(CLI::App& app, Action& action);
 void AddPlan(CLI::App& app, Action& action);
 void AddReport(CLI::App& app, Action& action);
+void AddServe(CLI::App& app, Action& action);
 void AddCompletion(CLI::App& app, Action& action);
 void AddMan(CLI::App& app, Action& action);
 

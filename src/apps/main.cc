@@ -156,7 +156,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   Action action;
   for (auto add : {AddRun, AddInfo, AddTokenize, AddDetokenize, AddProfile, AddPlan, AddEval,
-                   AddPerplexity, AddBench, AddReport, AddCompletion, AddMan})
+                   AddPerplexity, AddBench, AddReport, AddServe, AddCompletion, AddMan})
     add(app, action);
   Invocation invocation{"baton"};
   for (int i = 1; i < argc; ++i) invocation.command_line += " " + ShellWord(argv[i]);

@@ -124,15 +124,45 @@ std::string Table::ToString() const {
   return out;
 }
 
-Progress::Progress() : terminal_(isatty(STDERR_FILENO) == 1), start_(Clock::now()) {}
+Progress::Progress(std::chrono::milliseconds every)
+    : terminal_(isatty(STDERR_FILENO) == 1), start_(Clock::now()) {
+  if (!terminal_) speaker_ = std::thread([this, every] { SayAgain(every); });
+}
 
 Progress::~Progress() {
   if (drawn_) fmt::print(stderr, "\r\033[K");
+  if (!speaker_.joinable()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    end_ = true;
+  }
+  ended_.notify_one();
+  speaker_.join();
 }
 
 OnProgress Progress::Callback() {
-  if (!terminal_) return nullptr;
-  return [this](double fraction, std::string_view what) { Draw(fraction, what); };
+  if (terminal_) return [this](double fraction, std::string_view what) { Draw(fraction, what); };
+  return [this](double fraction, std::string_view what) {
+    const std::lock_guard lock(mutex_);
+    fraction_ = fraction;
+    what_ = what;
+  };
+}
+
+void Progress::SayAgain(std::chrono::milliseconds every) {
+  std::unique_lock lock(mutex_);
+  while (!ended_.wait_for(lock, every, [this] { return end_; })) {
+    if (!what_.empty())
+      Note(fmt::format("baton: {:.0f} %  {}  {}", fraction_ * 100, TimeLeft(fraction_), what_));
+  }
+}
+
+// "3 min left", or nothing: the first few percent say little about the rest.
+std::string Progress::TimeLeft(double fraction) const {
+  const double elapsed = std::chrono::duration<double>(Clock::now() - start_).count();
+  return fraction > 0.03 && elapsed > 2
+             ? fmt::format("{} left", Duration(elapsed / fraction - elapsed))
+             : "";
 }
 
 void Progress::Draw(double fraction, std::string_view what) {
@@ -145,12 +175,7 @@ void Progress::Draw(double fraction, std::string_view what) {
       ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
   constexpr int kBar = 24;
   const auto filled = static_cast<size_t>(fraction * kBar);
-  const double elapsed = std::chrono::duration<double>(now - start_).count();
-  // The first few percent say little about the rest.
-  const std::string left = fraction > 0.03 && elapsed > 2
-                               ? fmt::format("{} left", Duration(elapsed / fraction - elapsed))
-                               : "";
-  std::string tail = fmt::format(" {:3.0f} %  {}  ", fraction * 100, left);
+  std::string tail = fmt::format(" {:3.0f} %  {}  ", fraction * 100, TimeLeft(fraction));
   const int room = columns - kBar - static_cast<int>(Columns(tail)) - 3;
   tail += what.substr(0, static_cast<size_t>(std::max(room, 0)));
   fmt::print(stderr, "\r\033[K[{}{}]{}", Repeat("#", filled), Repeat(".", kBar - filled), tail);

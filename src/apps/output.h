@@ -3,9 +3,12 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "baton/engine.h"
@@ -47,10 +50,11 @@ class Table {
   int left_;
 };
 
-// A bar on standard error while it is a terminal, nothing otherwise; clears itself.
+// On standard error: a bar while that is a terminal, which clears itself; otherwise a line every 30
+// seconds that says what is being done, also when no news comes.
 class Progress {
  public:
-  Progress();
+  explicit Progress(std::chrono::milliseconds every = std::chrono::seconds(30));
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -58,9 +62,18 @@ class Progress {
 
  private:
   void Draw(double fraction, std::string_view what);
+  void SayAgain(std::chrono::milliseconds every);
+  std::string TimeLeft(double fraction) const;
   using Clock = std::chrono::steady_clock;
   bool terminal_, drawn_ = false;
   Clock::time_point start_, last_;
+  // Of the lines: what was reported last, and the thread that writes it.
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  bool end_ = false;
+  double fraction_ = 0;
+  std::string what_;
+  std::thread speaker_;
 };
 
 struct SketchPoint {

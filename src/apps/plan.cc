@@ -20,7 +20,9 @@ struct PlanFlags {
   enum class For { kSpeed, kExact } purpose = For::kSpeed;
   CLI::Option* min_retrieval = nullptr;
   CLI::Option* max_kl = nullptr;
+  CLI::Option* max_kl_mean = nullptr;
   CLI::Option* max_bytes = nullptr;
+  CLI::Option* max_held = nullptr;
   CLI::Option* min_speedup = nullptr;
 };
 
@@ -29,14 +31,28 @@ constexpr double kDefaultMaxBytes = 0.125;
 void AddTarget(CLI::App* command, PlanFlags& o) {
   const std::string group = "Target";
   PlanTarget& t = o.options.target;
-  o.max_kl = command->add_option("--max-kl", t.max_kl, "Most nats of KL to dense on text")
+  o.max_kl = command
+                 ->add_option("--max-kl", t.max_kl,
+                              "Most nats of KL to dense on text, of the worst kind of text and of "
+                              "the worst one left out")
                  ->check(Above(0))
                  ->group(group);
+  o.max_kl_mean = command
+                      ->add_option("--max-kl-mean", t.max_kl_mean,
+                                   "Most nats of KL to dense on text, as the mean over its kinds")
+                      ->check(Above(0))
+                      ->group(group);
   o.max_bytes =
       command
           ->add_option("--max-bytes", t.max_bytes,
                        "Most KV bytes of a decode step, as a share of dense; 0.125 when no target "
                        "is given")
+          ->check(AboveTo(0.0, 1.0))
+          ->group(group);
+  o.max_held =
+      command
+          ->add_option("--max-held", t.max_held,
+                       "Most KV bytes held after the prompt, as a share of dense: windows evict")
           ->check(AboveTo(0.0, 1.0))
           ->group(group);
   o.min_speedup = command
@@ -89,6 +105,10 @@ void AddSearch(CLI::App* command, PlanFlags& o) {
       ->check(OneWordOf({"bytes", "time"}))
       ->capture_default_str()
       ->group(group);
+  command->add_option("--kinds", p.kinds, "Kinds of text to plan for; all without it")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->group(group);
   command->add_option("--max-evaluations", p.max_evaluations, "Candidates measured end to end")
       ->check(AtLeast(1))
       ->capture_default_str()
@@ -138,8 +158,11 @@ std::string Ruler(size_t layers) {
 std::vector<std::string> Row(const Candidate& c, const std::string& name) {
   return {name,
           Percent(c.kv_bytes_share),
+          Percent(c.kv_held_share),
           fmt::format("{:.4f}", c.predicted_nats),
           fmt::format("{:.4f}", c.kl),
+          fmt::format("{:.4f}", c.WorstKl()),
+          c.left_out_kl.empty() ? "-" : fmt::format("{:.4f}", c.LeftOutKl()),
           fmt::format("{:.4f}", c.answer_kl),
           Percent(c.top1),
           fmt::format("{}/{}", c.found, c.dense_found),
@@ -148,8 +171,20 @@ std::vector<std::string> Row(const Candidate& c, const std::string& name) {
 }
 
 Table CandidateTable() {
-  return Table({"origin", "KV bytes", "predicted nats", "KL", "answer KL", "top-1", "found",
-                "speed-up", "  layers"});
+  return Table({"origin", "KV read", "KV held", "predicted nats", "KL", "worst kind", "left out",
+                "answer KL", "top-1", "found", "speed-up", "  layers"});
+}
+
+std::string KindTable(const PlanSearch& search) {
+  Table table({"kind of text", "KL, search split", "left out", "KL, test split", "left out"});
+  for (size_t k = 0; k < search.kinds.size(); ++k) {
+    std::vector<std::string> row = {search.kinds[k]};
+    for (const Candidate* c : {&search.chosen, &search.test})
+      for (const double kl : {c->kind_kl[k], c->left_out_kl[k]})
+        row.push_back(fmt::format("{:.4f}", kl));
+    table.Row(std::move(row));
+  }
+  return table.ToString();
 }
 
 std::string ToText(const PlanSearch& search, const PlanFlags& o) {
@@ -157,7 +192,7 @@ std::string ToText(const PlanSearch& search, const PlanFlags& o) {
   for (const Candidate& c : search.candidates)
     if (c.on_front) front.push_back(c);
   std::sort(front.begin(), front.end(), [](const Candidate& a, const Candidate& b) {
-    return a.kv_bytes_share < b.kv_bytes_share;
+    return a.bounded_share < b.bounded_share;
   });
   std::string out;
   if (!front.empty()) {
@@ -166,15 +201,19 @@ std::string ToText(const PlanSearch& search, const PlanFlags& o) {
     out += fmt::format("Front of {} measured candidates (* meets the target):\n\n{}\n",
                        search.candidates.size(), table.ToString());
     std::vector<SketchPoint> points;
-    for (const Candidate& c : search.candidates) points.push_back({c.kv_bytes_share, c.kl, '.'});
-    for (const Candidate& c : front) points.push_back({c.kv_bytes_share, c.kl, 'o'});
-    points.push_back({search.chosen.kv_bytes_share, search.chosen.kl, '@'});
-    out += Sketch(points, "share of the KV bytes,", "KL to dense, nats (o front, @ chosen)") + "\n";
+    for (const Candidate& c : search.candidates) points.push_back({c.bounded_share, c.kl, '.'});
+    for (const Candidate& c : front) points.push_back({c.bounded_share, c.kl, 'o'});
+    points.push_back({search.chosen.bounded_share, search.chosen.kl, '@'});
+    const bool held = o.options.target.max_held > 0;
+    out += Sketch(points, held ? "share of the KV bytes held," : "share of the KV bytes,",
+                  "KL to dense, nats (o front, @ chosen)") +
+           "\n";
   }
   Table figures = CandidateTable();
   figures.Row(Row(search.chosen, "search split"));
   figures.Row(Row(search.test, "test split"));
   out += fmt::format("Chosen ({}):\n\n{}\n", search.chosen.origin, figures.ToString());
+  if (search.kinds.size() > 1) out += KindTable(search) + "\n";
   const size_t layers = search.chosen.plan.layers.size();
   out += fmt::format("layer  {}\nrole   {}   F full, S select, C scan, R reuse, W window\n",
                      Ruler(layers), results::Letters(search.chosen.plan));
@@ -210,7 +249,9 @@ PlanOptions SearchOptions(const PlanFlags& o) {
     return options;
   }
   // Retrieval alone would be met by a plan that is cheap and bad at everything else.
-  if (o.max_kl->count() + o.max_bytes->count() + o.min_speedup->count() == 0)
+  if (o.max_kl->count() + o.max_kl_mean->count() + o.max_bytes->count() + o.max_held->count() +
+          o.min_speedup->count() ==
+      0)
     options.target.max_bytes = kDefaultMaxBytes;
   return options;
 }
@@ -236,10 +277,17 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
     BATON_ASSIGN(search, SearchPlan(*engine, profile, options, progress.Callback()));
   }
   BATON_TRY(search->chosen.plan.Save(o.output));
-  const Json json =
+  if (search->kinds.size() == 1)
+    Note("baton: warning: one kind of text was measured: on others the plan may lose much more");
+  if (!search->test.meets_target)
+    Note(
+        "baton: warning: the plan misses the target on the test split, which it was not chosen on");
+  Json json =
       results::ToJson(results::SearchRecord{.origin = OriginOf("search", *engine, invocation),
                                             .search = *search,
                                             .target = options.target});
+  for (const Plan& plan : search->left_out_plans)
+    json["left_out_plans"].push_back(Json::parse(plan.ToJson()));
   if (!o.search_json.empty()) BATON_TRY(WriteFile(o.search_json, json.dump(2) + "\n"));
   BATON_TRY(o.json ? PrintJson(json) : Print(ToText(*search, o)));
   return 0;
@@ -253,6 +301,7 @@ void AddPlan(CLI::App& app, Action& action) {
       "Search the cheapest plan that meets a target, or rank layers for windows; verify, write",
       "  baton plan profile.json --max-bytes 0.125 -o plan.json\n"
       "  baton plan profile.json --max-kl 0.01 --no-scan -o plan.json --search-json search.json\n"
+      "  baton plan profile.json --max-held 0.6 --max-kl 0.03 -o plan.json\n"
       "  baton plan profile.json --min-speedup 2 --cost time -o plan.json\n"
       "  baton plan profile.json --windows-only 0.5 --rank harm --window 512 --sink 64 -o "
       "plan.json");

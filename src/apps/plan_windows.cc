@@ -81,6 +81,14 @@ void WindowFlags::Add(CLI::App* command, const std::vector<std::string>& others)
           "of windows")
       ->needs(given)
       ->group(group);
+  command
+      ->add_flag(
+          "--evict", options.evict,
+          "Windows free the rest of their cache once the prompt is done; probes are asked in "
+          "a second turn then")
+      ->needs(given)
+      ->excludes("--route")
+      ->group(group);
 }
 
 void WindowFlags::CheckUse() const {

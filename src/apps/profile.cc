@@ -1,6 +1,8 @@
 // baton profile: measure which layers can use which layers' top-k sets.
 #include "baton/profile.h"
 
+#include <algorithm>
+
 #include "apps/command.h"
 
 namespace baton::apps {
@@ -15,7 +17,10 @@ struct ProfileFlags {
 void AddOptions(CLI::App* command, ProfileFlags& o) {
   o.engine.AddModel(command);
   ProfileOptions& p = o.options;
-  AddTextFlag(command, p.texts);
+  command
+      ->add_option("--text", p.texts,
+                   "Text files or folders, of the kinds that the plan is for: PATH or KIND=PATH")
+      ->required();
   const auto list = [&](const std::string& name, std::vector<int64_t>& values,
                         const std::string& help) {
     command->add_option(name, values, help)
@@ -60,6 +65,19 @@ Result<int> Run(const ProfileFlags& o, const Invocation&) {
     BATON_ASSIGN(profile, MakeProfile(*engine, o.options, progress.Callback()));
   }
   BATON_TRY(profile->Save(o.output));
+  for (const std::string& warning : profile->warnings) Note("baton: warning: " + warning);
+  Table kinds({"kind of text", "files", "tokens"});
+  for (const KindLoss& kind : profile->kinds) {
+    const auto files =
+        std::count_if(profile->options.texts.begin(), profile->options.texts.end(),
+                      [&](const std::string& text) { return text.starts_with(kind.name + "="); });
+    kinds.Row({kind.name, Count(files), Count(kind.tokens)});
+    if (kind.tokens < 4 * profile->options.context)
+      Note(fmt::format(
+          "the kind {} is short for a context of {}: in some splits text of other "
+          "kinds, or less, comes before it (hint: {} tokens of text fill all)",
+          kind.name, Count(profile->options.context), Count(4 * profile->options.context)));
+  }
   Table table({"split", "contexts of", "text tokens", "scored", "probes", "dense finds"});
   int64_t shortest = profile->options.context;
   for (const SplitInfo& s : profile->splits) {
@@ -69,13 +87,9 @@ Result<int> Run(const ProfileFlags& o, const Invocation&) {
                measured ? Count(s.probes_dense_finds) : "-"});
     shortest = std::min(shortest, s.context);
   }
-  if (shortest < profile->options.context) {
-    Note(fmt::format(
-        "the texts are short for a context of {}: some splits have contexts of {} (hint: {} tokens "
-        "of text fill all)",
-        Count(profile->options.context), Count(shortest), Count(4 * profile->options.context)));
-  }
-  BATON_TRY(Print(table.ToString()));
+  if (shortest < profile->options.context)
+    Note(fmt::format("some splits have contexts of {}", Count(shortest)));
+  BATON_TRY(Print(kinds.ToString() + "\n" + table.ToString()));
   BATON_TRY(Print(fmt::format("{}: {} layers, {} budgets, context {}, {}\n", o.output,
                               profile->layers, profile->options.budgets.size(),
                               Count(profile->options.context), Duration(profile->seconds))));
@@ -87,7 +101,8 @@ Result<int> Run(const ProfileFlags& o, const Invocation&) {
 void AddProfile(CLI::App& app, Action& action) {
   CLI::App* command = AddCommand(
       app, "profile", "Measure what each layer's attention needs; the input of `baton plan`",
-      "  baton profile model.gguf --text book.txt code.py --context 8192 -o profile.json\n"
+      "  baton profile model.gguf --text prose=books/ code=src/ mail.txt --context 8192 -o "
+      "profile.json\n"
       "  baton profile model.gguf --text book.txt --context 4096 --budgets 256,512 -o "
       "profile.json");
   AddCommandWith<ProfileFlags>(command, action, AddOptions, Run);

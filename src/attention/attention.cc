@@ -9,14 +9,16 @@
 namespace baton {
 namespace {
 
-// Decode rows of one sequence up to this many keep their raw scores for ranking, within so many
-// scores; otherwise they are computed anew tile by tile, so that memory stays bounded.
+// Up to this many decode rows of one sequence keep their raw scores for ranking, if these are no
+// more than kStoredScores. Otherwise scores are recomputed tile by tile, so that memory stays
+// bounded.
 constexpr int64_t kStoredScoreRows = 4;
 constexpr int64_t kStoredScores = int64_t{64} << 20;
-// Rows that are ranked come in parts of no more sets and masses than these.
+// The most index sets in one part, in models that rank every row.
 constexpr int64_t kRankedSets = 64;
-// Layers that read one list from one cache share a copy of its tokens if they are as many as this:
-// the copy costs about as much as the first of them saves and half of the second.
+// Layers that read the same list from the same cache share a copy of its tokens if there are at
+// least this many: the copy costs as much as the first of them saves and half of what the second
+// saves.
 constexpr int kSharingLayers = 4;
 
 }  // namespace
@@ -86,7 +88,7 @@ void Attention::Split(const AttentionSegment& s) {
   const ResolvedPlan& plan = *s.plan;
   if (s.prompt && !plan.prefill.sparse) return AddParts(s, 0, count, false, 1);
   if (s.prompt) {
-    // Every key counts within the smallest budget: those tiles are dense anyway.
+    // Up to the smallest budget every key is selected, so these tiles run dense.
     const int64_t tile = plan.prefill.tile;
     const int64_t dense =
         std::clamp<int64_t>(plan.prefill.min - s.rows.position, 0, count) / tile * tile;
@@ -114,7 +116,7 @@ KeySet Attention::Keys(int layer, const Part& part, const TokenSet& set) const {
     keys.kind = KeySet::Kind::kIndex;
     keys.index = &published->sets;
     keys.rows_per_set = part.rows_per_set;
-    // A scan layer reads its own ranking, head by head: maps are for other layers' rankings.
+    // A scan layer reads its own ranking head by head; head maps are for the rankings of others.
     if (!set.head_map.empty() && set.publisher != layer) keys.head_map = set.head_map.data();
   }
   return keys;
@@ -137,9 +139,9 @@ int Attention::Readers(const Branch& branch) const {
   return readers;
 }
 
-// Single rows alone: many would each need a copy. Lists by KV head have no tokens in common. It
-// pays on processors, whose caches keep the copy; a GPU's do not, and its lists' lengths are not
-// known here.
+// Only for single rows, since several rows would each need a copy, and only for lists that all KV
+// heads share. It pays only on CPUs, whose caches hold the copy; a GPU's do not, and the lengths of
+// its lists are not known on the host.
 bool Attention::SharesList(const Part& part, const Branch& branch) const {
   if (!ops_.device().host() || branch.set.kind != TokenSet::Kind::kIndex || part.rows.count != 1)
     return false;
@@ -148,7 +150,7 @@ bool Attention::SharesList(const Part& part, const Branch& branch) const {
          Readers(branch) >= kSharingLayers;
 }
 
-// The tokens of a list, front to back.
+// The tokens of a list, copied to contiguous memory.
 KvView Attention::Gathered(Part& part, const Branch& branch) {
   Part::Published& list = *part.Find(branch.set.publisher, part.ListBudget(branch.set.k));
   const KvView from = CacheOf(part, branch.cache);

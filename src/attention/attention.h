@@ -1,8 +1,8 @@
-// From a layer's plan to the operations it needs: store, rank, attend, merge. The one attention
-// path of Baton, for every role, for prompts and decode, for one sequence or many.
+// Runs the operations that a layer's plan needs: store, rank, attend, merge. This is the only
+// attention path of Baton, for every role, for prompts and decode, for one sequence or many.
 //
-// Within a forward pass, publishers leave index sets behind and later layers pick them up; the sets
-// belong to this object (the carrier), never to a cache: they live for one pass.
+// Within a forward pass, publishers write index sets that later layers read. The sets belong to
+// this object, never to a cache, and are valid for one pass.
 #pragma once
 
 #include <array>
@@ -33,9 +33,8 @@ struct Watch {
   std::vector<Layer> layers;
 };
 
-// What kept a segment from being ranked: in this layer the mass of this key was not a number. The
-// pass runs to its end, other segments are not touched by it, and what it computed for this one
-// means nothing.
+// Why a segment could not be ranked: in this layer the mass of this key was NaN. The pass still
+// completes and other segments are unaffected, but this segment's results are invalid.
 struct SegmentFailure {
   int layer = -1;  // -1: none
   int64_t position = -1;
@@ -50,26 +49,26 @@ struct SegmentFailure {
 // Consecutive rows of one sequence in a forward pass. The caches already have room for them.
 struct AttentionSegment {
   Rows rows;
-  const KvSequence* kv = nullptr;
+  KvSequence* kv = nullptr;
   const ResolvedPlan* plan = nullptr;
   bool prompt = false;      // the plan's prefill mode; otherwise every row decodes
   bool rows_alone = false;  // decode rows have the bits that they have one at a time
   Watch* watch = nullptr;
-  SegmentFailure* failure = nullptr;  // receives the first one of a pass; null: nobody asks
+  SegmentFailure* failure = nullptr;  // receives the first one of a pass; null: not reported
 };
 
-// What a layer brings to its attention.
+// The inputs of a layer's attention.
 struct LayerInput {
-  // q and, where the layer writes its own cache, k and v (empty otherwise), with what turns them;
-  // without segments.
+  // q and, where the layer writes its own cache, k and v (empty otherwise), with their norms and
+  // rotation; segments stay empty.
   StoreParams store;
   View<const float> index_q;                  // [T, 1, d_idx] of an indexer that ranks here
   std::array<View<const float>, 2> gates;     // logits by branch: [T, Hq] or [T, Hq * D]; or empty
   std::array<const float*, 2> sink_logits{};  // [Hq] by branch, or null
 };
 
-// Sees every layer's queries and cache after it attended: what profiling measures from. Only decode
-// rows are shown.
+// Called after every layer has attended, with its queries and cache, for profiling. Only decode
+// rows are passed.
 class AttentionObserver {
  public:
   struct Tap {
@@ -93,7 +92,7 @@ class Attention {
 
   // Starts a pass over `segments` (kept by reference until the next call).
   void Begin(std::span<const AttentionSegment> segments, AttentionObserver* observer);
-  // After the pass's last layer: tells segments whose ranking met a number that is none
+  // After the pass's last layer: reports NaN in a ranking to the segments concerned
   // (AttentionSegment::failure).
   void Finish();
 
@@ -119,7 +118,7 @@ class Attention {
   KvView Gathered(Part& part, const Branch& branch);
   void AttendBranch(int layer, size_t branch, const View<float>& q, View<float> o, View<float> lse);
   void MergeBranches(int layer, const LayerInput& in, View<float> o);
-  // Rankings of the parts that publish so: Mass and Select, in pieces of bounded memory.
+  // Ranks the parts that publish with `ranking`: Mass and Select, in pieces of bounded memory.
   void Rank(int layer, Publish::Ranking ranking, bool itself, const View<const float>& q);
   void RankAlike(int layer, std::span<Part* const> parts, const View<const float>& q);
   void SelectSets(int layer, std::span<Part* const> parts);
@@ -137,8 +136,8 @@ class Attention {
   std::array<Array<float>, 2> lse_;
   Array<float> branch_o_, scores_, mass_, watch_o_, watch_lse_;
   int64_t mass_stride_ = 0;
-  // Rankings of this pass, and what Select says of each: -1, or a position (the device's memory,
-  // which holds -1 alone between passes).
+  // Rankings of this pass, and Select's report on each: -1, or the position of a NaN. The reports
+  // are in the device's memory, which holds only -1 between passes.
   struct Ranking {
     int layer;
     const AttentionSegment* segment;

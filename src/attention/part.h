@@ -1,5 +1,5 @@
-// Rows of a pass that are treated alike: a segment is cut where a plan starts to apply, and long
-// prompts of models that rank every row into pieces whose rankings fit into memory.
+// Rows of a pass that are treated alike. A segment is cut where its plan starts to apply; long
+// prompts of models that rank every row are cut into pieces whose rankings fit into memory.
 #pragma once
 
 #include <algorithm>
@@ -15,9 +15,9 @@ struct Attention::Part {
   const AttentionSegment* segment = nullptr;
   const ModelShape* shape = nullptr;
   Rows rows;
-  bool planned = false;      // the plan's conditional layers hold
+  bool planned = false;      // the request's plan applies, not just the model's own
   int64_t rows_per_set = 1;  // 1 in decode, the tile in sparse prompts
-  // Of the layer at hand: its raw scores are kept for ranking.
+  // For the current layer: whether its raw scores are kept for ranking.
   bool stored_scores = false;
   float* scores = nullptr;
   int64_t score_stride = 0;
@@ -29,9 +29,9 @@ struct Attention::Part {
     int publisher = -1;
     Budget k;
     IndexSets sets;
-    // The listed tokens of a cache that many layers read by this list: gathered when the first of
-    // them comes. Of the host alone.
-    int gathered = -1;  // that cache; -1: none yet
+    // The listed tokens of a cache that many layers read by this list, copied when the first of
+    // these layers runs. Only on the host.
+    int gathered = -1;  // the copied cache; -1: none yet
     Buffer tokens;
     std::vector<int32_t> pages;
   };
@@ -45,7 +45,7 @@ struct Attention::Part {
     return segment->watch && !segment->watch->layers.empty() &&
            segment->watch->layers[static_cast<size_t>(l)].promoted;
   }
-  // What holds for these rows: the request's plan, or the model's own.
+  // The layer plan of these rows: the request's, or the model's own.
   const LayerPlan& layer(int l) const {
     const LayerPlan& plan = segment->plan->layer(l);
     const bool holds = (!segment->prompt || plan.in_prompts) && (planned || plan.at_any_length);
@@ -59,8 +59,8 @@ struct Attention::Part {
     const LayerPlan& plan = layer(l);
     return plan.publish && plan.publish->ranking == ranking ? &*plan.publish : nullptr;
   }
-  // Attends to its own exact top k: no plan role, but the upper bound that profiling measures a
-  // layer by.
+  // Whether the layer attends to its own exact top k. This is not a plan role: profiling uses it as
+  // the upper bound for a layer.
   bool RanksItself(int l) const {
     const TokenSet& set = layer(l).branches[0].set;
     return Publishes(l, Publish::Ranking::kExact) && set.kind == TokenSet::Kind::kIndex &&
@@ -72,20 +72,20 @@ struct Attention::Part {
     }
     return nullptr;
   }
-  // The budget that a list of these rows goes by: sparse prompts have one for all layers.
+  // The budget of a list of these rows: sparse prompts have one for all layers.
   Budget ListBudget(const Budget& k) const {
     return tiles() ? Budget{segment->plan->prefill.min, 0} : k;
   }
 };
 
-// Scratch of a shape.
+// A scratch view of this shape.
 inline View<float> Shaped(Array<float>& storage, std::initializer_list<int64_t> dims) {
   int64_t size = 1;
   for (const int64_t d : dims) size *= d;
   return View<float>(storage.Reserve(size), dims);
 }
 
-// Lists that a ranking makes of a set.
+// The number of lists that a ranking makes for a set.
 inline int64_t Lists(const Publish& r, const ModelShape& shape) {
   return r.scope == Scope::kAll ? 1 : shape.kv_heads;
 }

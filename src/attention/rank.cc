@@ -1,4 +1,4 @@
-// Rankings: what a publisher leaves behind for the layers after it.
+// Rankings: the index sets that a publisher makes for later layers.
 #include <algorithm>
 
 #include "attention/part.h"
@@ -92,7 +92,7 @@ void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<co
              .segments = mass_segments_});
 }
 
-// Index sets of a publisher's ranking, one for each budget that it or a later layer asks for.
+// Index sets of a publisher's ranking, one for each budget that it or a later layer uses.
 void Attention::SelectSets(int layer, std::span<Part* const> parts) {
   for (Part* part : parts) {
     const Publish& r = *part->layer(layer).publish;
@@ -118,15 +118,16 @@ void Attention::SelectSets(int layer, std::span<Part* const> parts) {
             std::min(part->rows_per_set, part->rows.count - s * part->rows_per_set);
         ListSize size = ModelList(r, asked_[a], visible_[i]);
         if (r.forced_inside) {
-          // A tile's own keys are always in, and what is recent for its first query (which counts
-          // itself), so that a tile of one query has the sets of decode.
+          // A tile's own keys are always selected, as are the recent ones of its first query (which
+          // counts itself), so that a tile of one query has the sets of decode.
           size.recent = tiles ? rows - 1 + std::max<int64_t>(r.recent, 1) : r.recent;
           const int64_t budget =
               tiles ? std::max(prefill.min,
                                static_cast<int64_t>(
                                    prefill.fraction * static_cast<double>(visible_[i]) + 0.5))
                     : asked_[a].At(visible_[i]);
-          // Whole blocks within the budget, except that a budget for every key gets the last one.
+          // Whole blocks within the budget; a budget that covers every key also takes the last,
+          // partial block.
           const int64_t tokens = budget >= visible_[i]
                                      ? visible_[i]
                                      : std::min(visible_[i], std::max(budget / r.block * r.block,
@@ -166,11 +167,11 @@ void Attention::SelectSets(int layer, std::span<Part* const> parts) {
   }
 }
 
-// Where Select reports a ranking that cannot be made.
+// Where Select reports a NaN in a ranking.
 int64_t* Attention::BadPosition(int layer, const AttentionSegment& segment) {
   const auto used = static_cast<int64_t>(rankings_.size());
   if (used == bad_positions_.capacity()) {
-    // What it says so far moves along.
+    // Growing keeps the reports made so far.
     std::vector<int64_t> all(static_cast<size_t>(std::max<int64_t>(256, 2 * used)), -1);
     if (used > 0) bad_positions_.Download(std::span(all).first(rankings_.size()));
     bad_positions_.Reserve(std::ssize(all));

@@ -13,14 +13,14 @@
 namespace baton {
 namespace {
 
-// The disk is given this much at a time and is never further behind than twice that: Commit, which
-// nothing can interrupt, would otherwise wait for gigabytes.
+// Write-back starts every kFlushBytes, so at most twice as much is dirty at any time. Otherwise
+// Commit, whose sync cannot be interrupted, would wait for gigabytes.
 constexpr int64_t kFlushBytes = int64_t{64} << 20;
 
-// Where a path leads: through symbolic links, the last of which may point to nothing yet.
+// The path behind symbolic links; the target of the last one need not exist.
 Result<std::string> Target(const std::string& path) {
   namespace fs = std::filesystem;
-  constexpr int kMaxLinks = 40;  // as the kernel
+  constexpr int kMaxLinks = 40;  // the kernel's limit
   fs::path at = path;
   std::error_code ec;
   for (int links = 0; fs::is_symlink(fs::symlink_status(at, ec)); ++links) {
@@ -78,7 +78,7 @@ Status AtomicFile::Write(std::span<const std::byte> bytes) {
     written_ += n;
     bytes = bytes.subspan(static_cast<size_t>(n));
     if (written_ < window + kFlushBytes) continue;
-    // Only a hint: what fails here fails again in Commit.
+    // Errors are ignored here: Commit reports them.
     (void)::sync_file_range(fd_, window, kFlushBytes, SYNC_FILE_RANGE_WRITE);
     if (window > 0)
       (void)::sync_file_range(fd_, window - kFlushBytes, kFlushBytes, SYNC_FILE_RANGE_WAIT_BEFORE);

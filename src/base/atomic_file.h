@@ -1,4 +1,4 @@
-// Writing a file so that a reader sees the old content or the whole new one.
+// Replaces a file atomically: a reader sees either the old content or the complete new one.
 #pragma once
 
 #include <cstddef>
@@ -10,9 +10,9 @@
 
 namespace baton {
 
-// A temporary file beside `path` that takes its place on Commit, and is removed without one. A
-// symbolic link stays, and what it points to is replaced. The permissions of a file that was there
-// stay. A full disk is an error and leaves what was there.
+// Writes a temporary file beside `path`, which replaces it on Commit and is removed without one. A
+// symbolic link is kept and its target replaced. The permissions of an existing file are kept. A
+// full disk is an error and leaves the existing file unchanged.
 class AtomicFile {
  public:
   static Result<AtomicFile> Create(const std::string& path);

@@ -42,7 +42,7 @@ int64_t Buffer::Discard(int64_t begin, int64_t bytes) {
 }
 
 Result<Arena::Piece> Arena::Take(int64_t bytes) {
-  // Large enough that the unused ends do not count; what is not touched takes no memory.
+  // Large enough that the unused rest of a buffer is negligible; untouched pages take no memory.
   constexpr int64_t kBuffer = int64_t{64} << 20;
   if (!buffer_ || buffer_->size() - used_ < bytes) {
     BATON_ASSIGN(Buffer buffer, Buffer::Allocate(std::max(bytes, kBuffer)));

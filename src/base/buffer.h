@@ -1,6 +1,6 @@
-// Owning memory of a device. The host's lies on huge pages where the system grants them: 4 KiB
-// pages halve the read bandwidth of a virtual machine with nested paging (docs/performance.md), so
-// everything that decode streams lives here.
+// Owning memory of a device. Host memory is on huge pages where the system grants them: 4 KiB pages
+// halve the read bandwidth of a virtual machine with nested paging (docs/performance.md), so
+// everything that decode streams is in such memory.
 #pragma once
 
 #include <algorithm>
@@ -27,12 +27,12 @@ class Buffer {
   // Zeroed. On the host 2 MiB aligned and advised as huge pages; address space is reserved, memory
   // is used when touched.
   static Result<Buffer> Allocate(int64_t bytes, Device& device = Device::Host());
-  // As above for sizes that cannot fail but for a full machine; aborts then.
+  // As above, for sizes that fail only when the machine is out of memory; aborts then.
   static Buffer AllocateOrDie(int64_t bytes, Device& device = Device::Host());
 
-  // Returns the memory of the whole 2 MiB pages within [begin, begin + bytes) to the system; those
-  // read as zeros then, and take memory again when touched. Smaller pieces stay: returning them
-  // would split huge pages. The bytes returned, 0 also where the system declines.
+  // Returns the whole 2 MiB pages within [begin, begin + bytes) to the system. They then read as
+  // zeros and take memory again when touched. Smaller pieces are kept: returning them would split
+  // huge pages. Result: the bytes returned, 0 also where the system declines.
   int64_t Discard(int64_t begin, int64_t bytes);
 
   std::byte* data() const { return data_; }
@@ -55,7 +55,7 @@ class Array {
  public:
   explicit Array(Device& device = Device::Host()) : device_(&device) {}
 
-  // Room for n elements; what it held is lost when it has to grow.
+  // Makes room for n elements; the content is lost when the array has to grow.
   T* Reserve(int64_t n) {
     const auto size = static_cast<int64_t>(sizeof(T));
     if (n * size > buffer_.size())
@@ -68,7 +68,7 @@ class Array {
   void Download(std::span<T> to, int64_t at = 0) const {
     device_->Download(to.data(), bytes(at), static_cast<int64_t>(to.size_bytes()));
   }
-  // The first n elements on the host: these themselves where they lie there, else `copy`.
+  // The first n elements on the host: the array itself where it is host memory, otherwise `copy`.
   std::span<const T> OnHost(int64_t n, std::vector<T>& copy) const {
     if (device_->host()) return {data(), static_cast<size_t>(n)};
     copy.resize(static_cast<size_t>(n));
@@ -99,8 +99,8 @@ Array<T> UploadArray(std::span<const T> values, Device& device) {
   return array;
 }
 
-// Cuts buffers into pieces, zeroed and 64-byte aligned: a Buffer each would round every weight
-// matrix up to whole huge pages. A piece keeps the buffer that it lies in; nothing is reused.
+// Cuts large buffers into zeroed, 64-byte aligned pieces: one Buffer per weight matrix would round
+// each up to whole huge pages. A piece keeps its buffer alive; memory is not reused.
 class Arena {
  public:
   struct Piece {
@@ -121,8 +121,8 @@ struct HugePageUse {
 };
 HugePageUse MeasureHugePages();
 
-// The most memory that this process had at once, mapped files included (VmHWM); 0 where the system
-// does not say. Reset starts again from what it has now.
+// The peak resident memory of this process, mapped files included (VmHWM); 0 where the system does
+// not report it. Reset sets the peak to the current value.
 int64_t PeakResidentBytes();
 void ResetPeakResidentBytes();
 

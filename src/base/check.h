@@ -1,4 +1,4 @@
-// Bugs abort with a place and a message; bad input never comes through here.
+// Checks for bugs: they abort with place and message. Bad input must return an Error instead.
 #pragma once
 
 #include <fmt/format.h>

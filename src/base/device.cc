@@ -60,7 +60,7 @@ class HostDevice final : public Device {
   }
 
   int64_t Discard(std::byte* data, int64_t size, int64_t begin, int64_t bytes) override {
-    // What follows the last byte belongs to nobody else.
+    // The rest of the allocation's last page belongs to no other allocation.
     const int64_t end = begin + bytes == size ? MappedBytes(size) : begin + bytes;
     const int64_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
     const int64_t inner = end / kHugePage * kHugePage - first;

@@ -1,6 +1,6 @@
-// Where a backend computes: the memory that its operations read and write. Everything above the
-// operations allocates, copies and clears through this, and never looks into memory that is not the
-// host's.
+// The memory of a device, which a backend's operations read and write. Code above the operations
+// allocates, copies and clears through this interface and dereferences pointers only into host
+// memory.
 #pragma once
 
 #include <cstddef>
@@ -20,9 +20,9 @@ class Device {
   // Whether pointers into this memory may be dereferenced by the host.
   virtual bool host() const = 0;
 
-  // Copies into, out of and within this memory, and zeroes, all after the operations called before
-  // and ahead of those called later. `from` of an upload may change on return; a download is
-  // complete on return.
+  // Copy into, out of and within this memory, and zero it. All are ordered with the operations:
+  // after those called before, ahead of those called later. `from` of an upload may change on
+  // return; a download is complete on return.
   virtual void Upload(std::byte* to, const void* from, int64_t bytes) = 0;
   virtual void Download(void* to, const std::byte* from, int64_t bytes) = 0;
   virtual void Copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
@@ -33,7 +33,7 @@ class Device {
   // Zeroed, aligned for any operation. Errors: Resource.
   virtual Result<std::byte*> Allocate(int64_t bytes) = 0;
   virtual void Free(std::byte* data, int64_t bytes) = 0;
-  // See Buffer::Discard; `data` and `size` are an allocation's.
+  // See Buffer::Discard; `data` and `size` describe one allocation.
   virtual int64_t Discard(std::byte* data, int64_t size, int64_t begin, int64_t bytes) = 0;
 };
 

@@ -16,8 +16,8 @@
 namespace baton {
 namespace {
 
-// What a signal handler may look at: nothing that locks or allocates. Files beyond the table are
-// reported without their name.
+// What the signal handler reads, which must neither lock nor allocate. Files that do not fit into
+// the table are reported without their name.
 struct Mapping {
   std::atomic<const std::byte*> data{nullptr};  // null: free
   std::atomic<size_t> size{0};
@@ -66,7 +66,7 @@ void OnBusError(int, siginfo_t* info, void*) {
         "models under another name and rename them)\n");
     ::_exit(1);
   }
-  ::signal(SIGBUS, SIG_DFL);  // not ours: as without this handler
+  ::signal(SIGBUS, SIG_DFL);  // not in a mapped file: the default action
 }
 
 }  // namespace
@@ -95,7 +95,7 @@ MappedFile::~MappedFile() {
 }
 
 Result<MappedFile> MappedFile::Open(const std::string& path) {
-  // Non-blocking: a pipe without a writer is refused below instead of waited for.
+  // Non-blocking, so that a pipe without a writer is refused below instead of blocking here.
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
     if (errno == ENOENT || errno == ENOTDIR) return Error::NotFound("{}: no such file", path);
@@ -128,7 +128,7 @@ void MappedFile::Release(std::span<const std::byte> part) const {
   if (begin >= end) return;
   const int64_t page = ::sysconf(_SC_PAGESIZE);
   begin -= (begin - data_) % page;
-  // Read-only pages of a file: nothing can be lost, and a failure costs memory only.
+  // These are read-only pages of a file: no data is lost, and on failure they only stay resident.
   (void)::madvise(const_cast<std::byte*>(begin), static_cast<size_t>(end - begin), MADV_DONTNEED);
 }
 

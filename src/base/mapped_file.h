@@ -23,8 +23,8 @@ class MappedFile {
   static Result<MappedFile> Open(const std::string& path);
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
-  // Takes the part of these bytes that lies in the file out of the process's resident memory; they
-  // stay readable, from the page cache.
+  // Drops those pages of `part` that lie in the file from the process's resident memory; they stay
+  // readable through the page cache.
   void Release(std::span<const std::byte> part) const;
 
  private:
@@ -32,8 +32,9 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-// For programs, as it takes over SIGBUS: a read of bytes that a mapped file has lost since it was
-// opened ends the program with one error line that names the file, and status 1.
+// Takes over SIGBUS, so it is for programs only: if a mapped file was truncated after it was
+// opened, reading the lost bytes ends the program with status 1 and one error line that names the
+// file.
 void ExitOnTruncatedFiles();
 
 }  // namespace baton

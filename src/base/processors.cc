@@ -37,7 +37,7 @@ std::optional<double> ReadNumber(const std::string& path) {
   return std::nullopt;
 }
 
-// cpu.max is "QUOTA PERIOD" in microseconds, QUOTA perhaps "max".
+// cpu.max is "QUOTA PERIOD" in microseconds; QUOTA may be "max".
 double QuotaOfGroup2(const std::string& folder) {
   double quota = 0, period = 0;
   if (std::ifstream in(folder + "/cpu.max"); in >> quota >> period && quota > 0 && period > 0)
@@ -56,7 +56,7 @@ struct Mount {
   std::string at;
 };
 
-// Of the hierarchy that has the CPU controller: version 1 where there is one, else version 2.
+// Finds the hierarchy with the CPU controller: version 1 or version 2.
 // Lines: id parent device root mount-point options [optional ...] - type source super-options.
 std::optional<Mount> FindMount(const std::string& root, bool version1) {
   std::ifstream in(root + "/proc/self/mountinfo");
@@ -93,7 +93,7 @@ double CpuQuota(const std::string& root) {
   for (const bool version1 : {true, false}) {
     const std::optional<Mount> mount = FindMount(root, version1);
     if (!mount) continue;
-    // In a container the path may be that of the host; the mount then begins below it.
+    // In a container the path may be the host's; the mount then shows only the end of it.
     std::string group = GroupOf(root, version1);
     if (mount->root != "/" && group.starts_with(mount->root)) group.erase(0, mount->root.size());
     while (group.ends_with('/')) group.pop_back();

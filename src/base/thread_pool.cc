@@ -19,19 +19,19 @@
 namespace baton {
 namespace {
 
-// Spins before a thread gives way. Far longer than an operation's tail, far shorter than a
-// scheduler tick.
+// Spins before a thread yields. Far longer than an operation's tail, far shorter than a scheduler
+// tick.
 constexpr int kSpins = 4000;
 
-// Numbers of jobs wrap, so no share may keep a very old one: after so many all are renewed.
+// Job numbers wrap, so no share may keep a very old one: all are renewed after this many jobs.
 constexpr uint32_t kRefresh = 1 << 10;
 
-// Spins before a thread helps another with its share: some microseconds. What it would take over
-// lies in the other one's caches; a short job ends sooner if everyone does his own, and the next
-// one finds its data where it was.
+// Spins before a thread helps another with its share: some microseconds. The other thread's data is
+// in that thread's caches. A short job ends sooner if every thread does only its own share, and the
+// next job then finds its data in the same caches.
 constexpr int kPatience = 100;
 
-// Of the time stamp counter, 2 to 5 in a nanosecond.
+// The time stamp counter: 2 to 5 ticks per nanosecond.
 inline uint64_t Ticks() {
 #if defined(__x86_64__)
   return __builtin_ia32_rdtsc();
@@ -40,25 +40,25 @@ inline uint64_t Ticks() {
 #endif
 }
 
-// A thread that another process's thread shares a processor with is stopped when its time slice
-// ends, and holds an index that nobody else can finish until it runs again: all wait for it. So it
-// gives way between two indices, a little before its slice ends. Where nobody waits for the
-// processor that costs a system call every so often. Measured with a busy loop on one of two cores
-// (SmolLM2, decode, two threads, November 2026): 0.67 of the speed without it; without this class
-// and the next, 0.53.
+// If a thread shares its processor with another process, it is preempted when its time slice ends.
+// Nobody else can finish the index that it holds, so all threads wait until it runs again.
+// Therefore it yields between two indices, shortly before its slice ends. If no other thread waits
+// for the processor, this costs one system call now and then. Measured with a busy loop on one of
+// two cores (SmolLM2, decode, two threads, November 2026): 0.67 of the speed without the busy loop;
+// without GiveWay and CallerPlace, 0.53.
 class GiveWay {
  public:
-  // Between two indices: whether it is time.
+  // Called between two indices: whether to yield now.
   bool Due() {
     const uint64_t now = Ticks();
     if (now - start_ < slice_) return false;
-    // Out of date: it was asleep, or spun, since then.
+    // The thread slept or spun since start_ was set: its slice began later.
     const bool due = now - start_ < 8 * kMaxSlice;
     if (!due) start_ = now;
     return due;
   }
 
-  // The slice shrinks while this thread is still stopped between two yields.
+  // The slice shrinks while this thread is still preempted between two yields.
   void Yield() {
     const uint64_t now = Ticks();
     const long switches = contended_ ? Switches() : 0;
@@ -79,7 +79,7 @@ class GiveWay {
  private:
   // Time-stamp ticks, 2 to 5 in a nanosecond. Schedulers' slices are 1.4 to 4 ms.
   static constexpr uint64_t kMinSlice = 1'000'000, kMaxSlice = 8'000'000;
-  static constexpr uint64_t kSwitched = 200'000;  // a longer yield means that someone else ran
+  static constexpr uint64_t kSwitched = 200'000;  // a longer yield means that another thread ran
 
   static long Switches() {
     struct rusage usage {};
@@ -101,12 +101,13 @@ void MoveTo(int processor) {
   if (sched_setaffinity(0, sizeof(one), &one) == 0) sched_setaffinity(0, sizeof(all), &all);
 }
 
-// While the caller of jobs is stopped there is no next job, so it does not give way. If it is
-// stopped time and again its processor is shared, and it changes places with a worker. `post` is
-// what the two tell each other: two processors, + 1, of the caller (high half) and the worker.
+// While the caller of jobs is preempted no job can start, so it does not yield. If it is preempted
+// often, its processor is shared with another process, and it exchanges processors with a worker.
+// They communicate through `post`: the caller's processor + 1 in the high half, the worker's in the
+// low half.
 class CallerPlace {
  public:
-  // Between two indices.
+  // Called between two indices.
   void AtBoundary(std::atomic<uint64_t>& post) {
     const uint64_t now = Ticks();
     if (now - checked_ < kCheck) return;
@@ -131,14 +132,14 @@ class CallerPlace {
 
  private:
   static constexpr uint64_t kCheck = 2'000'000, kRest = 300'000'000;  // ticks
-  static constexpr int kOften = 120;  // of 1024: stopped in one of eight checks
+  static constexpr int kOften = 120;  // of 1024: preempted in one of eight checks
   uint64_t checked_ = 0, moved_ = 0;
   long switches_ = 0;
   int often_ = 0;
 };
 thread_local CallerPlace caller_place;
 
-// A worker, before a job.
+// Called by a worker before a job.
 void TakePlaceOfCaller(std::atomic<uint64_t>& post) {
   uint64_t word = post.load(std::memory_order_relaxed);
   if (word >> 32 == 0) return;
@@ -147,8 +148,8 @@ void TakePlaceOfCaller(std::atomic<uint64_t>& post) {
   if (post.compare_exchange_strong(word, static_cast<uint64_t>(here) + 1)) MoveTo(there);
 }
 
-// What threads started while it lives have for a stack. The usual 8 MB each are more addresses than
-// a limited process has for hundreds of threads.
+// The stack size of threads that are started while this object lives. With the usual 8 MB each,
+// hundreds of threads exceed the address space of a limited process.
 class SmallStacks {
  public:
   SmallStacks() {
@@ -200,8 +201,8 @@ void FutexWakeAll(std::atomic<uint32_t>& word) {
 
 ThreadPool::ThreadPool(int threads) {
   if (threads <= 0) threads = UsableProcessors();
-  // Stack, scratch and the allocator's reserve: where addresses are limited, what the threads leave
-  // must do for the model.
+  // Stack, scratch and the allocator's reserve. Where address space is limited, the model gets what
+  // the threads leave.
   constexpr rlim_t kBytesPerThread = rlim_t{32} << 20;
   struct rlimit addresses {};
   if (::getrlimit(RLIMIT_AS, &addresses) == 0 && addresses.rlim_cur != RLIM_INFINITY)
@@ -254,7 +255,7 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
                                                   std::memory_order_relaxed);
     }
   }
-  // A worker that reads the fields while they change sees another number before or after.
+  // A worker that reads the fields while they change sees different numbers before and after.
   signal_.epoch.store(epoch - 1, std::memory_order_relaxed);
   signal_.body.store(body, std::memory_order_release);
   signal_.ctx.store(ctx, std::memory_order_release);
@@ -269,7 +270,7 @@ void ThreadPool::Dispatch(int64_t count, Body body, void* ctx) {
   busy_.store(false, std::memory_order_release);
 }
 
-// The job of number job.epoch, or false if it is over. All its indices are then taken.
+// The job with the number job.epoch; false if that job is over, all its indices being taken.
 bool ThreadPool::Read(Job& job) const {
   job.body = signal_.body.load(std::memory_order_acquire);
   job.ctx = signal_.ctx.load(std::memory_order_acquire);
@@ -285,7 +286,7 @@ int64_t ThreadPool::Take(const Job& job, int owner) {
   uint64_t word = taken.load(std::memory_order_acquire);
   for (;;) {
     const auto of = static_cast<uint32_t>(word >> 32);
-    // A later job's? Numbers wrap, so by difference.
+    // Whether the word belongs to a later job. Numbers wrap, so their difference is compared.
     if (static_cast<int32_t>(of - job.epoch) > 0) return -1;
     const int64_t index = of == job.epoch ? static_cast<int64_t>(word & 0xffffffffu) : 0;
     if (index >= size) return -1;
@@ -294,15 +295,15 @@ int64_t ThreadPool::Take(const Job& job, int owner) {
   }
 }
 
-// Both return how many indices they did. An index taken is ours, so the job cannot end before it is
-// counted: body and ctx are valid.
+// Both return how many indices they finished. A job cannot end before the indices that this thread
+// took are counted, so body and ctx stay valid.
 int64_t ThreadPool::DrainShare(const Job& job, int owner, int rank) {
   int64_t finished = 0;
   for (int64_t index; (index = Take(job, owner)) >= 0; ++finished) {
     job.body(job.ctx, index, rank);
     if (rank == 0) caller_place.AtBoundary(shares_[static_cast<size_t>(threads())].taken);
     if (rank == 0 || !give_way.Due()) continue;
-    // Nobody shall wait for what is done already.
+    // Count finished indices before yielding, so that the caller does not wait for them.
     Count(std::exchange(finished, -1) + 1);
     give_way.Yield();
   }

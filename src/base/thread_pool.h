@@ -1,5 +1,5 @@
-// A fixed team of threads. Work is split by index; results never depend on how many threads there
-// are, so every user splits by its data (fixed chunk sizes) and not by the team.
+// A fixed team of threads. Work is split by index. Results must not depend on the number of
+// threads, so callers split work by their data (fixed chunk sizes), never by the number of threads.
 #pragma once
 
 #include <atomic>
@@ -13,9 +13,9 @@ namespace baton {
 
 class ThreadPool {
  public:
-  // `threads` counts the caller; 0 means UsableProcessors(). Where the system refuses so many
-  // threads, the team is smaller: half of those that could start, as their stacks take memory that
-  // the work needs too.
+  // `threads` counts the caller; 0 means UsableProcessors(). If the system cannot start that many,
+  // the pool keeps half of those that could start, because their stacks take memory that the work
+  // needs.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -24,9 +24,9 @@ class ThreadPool {
 
   // Calls body(index, rank) once for every index in [0, count), rank in [0, threads()). Returns
   // when all are done. Each thread goes through its own contiguous share of the indices in order,
-  // so that what neighbouring units read stays with one thread; then it waits some microseconds for
-  // the others and helps them, one index at a time. Not re-entrant: a nested call runs on the
-  // calling thread alone.
+  // so that the data of neighbouring indices stays in one core's caches; then it waits some
+  // microseconds for the others and helps them, one index at a time. Not re-entrant: a nested call
+  // runs on the calling thread alone.
   template <typename F>
   void For(int64_t count, F&& body) {
     Dispatch(
@@ -71,9 +71,10 @@ class ThreadPool {
   int64_t DrainShare(const Job& job, int owner, int rank);
   int64_t DrainOthers(const Job& job, int rank);
 
-  // A line that one thread writes and another reads travels between the cores, and far cores make
-  // that the largest part of a short job. So a job is one line, which idle workers watch: its
-  // number and what it is arrive together. Nothing else has to be written to start one.
+  // A cache line that one thread writes and another reads moves between cores; between cores on
+  // different dies, that is most of the time of a short job. So a job is one cache line, which idle
+  // workers poll: its number and its description arrive together, and starting it writes nothing
+  // else.
   struct alignas(64) Signal {
     // Even: the number of the job below. Odd: it is being changed. Futex word.
     std::atomic<uint32_t> epoch{0};
@@ -90,17 +91,17 @@ class ThreadPool {
   struct alignas(64) Done {
     std::atomic<int64_t> indices{0};
   };
-  // How far a thread's share is done: (epoch << 32) | indices taken. A word of an older job means
-  // none; the epoch keeps a late worker from taking an index of another job.
+  // Progress of a thread's share: (epoch << 32) | indices taken. A word with an older epoch means
+  // that none is taken; the epoch keeps a late worker from taking an index of another job.
   struct alignas(64) Share {
     std::atomic<uint64_t> taken{0};
   };
   Signal signal_;
   Sleep sleep_;
   Done done_;
-  // [threads() + 1]; behind the shares, a word for the caller and a worker that change processors.
+  // [threads() + 1]: the shares, then the word through which caller and worker exchange processors.
   std::unique_ptr<Share[]> shares_;
-  std::vector<std::thread> workers_;  // with shares_ on a line that nobody writes
+  std::vector<std::thread> workers_;  // on one cache line with shares_, never written during jobs
   alignas(64) std::atomic<bool> busy_{false};
 };
 

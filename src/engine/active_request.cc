@@ -45,7 +45,7 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
   watch.threshold = request_.watch.threshold;
   if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
   result_.stats.prompt_tokens = sequence_.prompt_tokens;
-  if (request_.max_tokens == 0) Stop(Generation::Stop::kLength);
+  if (request_.max_tokens == 0 && request_.prompt_logprobs < 0) Stop(Generation::Stop::kLength);
 }
 
 void ActiveRequest::Admit(std::shared_ptr<KvStore> store) {
@@ -111,12 +111,26 @@ void ActiveRequest::StartPrompt(PrefillOrder order) {
       PromptParams{.tokens = std::span(sequence_.tokens).subspan(length),
                    .kv = &sequence_.kv,
                    .plan = request_.exact && !routing_ ? &engine_.model_plan : &sequence_.plan,
-                   .on_logits =
-                       [this](int64_t, View<const float> logits) {
-                         Pick(std::span(logits.data(), static_cast<size_t>(logits.dim(1))));
-                       },
+                   .on_logits = [this](int64_t first,
+                                       View<const float> logits) { PromptLogits(first, logits); },
+                   .wanted = request_.prompt_logprobs < 0 ? 1 : sequence_.prompt_tokens,
                    .order = order,
                    .routing = order == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
+}
+
+// Of wanted rows: the prompt's last one picks a token, the others score the token that follows.
+void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
+  const bool score = request_.prompt_logprobs >= 0;
+  for (int64_t i = 0; i < logits.dim(0); ++i) {
+    const std::span row(logits.row(i), static_cast<size_t>(logits.dim(1)));
+    const int64_t next = first + i + 1;  // where it scores, the first wanted row is row 0
+    if (!score || next == sequence_.prompt_tokens) {
+      Pick(row);
+    } else {
+      result_.prompt_logprobs.push_back(
+          LogprobsOf(row, sequence_.tokens[static_cast<size_t>(next)], request_.prompt_logprobs));
+    }
+  }
 }
 
 // One pass of the prompt, or of the routing that runs ahead of it.
@@ -241,6 +255,7 @@ void ActiveRequest::Advance(double seconds, double share) {
 }
 
 void ActiveRequest::AdvanceByPicked() {
+  if (request_.max_tokens == 0) Stop(Generation::Stop::kLength);
   for (size_t i = 0; i < picked_.size() && !done_; ++i) AdvanceBy(picked_[i]);
   picked_.clear();
 }
@@ -252,6 +267,8 @@ void ActiveRequest::AdvanceBy(Picked& picked) {
     return Stop(Generation::Stop::kEndOfText);
   if (CompletesStop(token)) return Stop(Generation::Stop::kStopString);
   result_.tokens.push_back(token);
+  picked.logprobs.chosen.token = token;
+  if (callbacks_.on_token) callbacks_.on_token(picked.logprobs);
   if (request_.logprobs >= 0) result_.logprobs.push_back(std::move(picked.logprobs));
   sequence_.tokens.push_back(token);
   Emit(decoder_.Push(token), false);
@@ -266,7 +283,15 @@ void ActiveRequest::CountDecode(double seconds, const ResolvedPlan& plan) {
   const ModelShape& shape = engine_.shape();
   const KvElement element = engine_.cache_element();
   result_.stats.decode_seconds += seconds;
-  kv_bytes_ += static_cast<double>(KvBytesPerToken(plan, shape, visible, element));
+  int64_t read = KvBytesPerToken(plan, shape, visible, element);
+  // Layers that the watch promoted read what the model reads, where the plan holds at all.
+  const std::vector<Watch::Layer>& watched = sequence_.watch.layers;
+  for (int l = 0; l < std::ssize(watched) && visible > plan.min_context; ++l) {
+    if (watched[static_cast<size_t>(l)].promoted)
+      read += LayerKvBytes(engine_.model_plan, l, visible, element) -
+              LayerKvBytes(plan, l, visible, element);
+  }
+  kv_bytes_ += static_cast<double>(read);
   dense_kv_bytes_ +=
       static_cast<double>(shape.trained_sparse() ? FullKvBytes(shape, visible, element)
                                                  : DenseKvBytesPerToken(shape, visible, element));
@@ -342,11 +367,10 @@ void ActiveRequest::CountCache() {
   if (!sequence_.store) return;
   // Cancelled among its drafts: their K and V are the plan's.
   if (exact_ && exact_->begun()) sequence_.kv.Truncate(base_);
-  const int64_t tokens = sequence_.kv.length();
   std::optional<RoutingReport>& routing = result_.stats.routing;
   result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
   routing = routing_ ? std::optional(routing_->Report()) : kept_routes_;
-  if (routing) CountHeld(sequence_.plan, tokens, *routing);
+  if (routing) CountHeld(sequence_.plan, sequence_.kv, *routing);
   if (!exact_) return;
   result_.stats.exact = exact_->report();
   if (engine_.pass_times.size() > kPlansTimed) engine_.pass_times.clear();

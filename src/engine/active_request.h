@@ -42,7 +42,6 @@ class ActiveRequest {
   // Pages of cache that are set aside for it from admission on: all that it may ever use.
   int64_t claimed_pages() const { return PagesOf(sequence_.kv_limit); }
   bool conversation() const { return conversation_; }
-  bool chat() const { return !request_.chat.empty(); }
 
   bool done() const { return done_; }
   bool failed() const { return error_.has_value(); }
@@ -94,6 +93,7 @@ class ActiveRequest {
   void Emit(std::string piece, bool last);
   void CountDecode(double seconds, const ResolvedPlan& plan);
   void Pick(std::span<const float> logits);
+  void PromptLogits(int64_t first, View<const float> logits);
   void AdvanceByPicked();
   void AdvanceBy(Picked& picked);
   int64_t DraftRoom() const;

@@ -180,7 +180,8 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   const ModelConfig& c = impl->checkpoint.config;
   impl->options = options;
   if (impl->options.context <= 0) impl->options.context = c.context;
-  if (impl->options.kv_tokens <= 0) impl->options.kv_tokens = impl->options.context;
+  if (impl->options.kv_tokens <= 0)
+    impl->options.kv_tokens = impl->options.context * std::max<int64_t>(1, options.kv_contexts);
   impl->options.threads = impl->pool.threads();
 
   ModelInfo& info = impl->info;
@@ -226,6 +227,9 @@ std::vector<int32_t> Engine::Tokenize(std::string_view text, bool bos, bool spec
 std::string Engine::Detokenize(std::span<const int32_t> tokens, bool special) const {
   return impl_->tokenizer->Decode(tokens, special);
 }
+std::string Engine::TokenBytes(int32_t token) const {
+  return impl_->tokenizer->Bytes(token, /*special=*/true);
+}
 bool Engine::IsEndOfGeneration(int32_t token) const {
   return impl_->tokenizer->IsEndOfGeneration(token);
 }
@@ -247,14 +251,16 @@ Result<ResolvedPlan> Engine::Impl::ResolveUnrouted(const Plan& plan) const {
 
 Result<double> Engine::KvBytesShare(const Plan& plan, int64_t visible) const {
   BATON_ASSIGN(ResolvedPlan resolved, impl_->ResolvePlan(plan, nullptr));
-  return static_cast<double>(KvBytesPerToken(resolved, impl_->shape(), visible)) /
-         static_cast<double>(DenseKvBytesPerToken(impl_->shape(), visible));
+  const KvElement element = impl_->cache_element();
+  return static_cast<double>(KvBytesPerToken(resolved, impl_->shape(), visible, element)) /
+         static_cast<double>(DenseKvBytesPerToken(impl_->shape(), visible, element));
 }
 
 Result<double> Engine::KvHeldShare(const Plan& plan, int64_t tokens) const {
   BATON_ASSIGN(ResolvedPlan resolved, impl_->ResolvePlan(plan, nullptr));
-  return static_cast<double>(KvBytesHeld(resolved.AfterPrompt().caches, tokens)) /
-         static_cast<double>(KvBytesHeld(impl_->model_plan.caches, tokens));
+  const KvElement element = impl_->cache_element();
+  return static_cast<double>(KvBytesHeld(resolved.AfterPrompt().caches, tokens, element)) /
+         static_cast<double>(KvBytesHeld(impl_->model_plan.caches, tokens, element));
 }
 
 void Engine::Cancel() { impl_->cancelled.store(true, std::memory_order_relaxed); }

@@ -62,6 +62,14 @@ Result<ResolvedPlan> PlanOf(const Engine::Impl& impl, const Request& r) {
   if (!impl.router && (r.route->mask.empty() || r.route->mask.find('?') != std::string::npos))
     return Error::InvalidArgument("routing needs a router, or a mask that decides every layer")
         .Hint("give --router FILE");
+  const std::string& mask = r.route->mask;
+  for (size_t l = 0; l < std::min(mask.size(), plan.layers.size()); ++l) {
+    if (mask[l] == 'S' && plan.layers[l].role != Role::kRoute)
+      return Error::InvalidArgument(
+                 "routing: the mask makes layer {} a window, which is {} and not routed", l,
+                 r.plan ? ToString(plan.layers[l].role) : "limited by the model")
+          .Hint("give F or ? there");
+  }
   const bool layer_major =
       r.route->mode == RouteOptions::Mode::kExact || r.route->mode == RouteOptions::Mode::kDense;
   if (plan.prefill.sparse && layer_major)
@@ -91,7 +99,7 @@ Result<PreparedRequest> Prepare(const Engine& engine, const Engine::Impl& impl, 
   PreparedRequest p;
   if (!impl.options.weights)
     return Error::InvalidArgument("the engine was loaded without weights, it cannot generate");
-  BATON_TRY(CheckSampling(r.sampling));
+  BATON_TRY(CheckSampling(r.sampling, impl.info.vocab));
   if (r.max_tokens < 0)
     return Error::InvalidArgument("max tokens must be 0 or more, got {}", r.max_tokens);
   BATON_ASSIGN(p.tokens, PromptTokens(engine, impl, r));
@@ -122,13 +130,20 @@ Result<RequestId> Engine::Submit(Request request, RequestCallbacks callbacks) {
   return impl_->scheduler.Submit(std::move(p), std::move(callbacks));
 }
 
+Status Engine::CheckRequest(const Request& request) const {
+  BATON_ASSIGN([[maybe_unused]] PreparedRequest p, Prepare(*this, *impl_, request));
+  return Status::Ok();
+}
+
+CacheUse Engine::cache_use() const { return impl_->scheduler.cache_use(); }
 bool Engine::Step() { return impl_->scheduler.Step(); }
 void Engine::CancelRequest(RequestId id) { impl_->scheduler.Cancel(id); }
 
 Result<Generation> Engine::Generate(const Request& request, const OnText& on_text) {
   BATON_TRY(CheckNotStepping(impl_->scheduler));
   BATON_ASSIGN(PreparedRequest p, Prepare(*this, *impl_, request));
-  p.conversation = true;
+  // Prompt scores are those of every row, cached ones too.
+  p.conversation = !request.chat.empty() && request.prompt_logprobs < 0;
   std::optional<Result<Generation>> result;
   RequestCallbacks callbacks{.on_text = on_text,
                              .on_done = [&](Result<Generation> r) { result = std::move(r); }};

@@ -68,6 +68,13 @@ bool Routing::forced() const {
   return true;
 }
 
+bool Routing::open() const {
+  for (size_t l = 0; l < routed_.size(); ++l) {
+    if (routed_[l] && decisions_[l] == Decision::kOpen) return true;
+  }
+  return false;
+}
+
 void Routing::DecideForced() {
   for (int l = 0; l < engine_.info.layers; ++l) {
     if (!Routed(l)) continue;
@@ -180,13 +187,13 @@ RoutingReport Routing::Report() const {
   return report;
 }
 
-void CountHeld(const ResolvedPlan& plan, int64_t tokens, RoutingReport& report) {
+void CountHeld(const ResolvedPlan& plan, const KvSequence& kv, RoutingReport& report) {
   report.held_token_equivalents.clear();
   report.dense_token_equivalents = 0;
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     const int cache = plan.OwnCache(static_cast<int>(l));
-    report.held_token_equivalents.push_back(plan.caches[static_cast<size_t>(cache)].Held(tokens));
-    report.dense_token_equivalents += tokens;
+    report.held_token_equivalents.push_back(kv.held_tokens(cache));
+    report.dense_token_equivalents += kv.length();
   }
 }
 

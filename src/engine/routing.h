@@ -17,8 +17,8 @@ Status CheckRouteOptions(const RouteOptions& options, int layers);
 // Every layer that sees the whole context routed, with the windows of the router's settings.
 Plan RouteEveryLayer(const ModelShape& model, const RouterSettings& settings);
 
-// What a request that holds `tokens` tokens of context keeps under a plan whose layers are decided.
-void CountHeld(const ResolvedPlan& plan, int64_t tokens, RoutingReport& report);
+// What the sequence of a request whose layers are decided holds.
+void CountHeld(const ResolvedPlan& plan, const KvSequence& kv, RoutingReport& report);
 
 class Routing {
  public:
@@ -29,6 +29,7 @@ class Routing {
 
   // Layers that become windows keep their whole cache all the same.
   void KeepCaches() { keeps_caches_ = true; }
+  bool open() const;  // some routed layer is not decided yet
   // The mask decides every routed layer: nothing has to wait for the prompt.
   bool forced() const;
   // Applies what the mask decides.
@@ -60,9 +61,9 @@ class Routing {
   std::span<const int32_t> tokens_;
   ResolvedPlan* plan_;
   KvSequence* kv_;
-  std::vector<bool> routed_;  // [layers]
-  std::vector<Decision> decisions_;
-  std::vector<std::array<float, 2>> logits_;
+  std::vector<bool> routed_;                  // [layers]
+  std::vector<Decision> decisions_;           // [layers]
+  std::vector<std::array<float, 2>> logits_;  // [layers]
   bool asked_ = false, keeps_caches_ = false;
   int64_t rows_pooled_ = 0;
   Array<float> x_, q_, answer_;  // on the device

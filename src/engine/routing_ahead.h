@@ -18,7 +18,8 @@ class RoutingAhead {
                                                       const RouteOptions& options,
                                                       std::span<const int32_t> tokens,
                                                       const ResolvedPlan& plan);
-  bool done() const { return run_->done(); }
+  // Nothing is left to decide, or no layer.
+  bool done() const { return run_->done() || !routing_->open(); }
   Status Step();
   const Routing& routing() const { return *routing_; }
 

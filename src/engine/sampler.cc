@@ -76,7 +76,7 @@ Generation::Logprobs LogprobsOf(std::span<const float> logits, int32_t token, in
   return result;
 }
 
-Status CheckSampling(const Sampling& s) {
+Status CheckSampling(const Sampling& s, int64_t vocab) {
   const auto bad = [](const char* what, const char* expected, double got) {
     return Error::InvalidArgument("sampling: {} must be {}, got {}", what, expected, got);
   };
@@ -93,6 +93,12 @@ Status CheckSampling(const Sampling& s) {
     if (!std::isfinite(penalty)) return bad(what, "a number", penalty);
   }
   if (s.penalty_window < 0) return bad("penalty window", "0 or more", s.penalty_window);
+  for (const LogitBias& b : s.logit_bias) {
+    if (b.token < 0 || b.token >= vocab)
+      return Error::InvalidArgument("logit bias: token {} is outside the vocabulary of {}", b.token,
+                                    vocab);
+    if (!std::isfinite(b.bias)) return bad("a logit bias", "a number", b.bias);
+  }
   return Status::Ok();
 }
 
@@ -106,12 +112,15 @@ double Sampler::NextUniform() {
   return static_cast<double>(z >> 11) * 0x1p-53;
 }
 
-std::span<const float> Sampler::Penalized(std::span<const float> input,
-                                          std::span<const int32_t> history) {
-  const bool none = options_.repetition_penalty == 1 && options_.presence_penalty == 0 &&
-                    options_.frequency_penalty == 0;
-  if (none || history.empty()) return input;
+std::span<const float> Sampler::Adjusted(std::span<const float> input,
+                                         std::span<const int32_t> history) {
+  const bool unpenalized = options_.repetition_penalty == 1 && options_.presence_penalty == 0 &&
+                           options_.frequency_penalty == 0;
+  const bool penalized = !unpenalized && !history.empty();
+  if (!penalized && options_.logit_bias.empty()) return input;
   logits_.assign(input.begin(), input.end());
+  for (const LogitBias& b : options_.logit_bias) logits_[static_cast<size_t>(b.token)] += b.bias;
+  if (!penalized) return logits_;
   const size_t window = std::min(history.size(), static_cast<size_t>(options_.penalty_window));
   std::vector<int32_t> seen(history.end() - static_cast<ptrdiff_t>(window), history.end());
   std::sort(seen.begin(), seen.end());
@@ -126,7 +135,7 @@ std::span<const float> Sampler::Penalized(std::span<const float> input,
 }
 
 int32_t Sampler::Sample(std::span<const float> input, std::span<const int32_t> history) {
-  const std::span<const float> logits = Penalized(input, history);
+  const std::span<const float> logits = Adjusted(input, history);
   const int32_t best = Largest(logits);
   const float largest = logits[static_cast<size_t>(best)];
   if (options_.temperature == 0 || std::isnan(largest)) return best;

@@ -13,14 +13,14 @@ class Sampler {
  public:
   explicit Sampler(const Sampling& options) : options_(options), state_(options.seed) {}
 
-  // Picks a token: penalties over the latest `history`, then temperature, top-k, top-p, min-p.
-  // Temperature 0 takes the largest logit, the lower id on ties. Logits that are not numbers are
-  // never picked.
+  // Picks a token: biases, then penalties over the latest `history`, then temperature, top-k,
+  // top-p, min-p. Temperature 0 takes the largest logit, the lower id on ties. Logits that are not
+  // numbers are never picked.
   int32_t Sample(std::span<const float> logits, std::span<const int32_t> history);
 
  private:
-  // The logits with penalties: `input` itself where there are none.
-  std::span<const float> Penalized(std::span<const float> input, std::span<const int32_t> history);
+  // The logits with biases and penalties: `input` itself where there are none.
+  std::span<const float> Adjusted(std::span<const float> input, std::span<const int32_t> history);
   double NextUniform();  // [0, 1)
   // Sets weights_ to e^((logit - largest) / temperature), sums_ to what each block of them comes
   // to, and returns the sum of all.
@@ -41,6 +41,7 @@ bool HoldNumber(std::span<const float> logits);
 // Of one row of logits: `token`, and the `top` likeliest, the lower id first on ties.
 Generation::Logprobs LogprobsOf(std::span<const float> logits, int32_t token, int top);
 
-Status CheckSampling(const Sampling& s);
+// `vocab`: biases name tokens below it.
+Status CheckSampling(const Sampling& s, int64_t vocab = INT32_MAX);
 
 }  // namespace baton

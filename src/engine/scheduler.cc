@@ -45,8 +45,26 @@ bool Scheduler::Step() {
   RunPass();
   FinishDone();
   stepping_ = false;
+  const CacheUse use = CountUse();
   const std::lock_guard lock(mutex_);
+  use_ = use;
   return !requests_.empty() || !submitted_.empty();
+}
+
+CacheUse Scheduler::cache_use() const {
+  const std::lock_guard lock(mutex_);
+  return use_;
+}
+
+CacheUse Scheduler::CountUse() const {
+  CacheUse use{.most_tokens = max_pages() * KvLayout::kSlots};
+  for (const auto& r : requests_) {
+    if (!r->admitted()) continue;
+    ++use.requests;
+    use.claimed_tokens += r->claimed_pages() * KvLayout::kSlots;
+    use.held_bytes += r->sequence().kv.allocated_bytes();
+  }
+  return use;
 }
 
 void Scheduler::TakeInbox() {
@@ -87,7 +105,7 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
   r.prompt_turn = ++prompt_turn_;
   Engine::Impl::Conversation& last = engine_.conversation;
   const Sequence& s = r.sequence();
-  if (r.conversation() && r.chat() && last.store && last.plan_hash == r.plan_hash()) {
+  if (r.conversation() && last.store && last.plan_hash == r.plan_hash()) {
     // The common prefix stays; the last token of the prompt is always run, for its logits.
     const size_t most = std::min(last.tokens.size(), s.tokens.size() - 1);
     size_t common = 0;
@@ -198,7 +216,7 @@ void Scheduler::FinishDone() {
   for (auto& r : done) {
     r->CountCache();
     Sequence& s = r->sequence();
-    if (r->conversation() && r->chat() && s.store && !r->failed()) {
+    if (r->conversation() && s.store && !r->failed()) {
       // Of a prompt that was interrupted, what its passes completed.
       const int64_t whole =
           std::min(r->in_prompt() ? s.prompt_position : s.kv.length(), s.kv.length());

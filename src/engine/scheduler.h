@@ -39,6 +39,7 @@ class Scheduler {
   // never within a forward pass. Not reentrant, one thread at a time.
   bool Step();
   bool stepping() const { return stepping_; }
+  CacheUse cache_use() const;  // from any thread
 
   // Most pages that all requests together may use.
   int64_t max_pages() const;
@@ -52,6 +53,7 @@ class Scheduler {
   void RunPass();
   void DecodePass(std::span<ActiveRequest* const> requests);
   void FinishDone();
+  CacheUse CountUse() const;
 
   Engine::Impl& engine_;
   // In order of arrival; those that are not admitted wait for cache.
@@ -59,10 +61,11 @@ class Scheduler {
   int64_t round_ = 0, prompt_turn_ = 0;
   bool stepping_ = false;
 
-  std::mutex mutex_;  // guards what follows
+  mutable std::mutex mutex_;  // guards what follows
   RequestId last_id_ = 0;
   std::vector<std::unique_ptr<ActiveRequest>> submitted_;
   std::vector<RequestId> cancelled_;
+  CacheUse use_;
 };
 
 }  // namespace baton

@@ -1,4 +1,4 @@
-// Speed at any depth: the cache is filled with made-up keys and values, so a depth of 100,000
+// Speed at any depth: the cache is filled with synthetic keys and values, so a depth of 100,000
 // tokens costs a second to reach instead of a prefill of minutes. Reads, writes and arithmetic are
 // those of a real cache; only the numbers in it are not. Dense and planned runs share the cache:
 // each begins with a cut back to the depth and writes beyond it only.

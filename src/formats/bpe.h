@@ -1,5 +1,5 @@
 // Byte-pair merging over one word: a linked list of symbols and a heap of the pairs that may merge.
-// O(n log n) in the length of the word, so that a megabyte without a space is no trap.
+// O(n log n) in the length of the word, so that a megabyte without a space stays fast.
 #pragma once
 
 #include <algorithm>
@@ -45,12 +45,12 @@ struct BpeSymbol {
   Merge merge;  // of this symbol with the next
 };
 
-// Keeps its heap between words: one Merger per thread of work, none per word.
+// Keeps its heap between words: use one merger per thread, not one per word.
 class BpeMerger {
  public:
-  // Links the symbols in order, merges the pair of lowest rank (leftmost among equals) until none
-  // is left; `find(a, b)` gives the Merge of two neighbouring symbols. What remains is read from
-  // symbols[0] along `next`. Fewer than 2^31 symbols; their texts lie side by side.
+  // Links the symbols in order, then merges the pair of lowest rank (leftmost among equals) until
+  // none is left; `find(a, b)` gives the Merge of two neighbouring symbols. The remaining symbols
+  // are read from symbols[0] along `next`. Fewer than 2^31 symbols, with contiguous texts.
   template <typename F>
   void Run(std::span<BpeSymbol> symbols, const F& find);
 

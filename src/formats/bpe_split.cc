@@ -14,9 +14,9 @@
 namespace baton {
 namespace {
 
-// PCRE2 counts backtracking. Patterns of real tokenizers go back over a run of characters once or
-// twice; a search begins with few steps, and gets more as long as the whole text has not used up
-// its share.
+// Limits of PCRE2's backtracking steps. Patterns of real tokenizers backtrack over a run of
+// characters once or twice. A search begins with a small limit, which grows as long as the text as
+// a whole has steps left.
 constexpr int64_t kFirstSteps = 4096, kStepsFactor = 16;
 constexpr int64_t kFreeSteps = 10'000'000, kStepsPerByte = 64;
 constexpr uint32_t kHeapKilobytes = 1 << 20;
@@ -40,7 +40,7 @@ struct JitStackFree {
 
 PCRE2_SPTR Units(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(text.data()); }
 
-// What one Split needs and patterns share.
+// State of one Split, shared by its patterns.
 struct Run {
   explicit Run(size_t bytes) : steps(kFreeSteps + kStepsPerByte * static_cast<int64_t>(bytes)) {
     context.reset(pcre2_match_context_create(nullptr));
@@ -95,7 +95,7 @@ class WordSplitter::Pattern {
     while (start <= text.size()) {
       const Match m = Find(text, start, run);
       if (m.begin == std::string_view::npos) break;
-      if (m.end <= m.begin && m.begin == last) {  // an empty match behind a match does not count
+      if (m.end <= m.begin && m.begin == last) {  // an empty match right after a match is ignored
         if (start == text.size()) break;
         start += DecodeUtf8(text.substr(start)).length;
         continue;
@@ -114,13 +114,13 @@ class WordSplitter::Pattern {
     size_t end = 0;
   };
 
-  // Matches and gaps in order, put together as the rule says.
+  // Joins matches and gaps, in order, into pieces as the rule says.
   struct Pieces {
     using Behavior = SplitRule::Behavior;
     const SplitRule& rule;
     std::string_view text;
     std::vector<std::string_view>& out;
-    size_t begin = 0, end = 0;  // the piece at hand
+    size_t begin = 0, end = 0;  // the current piece
     bool held_match = false;    // its last part is a match
 
     void Add(size_t from, size_t to, bool match) {
@@ -144,8 +144,8 @@ class WordSplitter::Pattern {
     }
   };
 
-  // The steps that are left once a pattern has had them count for the whole text, so that the rest
-  // is cut into characters.
+  // Searches with growing step limits, which are charged to the whole text. Once they are used up,
+  // the rest of the text is cut into characters.
   Match Find(std::string_view text, size_t start, Run& run) const {
     for (int64_t limit = kFirstSteps;; limit *= kStepsFactor) {
       if (limit > kFirstSteps) run.steps -= limit;

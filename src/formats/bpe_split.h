@@ -16,7 +16,7 @@ struct SplitRule {
     kIsolated,            // each match is a piece
     kRemoved,             // matches are left out
     kMergedWithPrevious,  // a match belongs to the gap before it
-    kMergedWithNext,      // to the gap behind it
+    kMergedWithNext,      // to the gap after it
     kContiguous,          // neighbouring matches are one piece
   };
   std::string pattern;  // Oniguruma's syntax, as tokenizer.json has it
@@ -35,8 +35,8 @@ class WordSplitter {
   ~WordSplitter();
 
   // Words in order; together they are `text` unless a rule removes some. Bytes that are not UTF-8
-  // become words of one byte. The time is linear in the text: where a pattern has used up the steps
-  // that this allows, the rest of the text is cut into characters.
+  // become words of one byte. Takes time linear in the text: once a pattern has used up its share
+  // of steps, the rest of the text is cut into characters.
   std::vector<std::string_view> Split(std::string_view text) const;
 
  private:
@@ -45,12 +45,12 @@ class WordSplitter {
   std::vector<Pattern> patterns_;
 };
 
-// What a GGUF file's tokenizer.ggml.pre stands for.
+// The meaning of a GGUF file's tokenizer.ggml.pre.
 struct PreTokenizer {
   std::vector<SplitRule> rules;
   bool ignore_merges = false;  // words that are tokens need no merging
   bool adds_bos = false;       // unless the file says otherwise
-  bool nfc = false;            // the text is composed first
+  bool nfc = false;            // the text is normalised to NFC first
 };
 // Unsupported: a name that is not known; the error lists those that are.
 Result<PreTokenizer> PreTokenizerOf(std::string_view name);

@@ -10,7 +10,8 @@ namespace {
 
 using nlohmann::json;
 
-// GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes follow from U+0100 on.
+// GPT-2's alphabet: printable Latin-1 characters represent themselves, the other bytes follow from
+// U+0100 on.
 std::vector<std::string> ByteAlphabet() {
   std::vector<std::string> out;
   char32_t next = 0x100;

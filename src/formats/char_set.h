@@ -1,4 +1,5 @@
-// Sets of Unicode code points, for classes that PCRE2 cannot write: intersections and nested ones.
+// Sets of Unicode code points, for classes that PCRE2 cannot express: intersections and nested
+// ones.
 #pragma once
 
 #include <string>
@@ -18,7 +19,7 @@ class CharSet {
   // not know a name in it.
   static Result<CharSet> OfClass(std::string_view pcre2_class, bool caseless);
 
-  // Whether PCRE2 knows what stands inside the class.
+  // Whether PCRE2 accepts this text inside a class.
   static bool IsKnown(std::string_view pcre2_class);
 
   // The ranges ascend and do not touch.

@@ -21,7 +21,7 @@ using jinja::mk_val;
 constexpr size_t kMaxSource = size_t{1} << 18;
 constexpr int64_t kMaxSteps = 300'000, kStepsPerTurn = 2'000;
 constexpr int64_t kMaxBytes = int64_t{1} << 25, kBytesPerTurn = 1 << 16;
-constexpr int64_t kBytesPerByte = 256;  // of the conversation
+constexpr int64_t kBytesPerByte = 256;  // bytes allowed per byte of the conversation
 // The parser and the tree's destructor recurse; published templates stay below a tenth of these.
 constexpr int kMaxBrackets = 40, kMaxBlocks = 200, kMaxBlockTokens = 1500;
 constexpr int kMaxJsonDepth = 64;
@@ -30,8 +30,8 @@ constexpr const char* kRawHint =
 
 std::string FirstLine(std::string_view text) { return Printable(text.substr(0, text.find('\n'))); }
 
-// The engine's messages are several lines: what happened stands behind "Error: ", where it happened
-// behind " at "; lexer and parser show the source in the second line.
+// The engine's messages have several lines: the problem follows "Error: ", its place follows " at
+// "; for lexer and parser errors the second line shows the source.
 Error TemplateError(const std::exception& e) {
   const std::string_view what = e.what();
   constexpr std::string_view kError = "\nError: ", kRaised = "Jinja Exception: ", kAt = " at line ";
@@ -56,11 +56,11 @@ Error TemplateError(const std::exception& e) {
   return Error::Unsupported("chat template: {}{}", FirstLine(message), place).Hint(kRawHint);
 }
 
-// How deep a statement nests: blocks inside each other, where an elif counts as an if inside the
-// one before it, as it is parsed.
+// Nesting depth of a statement. An elif counts as an if inside the preceding one, because the
+// parser builds it so.
 class BlockDepth {
  public:
-  // `at`: of a statement's first token, behind its "{%".
+  // `at`: index of the statement's first token, after its "{%".
   int Enter(const std::vector<jinja::token>& tokens, size_t at) {
     if (at >= tokens.size()) return depth_;
     const std::string& name = tokens[at].value;
@@ -149,7 +149,7 @@ Result<jinja::value> Converted(const Json& j, const std::string& what, bool inpu
   return value;
 }
 
-// Roles become part of control sequences ('<|' + role + '|>'), so they are words.
+// Roles become part of control sequences ('<|' + role + '|>'), so only words are allowed.
 bool IsWord(std::string_view role) {
   return !role.empty() && role.size() <= 64 && std::ranges::all_of(role, [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
@@ -196,7 +196,7 @@ jinja::value StrftimeNow(std::optional<int64_t> unix_time) {
   });
 }
 
-// As transformers' apply_chat_template names and fills them.
+// Variables are named and filled as transformers' apply_chat_template does it.
 Status SetVariables(const std::vector<ChatTurn>& turns, const ChatOptions& options,
                     const ChatVariables& variables, jinja::context& context) {
   BATON_ASSIGN(const jinja::value messages, Messages(turns));

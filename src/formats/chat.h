@@ -1,6 +1,6 @@
 // Chat templates: the Jinja source that came with a model, run by a Jinja engine
-// (scripts/get-jinja). A template is untrusted: it may fail with an error, and what it may use is
-// limited.
+// (scripts/get-jinja). A template is untrusted: it may fail with an error, and its steps and memory
+// are limited.
 #pragma once
 
 #include <cstdint>
@@ -29,12 +29,13 @@ struct TextRange {
 
 struct ChatText {
   std::string text;
-  // Ascending byte ranges that came out of messages and tools: their control tokens are text.
+  // Ascending byte ranges that come from messages and tools: control tokens in them stay plain
+  // text.
   std::vector<TextRange> plain;
 };
 
-// Its tokens: control tokens are parsed, but not inside the plain ranges. `bos`: put BOS in front
-// where the model does.
+// The tokens of a rendered conversation: control tokens are parsed, but not inside the plain
+// ranges. `bos`: put BOS in front where the model does.
 std::vector<int32_t> EncodeChat(const Tokenizer& tokenizer, const ChatText& chat, bool bos);
 
 class ChatTemplate {
@@ -42,9 +43,9 @@ class ChatTemplate {
   // kUnsupported, naming the construct and its place, for what the engine cannot run.
   static Result<ChatTemplate> Parse(const std::string& jinja);
 
-  // The conversation as the template writes it, BOS included where it does. Errors: no turn, a role
-  // that is no word, members or tools that are no JSON; what the template itself refuses
-  // (raise_exception), in its words; a construct that the engine does not know.
+  // The conversation as the template writes it, BOS included where it does. Errors: no turns; a
+  // role that is not a word; members or tools that are not JSON; raise_exception in the template,
+  // with its message; a construct that the engine does not support.
   Result<ChatText> Render(const std::vector<ChatTurn>& turns, const ChatOptions& options,
                           const ChatVariables& variables) const;
 

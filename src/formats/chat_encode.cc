@@ -15,7 +15,7 @@ std::vector<int32_t> EncodeChat(const Tokenizer& tokenizer, const ChatText& chat
     tokens.insert(tokens.end(), more.begin(), more.end());
     done = end, bos = false;
   };
-  // Tokens reach across the edges of a range, so the text is cut only where it has to be.
+  // A token may cross the edge of a range, so the text is cut only where necessary.
   for (const TextRange& range : chat.plain) {
     const std::string_view plain = text.substr(range.begin, range.end - range.begin);
     const auto parsed = tokenizer.Encode(plain, {.bos = false, .special = true});

@@ -1,5 +1,5 @@
-// The packed layouts of GGUF, written for the reader: one value at a time, straight from its bits.
-// All scales are halves.
+// Decodes the packed layouts of GGUF, written for readability: one value at a time, straight from
+// its bits. The scales of whole blocks are f16, except MXFP4's exponent.
 
 #include "formats/dequantize.h"
 
@@ -21,7 +21,7 @@ uint16_t Load16(const std::byte* p) {
 }
 float Half(const std::byte* p) { return HalfToFloat(Load16(p)); }
 
-// Value i of 32: its low four bits lie in byte i % 16, the lower half of the values in the low
+// Value i of 32: its low four bits are in byte i % 16, the lower half of the values in the low
 // nibbles.
 int Nibble(const std::byte* q, int i) { return i < 16 ? Byte(q + i) & 15 : Byte(q + i - 16) >> 4; }
 
@@ -46,9 +46,9 @@ float Q8_0(const std::byte* b, int i) {
   return Half(b) * static_cast<float>(static_cast<int8_t>(Byte(b + 2 + i)));
 }
 
-// Twelve bytes hold eight 6-bit scales and eight 6-bit minimums: the first four of each in the low
-// six bits of bytes 0-3 and 4-7, whose top two bits are those of the last four; the low four bits
-// of these share bytes 8-11.
+// Twelve bytes hold eight 6-bit scales and eight 6-bit minimums. Scales 0-3 are the low six bits of
+// bytes 0-3, minimums 0-3 those of bytes 4-7. Of scales and minimums 4-7, the top two bits are the
+// top bits of bytes 0-3 and 4-7; the low four bits share bytes 8-11.
 struct ScaleMin {
   int scale, min;
 };
@@ -72,7 +72,7 @@ float Q4_K(const std::byte* b, int i) {
   return d * static_cast<float>(SuperNibble(b + 16, i)) - m;
 }
 
-// As Q4_K with the fifth bits between scales and nibbles: bit i / 32 of byte i % 32.
+// As Q4_K, with the fifth bits between scales and nibbles: bit i / 32 of byte i % 32.
 float Q5_K(const std::byte* b, int i) {
   const ScaleMin s = ScaleOf(b + 4, i / 32);
   const float d = Half(b) * static_cast<float>(s.scale),
@@ -81,9 +81,9 @@ float Q5_K(const std::byte* b, int i) {
   return d * static_cast<float>(SuperNibble(b + 48, i) | high << 4) - m;
 }
 
-// 128 bytes of low nibbles, 64 of high bit pairs, 16 signed scales, d. Each half of 128 values: 64
-// bytes of nibbles, the first 64 values low, and 32 bytes of bit pairs, 32 values to a bit
-// position.
+// 128 bytes of low nibbles, 64 of high bit pairs, 16 signed scales, d. Each half of 128 values has
+// 64 bytes of nibbles, the first 64 values in the low ones, and 32 bytes of bit pairs, 32 values
+// per bit position.
 float Q6_K(const std::byte* b, int i) {
   const int half = i / 128, r = i % 128;
   const int low_byte = Byte(b + half * 64 + r % 64);
@@ -131,7 +131,7 @@ float IQ4_XS(const std::byte* b, int i) {
          static_cast<float>(kNonLinear4[Nibble(b + 8 + j * 16, i % 32)]);
 }
 
-// An exponent, nibbles that are floats of 4 bits. The table holds their doubles.
+// An exponent, then nibbles that are 4-bit floats. The table holds twice their values.
 float MXFP4(const std::byte* b, int i) {
   return std::ldexp(static_cast<float>(kFloat4Doubled[Nibble(b + 1, i)]), Byte(b) - 128);
 }

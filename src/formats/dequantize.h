@@ -1,5 +1,5 @@
-// The slow, obvious meaning of every block type: what each packed layout of every backend is tested
-// against.
+// The slow reference for every block type: each packed layout of every backend is tested against
+// it.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace baton {
 
-// What a nibble of IQ4_NL and IQ4_XS stands for, and twice what one of MXFP4 does.
+// The values of the nibbles of IQ4_NL and IQ4_XS, and twice the values of those of MXFP4.
 inline constexpr int8_t kNonLinear4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                            1,    13,   25,  38,  53,  69,  89,  113};
 inline constexpr int8_t kFloat4Doubled[16] = {0, 1,  2,  3,  4,  6,  8,  12,

@@ -30,15 +30,16 @@ constexpr std::string_view kEndTexts[] = {"<|im_end|>",
                                           "<end_of_utterance>",
                                           "<|END_OF_TURN_TOKEN|>",
                                           "<\uff5cend\u2581of\u2581sentence\uff5c>"};
-// What ends an answer only if a file says so, or if it is a control token.
+// End texts that end an answer only if a file says so, or if they are control tokens.
 constexpr std::string_view kMarkup[] = {"</s>", "<eos>", "<EOT>"};
 
 bool IsUnmistakable(std::string_view text) {
   return IsEndText(text) && std::ranges::find(kMarkup, text) == std::end(kMarkup);
 }
 
-// Bytes 0 to 32 and some above are spelt otherwise in byte-level vocabularies; of end texts only
-// DeepSeek's has such, which is spelt as it is where it is an added token.
+// Compares texts as they are, although byte-level vocabularies spell bytes 0 to 32 and some above
+// differently. Of the end texts only DeepSeek's has such bytes, and as an added token it is spelt
+// as it is.
 bool MergesMake(const TokenizerSpec& spec, std::string_view text) {
   return std::ranges::any_of(spec.merges, [&](const auto& merge) {
     return merge.first.size() + merge.second.size() == text.size() &&
@@ -46,7 +47,7 @@ bool MergesMake(const TokenizerSpec& spec, std::string_view text) {
   });
 }
 
-// Null for a file that is not there or holds no JSON; its reader elsewhere reports the latter.
+// Null for a file that is absent or holds no JSON; the latter is reported where the file is needed.
 Result<Json> ReadJson(const std::string& path) {
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) return Json();

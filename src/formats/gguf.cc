@@ -14,7 +14,7 @@ static_assert(std::endian::native == std::endian::little, "GGUF is read in place
 namespace baton {
 namespace {
 
-// Far above any real model, far below what would hurt: the largest vocabularies have 262,144
+// Far above any real model, but small enough to be harmless: the largest vocabularies have 262,144
 // entries.
 constexpr uint64_t kMaxKeyBytes = 1024;
 constexpr uint64_t kMaxStringBytes = 16 << 20;
@@ -270,7 +270,7 @@ Status ReadMetadata(Reader& r, uint64_t count, Metadata& metadata) {
   return Status::Ok();
 }
 
-// A tensor's place in the data section is kept beside it until the section's start is known.
+// A tensor with its offset in the data section, whose start is not known yet.
 struct Placed {
   TensorInfo info;
   uint64_t offset;

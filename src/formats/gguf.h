@@ -1,5 +1,5 @@
-// GGUF v2 and v3: a memory-mapped file of metadata and tensors. Everything in it is hostile until
-// checked.
+// GGUF v2 and v3: a memory-mapped file of metadata and tensors. Nothing in it is trusted before it
+// is checked.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// Writes GGUF v3: metadata, then tensors streamed from callbacks, so that a file larger than memory
-// costs 16 MiB of it.
+// Writes GGUF v3: metadata, then tensors streamed from callbacks, so that writing a file of any
+// size takes 16 MiB of memory.
 #pragma once
 
 #include <cstddef>
@@ -40,7 +40,7 @@ class GgufWriter {
   void AddTensor(std::string name, DType dtype, std::vector<int64_t> shape,
                  std::vector<std::byte> bytes);
 
-  // Whole or not at all (base/atomic_file.h).
+  // Atomic: the file is complete or unchanged (base/atomic_file.h).
   Status WriteFile(const std::string& path, const GgufWriteOptions& options = {}) const;
   std::vector<std::byte> ToBytes() const;
 

@@ -10,7 +10,7 @@
 namespace baton {
 namespace {
 
-// Text below U+0300 is composed, with no marks to be sorted, and most text is.
+// Most text is below U+0300: it is composed already and has no marks to sort.
 constexpr char32_t kFirstMark = 0x300;
 
 utf8proc_option_t Options(NormalForm form) {
@@ -109,7 +109,7 @@ bool IsWordCharacter(char32_t c) {
     case UTF8PROC_CATEGORY_PC:
       return true;
     default:
-      // Joiners, and the letters in circles and squares that are symbols by category.
+      // Joiners, and circled and squared letters, whose category is symbol.
       return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) ||
              (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
              (c >= 0x1F170 && c <= 0x1F189);

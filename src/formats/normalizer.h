@@ -1,4 +1,4 @@
-// Unicode's normal forms, and the two questions about characters that added tokens ask.
+// Unicode's normal forms, and the two character tests that added tokens need.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace baton {
 
 enum class NormalForm : uint8_t { kNfc, kNfd, kNfkc, kNfkd };
 
-// Bytes that are not UTF-8 stay as they are and end what composes. Linear time, whatever the text.
+// Bytes that are not UTF-8 stay unchanged, and nothing composes across them. Takes linear time.
 std::string Normalize(std::string_view text, NormalForm form);
 
 // Unicode's White_Space.

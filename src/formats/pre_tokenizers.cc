@@ -1,6 +1,6 @@
-// The pre-tokenizers of GGUF files by the names of tokenizer.ggml.pre, as the tokenizer.json of the
-// models that they are named after has them. Names that llama.cpp knows and this table lacks belong
-// to architectures that Baton does not run.
+// The pre-tokenizers of GGUF files by their tokenizer.ggml.pre names. The rules are those of the
+// tokenizer.json of the models they are named after. Names that llama.cpp knows and this table
+// lacks belong to architectures that Baton does not run.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -56,7 +56,7 @@ constexpr std::string_view kKimi =
     R"([\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
     R"(\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kNewline = R"([\r\n])";
-// Cased letters, as that file lists them.
+// Cased letters, as DeepSeek's tokenizer.json lists them.
 constexpr std::string_view kDeepSeekLetters =
     R"(\s?[A-Za-z\u00B5\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u01BA\u01BC-\u01BF\u01C4-\u0293)"
     R"(\u0295-\u02AF\u0370-\u0373\u0376\u0377\u037B-\u037D\u037F\u0386\u0388-\u038A\u038C)"
@@ -144,7 +144,7 @@ const std::vector<Row>& Rows() {
         kDigit, R"([\p{P}!-/:-@\[-`{-~])", kGpt2},
        false,
        true},
-      // What llama.cpp uses where a file does not say.
+      // llama.cpp's default for files that name none.
       {{"default"}, {R"([\p{P}\$\+<=>\^~\|]+)", kGpt2, R"(\p{N}+)", R"([0-9][0-9][0-9])"}},
   };
   return kRows;

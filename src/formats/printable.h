@@ -1,4 +1,4 @@
-// Names from untrusted files, made fit for a message or a terminal.
+// Makes text from untrusted files safe for a message or a terminal.
 #pragma once
 
 #include <fmt/format.h>
@@ -25,8 +25,8 @@ inline std::string Printable(std::string_view text) {
   return out;
 }
 
-// UTF-8 text as it is, but for what a terminal would obey: control characters (C0, DEL, C1), marks
-// that reorder text, and bytes that are not UTF-8 are escaped. Newlines too.
+// UTF-8 text, with everything escaped that a terminal would act on: control characters (C0 with
+// newlines, DEL, C1), marks that reorder text, and bytes that are not UTF-8.
 inline std::string Displayable(std::string_view text) {
   std::string out;
   for (size_t pos = 0; pos < text.size();) {

@@ -9,8 +9,8 @@
 
 namespace baton {
 
-// An object. Infinity, -Infinity and NaN, which JSON lacks, become the texts of that name. Errors
-// name `what` and the line.
+// Parses an object. Infinity, -Infinity and NaN, which JSON lacks, become strings of that name.
+// Errors name `what` and the line.
 Result<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view what);
 
 }  // namespace baton

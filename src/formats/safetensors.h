@@ -1,5 +1,5 @@
-// Safetensors: one file, or shards named by model.safetensors.index.json. Everything in them is
-// hostile until checked.
+// Safetensors: one file, or shards named by model.safetensors.index.json. Nothing in them is
+// trusted before it is checked.
 #pragma once
 
 #include <functional>
@@ -14,10 +14,10 @@
 
 namespace baton {
 
-// The tensors of one file in the order of their data; types F32, F16, BF16. Errors: header that is
-// no JSON or too long, unknown type, bytes that disagree with shape x type, ranges outside the data
-// or over each other, a name given twice.
-// `metadata`, if given, receives the header's own keys; those that are no strings are left out.
+// The tensors of one file in the order of their data; types F32, F16, BF16. Errors: a header that
+// is not JSON or too long, an unknown type, bytes that disagree with shape x type, ranges outside
+// the data or overlapping, a name given twice.
+// `metadata`, if given, receives the header's own keys; those that are not strings are left out.
 using SafetensorsMetadata = std::map<std::string, std::string, std::less<>>;
 Result<std::vector<TensorInfo>> ParseSafetensors(std::span<const std::byte> bytes,
                                                  SafetensorsMetadata* metadata = nullptr);

@@ -69,11 +69,11 @@ bool IsHex(char c) {
   return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
 
-// One class, or one escape that is a class: what PCRE2 writes between brackets, or a set where it
-// cannot.
+// One class, or one escape that is a class: text to put between PCRE2's brackets, and a set of
+// characters for what PCRE2 cannot express.
 struct Class {
   std::string text;            // the inside; together with
-  std::optional<CharSet> set;  // what only a set says
+  std::optional<CharSet> set;  // what the text cannot express
 };
 
 class Translator {
@@ -85,7 +85,8 @@ class Translator {
       return Error::Unsupported("pre-tokenizer pattern has {} bytes, expected at most {}",
                                 in_.size(), kMaxPatternBytes);
     }
-    // Without a line's end behind it, a run of spaces would be searched from each of them.
+    // Without the lookbehind, a run of spaces in mid-line would be searched again from each of
+    // them.
     if (in_ == R"(\s+$)") return fmt::format("(?<![{0}])[{0}]+$", kSpace);
     while (pos_ < in_.size()) BATON_TRY(Step());
     if (!groups_.empty()) return Error::Unsupported("pre-tokenizer pattern has an open group");
@@ -239,7 +240,7 @@ class Translator {
     return Status::Ok();
   }
 
-  // Behind an interval, + and ? do not modify but repeat, as in Ruby.
+  // After an interval, + and ? do not make it possessive or lazy but repeat it, as in Ruby.
   Status Quantify(std::string quantifier, bool interval) {
     if (atom_ == kNoAtom) return NotDone("a repetition of nothing");
     if (quantified_) {
@@ -308,7 +309,7 @@ class Translator {
     return Status::Ok();
   }
 
-  // \s, \W, \p{Lu}: what stands between brackets for it. Nothing is read where it is none.
+  // \s, \W, \p{Lu}: its text between brackets. Reads nothing if no such escape is here.
   bool ClassEscape(std::string& inside, bool& negated) {
     const char e = in_[pos_ + 1];
     const char lower = static_cast<char>(e | 0x20);
@@ -389,7 +390,7 @@ class Translator {
       code = code * 16 + static_cast<uint64_t>(c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
     }
     if (braces && (at >= in_.size() || in_[at++] != '}')) return NotDone("\\x{");
-    // Two digits name a byte of UTF-8 there, not a character.
+    // In Ruby, \xHH above 7F is a byte of UTF-8, not a character.
     const bool byte = in_[pos_ + 1] == 'x' && !braces && code > 0x7F;
     if (digits == 0 || byte || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) {
       return NotDone("an escaped code that is no character");
@@ -398,7 +399,7 @@ class Translator {
     return static_cast<char32_t>(code);
   }
 
-  // Behind the opening bracket; to behind the closing one. The text is one atom.
+  // Reads from after the opening bracket to after the closing one. The result is one atom.
   Result<std::string> ReadClass() {
     const bool negated = Eat("^");
     BATON_ASSIGN(Class c, ReadSet(0));
@@ -410,7 +411,7 @@ class Translator {
     return (negated ? set.Inverted() : set).ToPcre2();
   }
 
-  // A set costs milliseconds, and a hostile pattern may ask for thousands.
+  // A set costs milliseconds, and a malicious pattern may contain thousands.
   Result<CharSet> SetOfClass(const std::string& inside, bool caseless) {
     const auto known = sets_.find({inside, caseless});
     if (known != sets_.end()) return known->second;
@@ -431,7 +432,7 @@ class Translator {
     c.set = c.set ? CharSet::Union(*c.set, set) : set;
   }
 
-  // Items up to the bracket that closes them; && intersects what stands left and right of it.
+  // Reads items up to the closing bracket; && intersects what stands left and right of it.
   Result<Class> ReadSet(int depth) {
     if (depth == kMaxDepth) return NotDone("classes nested this deep");
     std::optional<CharSet> left;

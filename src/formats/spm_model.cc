@@ -1,5 +1,5 @@
-// tokenizer.model: SentencePiece's ModelProto, read straight from its protobuf wire format. Only
-// the fields below matter; unknown ones are stepped over.
+// tokenizer.model: SentencePiece's ModelProto, read straight from its protobuf wire format. Fields
+// other than those below are skipped.
 #include <bit>
 #include <cstring>
 #include <string>
@@ -184,7 +184,8 @@ Result<TokenizerSpec> SpecFromSentencePiece(std::string_view model) {
   }
   spec.kind = TokenizerSpec::Kind::kPieces;
   spec.by_score = true;
-  // The library puts the space in front of the text only; its callers cut at control tokens first.
+  // SentencePiece adds the space in front of the text only, but its callers cut the text at control
+  // tokens first.
   spec.prefix =
       normalizer.dummy_prefix ? TokenizerSpec::Prefix::kAlways : TokenizerSpec::Prefix::kNone;
   spec.unknown = trainer.unknown;

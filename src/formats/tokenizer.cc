@@ -50,7 +50,7 @@ int ByteOfPiece(std::string_view text) {
   return value;
 }
 
-// "a b" or "a ": a space behind another character.
+// "a b" or "a ": a space after another character.
 bool HoldsSpaceInside(std::string_view bytes) {
   const size_t word = bytes.find_first_not_of(' ');
   return word != bytes.npos && bytes.find(' ', word) != bytes.npos;
@@ -89,7 +89,7 @@ struct Tokenizer::Impl {
 
   Impl() : index(vocab) { byte_ids.fill(-1); }
 
-  // Building; in this order.
+  // Steps of building, in this order.
   Status AddTokens(const TokenizerSpec& spec);
   Status AddMerges(const TokenizerSpec& spec);
   void RankScores(const TokenizerSpec& spec);
@@ -104,7 +104,8 @@ struct Tokenizer::Impl {
     std::vector<int32_t>& out;
     bool special = false;
   };
-  // Text between tokens that stand in the text as given; `first`: nothing is before it.
+  // Encodes text between added tokens that were found in the original text. `first`: nothing
+  // precedes it.
   void EncodeSegment(std::string_view text, bool first, Work& work) const;
   void EncodePart(std::string_view text, bool first, Work& work) const;
   void EncodePlain(std::string_view text, Work& work) const;
@@ -130,7 +131,7 @@ struct Tokenizer::Impl {
   Prefix prefix = Prefix::kNone;
   TokenizerSpec::PrefixStep prefix_step = TokenizerSpec::PrefixStep::kNormalizer;
   bool split_words = false;
-  bool cuts_at_spaces = false;  // no token holds a space behind another character
+  bool cuts_at_spaces = false;  // no token has a space after another character
   bool byte_fallback = true;
   bool fuse_unknown = false;
   bool keeps_unknown_bytes = false;
@@ -282,14 +283,15 @@ Status Tokenizer::Impl::AddSpecials(const TokenizerSpec& spec) {
   return Status::Ok();
 }
 
-// What a token looks like where it is searched: as the file writes it, or put through the
-// normaliser as the text around it.
+// A token's text in the form in which it is searched: as the file writes it, or normalised like the
+// text around it.
 std::string Tokenizer::Impl::AddedText(const TokenSpec& token, bool normalized) const {
   if (!normalized) return token.text;
   std::string text = token.text;
   for (NormalForm form : normal_forms) text = Normalize(text, form);
   if (kind != Kind::kPieces || prefix_step == TokenizerSpec::PrefixStep::kPreTokenizer) return text;
-  // Prepend puts its space in front of a token that a file marks so; SentencePiece does not.
+  // With Prepend, a token that the file marks as normalised also gets the space; SentencePiece does
+  // not do that.
   const bool put = token.normalized.has_value() && prefix == Prefix::kAlways;
   return fmt::format("{}{}", put ? " " : "", ReplaceAll(text, kSpacePiece, " "));
 }
@@ -403,7 +405,7 @@ void Tokenizer::Impl::EncodeSegment(std::string_view text, bool first, Work& wor
   std::string spaced;
   if (kind == Kind::kPieces && prefix_step == TokenizerSpec::PrefixStep::kNormalizer) {
     const bool put = Prefixes(first);
-    // To these models a literal U+2581 is a space.
+    // These models treat a literal U+2581 as a space.
     if (put || text.find(kSpacePiece) != text.npos) {
       if (put) spaced = ' ';
       spaced += ReplaceAll(text, kSpacePiece, " ");
@@ -464,7 +466,7 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOption
       impl_->EncodeSegment(text.substr(part.begin, part.end - part.begin), part.begin == 0, work);
     }
   });
-  // A prompt from a model card may begin with the text of BOS; a second one hurts.
+  // A prompt from a model card may begin with the text of BOS; a second BOS degrades the output.
   if (options.bos && impl_->adds_bos && ids.size() > 1 && ids[1] == impl_->bos) {
     ids.erase(ids.begin());
   }
@@ -530,7 +532,7 @@ std::string StreamDecoder::Push(int32_t id) {
 }
 
 std::string StreamDecoder::Flush() {
-  // Push leaves nothing behind but the beginning of one character.
+  // After Push, only the beginning of one character can be pending.
   const bool unfinished = !pending_.empty();
   pending_.clear();
   return unfinished ? std::string(kReplacementCharacter) : "";

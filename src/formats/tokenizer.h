@@ -35,9 +35,9 @@ class Tokenizer {
   // Hugging Face folder. Tokens from `rows` on, for which the model has no embedding, are left out
   // (-1: none are), so that their texts become other tokens.
   static Result<Tokenizer> FromFolder(const std::string& folder, int64_t rows = -1);
-  // Of a model that came without one: no text becomes tokens, no token is text.
+  // For a model without a tokenizer: no text becomes tokens, no token has text.
   static Tokenizer None();
-  // From what one of those was read into; checks ids, types, merges and patterns.
+  // From a spec, which all of those are read into; checks ids, types, merges and patterns.
   static Result<Tokenizer> FromSpec(const TokenizerSpec& spec);
 
   // Text may hold any bytes: those that are not UTF-8 are encoded one by one. Plain text never
@@ -57,7 +57,7 @@ class Tokenizer {
   bool adds_bos() const;
   bool IsEndOfGeneration(int32_t id) const;  // eos, <|im_end|>, <end_of_turn>, <|eot_id|>, ...
   bool IsControl(int32_t id) const;          // control or unknown: no text of its own
-  // What the user should know of the tokenizer's file, a sentence each.
+  // Remarks on the tokenizer's file for the user, one sentence each.
   const std::vector<std::string>& notes() const;
 
  private:

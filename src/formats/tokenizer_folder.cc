@@ -32,7 +32,7 @@ Result<TokenizerSpec> ReadModel(const std::string& folder) {
   BATON_ASSIGN(const MappedFile file, MappedFile::Open(path));
   auto spec = is_json ? SpecFromJson(Chars(file)) : SpecFromSentencePiece(Chars(file));
   if (!spec.ok()) return std::move(spec).error().At(path);
-  // Part of tokenizer.json, if there is one.
+  // tokenizer.json contains these itself.
   const std::string added = folder + "/added_tokens.json";
   if (!is_json && Exists(added)) {
     BATON_ASSIGN(const MappedFile tokens, MappedFile::Open(added));

@@ -30,7 +30,7 @@ Status ReadTokens(const Metadata& m, TokenizerSpec& spec) {
         return Error::Corrupt("tokenizer.ggml.token_type of token {} is {}, expected 0 to 6", i,
                               type);
       }
-      // 0 is "undefined" there.
+      // GGUF's type 0 is "undefined".
       if (type != 0) spec.tokens[i].type = static_cast<TokenType>(type);
     }
   }
@@ -60,7 +60,7 @@ Status ReadMerges(const Metadata& m, TokenizerSpec& spec) {
   spec.merges.reserve(merges->size());
   for (size_t i = 0; i < merges->size(); ++i) {
     const std::string& text = (*merges)[i];
-    // From 1: the left side is never empty, and may be a space in odd vocabularies.
+    // Searches from 1: the left side is never empty, and may be a space in odd vocabularies.
     const size_t space = text.find(' ', 1);
     if (space == std::string::npos || space + 1 == text.size()) {
       return Error::Corrupt("tokenizer.ggml.merges[{}] is '{}', expected two tokens and a space", i,
@@ -111,8 +111,8 @@ Result<TokenizerSpec> SpecFromGguf(const Metadata& m) {
   };
   spec.bos = id("bos_token_id", -1);
   spec.eos = id("eos_token_id", -1);
-  // Byte-level files name a control token here; text never becomes that. Without the key,
-  // SentencePiece means 0.
+  // In byte-level files this key names a control token, which text never becomes, so it is not
+  // used. Without the key, SentencePiece's default is 0.
   if (spec.kind == TokenizerSpec::Kind::kPieces) spec.unknown = id("unknown_token_id", 0);
   for (const char* name : {"eot_token_id", "eom_token_id"}) {
     spec.more_end_ids.push_back(id(name, -1));

@@ -20,12 +20,12 @@ using Kind = TokenizerSpec::Kind;
 using Prefix = TokenizerSpec::Prefix;
 
 constexpr std::string_view kSpacePiece = "\xE2\x96\x81";
-// Ids without a token that we fill up, so that one large id cannot claim memory.
+// Most missing ids that are filled up below a token: one large id must not allocate memory.
 constexpr int64_t kMaxGap = 65536;
 
 const Json kNull;
 
-// The member, or null: of something that is no object too.
+// The member, or null if there is none or `j` is not an object.
 const Json& At(const Json& j, const char* key) {
   if (!j.is_object()) return kNull;
   const auto it = j.find(key);
@@ -56,7 +56,7 @@ Error UnknownStep(const char* what, const Json& step) {
                             Printable(Text(At(step, "type"))));
 }
 
-// An entry of added_tokens or added_tokens_decoder. What the former says stays.
+// Stores an entry of added_tokens or added_tokens_decoder. Flags from the former are kept.
 Status PutToken(TokenizerSpec& spec, int64_t id, const Json& entry) {
   const std::string_view text = Text(At(entry, "content"));
   const TokenType type =
@@ -183,7 +183,7 @@ Result<SplitRule> ReadSplit(const Json& step) {
   return rule;
 }
 
-// Steps that are a rule, by their type.
+// Reads a step that is a rule, by its type.
 Result<SplitRule> ReadRule(const Json& step) {
   const std::string_view type = Text(At(step, "type"));
   using Behavior = SplitRule::Behavior;
@@ -253,7 +253,7 @@ Status ReadPieceSteps(const std::vector<const Json*>& normal, const std::vector<
   for (const Json* step : pre) {
     const std::string_view type = Text(At(*step, "type"));
     if (type == "Split" && spaces && Text(At(At(*step, "pattern"), "String")) == " ") {
-      continue;  // Gemma: finds nothing, the normalizer has left no space
+      continue;  // Gemma: matches nothing, since the normalizer has replaced all spaces
     }
     if (type != "Metaspace" || Text(At(*step, "replacement")) != kSpacePiece || spaces) {
       return UnknownStep("pre_tokenizer", *step);

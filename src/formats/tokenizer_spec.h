@@ -1,5 +1,5 @@
-// What every source of a tokenizer (GGUF keys, tokenizer.json, tokenizer.model) is read into; one
-// place turns it into a Tokenizer and checks it.
+// The form that every source of a tokenizer (GGUF keys, tokenizer.json, tokenizer.model) is read
+// into. Tokenizer::FromSpec checks it and builds the tokenizer.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +21,14 @@ struct TokenSpec {
   std::string text;  // as the file writes it
   float score = 0;
   TokenType type = TokenType::kNormal;
-  // False: the token is found in texts as it stands, and no merge makes it.
+  // False: the token is searched literally in the text, and no merge produces it.
   bool in_model = true;
 
-  // Of control and user-defined tokens, which are found in the text before words are cut.
-  bool lstrip = false, rstrip = false;  // takes the white space before, behind it along
-  bool single_word = false;             // not where a letter or digit touches it
-  // Found in the normalised text, or in the text as given; unset: user-defined ones in the former.
+  // For control and user-defined tokens, which are searched before the text is cut into words.
+  bool lstrip = false, rstrip = false;  // absorbs the white space before, after it
+  bool single_word = false;             // does not match next to a word character
+  // True: searched in the normalised text; false: in the original. Unset: true for user-defined
+  // tokens.
   std::optional<bool> normalized;
 };
 
@@ -36,10 +37,11 @@ struct TokenizerSpec {
   // kPieces: tokens are spelt with U+2581 for a space, merging starts from characters and what has
   //          no token falls back to <0xXX>.
   enum class Kind { kByteLevel, kPieces };
-  // Whether a space goes in front of the text (kFirst) or also behind each control token (kAlways).
+  // Whether a space is put in front of the text (kFirst) or also after each control token
+  // (kAlways).
   enum class Prefix { kNone, kFirst, kAlways };
-  // Where it does: before user-defined tokens are found, even if the text begins with one
-  // (SentencePiece, Prepend), or afterwards and only if it does not (Metaspace, ByteLevel).
+  // When the space is added: before user-defined tokens are searched, even if the text begins with
+  // one (SentencePiece, Prepend), or afterwards and only if it does not (Metaspace, ByteLevel).
   enum class PrefixStep { kNormalizer, kPreTokenizer };
 
   Kind kind = Kind::kByteLevel;
@@ -53,7 +55,8 @@ struct TokenizerSpec {
   Prefix prefix = Prefix::kNone;
   PrefixStep prefix_step = PrefixStep::kNormalizer;
   bool split_words = false;  // kPieces only: no token reaches across the space before a word
-  // What the vocabulary lacks becomes <0xXX> tokens where those exist, else the unknown token.
+  // Characters that the vocabulary lacks become <0xXX> tokens if those exist, else the unknown
+  // token.
   bool byte_fallback = true;
   bool fuse_unknown = false;  // neighbours become one unknown token
   // kByteLevel: a byte without a token becomes the unknown token and is not dropped.
@@ -64,7 +67,7 @@ struct TokenizerSpec {
   int64_t unknown = -1;
   std::vector<int64_t> more_end_ids;  // end of generation besides eos and the well-known texts
   bool adds_bos = false;
-  std::vector<std::string> notes;  // what the user should know of this file
+  std::vector<std::string> notes;  // remarks on this file for the user
 };
 
 inline constexpr int64_t kMaxTokens = int64_t{1} << 22;
@@ -79,8 +82,8 @@ Status ApplyAddedTokens(std::string_view added_tokens_json,
                         std::string_view special_tokens_map_json, TokenizerSpec& spec);
 // Adds what tokenizer_config.json knows: special tokens, BOS and EOS.
 Status ApplyTokenizerConfig(std::string_view tokenizer_config_json, TokenizerSpec& spec);
-// Takes away the tokens from `rows` on, for which a model has no embedding: texts then become other
-// tokens.
+// Removes the tokens from `rows` on, for which a model has no embedding: their texts then become
+// other tokens.
 void KeepFirstTokens(TokenizerSpec& spec, int64_t rows);
 
 }  // namespace baton

@@ -21,7 +21,7 @@ enum class TokenType : uint8_t {
   kByte = 6
 };
 
-// Not copied, not moved once indexes stand on it: they keep a pointer.
+// Must not be copied, or moved once an index refers to it: indexes keep a pointer.
 class Vocab {
  public:
   Vocab() = default;
@@ -42,8 +42,8 @@ class Vocab {
   std::vector<TokenType> types_;
 };
 
-// Bytes -> id for some tokens of a vocabulary. 262,144 std::unordered_map nodes take longer to make
-// than everything else in opening a Gemma file; this is two arrays' work.
+// Bytes -> id for some tokens of a vocabulary, in two arrays: making 262,144 nodes of an
+// std::unordered_map takes longer than all other steps of opening a Gemma file.
 class TokenIndex {
  public:
   explicit TokenIndex(const Vocab& vocab) : vocab_(&vocab) {}
@@ -69,14 +69,14 @@ struct AddedToken {
   bool lstrip = false, rstrip = false, single_word = false;
 };
 
-// Finds the leftmost, and there the longest, of a set of tokens.
+// Finds the leftmost occurrence of any of a set of tokens, and the longest token there.
 class TokenFinder {
  public:
   // `piece_spaces`: spaces in the text stand for U+2581, which is no white space to strip.
   explicit TokenFinder(std::vector<AddedToken> tokens, bool piece_spaces = false);
 
-  // The text's parts in order. id -1: text between tokens. White space that a token takes along is
-  // in the token's part.
+  // The text's parts in order. id -1: text between tokens. White space that a token absorbs is in
+  // the token's part.
   struct Part {
     size_t begin = 0, end = 0;
     int32_t id = -1;
@@ -91,15 +91,15 @@ class TokenFinder {
     const AddedToken* token = nullptr;
   };
   Hit Next(std::string_view text, size_t from) const;
-  // The part that a hit takes; nothing where the token may not stand there.
+  // The part that a hit covers; false where the token's flags forbid it there.
   bool Place(std::string_view text, size_t after, const Hit& hit, Part& part) const;
 
   std::vector<AddedToken> tokens_;
   bool piece_spaces_;
   Vocab texts_;
   TokenIndex index_;
-  // Lengths that occur behind each first byte, longest first: Gemma has 6,400 such tokens, nearly
-  // all of them begin with '<', but only a score of lengths.
+  // The lengths of the tokens with each first byte, longest first: Gemma has 6,400 such tokens,
+  // nearly all of which begin with '<', but only about twenty different lengths.
   std::array<std::vector<uint32_t>, 256> lengths_;
 };
 

@@ -25,8 +25,8 @@ Utf8Char DecodeUtf8(std::string_view text);
 void AppendUtf8(std::string& out, char32_t code);
 
 // Byte-level vocabularies write each byte as a printable character (GPT-2: space is U+0120).
-// ByteLevelBytes gives the bytes behind a token's text; a text with a character outside that
-// alphabet stands for itself.
+// ByteLevelBytes converts a token's text back to bytes; a text with a character outside that
+// alphabet is returned unchanged.
 std::string ByteLevelBytes(std::string_view text);
 
 }  // namespace baton

@@ -1,6 +1,6 @@
-// Page tables. A cache of a sequence holds the pages [0, size) but for one hole, which begins
-// behind the sink and only grows while the sequence does; so releasing and taking pages, one
-// primitive (Reshape), touches just those that change.
+// Page tables. A cache of a sequence holds the pages [0, size) except one hole, which begins after
+// the sink and only grows while the sequence does. So one primitive (Reshape) releases and takes
+// pages, and touches only those that change.
 #include <algorithm>
 #include <span>
 #include <utility>
@@ -38,7 +38,8 @@ KvSequence::KvSequence(KvStore* store) : store_(store) {
 KvSequence::KvSequence(KvSequence&& o) noexcept
     : store_(std::exchange(o.store_, nullptr)),
       caches_(std::move(o.caches_)),
-      length_(std::exchange(o.length_, 0)) {
+      length_(std::exchange(o.length_, 0)),
+      tokens_(std::exchange(o.tokens_, {})) {
   o.caches_.clear();
 }
 
@@ -49,6 +50,7 @@ KvSequence& KvSequence::operator=(KvSequence&& o) noexcept {
   caches_ = std::move(o.caches_);
   o.caches_.clear();
   length_ = std::exchange(o.length_, 0);
+  tokens_ = std::exchange(o.tokens_, {});
   return *this;
 }
 
@@ -143,7 +145,8 @@ Status KvSequence::Reserve(int cache, int64_t begin, int64_t end) {
 Status KvSequence::StartRing(int cache, int64_t begin, int64_t end) {
   Cache& c = at(cache);
   BATON_CHECK(c.recent > 0);
-  // Pages that rows from `begin` on do not read: as Evict's, but for a token that is not there.
+  // Pages that rows from `begin` on do not read. Evict keeps one more token, which does not exist
+  // here.
   const int64_t window = std::max<int64_t>(0, begin - c.recent + 1);
   PageRange hole = {PagesOf(std::min(c.sink, begin)), window / KvLayout::kSlots};
   hole = Union(c.hole, hole.empty() ? PageRange{} : hole);
@@ -245,7 +248,7 @@ void KvSequence::Evict() {
 
 bool KvSequence::CanTruncate(const Cache& c, int64_t tokens) {
   if (tokens == 0 || tokens >= c.length) return true;
-  // A window of 1 holds none of the positions before the cut, but the last page is never a hole.
+  // A window of 1 reads no position before the cut, but the last page is never in the hole.
   const int64_t first =
       c.recent == 0 ? 0 : std::max<int64_t>(0, std::min(tokens - c.recent, tokens - 2) + 1);
   if (!c.hole.empty() && first / KvLayout::kSlots < c.hole.end && PagesOf(tokens) > c.hole.begin)
@@ -259,6 +262,16 @@ bool KvSequence::CanTruncate(int64_t tokens) const {
   BATON_CHECK_GE(tokens, 0);
   return std::all_of(caches_.begin(), caches_.end(),
                      [&](const Cache& c) { return CanTruncate(c, tokens); });
+}
+
+void KvSequence::KeepTokens(int64_t position, std::span<const int32_t> tokens) {
+  tokens_.resize(static_cast<size_t>(position));
+  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+}
+
+int32_t KvSequence::TokenBefore(int64_t position) const {
+  if (position == 0) return -1;
+  return position <= std::ssize(tokens_) ? tokens_[static_cast<size_t>(position) - 1] : 0;
 }
 
 void KvSequence::Truncate(int64_t tokens) {

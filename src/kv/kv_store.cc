@@ -120,7 +120,8 @@ void KvStore::ReturnIdle(int cache) {
       returned +=
           arena.Discard(low_bits + idle.begin * l.low_bit_bytes(), idle.size() * l.low_bit_bytes());
     }
-    // The ends of a stretch, which share 2 MiB with taken pages, are returned with those.
+    // The 2 MiB at the ends of a stretch, shared with taken pages, are returned when those are
+    // free.
     if (returned > 0) p.MarkReturned(idle);
   }
 }

@@ -1,10 +1,11 @@
-// The KV cache. A cache is a value with a layout and a lifetime, whoever reads it: one layer, many
-// layers, an indexer. The store has per cache an arena (its pages, then their low-bit copies) and a
-// pool of pages; a sequence has per cache a page table and a length.
+// The KV cache. A cache has a layout and a lifetime, whatever reads it: one layer, many layers, an
+// indexer. The store has per cache an arena (its pages, then their low-bit copies) and a pool of
+// pages; a sequence has per cache a page table and a length.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/buffer.h"
@@ -23,19 +24,19 @@ struct KvCacheSpec {
   // reads positions n <= m with n < sink or n > m - recent (arXiv 2604.07394), the rest is dropped.
   int64_t sink = 0;
   int64_t recent = 0;
-  // Tokens by which a sequence may be cut back after Evict: a ring holds so many more.
+  // Tokens by which a sequence may be cut back after Evict; a ring holds that many more.
   int64_t rollback = 0;
 };
 
-// Of one token: K, V (where the layout has them), int8 scales and low-bit copy.
+// Bytes of one token: K, V (where the layout has them), int8 scales and low-bit copy.
 int64_t KvTokenBytes(const KvLayout& layout);
 
 struct KvStoreOptions {
-  // Caches share arenas, no more of them than hold this many bytes (at least one): what is written
-  // to one others see. Only for timing shapes whose caches would not fit; the outputs mean nothing.
-  // Needs equal layouts. 0: every cache has its own.
+  // Caches share arenas: at least one, and no more than fit into this many bytes, so that a write
+  // to one cache changes others. Only for timing shapes whose caches would not fit; the outputs
+  // mean nothing. Needs equal layouts. 0: every cache has its own.
   int64_t alias_bytes = 0;
-  // Whose memory holds the caches and the page tables that views carry.
+  // The device whose memory holds the caches and the page tables of views.
   Device* device = &Device::Host();
 };
 
@@ -55,13 +56,13 @@ class KvStore {
 
   Device& device() const { return device_; }
   int caches() const { return static_cast<int>(specs_.size()); }
-  // Cache c lies in arena c % arenas().
+  // Cache c is in arena c % arenas().
   int arenas() const { return static_cast<int>(arenas_.size()); }
   bool aliased() const { return arenas() < caches(); }
   const KvCacheSpec& spec(int cache) const { return specs_[static_cast<size_t>(cache)]; }
   const KvLayout& layout(int cache) const { return spec(cache).layout; }
   int64_t max_tokens() const { return pools_[0].max_pages() * KvLayout::kSlots; }
-  // What still fits in every cache.
+  // The number of tokens that still fit into every cache.
   int64_t free_tokens() const;
   // Memory of the pages that sequences hold, all caches; a shared arena counts its fullest cache.
   int64_t bytes_in_use() const;
@@ -76,7 +77,7 @@ class KvStore {
 
   const PagePool& pool(int cache) const { return pools_[static_cast<size_t>(cache)]; }
   PagePool& pool(int cache) { return pools_[static_cast<size_t>(cache)]; }
-  // Gives whole free 2 MiB of a cache's arena back to the system, where enough lie idle.
+  // Returns free 2 MiB stretches of a cache's arena to the system if enough pages are idle.
   void ReturnIdle(int cache);
 
   Device& device_;
@@ -109,11 +110,11 @@ class KvSequence {
   //
   // `begin` past length(cache) starts a ring inside the sequence: the positions between are not
   // allocated, except those that rows from `begin` on read (the recent - 1 below it, and sinks),
-  // which are zero bytes. Rows that attend to them are not what the model defines; the caller
-  // throws them away. Only for rings.
+  // which are zero bytes. Results of rows that attend to them are not what the model defines, and
+  // the caller discards them. Only for rings.
   Status Reserve(int cache, int64_t begin, int64_t end);
-  // Of a ring that started inside the sequence: its tokens below `end`, at most length(cache), came
-  // from rows that saw a cut window. No cut may make later rows read them.
+  // For a ring that started inside the sequence: its tokens below `end`, at most length(cache),
+  // were computed from a truncated window. No Truncate may make later rows read them.
   void MarkInexact(int cache, int64_t end);
 
   // From now on this sequence's cache has a narrower lifetime (the next Evict drops what it no
@@ -134,16 +135,22 @@ class KvSequence {
   // kept positions are unchanged. Truncate(0) also returns to the lifetimes of the specs.
   void Truncate(int64_t tokens);
 
+  // Token ids by position, for models whose embedding also reads the token before.
+  void KeepTokens(int64_t position, std::span<const int32_t> tokens);
+  // -1 at the start. Tokens of positions that were filled without any are 0.
+  int32_t TokenBefore(int64_t position) const;
+
   int64_t length() const { return length_; }
   int64_t length(int cache) const { return at(cache).length; }
   int64_t sink(int cache) const { return at(cache).sink; }
   int64_t recent(int cache) const { return at(cache).recent; }
 
-  // What the row at length(cache) - 1 reads: min(length, sink + recent) for rings (arXiv
-  // 2604.07394), otherwise all. Zeros below a ring's start count.
+  // The number of tokens that the row at length(cache) - 1 reads: min(length, sink + recent) for
+  // rings (arXiv 2604.07394), otherwise all. Zeros below a ring's start count.
   int64_t held_tokens(int cache) const;
   int64_t held_bytes() const;  // of held tokens, all caches
-  // Of held pages, all caches: after Evict at most two pages per ring more than held tokens fill.
+  // Bytes of held pages, all caches: after Evict at most two pages per ring more than the held
+  // tokens need.
   int64_t allocated_bytes() const;
 
   // The first `length` positions of a cache, length <= length(cache). Table entries of pages that
@@ -190,6 +197,7 @@ class KvSequence {
   KvStore* store_ = nullptr;
   std::vector<Cache> caches_;
   int64_t length_ = 0;
+  std::vector<int32_t> tokens_;  // what KeepTokens was given; those past length() are of no use
 };
 
 // Makes the sequence `length` tokens long under its present lifetimes and fills K, V, int8 scales

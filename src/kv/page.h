@@ -4,7 +4,7 @@
 //   scales  [kSlots][planes][Hkv]      f32, int8 only: value = int8 * scale
 //
 // (two planes, or K alone where nothing attends to the cache: an indexer's keys are only ranked)
-// and, apart from it, so that a ranking reads one stretch of memory and nothing else,
+// and, in a separate region, so that a ranking reads contiguous memory and nothing else,
 //
 //   low bit [Hkv][kSlots/16][D/32] LowBitBlock, only in layers whose plan scans
 //
@@ -18,6 +18,7 @@
 
 #include "base/check.h"
 #include "base/dtype.h"
+#include "plan/layer_plan.h"
 
 namespace baton {
 
@@ -31,7 +32,7 @@ struct LowBitBlock {
 static_assert(sizeof(LowBitBlock) == 288);
 
 struct KvLayout {
-  static constexpr int kSlots = 64;
+  static constexpr int kSlots = static_cast<int>(kPageTokens);
 
   DType dtype = DType::kBF16;  // kF32, kBF16 or kI8
   int kv_heads = 0;
@@ -50,15 +51,15 @@ struct KvLayout {
   }
   int64_t page_bytes() const { return (scales_offset() + scales_bytes() + 63) / 64 * 64; }
   int64_t low_bit_blocks_per_head() const { return kSlots / 16 * (head_dim / 32); }
-  // Of a page: a multiple of 64, since a head has a multiple of four blocks of 288.
+  // Bytes of a page's copies: a multiple of 64, since a head has a multiple of four blocks of 288.
   int64_t low_bit_bytes() const {
     return low_bit ? kv_heads * low_bit_blocks_per_head() * int64_t{sizeof(LowBitBlock)} : 0;
   }
-  // Of an arena: all pages, then the low-bit copies of all pages.
+  // Bytes of an arena: all pages, then the low-bit copies of all pages.
   int64_t arena_bytes(int64_t pages) const { return pages * (page_bytes() + low_bit_bytes()); }
 };
 
-// Pages that hold `tokens` tokens. Not (tokens + 63) / 64: a request may ask for a count near the
+// Pages that hold `tokens` tokens. Not (tokens + 63) / 64, which overflows for a request near the
 // end of the range.
 inline int64_t PagesOf(int64_t tokens) {
   return tokens / KvLayout::kSlots + (tokens % KvLayout::kSlots != 0);

@@ -34,7 +34,7 @@ int32_t PagePool::Acquire() {
     at /= 64;
   }
   --free_;
-  // Grows with the pages used: an arena is often far larger than what lies in it.
+  // Grows with the pages used: an arena is often far larger than its used part.
   if (id / 64 >= resident_.size()) resident_.resize(id / 64 + 1);
   const uint64_t bit = uint64_t{1} << (id % 64);
   resident_pages_ += (resident_[id / 64] & bit) == 0;
@@ -81,7 +81,7 @@ std::vector<PageRange> PagePool::CollectIdle() {
     }
     i += run;
   }
-  // Whatever lies above was never touched, but completes the last 2 MiB.
+  // The pages above were never touched, but are included so that the last 2 MiB is whole.
   if (idle && stretch.end == touched_end_) stretch.end = max_pages_;
   close();
   idle_floor_ = idle_pages();

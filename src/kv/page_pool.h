@@ -1,6 +1,6 @@
 // Hands out page ids, lowest first: a fresh sequence gets consecutive pages, so its cache is one
-// contiguous stretch of the arena (hardware prefetch crosses page borders) and the memory touched
-// is no more than the most pages ever in use.
+// contiguous stretch of the arena (hardware prefetch crosses page borders), and the memory touched
+// is at most the peak number of pages in use.
 //
 // A free page that was handed out before is idle: it still takes memory. The pool knows which pages
 // are, so that its owner can return long stretches of them to the system.
@@ -21,8 +21,8 @@ struct PageRange {
 // Not thread-safe: pages are acquired and released between forward passes, by one thread.
 class PagePool {
  public:
-  // So many pages may lie idle before it is worth looking for memory to return (2048 tokens). More
-  // than a sliding window releases and takes again with every chunk of a prompt.
+  // Idle pages from which on memory is returned to the system (2048 tokens): more than a sliding
+  // window releases and takes again with every chunk of a prompt.
   static constexpr int64_t kIdlePages = 32;
 
   explicit PagePool(int64_t max_pages);
@@ -38,11 +38,11 @@ class PagePool {
   int64_t used_pages() const { return max_pages_ - free_; }
   int64_t idle_pages() const { return resident_pages_ - used_pages(); }
 
-  // The longest stretches of free pages that have idle ones among them, ascending. None while fewer
-  // than kIdlePages are idle, or have become idle since the last look: the pages left then lie
-  // between taken ones.
+  // The longest stretches of free pages that contain idle ones, ascending. None while fewer than
+  // kIdlePages are idle, or have become idle since the last call: the idle pages left by that call
+  // lie between taken ones.
   std::vector<PageRange> CollectIdle();
-  // Free pages whose memory the system has back: no longer idle.
+  // Marks free pages whose memory was returned to the system: they are no longer idle.
   void MarkReturned(PageRange pages);
 
  private:
@@ -54,7 +54,7 @@ class PagePool {
   std::vector<uint64_t> resident_;  // bit i: page i was acquired since its memory was last returned
   int64_t resident_pages_ = 0;
   int64_t touched_end_ = 0;  // one past the highest id ever acquired
-  int64_t idle_floor_ = 0;   // pages left idle by the last look, or the fewest since
+  int64_t idle_floor_ = 0;   // pages left idle by the last CollectIdle, or the fewest since
 };
 
 }  // namespace baton

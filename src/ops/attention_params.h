@@ -1,5 +1,5 @@
-// What the operations of attention take and give: one struct each, with shapes, in the letters of
-// ops.h, which also says what lies in a device's memory.
+// Parameters of the attention operations, one struct each, with shapes in the letters of ops.h,
+// which also says what is in a device's memory.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +53,7 @@ struct IndexSets {
   // The same lists in the host's memory.
   IndexSets OnHost() &&;
 
-  // Pointers that the host may follow where the device is the host.
+  // Pointers into the device's memory; the host may dereference them only where it is the device.
   int32_t* list(int64_t set, int64_t group) const {
     return positions.data() + (set * groups + group) * capacity;
   }
@@ -76,7 +76,7 @@ struct AttendParams {
     Rows rows;
     KvView kv;
     KeySet keys;
-    // Every row gets the bits that it gets in a call of its own.
+    // A row's result is bit-identical to that of a call with this row alone.
     bool rows_alone = false;
     float* scores = nullptr;   // optional, kAll only: scaled q.k, [rows, Hq, score_stride]
     int64_t score_stride = 0;  // >= position + count
@@ -89,7 +89,7 @@ struct AttendParams {
 };
 
 // Copies listed tokens of a cache, K, V and int8 scales, to the front of another of the same layout
-// (low-bit copies aside): layers that read one list then read memory front to back.
+// (except low-bit copies): layers that share a list then read memory sequentially.
 struct GatherParams {
   KvView from;
   std::span<const int32_t> positions;  // on the device; each in [0, from.length)

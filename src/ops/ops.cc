@@ -197,6 +197,11 @@ void Ops::Embed(const EmbedParams& p) {
   BATON_CHECK_EQ(p.x.dim(0), std::ssize(p.tokens));
   BATON_CHECK_EQ(p.x.dim(1), p.table->cols);
   for (int32_t token : p.tokens) BATON_CHECK(token >= 0 && token < p.table->rows);
+  if (!p.smear.empty()) {
+    BATON_CHECK_EQ(std::ssize(p.smear), p.table->cols);
+    BATON_CHECK_EQ(std::ssize(p.previous), std::ssize(p.tokens));
+    for (int32_t token : p.previous) BATON_CHECK(token >= -1 && token < p.table->rows);
+  }
   const double bytes = static_cast<double>(p.x.dim(0)) *
                        static_cast<double>(BytesOf(p.table->dtype, p.table->cols) + 4 * p.x.dim(1));
   Trace::Scope scope(trace_, OpKind::kEmbed, bytes, static_cast<double>(p.x.size()));

@@ -6,11 +6,12 @@
 // size, K selected tokens. Results never depend on the number of threads, nor on which other rows
 // or segments share a call.
 //
-// Memory: what params point at lies in the memory of the backend's device (device()): every View,
-// the caches and page tables of a KvView, index sets, stored scores and masses, norm weights,
-// biases, sink logits, router weights and logits. Spans lie in the host's memory, and with them
-// everything that describes a step (segments, rows, positions, lengths, budgets, head maps): a
-// backend takes what it needs of them before it returns. So do an EmbedParams' tokens and table.
+// Memory: what params point at is in the memory of the backend's device (device()): every View, the
+// caches and page tables of a KvView, index sets, stored scores and masses, norm weights, biases,
+// sink logits, router weights and logits. Spans, and with them everything that describes a step
+// (segments, rows, positions, lengths, budgets, head maps), are in the host's memory: a backend
+// copies what it needs of them before it returns. The tokens and the table of EmbedParams are in
+// host memory too.
 #pragma once
 
 #include <memory>
@@ -31,7 +32,7 @@ class Ops {
   virtual std::string name() const = 0;  // "ref", "cpu (avx512)", ...
   virtual Device& device() { return Device::Host(); }
 
-  // The operations of one forward pass. Within it a backend may hold them back and start them
+  // The operations of one forward pass. Within it a backend may queue them and launch them
   // together, at the latest when something is downloaded from its device.
   class Pass {
    public:

@@ -1,5 +1,5 @@
-// What the operations on rows of the batch take and give: one struct each, with shapes, in the
-// letters of ops.h. Those of attention are in attention_params.h.
+// Parameters of the operations on rows of the batch, one struct each, with shapes in the letters of
+// ops.h. Those of attention are in attention_params.h.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@
 
 namespace baton {
 
-// A weight matrix in the layout a backend wants. Made by Ops::Pack, used only with the Ops that
-// made it.
+// A weight matrix in the layout of one backend. Made by Ops::Pack, used only with the Ops that made
+// it.
 class Matrix {
  public:
   virtual ~Matrix() = default;
@@ -39,11 +39,11 @@ struct LinearParams {
   };
   std::span<const Out> outs;
   bool accumulate = false;  // y += instead of y =
-  // What the next product multiplies with (all its outs, or gate): a hint, its first weights may be
-  // fetched while threads wait for each other.
+  // The matrices of the next product (all its outs, or gate). A hint: their first weights may be
+  // prefetched while threads wait for each other.
   std::span<const Matrix* const> then;
-  // A backend that quantises x keeps 16 bits of it instead of 8. Decode asks for it: its products
-  // wait for the weights, and its distributions are what plans are judged by.
+  // A backend that quantises x keeps 16 bits of it instead of 8. Decode sets it: the time of its
+  // products is that of reading the weights, and plans are evaluated by its distributions.
   bool fine = false;
 };
 
@@ -71,13 +71,18 @@ struct NormParams {
   bool accumulate = false;
 };
 
-// x[t] = scale * row tokens[t] of the table.
+// x[t] = scale * (row tokens[t] of the table + smear * row previous[t]).
 struct EmbedParams {
   const RawMatrix* table = nullptr;  // [vocab, C]
   std::span<const int32_t> tokens;   // [T], each below vocab
   float scale = 1;
-  View<float> x;  // [T, C]
+  View<float> x;                      // [T, C]
+  std::span<const int32_t> previous;  // [T], each below vocab, or -1: none; empty without smear
+  std::span<const float> smear;       // [C], on the host; empty: none
 };
+
+// Row t of a lookup, for backends that expand rows on the host.
+void EmbedRow(const EmbedParams& p, int64_t t, float* row);
 
 // to[i] = from[rows[i]]. A row may be copied more than once.
 struct CopyRowsParams {
@@ -109,7 +114,7 @@ struct RotaryTableParams {
   View<float> cos, sin;            // [T, n/2]
 };
 
-// The layer router of Flux Attention (arXiv 2604.07394), d = D: a mean query, an encoder of two
+// The layer router of Flux Attention (arXiv 2604.07394), d = D: the mean query, an encoder of two
 // products and a head of three, SiLU between the products of each.
 struct RouterWeights {
   struct Layer {
@@ -122,7 +127,7 @@ struct RouterWeights {
 
 // logits = head(encoder(u)), u [D] the mean over rows and heads of q. f32 with sums in double.
 struct RouteParams {
-  View<const float> q;  // [n, Hq, D], n > 0: the rows that are looked at, some perhaps twice
+  View<const float> q;  // [n, Hq, D], n > 0: the pooled rows; a row may occur twice
   const RouterWeights* weights =
       nullptr;              // the struct on the host, what it points at on the device
   float* logits = nullptr;  // [2]: sparse, full

@@ -1,4 +1,4 @@
-// The oracle: every operation as its definition reads, in single precision with double accumulators
+// The oracle: every operation exactly as defined, in single precision with double accumulators
 // where sums are long.
 #include <algorithm>
 #include <cmath>
@@ -313,12 +313,12 @@ class ReferenceOps final : public Ops {
     });
   }
 
-  // What each part counts for one row and head, before its gate.
+  // The weight of each part for one row and head, before its gate.
   static std::vector<double> Shares(const MergeParams& p, int64_t t, int64_t h) {
     std::vector<double> shares;
     for (const auto& part : p.parts) {
       const double lse = part.lse.row(t)[h];
-      double total = 0;  // of the softmax's denominator, over e^lse
+      double total = 0;  // the softmax's denominator, divided by e^lse
       if (lse > kMinusInfinity || std::isnan(lse)) {
         for (const auto& other : p.parts) {
           if (p.gated_sum && &other != &part) continue;

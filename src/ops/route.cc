@@ -1,6 +1,6 @@
-// The layer router: 592,002 parameters for heads of 128, read once per layer and prompt. Rows of a
-// matrix are shared out; every sum has eight lanes in double, so that additions do not wait for
-// each other.
+// The layer router: 592,002 parameters for heads of 128, read once per layer and prompt. The rows
+// of a matrix are divided among threads; every sum has eight double accumulators, so that additions
+// do not depend on each other.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -10,8 +10,8 @@
 namespace baton {
 namespace {
 
-constexpr int64_t kRowsOfQ = 16;  // that a unit of work adds up
-constexpr int64_t kOutputs = 32;  // likewise, of a product
+constexpr int64_t kRowsOfQ = 16;  // added up per unit of work
+constexpr int64_t kOutputs = 32;  // outputs of a product per unit of work
 constexpr int64_t kLanes = 8;
 
 double Dot(const float* a, const float* b, int64_t n) {

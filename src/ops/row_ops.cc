@@ -24,7 +24,7 @@ void ForRows(ThreadPool& threads, int64_t rows, int64_t values, F&& body) {
 
 void Ops::DoGather(const GatherParams& p) {
   constexpr int64_t kRowsPerUnit = KvLayout::kSlots;
-  constexpr int64_t kAhead = 8;  // rows lie anywhere: nothing but this fetches them in time
+  constexpr int64_t kAhead = 8;  // prefetch distance: hardware prefetch cannot predict the next row
   const KvLayout& l = p.from.layout;
   const int64_t count = std::ssize(p.positions), bytes = l.row_bytes();
   const int64_t scales = l.dtype == DType::kI8 ? l.planes() * l.kv_heads : 0;
@@ -43,15 +43,23 @@ void Ops::DoGather(const GatherParams& p) {
   });
 }
 
-void Ops::DoEmbed(const EmbedParams& p) {
+void EmbedRow(const EmbedParams& p, int64_t t, float* row) {
   const RawMatrix& e = *p.table;
-  ForRows(threads_, p.x.dim(0), e.cols, [&](int64_t first, int64_t end) {
-    for (int64_t t = first; t < end; ++t) {
-      float* row = p.x.row(t);
-      Dequantize(e.dtype, e.data, p.tokens[static_cast<size_t>(t)] * e.cols, e.cols, row);
-      if (p.scale == 1.0f) continue;
-      for (int64_t i = 0; i < e.cols; ++i) row[i] *= p.scale;
-    }
+  const auto at = static_cast<size_t>(t);
+  Dequantize(e.dtype, e.data, p.tokens[at] * e.cols, e.cols, row);
+  if (!p.smear.empty() && p.previous[at] >= 0) {
+    thread_local std::vector<float> before;
+    before.resize(p.smear.size());
+    Dequantize(e.dtype, e.data, p.previous[at] * e.cols, e.cols, before.data());
+    for (size_t i = 0; i < before.size(); ++i) row[i] += p.smear[i] * before[i];
+  }
+  if (p.scale == 1.0f) return;
+  for (int64_t i = 0; i < e.cols; ++i) row[i] *= p.scale;
+}
+
+void Ops::DoEmbed(const EmbedParams& p) {
+  ForRows(threads_, p.x.dim(0), p.table->cols, [&](int64_t first, int64_t end) {
+    for (int64_t t = first; t < end; ++t) EmbedRow(p, t, p.x.row(t));
   });
 }
 

@@ -48,8 +48,8 @@ class Trace {
   };
 
   bool enabled = false;
-  // Of a backend that works while the host goes on: waits for what was called, before an
-  // operation's time is taken.
+  // For asynchronous backends: waits for all operations called so far, before an operation's time
+  // is taken.
   std::function<void()> wait;
   const Entry& operator[](OpKind op) const { return entries_[static_cast<size_t>(op)]; }
   void Reset() { entries_ = {}; }

@@ -31,6 +31,28 @@ Status CheckTable(const std::vector<std::vector<double>>& table, const std::stri
   return Status::Ok();
 }
 
+// `bytes`: RoleKvBytes or RoleHeldBytes.
+LayerCosts CostsOf(int64_t (*bytes)(const ModelShape&, int, const LayerRole&, int64_t),
+                   const ModelShape& model, const std::vector<int64_t>& budgets,
+                   const std::vector<WindowOption>& windows, int64_t tokens) {
+  const auto table = [&](const LayerRole& role) {
+    std::vector<double> out(model.layers);
+    for (int l = 0; l < model.layers; ++l)
+      out[l] = static_cast<double>(bytes(model, l, role, tokens));
+    return out;
+  };
+  LayerCosts costs;
+  costs.full = table({.role = Role::kFull});
+  costs.select = table({.role = Role::kSelect});
+  for (int64_t k : budgets) {
+    costs.scan.push_back(table({.role = Role::kScan, .k = {k, 0}}));
+    costs.reuse.push_back(table({.role = Role::kReuse, .k = {k, 0}}));
+  }
+  for (const WindowOption& w : windows)
+    costs.window.push_back(table({.role = Role::kWindow, .sink = w.sink, .recent = w.recent}));
+  return costs;
+}
+
 }  // namespace
 
 int64_t RoleKvBytes(const ModelShape& model, int layer, const LayerRole& role, int64_t visible) {
@@ -51,22 +73,20 @@ int64_t RoleKvBytes(const ModelShape& model, int layer, const LayerRole& role, i
 
 LayerCosts ByteCosts(const ModelShape& model, const std::vector<int64_t>& budgets,
                      const std::vector<WindowOption>& windows, int64_t visible) {
-  const auto table = [&](const LayerRole& role) {
-    std::vector<double> out(model.layers);
-    for (int l = 0; l < model.layers; ++l)
-      out[l] = static_cast<double>(RoleKvBytes(model, l, role, visible));
-    return out;
-  };
-  LayerCosts costs;
-  costs.full = table({.role = Role::kFull});
-  costs.select = table({.role = Role::kSelect});
-  for (int64_t k : budgets) {
-    costs.scan.push_back(table({.role = Role::kScan, .k = {k, 0}}));
-    costs.reuse.push_back(table({.role = Role::kReuse, .k = {k, 0}}));
-  }
-  for (const WindowOption& w : windows)
-    costs.window.push_back(table({.role = Role::kWindow, .sink = w.sink, .recent = w.recent}));
-  return costs;
+  return CostsOf(RoleKvBytes, model, budgets, windows, visible);
+}
+
+int64_t RoleHeldBytes(const ModelShape& model, int layer, const LayerRole& role, int64_t tokens) {
+  const ResolvedPlan plan = ModelPlan(model);
+  CacheSpec cache = plan.caches[static_cast<size_t>(plan.OwnCache(layer))];
+  if (role.role == Role::kScan) cache.low_bit = true;
+  if (role.role == Role::kWindow) cache.sink = role.sink, cache.recent = role.recent;
+  return KvBytesHeld({cache}, tokens);
+}
+
+LayerCosts HeldCosts(const ModelShape& model, const std::vector<int64_t>& budgets,
+                     const std::vector<WindowOption>& windows, int64_t tokens) {
+  return CostsOf(RoleHeldBytes, model, budgets, windows, tokens);
 }
 
 Status CheckCosts(const LayerCosts& costs, int layers, int budgets, int windows) {

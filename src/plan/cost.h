@@ -35,6 +35,13 @@ int64_t RoleKvBytes(const ModelShape& model, int layer, const LayerRole& role, i
 LayerCosts ByteCosts(const ModelShape& model, const std::vector<int64_t>& budgets,
                      const std::vector<WindowOption>& windows, int64_t visible);
 
+// Bytes of cache that one layer holds after a prompt of `tokens` tokens, bf16: all tokens, and the
+// low-bit copy where it scans; a window its own, as plans that evict hold it.
+int64_t RoleHeldBytes(const ModelShape& model, int layer, const LayerRole& role, int64_t tokens);
+// The table of RoleHeldBytes, as ByteCosts.
+LayerCosts HeldCosts(const ModelShape& model, const std::vector<int64_t>& budgets,
+                     const std::vector<WindowOption>& windows, int64_t tokens);
+
 // Every table has the stated size, and every cost is finite and not negative.
 Status CheckCosts(const LayerCosts& costs, int layers, int budgets, int windows);
 

@@ -12,6 +12,9 @@
 
 namespace baton {
 
+// A page of the KV cache: no block of a ranking straddles two.
+constexpr int64_t kPageTokens = 64;
+
 // Which keys a branch reads, among those the query may see.
 struct TokenSet {
   enum class Kind { kAll, kWindow, kIndex } kind = Kind::kAll;

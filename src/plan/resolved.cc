@@ -10,7 +10,6 @@
 namespace baton {
 namespace {
 
-constexpr int64_t kPageSlots = 64;  // KvLayout::kSlots; kv is a level above
 constexpr int64_t kMaxTokens = int64_t{1} << 40;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -65,9 +64,9 @@ Status CheckGlobals(const Plan& plan, const ModelShape& model) {
   if (plan.sink < 0 || plan.sink > kMaxTokens || plan.recent < 0 || plan.recent > kMaxTokens)
     return Error::InvalidArgument("budget: sink {} and recent {} must be 0 or more", plan.sink,
                                   plan.recent);
-  if (plan.block < 1 || plan.block > kPageSlots || (plan.block & (plan.block - 1)))
+  if (plan.block < 1 || plan.block > kPageTokens || (plan.block & (plan.block - 1)))
     return Error::InvalidArgument("unit: block {} must be a power of two up to {}", plan.block,
-                                  kPageSlots)
+                                  kPageTokens)
         .Hint("a page of the KV cache holds 64 tokens, and no block may straddle two");
   if (plan.min_context < -1 || plan.min_context > kMaxTokens)
     return Error::InvalidArgument("min_context {} must be 0 or more", plan.min_context);
@@ -169,7 +168,8 @@ Result<Budget> Resolver::SetSize(int l) const {
     return Error::InvalidArgument("{}: k {} is no multiple of the block {}", Name(l), k.tokens,
                                   plan_.block)
         .Hint(fmt::format("use {}", CeilDiv(k.tokens, plan_.block) * plan_.block));
-  if (2 * forced > k.tokens)
+  // Of a plan that was measured the evidence says what that costs.
+  if (2 * forced > k.tokens && !plan_.evidence.present)
     Warn(fmt::format("{}: sink + recent take {} of k = {} tokens, few are left to choose", Name(l),
                      forced, k.tokens));
   return k;

@@ -24,11 +24,7 @@ void PlanMeasure::Add(const PlanMeasure& o) {
 }
 
 Result<ProbeContext> CalibrationContext::Compose(const Engine& engine, const Spec& spec) {
-  std::vector<int32_t> filler(spec.text.size());
-  for (size_t i = 0; i < filler.size(); ++i) {
-    filler[i] = spec.text[(static_cast<size_t>(spec.offset) + i) % spec.text.size()];
-  }
-  return HideProbes(engine, spec.probes, filler, spec.length - kQuestionRoom);
+  return HideProbes(engine, spec.probes, spec.text, spec.length - kQuestionRoom);
 }
 
 Result<std::unique_ptr<CalibrationContext>> CalibrationContext::Build(Engine& engine,
@@ -65,6 +61,11 @@ Result<std::unique_ptr<CalibrationContext>> CalibrationContext::Build(Engine& en
   }
   for (Group& g : c->groups_) BATON_TRY(c->DenseRun(g, observer));
   return c;
+}
+
+int CalibrationContext::dense_found() const {
+  return static_cast<int>(
+      std::count_if(groups_.begin(), groups_.end(), [](const Group& g) { return g.dense_found; }));
 }
 
 Status CalibrationContext::DenseRun(Group& g, Observer* observer) {
@@ -167,9 +168,11 @@ Status CalibrationContext::Score(Session& session, const Group& g, Session::Deco
 Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunOptions& run) {
   const int first_layer = run.first_layer;
   OutputError* error = run.error;
+  const ResolvedPlan after = plan.AfterPrompt();
   PlanMeasure result;
   const int64_t width = engine_.info().width;
   for (Group& g : groups_) {
+    if (g.probe && run.only_text) continue;
     if (g.probe && !g.dense_found && run.only_dense_finds) {
       result.probes++;
       continue;
@@ -182,6 +185,11 @@ Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunO
       return Status::Ok();
     };
     BATON_TRY(restore());
+    if (g.probe && plan.Evicts()) {
+      // A second turn: all of the question sees what the first has left.
+      session_.Truncate(length());
+      BATON_TRY(session_.Prefill(g.prefix, &after));
+    }
     Session::DecodeOptions options;
     options.plan = &plan;
     options.first_layer = first_layer;
@@ -212,12 +220,13 @@ Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunO
   return result;
 }
 
-Result<PlanMeasure> CalibrationContext::RunWithPrefill(const ResolvedPlan& plan) {
+Result<PlanMeasure> CalibrationContext::RunWithPrefill(const ResolvedPlan& plan, bool only_text) {
   PlanMeasure result;
   BATON_ASSIGN(Session session,
                Session::Create(engine_, plan.caches, length() + 2 * kQuestionRoom));
   BATON_TRY(session.Prefill(std::span(tokens_).first(static_cast<size_t>(snapshot_from_)), &plan));
   for (Group& g : groups_) {
+    if (g.probe && only_text) continue;
     if (g.probe) {
       // Text rows are decoded only in the text group: here they are prompt.
       session.Truncate(snapshot_from_);

@@ -26,10 +26,9 @@ struct PlanMeasure {
 class CalibrationContext {
  public:
   struct Spec {
-    std::span<const int32_t> text;  // a split's tokens
-    int64_t offset = 0;             // where this context begins; wraps around
-    int64_t length = 0;             // tokens of the whole context
-    int64_t text_rows = 96;         // last rows of the text that are scored
+    std::vector<int32_t> text;  // what fills the context; its beginning again where it is short
+    int64_t length = 0;         // tokens of the whole context
+    int64_t text_rows = 96;     // last rows of the text that are scored
     std::vector<Probe> probes;
   };
   // Prefills and runs the dense reference. `observer` sees the dense rows: it is told which group
@@ -52,16 +51,19 @@ class CalibrationContext {
   struct RunOptions {
     int first_layer = 0;  // earlier layers must be dense in the plan; they are not run again
     bool only_dense_finds = false;  // skip the probes that dense fails
+    bool only_text = false;         // skip all probes
     OutputError* error = nullptr;
   };
-  // Decodes all groups under `plan` on the dense prefill.
+  // Decodes all groups under `plan` on the dense prefill. Under a plan that evicts, questions are a
+  // second turn, after the eviction.
   Result<PlanMeasure> Run(const ResolvedPlan& plan, const RunOptions& run);
   // The same with the prompt processed in the plan's own prefill mode: a new prefill.
-  Result<PlanMeasure> RunWithPrefill(const ResolvedPlan& plan);
+  Result<PlanMeasure> RunWithPrefill(const ResolvedPlan& plan, bool only_text = false);
 
   Session& session() { return session_; }
   int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
   int64_t text_rows() const { return text_rows_; }
+  int dense_found() const;  // probes
 
  private:
   // Rows decoded in one pass, with what they need to be decoded again.

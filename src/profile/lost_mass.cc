@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "profile/kinds.h"
+
 namespace baton {
 namespace {
 
@@ -26,7 +28,8 @@ std::pair<int64_t, int64_t> Common(std::span<const int32_t> a, std::span<const i
 
 }  // namespace
 
-LostMass::LostMass(Ops& ops, const ProfileOptions& options, const ModelInfo& info, float scale)
+LostMass::LostMass(Ops& ops, const ProfileOptions& options, const ModelInfo& info, float scale,
+                   size_t kinds)
     : ops_(ops),
       options_(options),
       info_(info),
@@ -34,11 +37,10 @@ LostMass::LostMass(Ops& ops, const ProfileOptions& options, const ModelInfo& inf
       pooled_(ops.device()),
       mass_(ops.device()) {
   const size_t n = static_cast<size_t>(info.layers);
-  for (Table* t : {&text_, &answers_}) {
-    t->lost.assign(options.budgets.size(), std::vector<double>(n * n, 0));
-    t->worst = t->lost;
-    t->scan.assign(options.budgets.size(), std::vector<double>(n, 0));
-  }
+  answers_.lost.assign(options.budgets.size(), std::vector<double>(n * n, 0));
+  answers_.worst = answers_.lost;
+  answers_.scan.assign(options.budgets.size(), std::vector<double>(n, 0));
+  text_.assign(kinds, answers_);
   overlap_.assign(n * n, 0);
   overlap_unforced_.assign(n * n, 0);
   groups_ = options.scope == Scope::kAll ? 1 : info.kv_heads;
@@ -157,7 +159,7 @@ void LostMass::AddOverlap(int i, int j) {
 void LostMass::OnLayer(const Tap& tap) {
   if (!status_.ok() || !Eligible(tap.layer) || tap.rows.count <= first_) return;
   const int j = tap.layer;
-  Table& table = answer_ ? answers_ : text_;
+  Table& table = answer_ ? answers_ : text_[kind_];
   const Rows rows{tap.rows.first + first_, count_, tap.rows.position + first_};
   stride_ = (rows.position + rows.count + 15) / 16 * 16;
   std::vector<IndexSets>& own = published_[static_cast<size_t>(j)];
@@ -207,10 +209,14 @@ Status LostMass::Finish(Profile& profile) const {
     }
     return m;
   };
-  profile.text = mean(text_.lost, text_.rows);
+  for (size_t k = 0; k < text_.size(); ++k) {
+    profile.kinds[k].text = mean(text_[k].lost, text_[k].rows);
+    profile.kinds[k].scan_text = mean(text_[k].scan, text_[k].rows);
+  }
+  profile.text = MeanOverKinds(profile.kinds, &KindLoss::text);
   profile.answer = mean(answers_.lost, answers_.rows);
   profile.worst = mean(answers_.worst, answers_.rows);
-  profile.scan_text = mean(text_.scan, text_.rows);
+  profile.scan_text = MeanOverKinds(profile.kinds, &KindLoss::scan_text);
   profile.scan_answer = mean(answers_.scan, answers_.rows);
   profile.overlap = mean({overlap_}, overlap_rows_)[0];
   profile.overlap_unforced = mean({overlap_unforced_}, overlap_rows_)[0];

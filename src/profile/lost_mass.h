@@ -12,12 +12,17 @@ namespace baton {
 
 class LostMass final : public CalibrationContext::Observer {
  public:
-  LostMass(Ops& ops, const ProfileOptions& options, const ModelInfo& info, float scale);
+  LostMass(Ops& ops, const ProfileOptions& options, const ModelInfo& info, float scale,
+           size_t kinds);
+
+  // The text rows that follow are of this kind.
+  void BeginContext(size_t kind) { kind_ = kind; }
 
   void BeginRows(bool answer, int64_t first, int64_t count) override;
   void OnLayer(const Tap& tap) override;
 
-  // Sums divided by what they were summed over, into the profile's tables.
+  // Sums divided by what they were summed over, into the profile's tables; those of text are means
+  // over the kinds, whose own are in profile.kinds.
   Status Finish(Profile& profile) const;
 
  private:
@@ -38,7 +43,9 @@ class LostMass final : public CalibrationContext::Observer {
   int64_t groups_ = 1;
   bool answer_ = false;
   int64_t first_ = 0, count_ = 0;
-  Table text_, answers_;
+  size_t kind_ = 0;
+  std::vector<Table> text_;  // [kinds]
+  Table answers_;
   // [layer][budget] of the current rows, on the host.
   std::vector<std::vector<IndexSets>> published_;
   Array<float> pooled_, mass_;  // on the device

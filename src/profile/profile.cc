@@ -8,6 +8,7 @@
 #include "engine/engine_impl.h"
 #include "profile/calibration.h"
 #include "profile/corpus.h"
+#include "profile/kinds.h"
 #include "profile/lost_mass.h"
 #include "profile/role_costs.h"
 #include "profile/splits.h"
@@ -64,7 +65,7 @@ float Price(double kl, double lost_mass) {
   return static_cast<float>(std::max(kl, kLeastKl) / std::max(lost_mass, kLeastMass));
 }
 
-// Sums of KL over the rows of all contexts, for one kind of one-layer change.
+// Sums of KL over the rows of some contexts, for one kind of one-layer change.
 struct Harm {
   double text = 0, answer = 0, text_rows = 0, answer_rows = 0;
   void Add(const PlanMeasure& m) {
@@ -73,6 +74,12 @@ struct Harm {
     text_rows += static_cast<double>(m.text_kl.size());
     answer_rows += static_cast<double>(m.answer_kl.size());
   }
+  void Add(const Harm& o) {
+    text += o.text;
+    answer += o.answer;
+    text_rows += o.text_rows;
+    answer_rows += o.answer_rows;
+  }
   double TextKl() const { return text_rows > 0 ? text / text_rows : 0; }
   double AnswerKl() const { return answer_rows > 0 ? answer / answer_rows : 0; }
 };
@@ -80,14 +87,15 @@ struct Harm {
 // One-layer runs: each layer on its own top k, on its predecessor's set, and on each window.
 class Sensitivity {
  public:
-  Sensitivity(const ProfileOptions& options, const ModelInfo& info, const ResolvedPlan& model)
-      : options_(options),
-        info_(info),
-        model_(model),
-        own_(static_cast<size_t>(info.layers)),
-        previous_(own_),
-        error_(own_.size()),
-        windows_(options.windows.size(), own_) {}
+  Sensitivity(const ProfileOptions& options, const ModelInfo& info, const ResolvedPlan& model,
+              size_t kinds)
+      : options_(options), info_(info), model_(model), error_(static_cast<size_t>(info.layers)) {
+    Sums none;
+    none.own.resize(error_.size());
+    none.previous = none.own;
+    none.windows.assign(options.windows.size(), none.own);
+    kinds_.assign(kinds, none);
+  }
 
   // The nearest earlier layer that sees the whole context; -1: none.
   int Source(int layer) const {
@@ -101,7 +109,9 @@ class Sensitivity {
     return std::find(b.begin(), b.end(), kPriceBudget) != b.end() ? kPriceBudget : b.front();
   }
 
-  Status Measure(CalibrationContext& context, const std::function<void(int)>& progress) {
+  Status Measure(CalibrationContext& context, size_t kind,
+                 const std::function<void(int)>& progress) {
+    Sums& sums = kinds_[kind];
     for (int l = 0; l < info_.layers; ++l) {
       progress(l);
       if (info_.window[static_cast<size_t>(l)] > 0) continue;
@@ -112,7 +122,7 @@ class Sensitivity {
       BATON_ASSIGN(
           PlanMeasure own,
           context.Run(plan, {.first_layer = l, .only_dense_finds = true, .error = &error}));
-      own_[at].Add(own);
+      sums.own[at].Add(own);
       error_[at].first += error.difference;
       error_[at].second += error.dense;
       if (const int source = Source(l); source >= 0) {
@@ -120,14 +130,14 @@ class Sensitivity {
         UseIndex(plan, options_, l, source, PriceBudget());
         BATON_ASSIGN(PlanMeasure previous,
                      context.Run(plan, {.first_layer = source, .only_dense_finds = true}));
-        previous_[at].Add(previous);
+        sums.previous[at].Add(previous);
       }
       for (size_t w = 0; w < options_.windows.size(); ++w) {
         plan = model_;
         UseWindow(plan, l, options_.sink, options_.windows[w] - options_.sink);
         BATON_ASSIGN(PlanMeasure window,
                      context.Run(plan, {.first_layer = l, .only_dense_finds = true}));
-        windows_[w][at].Add(window);
+        sums.windows[w][at].Add(window);
       }
     }
     return Status::Ok();
@@ -137,44 +147,74 @@ class Sensitivity {
   // first such layer has no predecessor and is priced by its own set.
   void Finish(Profile& p) const {
     const auto layers = static_cast<size_t>(info_.layers);
-    const auto& b = options_.budgets;
-    const auto budget =
-        static_cast<size_t>(std::find(b.begin(), b.end(), PriceBudget()) - b.begin());
+    for (size_t k = 0; k < kinds_.size(); ++k) FinishKind(kinds_[k], p.kinds[k]);
+    p.price_text = MeanOverKinds(p.kinds, &KindLoss::price_text);
+    p.own_price_text = MeanOverKinds(p.kinds, &KindLoss::own_price_text);
+    p.window_text = MeanOverKinds(p.kinds, &KindLoss::window_text);
     p.rnmse.assign(layers, 0);
     p.own_kl.assign(layers, 0);
-    p.price_text.assign(layers, 0);
     p.price_answer.assign(layers, 0);
-    p.own_price_text.assign(layers, 0);
     p.own_price_answer.assign(layers, 0);
-    p.window_text.assign(options_.windows.size(), std::vector<float>(layers, 0));
-    p.window_answer = p.window_text;
+    p.window_answer.assign(options_.windows.size(), std::vector<float>(layers, 0));
     for (size_t j = 0; j < layers; ++j) {
       if (info_.window[j] > 0) continue;
-      const int source = Source(static_cast<int>(j));
-      const size_t own = j * layers + j;
-      const size_t edge = source >= 0 ? static_cast<size_t>(source) * layers + j : own;
-      const Harm& harm = source >= 0 ? previous_[j] : own_[j];
-      p.price_text[j] = Price(harm.TextKl(), p.text[budget][edge]);
-      p.price_answer[j] = Price(harm.AnswerKl(), p.answer[budget][edge]);
-      p.own_price_text[j] = Price(own_[j].TextKl(), p.text[budget][own]);
-      p.own_price_answer[j] = Price(own_[j].AnswerKl(), p.answer[budget][own]);
-      p.own_kl[j] = static_cast<float>(own_[j].TextKl());
+      const Harm own = OfAllKinds([&](const Sums& s) { return s.own[j]; });
+      const Harm previous = OfAllKinds([&](const Sums& s) { return s.previous[j]; });
+      p.price_answer[j] = Price((Source(static_cast<int>(j)) >= 0 ? previous : own).AnswerKl(),
+                                p.answer[BudgetIndex()][Edge(j)]);
+      p.own_price_answer[j] = Price(own.AnswerKl(), p.answer[BudgetIndex()][j * layers + j]);
+      p.own_kl[j] = static_cast<float>(own.TextKl());
       p.rnmse[j] = static_cast<float>(
           error_[j].second > 0 ? std::sqrt(error_[j].first / error_[j].second) : 0);
-      for (size_t w = 0; w < windows_.size(); ++w) {
-        p.window_text[w][j] = static_cast<float>(windows_[w][j].TextKl());
-        p.window_answer[w][j] = static_cast<float>(windows_[w][j].AnswerKl());
+      for (size_t w = 0; w < p.window_answer.size(); ++w) {
+        p.window_answer[w][j] = static_cast<float>(
+            OfAllKinds([&](const Sums& s) { return s.windows[w][j]; }).AnswerKl());
       }
     }
   }
 
  private:
+  // Of one kind of text, by layer.
+  struct Sums {
+    std::vector<Harm> own, previous;
+    std::vector<std::vector<Harm>> windows;
+  };
+
+  size_t BudgetIndex() const {
+    const auto& b = options_.budgets;
+    return static_cast<size_t>(std::find(b.begin(), b.end(), PriceBudget()) - b.begin());
+  }
+  // Where tables of pairs hold what layer j loses on the set that prices it.
+  size_t Edge(size_t j) const {
+    const int source = Source(static_cast<int>(j));
+    return (source >= 0 ? static_cast<size_t>(source) : j) * static_cast<size_t>(info_.layers) + j;
+  }
+  Harm OfAllKinds(const std::function<Harm(const Sums&)>& part) const {
+    Harm all;
+    for (const Sums& s : kinds_) all.Add(part(s));
+    return all;
+  }
+  void FinishKind(const Sums& sums, KindLoss& kind) const {
+    const auto layers = static_cast<size_t>(info_.layers);
+    const std::vector<float>& lost = kind.text[BudgetIndex()];
+    kind.price_text.assign(layers, 0);
+    kind.own_price_text.assign(layers, 0);
+    kind.window_text.assign(sums.windows.size(), std::vector<float>(layers, 0));
+    for (size_t j = 0; j < layers; ++j) {
+      if (info_.window[j] > 0) continue;
+      const Harm& harm = Source(static_cast<int>(j)) >= 0 ? sums.previous[j] : sums.own[j];
+      kind.price_text[j] = Price(harm.TextKl(), lost[Edge(j)]);
+      kind.own_price_text[j] = Price(sums.own[j].TextKl(), lost[j * layers + j]);
+      for (size_t w = 0; w < sums.windows.size(); ++w)
+        kind.window_text[w][j] = static_cast<float>(sums.windows[w][j].TextKl());
+    }
+  }
+
   const ProfileOptions& options_;
   const ModelInfo& info_;
   const ResolvedPlan& model_;
-  std::vector<Harm> own_, previous_;
+  std::vector<Sums> kinds_;
   std::vector<std::pair<double, double>> error_;
-  std::vector<std::vector<Harm>> windows_;
 };
 
 void Describe(const Engine& engine, const ProfileOptions& options, const Corpus& corpus,
@@ -189,7 +229,14 @@ void Describe(const Engine& engine, const ProfileOptions& options, const Corpus&
   p.head_dim = info.head_dim;
   p.model_window = info.window;
   p.options = options;
+  p.options.texts = corpus.texts;
   p.text_sha256 = corpus.sha256;
+  p.warnings = corpus.warnings;
+  for (const Corpus::Kind& kind : corpus.kinds) {
+    int64_t tokens = 0;
+    for (const auto& split : kind.tokens) tokens += std::ssize(split);
+    p.kinds.push_back({.name = kind.name, .tokens = tokens});
+  }
 }
 
 }  // namespace
@@ -240,17 +287,20 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
   };
   Profile p;
   Describe(engine, options, corpus, p);
-  LostMass lost(*engine.impl().ops, options, info, engine.impl().model->config().attention_scale);
-  Sensitivity sensitivity(options, info, engine.impl().model_plan);
+  LostMass lost(*engine.impl().ops, options, info, engine.impl().model->config().attention_scale,
+                p.kinds.size());
+  Sensitivity sensitivity(options, info, engine.impl().model_plan, p.kinds.size());
   SplitInfo split{.name = kSplitNames[Corpus::kProfile]};
-  const int contexts = kContexts[Corpus::kProfile];
+  const int contexts = Contexts(corpus, Corpus::kProfile);
   for (int c = 0; c < contexts; ++c) {
     const double done = 0.95 * c / contexts;
     report(done, fmt::format("context {} of {}: prompt and lost mass", c + 1, contexts));
+    const size_t kind = static_cast<size_t>(c) % p.kinds.size();
     const auto spec = ContextSpec(corpus, Corpus::kProfile, c, options);
+    lost.BeginContext(kind);
     BATON_ASSIGN(std::unique_ptr<CalibrationContext> context,
                  CalibrationContext::Build(engine, spec, &lost));
-    BATON_TRY(sensitivity.Measure(*context, [&](int l) {
+    BATON_TRY(sensitivity.Measure(*context, kind, [&](int l) {
       report(done + 0.95 / contexts * (0.3 + 0.7 * l / info.layers),
              fmt::format("context {} of {}: layer {}", c + 1, contexts, l));
     }));
@@ -274,7 +324,7 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
     const int64_t length = ContextLength(corpus, s, options);
     p.splits.push_back({.name = kSplitNames[s],
                         .context = length,
-                        .text_tokens = kContexts[s] * length,
+                        .text_tokens = Contexts(corpus, s) * length,
                         .probes = ProbesOf(s, options)});
   }
   p.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -1,11 +1,15 @@
 // Profiles on disk: the fields of struct Profile under their own names, every one of them needed.
+#include <algorithm>
+
 #include "base/atomic_file.h"
 #include "baton/profile.h"
-#include "profile/corpus.h"
+#include "profile/texts.h"
 #include "results/profile_fields.h"
 
 namespace baton {
 namespace {
+
+constexpr int kVersion = 2;  // 1 had no kinds of text
 
 // What is wrong with the numbers of a profile, each of which is there and of its kind; empty:
 // nothing.
@@ -23,9 +27,23 @@ std::string Problem(const Profile& p) {
   if (!wrong.key.empty())
     return fmt::format("\"{}\" must hold {}{} numbers", wrong.key,
                        wrong.lists ? fmt::format("{} lists of ", *wrong.lists) : "", wrong.numbers);
-  const size_t budgets = p.options.budgets.size();
+  const size_t budgets = p.options.budgets.size(), windows = p.options.windows.size();
+  const auto n = static_cast<size_t>(p.layers);
+  const auto holds = [](const std::vector<std::vector<float>>& table, size_t lists,
+                        size_t numbers) {
+    return table.size() == lists && std::all_of(table.begin(), table.end(), [&](const auto& list) {
+             return list.size() == numbers;
+           });
+  };
+  if (p.kinds.empty()) return "\"kinds\" is empty";
+  for (const KindLoss& k : p.kinds) {
+    if (!holds(k.text, budgets, n * n) || !holds(k.scan_text, budgets, n) ||
+        !holds(k.window_text, windows, n) || k.price_text.size() != n ||
+        k.own_price_text.size() != n)
+      return "\"kinds\" must have one number per budget or window and layer";
+  }
   if (p.costs.scan.size() != budgets || p.costs.reuse.size() != budgets ||
-      p.costs.window.size() != p.options.windows.size())
+      p.costs.window.size() != windows)
     return "\"costs\" must have one number per budget and window";
   return "";
 }
@@ -35,7 +53,7 @@ std::string Problem(const Profile& p) {
 std::string Profile::ToJson() const {
   auto out = results::ToJson<results::Json>(*this);
   out["format"] = "baton-profile";
-  out["version"] = 1;
+  out["version"] = kVersion;
   return out.dump(-1, ' ', false, results::Json::error_handler_t::replace) + "\n";
 }
 
@@ -53,9 +71,10 @@ Result<Profile> Profile::Parse(const std::string& text_of_file, const std::strin
     return Error::Corrupt("{}: not a baton profile", path)
         .Hint("make one with: baton profile MODEL --text FILE -o profile.json");
   }
-  if (in.value("version", Json()) != Json(1)) {
-    return Error::Unsupported("{}: profile version {}, this program reads version 1", path,
-                              in.value("version", Json()).dump());
+  if (in.value("version", Json()) != Json(kVersion)) {
+    return Error::Unsupported("{}: profile version {}, this program reads version {}", path,
+                              in.value("version", Json()).dump(), kVersion)
+        .Hint("make it again with baton profile");
   }
   Profile p;
   std::string problem = results::Read(in, p);

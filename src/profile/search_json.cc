@@ -18,9 +18,17 @@ std::string EvidenceDetails(const PlanSearch& search, const Profile& profile) {
   Json front = Json::array();
   for (const Candidate& c : search.candidates) {
     if (c.on_front)
-      front.push_back({{"kv_bytes_share", c.kv_bytes_share}, {"kl", c.kl}, {"found", c.found}});
+      front.push_back({{"kv_bytes_share", c.kv_bytes_share},
+                       {"kv_held_share", c.kv_held_share},
+                       {"kl", c.kl},
+                       {"worst_kl", c.WorstKl()},
+                       {"left_out_kl", c.LeftOutKl()},
+                       {"found", c.found}});
   }
   return Json{{"seed", profile.options.seed},
+              {"kinds", search.kinds},
+              {"worst_kl", search.test.WorstKl()},
+              {"left_out_kl", search.test.LeftOutKl()},
               {"search", results::ToJson<Json>(search.chosen)},
               {"test", results::ToJson<Json>(search.test)},
               {"front", front}}

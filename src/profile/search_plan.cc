@@ -13,6 +13,8 @@
 #include "profile/calibration.h"
 #include "profile/corpus.h"
 #include "profile/exact_price.h"
+#include "profile/kinds.h"
+#include "profile/plan_problem.h"
 #include "profile/search_json.h"
 #include "profile/splits.h"
 
@@ -23,7 +25,7 @@ namespace {
 // run.
 constexpr double kHopeless = 6;
 // Candidates above the byte budget show the front beyond it; further up nobody looks.
-constexpr double kTooDear = 1.3;
+constexpr double kTooExpensive = 1.3;
 // A move that lowers the measured loss by less than this is noise, and following it spends the
 // evaluations on nothing.
 constexpr double kRealGain = 0.98;
@@ -37,8 +39,6 @@ constexpr double kPaperTheta = 0.5;
 // 0.27 to 0.44 over the plans of docs/quality.md. It orders proposals; what is taken was measured.
 constexpr double kRejectedPerRoot = 0.38;
 
-double SelectMean(const std::vector<double>& v) { return MeanOf(v).mean; }
-
 class PlanSearcher {
  public:
   PlanSearcher(Engine& engine, const Profile& profile, const PlanOptions& options,
@@ -49,17 +49,20 @@ class PlanSearcher {
 
  private:
   Status Check() const;
-  void BuildProblem();
+  void BuildProblems();
   Status BuildContexts(const Corpus& corpus, Corpus::Split split, double from, double to);
   Result<std::vector<PlanCandidate>> Propose() const;
   Status Measure(const PlanCandidate& proposal, const std::string& origin);
   Status LocalSearch();
   Status PriceExact();
   Status ChoosePrefill(Candidate& chosen);
+  void Add(Candidate candidate);
+  Status MeasureLeftOut(PlanSearch& search);
+  double KlBound() const;
+  double PredictedKl(const PlanCandidate& c) const;
   Result<Candidate> MeasureOn(const Plan& plan, const std::string& origin, double predicted_nats);
   Plan ToPlan(const std::vector<LayerRole>& layers) const;
   bool Meets(const Candidate& c) const;
-  double Badness(const Candidate& c) const;
   double Distance(const PlanCandidate& c) const;
   const Candidate* Best() const;
   void MarkFront();
@@ -68,10 +71,20 @@ class PlanSearcher {
     if (progress_) progress_(fraction, what);
   }
   bool WithinBytes(const std::vector<LayerRole>& layers) const {
-    return options_.target.max_bytes <= 0 || BytesShare(layers) <= options_.target.max_bytes;
+    const PlanTarget& t = options_.target;
+    return (t.max_bytes <= 0 || BytesShare(layers) <= t.max_bytes) &&
+           (t.max_held <= 0 || HeldShare(layers) <= t.max_held);
   }
   // Keys where shares and times are judged.
   int64_t Visible() const { return std::max<int64_t>(1, profile_.options.context - 256); }
+  // What the search lowers, and its bound; 0: none.
+  double Share(const std::vector<LayerRole>& layers) const {
+    return options_.target.max_held > 0 ? HeldShare(layers) : BytesShare(layers);
+  }
+  double MostShare() const {
+    return options_.target.max_held > 0 ? options_.target.max_held : options_.target.max_bytes;
+  }
+  double HeldShare(const std::vector<LayerRole>& layers) const;
   double BytesShare(const std::vector<LayerRole>& layers) const;
   double Speedup(const std::vector<LayerRole>& layers) const;
 
@@ -80,7 +93,9 @@ class PlanSearcher {
   const PlanOptions& options_;
   const OnProgress& progress_;
   PlanProblem problem_;
-  PlanProblem time_problem_;  // the same with measured microseconds
+  PlanProblem time_problem_;                // the same with measured microseconds
+  std::vector<size_t> kinds_;               // of the profile, that are planned for
+  std::vector<PlanProblem> kind_problems_;  // [kinds_] losses on this kind alone
   std::vector<std::unique_ptr<CalibrationContext>> contexts_;
   std::vector<Candidate> candidates_;
   std::vector<std::vector<LayerRole>> measured_;
@@ -98,6 +113,15 @@ double PlanSearcher::BytesShare(const std::vector<LayerRole>& layers) const {
     bytes += static_cast<double>(RoleKvBytes(shape, l, layers[static_cast<size_t>(l)], visible));
   }
   return bytes / static_cast<double>(DenseKvBytesPerToken(shape, visible));
+}
+
+double PlanSearcher::HeldShare(const std::vector<LayerRole>& layers) const {
+  const ModelShape& shape = engine_.impl().shape();
+  const int64_t tokens = profile_.options.context;
+  double bytes = 0;
+  for (int l = 0; l < profile_.layers; ++l)
+    bytes += static_cast<double>(RoleHeldBytes(shape, l, layers[static_cast<size_t>(l)], tokens));
+  return bytes / static_cast<double>(KvBytesHeld(engine_.impl().model_plan.caches, tokens));
 }
 
 double PlanSearcher::Speedup(const std::vector<LayerRole>& layers) const {
@@ -122,10 +146,14 @@ Status PlanSearcher::Check() const {
         .Hint("run baton profile again");
   }
   const PlanTarget& t = options_.target;
-  if (t.max_bytes < 0 || t.max_bytes > 1)
-    return Error::InvalidArgument("--max-bytes is a share between 0 and 1, got {}", t.max_bytes);
-  if (t.max_kl < 0)
-    return Error::InvalidArgument("--max-kl must be 0 (no bound) or more nats, got {}", t.max_kl);
+  for (const double share : {t.max_bytes, t.max_held}) {
+    if (share < 0 || share > 1)
+      return Error::InvalidArgument("a bound of bytes is a share between 0 and 1, got {}", share);
+  }
+  for (const double kl : {t.max_kl, t.max_kl_mean}) {
+    if (kl < 0)
+      return Error::InvalidArgument("a bound of the KL must be 0 (none) or more nats, got {}", kl);
+  }
   if (t.min_retrieval < 0 || t.min_retrieval > 1) {
     return Error::InvalidArgument("--min-retrieval is a share between 0 and 1, got {}",
                                   t.min_retrieval);
@@ -138,75 +166,20 @@ Status PlanSearcher::Check() const {
   return Status::Ok();
 }
 
-void PlanSearcher::BuildProblem() {
-  const Profile& p = profile_;
-  const auto n = static_cast<size_t>(p.layers);
-  problem_.layers = p.layers;
-  problem_.budgets = p.options.budgets;
-  problem_.forced.assign(n, false);
-  for (int l : options_.forced) problem_.forced[static_cast<size_t>(l)] = true;
-  problem_.fixed.assign(n, false);
-  for (size_t l = 0; l < n; ++l) problem_.fixed[l] = p.model_window[l] > 0;
-  for (int64_t w : p.options.windows)
-    problem_.windows.push_back({p.options.sink, w - p.options.sink});
-  const auto allowed = [&](Role r) {
-    return std::find(options_.roles.begin(), options_.roles.end(), r) != options_.roles.end();
-  };
-  problem_.allow_select = allowed(Role::kSelect);
-  problem_.allow_reuse = allowed(Role::kReuse);
-  problem_.allow_window = allowed(Role::kWindow);
-  problem_.allow_scan =
-      allowed(Role::kScan) && p.head_dim % 32 == 0 && p.options.scope == Scope::kAll;
-  const bool nats = options_.objective == PlanObjective::kNats;
-  const auto borrowed = [&](size_t j, double text, double answer) {
-    return nats ? p.price_text[j] * text + p.price_answer[j] * answer : 0.5 * text + 0.5 * answer;
-  };
-  const auto own = [&](size_t j, double text, double answer) {
-    return nats ? p.own_price_text[j] * text + p.own_price_answer[j] * answer
-                : 0.5 * text + 0.5 * answer;
-  };
-  for (size_t b = 0; b < problem_.budgets.size(); ++b) {
-    std::vector<std::vector<double>> loss(n, std::vector<double>(n, 0));
-    std::vector<double> scan(n, 0);
-    for (size_t j = 0; j < n; ++j) {
-      for (size_t i = 0; i < j; ++i) {
-        // A layer with a window of its own publishes nothing useful.
-        loss[i][j] =
-            problem_.fixed[i] || problem_.fixed[j]
-                ? std::numeric_limits<double>::infinity()
-                : borrowed(j, p.text[b][i * n + j], (nats ? p.answer : p.worst)[b][i * n + j]);
-      }
-      scan[j] = own(j, p.scan_text[b][j], p.scan_answer[b][j]);
-    }
-    problem_.loss.push_back(loss);
-    problem_.scan_loss.push_back(scan);
-  }
-  for (size_t w = 0; w < problem_.windows.size(); ++w) {
-    std::vector<double> loss(n);
-    for (size_t j = 0; j < n; ++j) loss[j] = p.window_text[w][j] + p.window_answer[w][j];
-    problem_.window_loss.push_back(loss);
-  }
+void PlanSearcher::BuildProblems() {
   const ModelShape& shape = engine_.impl().shape();
-  problem_.costs = ByteCosts(shape, problem_.budgets, problem_.windows, Visible());
+  problem_ = ProblemOf(profile_, options_, kinds_, shape);
   time_problem_ = problem_;
-  LayerCosts& t = time_problem_.costs;
-  for (size_t l = 0; l < n; ++l) {
-    const double scale = problem_.fixed[l] ? 0 : 1;  // their time is part of the rest of the step
-    t.full[l] = scale * p.costs.full;
-    t.select[l] = scale * p.costs.select;
-    for (size_t b = 0; b < problem_.budgets.size(); ++b) {
-      t.scan[b][l] = scale * p.costs.scan[b];
-      t.reuse[b][l] = scale * p.costs.reuse[b];
-    }
-    for (size_t w = 0; w < problem_.windows.size(); ++w) t.window[w][l] = scale * p.costs.window[w];
-  }
-  if (!options_.cost_in_bytes) problem_.costs = t;
+  time_problem_.costs = TimeCosts(profile_, problem_);
+  if (!options_.cost_in_bytes) problem_.costs = time_problem_.costs;
+  for (const size_t& kind : kinds_)
+    kind_problems_.push_back(ProblemOf(profile_, options_, std::span(&kind, 1), shape));
 }
 
 Status PlanSearcher::BuildContexts(const Corpus& corpus, Corpus::Split split, double from,
                                    double to) {
   contexts_.clear();
-  const int count = kContexts[split];
+  const int count = Contexts(corpus, split);
   for (int c = 0; c < count; ++c) {
     Report(from + (to - from) * c / count,
            fmt::format("{} split: dense run {} of {}", kSplitNames[split], c + 1, count));
@@ -214,6 +187,17 @@ Status PlanSearcher::BuildContexts(const Corpus& corpus, Corpus::Split split, do
                  CalibrationContext::Build(engine_, ContextSpec(corpus, split, c, profile_.options),
                                            nullptr));
     contexts_.push_back(std::move(context));
+  }
+  const int found = std::accumulate(contexts_.begin(), contexts_.end(), 0,
+                                    [](int n, const auto& c) { return n + c->dense_found(); });
+  if (found == 0 && options_.target.min_retrieval > 0) {
+    return Error::InvalidArgument(
+               "dense attention finds none of the {} probes of the {} split: nothing shows what a "
+               "plan loses there",
+               ProbesOf(split, profile_.options), kSplitNames[split])
+        .Hint(
+            "profile with more --probes or another context, or plan by text with "
+            "--min-retrieval 0");
   }
   return Status::Ok();
 }
@@ -234,6 +218,9 @@ Plan PlanSearcher::ToPlan(const std::vector<LayerRole>& layers) const {
   plan.block = o.block;
   plan.forced = options_.forced;
   plan.layers = layers;
+  plan.evict = options_.target.max_held > 0 &&
+               std::any_of(layers.begin(), layers.end(),
+                           [](const LayerRole& l) { return l.role == Role::kWindow; });
   return plan;
 }
 
@@ -269,44 +256,66 @@ Result<std::vector<PlanCandidate>> PlanSearcher::Propose() const {
 Result<Candidate> PlanSearcher::MeasureOn(const Plan& plan, const std::string& origin,
                                           double predicted_nats) {
   BATON_ASSIGN(ResolvedPlan resolved, engine_.impl().ResolvePlan(plan, nullptr));
-  PlanMeasure m;
-  for (auto& context : contexts_) {
-    BATON_ASSIGN(PlanMeasure one, plan.prefill.sparse ? context->RunWithPrefill(resolved)
-                                                      : context->Run(resolved, {}));
-    m.Add(one);
+  PlanMeasure all;
+  std::vector<PlanMeasure> kinds(kinds_.size());
+  for (size_t i = 0; i < contexts_.size(); ++i) {
+    BATON_ASSIGN(PlanMeasure one, plan.prefill.sparse ? contexts_[i]->RunWithPrefill(resolved)
+                                                      : contexts_[i]->Run(resolved, {}));
+    all.Add(one);
+    kinds[i % kinds.size()].Add(one);
   }
   Candidate c;
   c.plan = plan;
   c.origin = origin;
   c.predicted_nats = predicted_nats;
   c.kv_bytes_share = BytesShare(plan.layers);
+  BATON_ASSIGN(c.kv_held_share, engine_.KvHeldShare(plan, profile_.options.context));
+  c.bounded_share = Share(plan.layers);
   c.predicted_speedup = Speedup(plan.layers);
-  c.kl = SelectMean(m.text_kl);
-  c.answer_kl = SelectMean(m.answer_kl);
-  c.top1 = m.text_kl.empty()
+  for (const PlanMeasure& m : kinds) c.kind_kl.push_back(MeanOf(m.text_kl).mean);
+  c.kl = MeanOf(c.kind_kl).mean;
+  c.answer_kl = MeanOf(all.answer_kl).mean;
+  c.top1 = all.text_kl.empty()
                ? 1
-               : static_cast<double>(m.same_best) / static_cast<double>(m.text_kl.size());
-  c.found = m.found;
-  c.dense_found = m.dense_found;
-  c.meets_target = Meets(c);
+               : static_cast<double>(all.same_best) / static_cast<double>(all.text_kl.size());
+  c.found = all.found;
+  c.dense_found = all.dense_found;
   return c;
+}
+
+// Adds a measured candidate. What it shows about kinds left out can change the verdict on others.
+void PlanSearcher::Add(Candidate candidate) {
+  candidates_.push_back(std::move(candidate));
+  LeaveEachKindOut(candidates_);
+  for (Candidate& c : candidates_) c.meets_target = Meets(c);
 }
 
 // Both counts are over all probes, so what a plan loses by chance it may gain by chance.
 bool PlanSearcher::Meets(const Candidate& c) const {
   const PlanTarget& t = options_.target;
-  return (t.max_kl <= 0 || c.kl <= t.max_kl) &&
+  const double bounded = kinds_.size() > 1 ? std::max(c.WorstKl(), c.LeftOutKl()) : c.kl;
+  return (t.max_kl <= 0 || bounded <= t.max_kl) && (t.max_kl_mean <= 0 || c.kl <= t.max_kl_mean) &&
          c.found >= RequiredProbes(t.min_retrieval, c.dense_found) &&
          (t.max_bytes <= 0 || c.kv_bytes_share <= t.max_bytes) &&
+         (t.max_held <= 0 || c.kv_held_share <= t.max_held) &&
          (t.min_speedup <= 0 || c.predicted_speedup >= t.min_speedup);
 }
 
-// What local search lowers: losses on text and at answers, and a fifth of a nat for all probes
-// lost. Answers count as much as text although they are few: with half the weight, plans of an
-// eighth of the bytes lost two of 42 unseen needles at less than half of the text loss allowed.
-double PlanSearcher::Badness(const Candidate& c) const {
-  const double lost = c.dense_found > 0 ? 1 - static_cast<double>(c.found) / c.dense_found : 0;
-  return c.kl + c.answer_kl + 0.2 * std::max(0.0, lost);
+// The bound that a plan's text KL is searched at; 0: none.
+double PlanSearcher::KlBound() const {
+  const PlanTarget& t = options_.target;
+  return t.max_kl > 0 ? t.max_kl : t.max_kl_mean;
+}
+
+// The predicted loss of what the bound is for: the worst kind of text, or the mean.
+double PlanSearcher::PredictedKl(const PlanCandidate& c) const {
+  if (options_.target.max_kl <= 0) return c.loss;
+  double worst = 0;
+  for (const PlanProblem& kind : kind_problems_) {
+    Result<PlanCandidate> alone = Evaluate(kind, c.layers);
+    worst = std::max(worst, alone.ok() ? alone.value().loss : c.loss);
+  }
+  return worst;
 }
 
 // How far a proposal is from where the target will be decided: just within the byte budget, where
@@ -318,15 +327,15 @@ double PlanSearcher::Distance(const PlanCandidate& c) const {
     const double accepted = 1 - kRejectedPerRoot * std::sqrt(std::min(c.loss, 1.0));
     return exact_->Expect(1 / std::max(Speedup(c.layers), 1e-3), accepted);
   }
-  if (t.max_bytes > 0) {
-    const double share = BytesShare(c.layers);
-    return share <= t.max_bytes ? t.max_bytes - share : 1 + share;
+  if (MostShare() > 0) {
+    const double share = Share(c.layers);
+    return share <= MostShare() ? MostShare() - share : 1 + share;
   }
   if (t.min_speedup > 0) {
     const double speedup = Speedup(c.layers);
     return speedup >= t.min_speedup ? speedup - t.min_speedup : 1e3 / std::max(speedup, 1e-3);
   }
-  if (t.max_kl > 0) return std::fabs(std::log(std::max(c.loss, 1e-9) / (2 * t.max_kl)));
+  if (KlBound() > 0) return std::fabs(std::log(std::max(PredictedKl(c), 1e-9) / (2 * KlBound())));
   return c.loss;
 }
 
@@ -339,20 +348,20 @@ Status PlanSearcher::Measure(const PlanCandidate& proposal, const std::string& o
   Report(0.3 + 0.45 * evaluations_ / std::max(1, options_.max_evaluations),
          fmt::format("decoding candidate {}: {}", evaluations_, origin));
   BATON_ASSIGN(Candidate c, MeasureOn(ToPlan(proposal.layers), origin, proposal.loss));
-  candidates_.push_back(std::move(c));
+  Add(std::move(c));
   return Status::Ok();
 }
 
 // With a byte or speed budget: the best quality within it. Otherwise: the cheapest that is good
 // enough, in bytes or in measured time.
 const Candidate* PlanSearcher::Best() const {
-  const bool quality = options_.target.max_bytes > 0 || options_.target.min_speedup > 0;
+  const bool quality = MostShare() > 0 || options_.target.min_speedup > 0;
   const Candidate* best = nullptr;
   for (const Candidate& c : candidates_) {
     if (!c.meets_target) continue;
     if (best == nullptr ||
         (exact_                   ? c.exact_time < best->exact_time
-         : quality                ? Badness(c) < Badness(*best)
+         : quality                ? MeasuredLoss(c) < MeasuredLoss(*best)
          : options_.cost_in_bytes ? c.kv_bytes_share < best->kv_bytes_share
                                   : c.predicted_speedup > best->predicted_speedup))
       best = &c;
@@ -367,20 +376,21 @@ Status PlanSearcher::LocalSearch() {
     const Candidate* start = Best();
     if (start == nullptr) {
       for (const Candidate& c : candidates_) {
-        if (WithinBytes(c.plan.layers) && (start == nullptr || Badness(c) < Badness(*start)))
+        if (WithinBytes(c.plan.layers) &&
+            (start == nullptr || MeasuredLoss(c) < MeasuredLoss(*start)))
           start = &c;
       }
     }
     if (start == nullptr) return Status::Ok();
     const std::vector<LayerRole> layers = start->plan.layers;
-    const double before = Badness(*start);
-    const double bytes = start->kv_bytes_share;
+    const double before = MeasuredLoss(*start);
+    const double share = start->bounded_share;
     BATON_ASSIGN(std::vector<PlanMove> moves,
                  Neighbours(problem_, layers, static_cast<int>(problem_.budgets.size()) / 2));
     std::erase_if(moves, [&](const PlanMove& m) {
       return !WithinBytes(m.result.layers) ||
              std::find(measured_.begin(), measured_.end(), m.result.layers) != measured_.end() ||
-             BytesShare(m.result.layers) > std::max(bytes * 1.1, options_.target.max_bytes);
+             Share(m.result.layers) > std::max(share * 1.1, MostShare());
     });
     std::stable_sort(moves.begin(), moves.end(), [](const PlanMove& a, const PlanMove& b) {
       return a.result.loss < b.result.loss;
@@ -389,7 +399,7 @@ Status PlanSearcher::LocalSearch() {
     for (size_t i = 0;
          i < std::min(moves.size(), kMovesTried) && evaluations_ < options_.max_evaluations; ++i) {
       BATON_TRY(Measure(moves[i].result, "local search: " + moves[i].what));
-      if (Badness(candidates_.back()) < kRealGain * before) {
+      if (MeasuredLoss(candidates_.back()) < kRealGain * before) {
         better = true;
         break;
       }
@@ -417,7 +427,8 @@ Status PlanSearcher::ChoosePrefill(Candidate& chosen) {
     return layer.role == Role::kReuse || layer.role == Role::kScan;
   };
   const std::vector<LayerRole>& layers = chosen.plan.layers;
-  if (std::none_of(layers.begin(), layers.end(), sparse_in_prompts)) return Status::Ok();
+  if (chosen.plan.evict || std::none_of(layers.begin(), layers.end(), sparse_in_prompts))
+    return Status::Ok();
   const double dense_prompts = chosen.kl + chosen.answer_kl;
   const int64_t context = contexts_.front()->length();
   int64_t tried = 0;
@@ -433,7 +444,8 @@ Status PlanSearcher::ChoosePrefill(Candidate& chosen) {
                     100 * static_cast<double>(keys) / static_cast<double>(context));
     Report(0.75, origin);
     BATON_ASSIGN(Candidate c, MeasureOn(plan, origin, chosen.predicted_nats));
-    candidates_.push_back(c);
+    Add(std::move(c));
+    c = candidates_.back();
     if (!c.meets_target || c.kl + c.answer_kl > kSparsePrompts * dense_prompts) continue;
     chosen = std::move(c);
     break;
@@ -444,9 +456,9 @@ Status PlanSearcher::ChoosePrefill(Candidate& chosen) {
 void PlanSearcher::MarkFront() {
   for (Candidate& c : candidates_) {
     c.on_front = std::none_of(candidates_.begin(), candidates_.end(), [&](const Candidate& o) {
-      const double a = Badness(o), b = Badness(c);
-      return (o.kv_bytes_share < c.kv_bytes_share && a <= b) ||
-             (o.kv_bytes_share <= c.kv_bytes_share && a < b);
+      const double a = MeasuredLoss(o), b = MeasuredLoss(c);
+      return (o.bounded_share < c.bounded_share && a <= b) ||
+             (o.bounded_share <= c.bounded_share && a < b);
     });
   }
 }
@@ -459,25 +471,36 @@ Result<PlanSearch> PlanSearcher::Run() {
     return Error::InvalidArgument("the texts changed since the profile was made")
         .Hint("run baton profile again");
   }
-  BuildProblem();
+  if (!options_.kinds.empty()) BATON_TRY(corpus.Keep(options_.kinds));
+  PlanSearch search;
+  for (const Corpus::Kind& kind : corpus.kinds) {
+    const auto at = std::find_if(profile_.kinds.begin(), profile_.kinds.end(),
+                                 [&](const KindLoss& k) { return k.name == kind.name; });
+    if (at == profile_.kinds.end())
+      return Error::Corrupt("the profile has no tables of the kind {}", kind.name)
+          .Hint("run baton profile again");
+    kinds_.push_back(static_cast<size_t>(at - profile_.kinds.begin()));
+    search.kinds.push_back(kind.name);
+  }
+  BuildProblems();
   BATON_TRY(CheckProblem(problem_));
   if (options_.for_exact) {
     BATON_ASSIGN(exact_, ExactPricer::Create(engine_, Visible()));
   }
   BATON_ASSIGN(std::vector<PlanCandidate> proposals, Propose());
   BATON_TRY(BuildContexts(corpus, Corpus::kSearch, 0, 0.3));
-  std::stable_sort(
-      proposals.begin(), proposals.end(),
-      [&](const PlanCandidate& a, const PlanCandidate& b) { return Distance(a) < Distance(b); });
+  std::vector<std::pair<double, const PlanCandidate*>> order;
+  for (const PlanCandidate& c : proposals) order.emplace_back(Distance(c), &c);
+  std::stable_sort(order.begin(), order.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   const int share = options_.local_search ? options_.max_evaluations / 2 : options_.max_evaluations;
-  for (const PlanCandidate& c : proposals) {
+  for (const auto& [distance, proposal] : order) {
     if (evaluations_ >= share) break;
-    const bool dear = options_.target.max_bytes > 0 &&
-                      BytesShare(c.layers) > kTooDear * options_.target.max_bytes;
-    const bool hopeless = options_.target.max_kl > 0 &&
-                          options_.objective == PlanObjective::kNats &&
-                          c.loss > kHopeless * 2 * options_.target.max_kl;
-    if (dear || hopeless) continue;
+    const PlanCandidate& c = *proposal;
+    const bool expensive = MostShare() > 0 && Share(c.layers) > kTooExpensive * MostShare();
+    const bool hopeless = KlBound() > 0 && options_.objective == PlanObjective::kNats &&
+                          c.loss > kHopeless * 2 * KlBound();
+    if (expensive || hopeless) continue;
     const std::string origin = options_.objective == PlanObjective::kPaper
                                    ? std::string("overlap")
                                    : fmt::format("{:.4f} nats predicted", c.loss);
@@ -491,7 +514,6 @@ Result<PlanSearch> PlanSearcher::Run() {
   MarkFront();
   const Candidate* best = Best();
   if (best == nullptr) return NothingMeets();
-  PlanSearch search;
   search.chosen = *best;
   if (!exact_) BATON_TRY(ChoosePrefill(search.chosen));
   search.candidates = candidates_;
@@ -499,6 +521,8 @@ Result<PlanSearch> PlanSearcher::Run() {
   Report(0.95, "test split: the plan");
   BATON_ASSIGN(search.test,
                MeasureOn(search.chosen.plan, "final (test split)", search.chosen.predicted_nats));
+  BATON_TRY(MeasureLeftOut(search));
+  search.test.meets_target = Meets(search.test);
   search.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   Evidence& e = search.chosen.plan.evidence;
   e.present = true;
@@ -520,10 +544,35 @@ Result<PlanSearch> PlanSearcher::Run() {
   return search;
 }
 
+// On the test split: the plans that were best without each kind, of no more bytes than the chosen
+// one and with its prompts, on the texts of that kind.
+Status PlanSearcher::MeasureLeftOut(PlanSearch& search) {
+  for (size_t k = 0; kinds_.size() > 1 && k < kinds_.size(); ++k) {
+    Plan plan = BestWithout(candidates_, k, search.chosen.bounded_share)->plan;
+    plan.prefill = search.chosen.plan.prefill;
+    double kl = search.test.kind_kl[k];
+    if (plan.layers != search.chosen.plan.layers) {
+      Report(0.96, fmt::format("test split: the plan chosen without {}", search.kinds[k]));
+      BATON_ASSIGN(ResolvedPlan resolved, engine_.impl().ResolvePlan(plan, nullptr));
+      PlanMeasure sum;
+      for (size_t i = k; i < contexts_.size(); i += kinds_.size()) {
+        BATON_ASSIGN(PlanMeasure one, plan.prefill.sparse
+                                          ? contexts_[i]->RunWithPrefill(resolved, true)
+                                          : contexts_[i]->Run(resolved, {.only_text = true}));
+        sum.Add(one);
+      }
+      kl = MeanOf(sum.text_kl).mean;
+    }
+    search.test.left_out_kl.push_back(kl);
+    search.left_out_plans.push_back(std::move(plan));
+  }
+  return Status::Ok();
+}
+
 Error PlanSearcher::NothingMeets() const {
   const Candidate* near = nullptr;
   for (const Candidate& c : candidates_) {
-    if (near == nullptr || Badness(c) < Badness(*near)) near = &c;
+    if (near == nullptr || MeasuredLoss(c) < MeasuredLoss(*near)) near = &c;
   }
   if (near == nullptr) {
     return Error::InvalidArgument("no plan of this profile comes near the target")
@@ -531,9 +580,9 @@ Error PlanSearcher::NothingMeets() const {
   }
   return Error::InvalidArgument(
              "none of {} measured plans meets the target; nearest: {:.1f} % of the KV bytes, KL "
-             "{:.4f}, {} of {} probes",
-             candidates_.size(), 100 * near->kv_bytes_share, near->kl, near->found,
-             near->dense_found)
+             "{:.4f}, of the worst kind {:.4f}, left out {:.4f}, {} of {} probes",
+             candidates_.size(), 100 * near->kv_bytes_share, near->kl, near->WorstKl(),
+             near->LeftOutKl(), near->found, near->dense_found)
       .Hint("relax --max-kl, --max-bytes or --min-retrieval, or allow more roles");
 }
 

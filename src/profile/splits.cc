@@ -5,8 +5,43 @@
 
 namespace baton {
 
+namespace {
+
+constexpr int kContexts[] = {3, 2, 2};
+constexpr int64_t kTextRows[] = {96, 96, 192};   // at least, of each context
+constexpr int64_t kAllRows[] = {288, 192, 384};  // at least, of all contexts of a split
+
+// `length` tokens from `offset` on, around the end if need be; what the kind itself lacks comes
+// before its text, from the others in turn.
+std::vector<int32_t> Filler(const Corpus& corpus, Corpus::Split split, size_t kind, int64_t offset,
+                            int64_t length) {
+  const std::vector<int32_t>& own = corpus.kinds[kind].tokens[split];
+  const int64_t borrowed = std::max<int64_t>(0, length - std::ssize(own));
+  std::vector<int32_t> filler;
+  for (size_t k = 1; k < corpus.kinds.size(); ++k) {
+    const auto& other = corpus.kinds[(kind + k) % corpus.kinds.size()].tokens[split];
+    const int64_t count = std::min(borrowed - std::ssize(filler), std::ssize(other));
+    filler.insert(filler.end(), other.begin(), other.begin() + count);
+  }
+  for (int64_t i = 0; !own.empty() && std::ssize(filler) < length; ++i)
+    filler.push_back(own[static_cast<size_t>((offset + i) % std::ssize(own))]);
+  return filler;
+}
+
+}  // namespace
+
+int Contexts(const Corpus& corpus, Corpus::Split split) {
+  const auto kinds = static_cast<int>(corpus.kinds.size());
+  return kinds * std::max(1, kContexts[split] / kinds);
+}
+
+int64_t TextRows(const Corpus& corpus, Corpus::Split split, int64_t length) {
+  const int64_t rows = std::max(kTextRows[split], kAllRows[split] / Contexts(corpus, split));
+  return std::min(rows, length / 8);
+}
+
 int64_t ContextLength(const Corpus& corpus, Corpus::Split split, const ProfileOptions& options) {
-  return std::min(options.context, std::max<int64_t>(std::ssize(corpus.tokens[split]), 512));
+  return std::min(options.context, std::max<int64_t>(corpus.Tokens(split), 512));
 }
 
 int ProbesOf(Corpus::Split split, const ProfileOptions& options) {
@@ -15,14 +50,14 @@ int ProbesOf(Corpus::Split split, const ProfileOptions& options) {
 
 CalibrationContext::Spec ContextSpec(const Corpus& corpus, Corpus::Split split, int index,
                                      const ProfileOptions& options) {
-  const std::vector<int32_t>& text = corpus.tokens[split];
-  const int contexts = kContexts[split];
+  const auto kinds = static_cast<int>(corpus.kinds.size());
+  const int contexts = Contexts(corpus, split);
+  const auto kind = static_cast<size_t>(index % kinds);
   CalibrationContext::Spec spec;
-  spec.text = text;
-  const auto total = static_cast<int64_t>(text.size());
   spec.length = ContextLength(corpus, split, options);
-  spec.offset = index * total / contexts;
-  spec.text_rows = std::min(kTextRows, spec.length / 8);
+  spec.text_rows = TextRows(corpus, split, spec.length);
+  const int64_t total = std::ssize(corpus.kinds[kind].tokens[split]);
+  spec.text = Filler(corpus, split, kind, index / kinds * total / (contexts / kinds), spec.length);
   const int all = ProbesOf(split, options);
   const int mine = (all * (index + 1)) / contexts - (all * index) / contexts;
   spec.probes =

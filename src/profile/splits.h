@@ -11,9 +11,12 @@
 
 namespace baton {
 
-// Contexts per split: what fits five minutes of planning on two cores at 8K.
-constexpr int kContexts[] = {3, 2, 2};
-constexpr int64_t kTextRows = 96;
+// Contexts of a split: as many as fit five minutes of planning on two cores at 8K, but one at least
+// of each kind of text. Kinds take turns: context i is of kind i % kinds.
+int Contexts(const Corpus& corpus, Corpus::Split split);
+// Rows of text that are scored in each: more where there are few contexts, and in the test split,
+// which few plans are decoded on.
+int64_t TextRows(const Corpus& corpus, Corpus::Split split, int64_t length);
 
 // Tokens of each context of a split: a short split gives shorter ones rather than text that repeats
 // itself.
@@ -21,7 +24,8 @@ int64_t ContextLength(const Corpus& corpus, Corpus::Split split, const ProfileOp
 // options.probes in the profile split, two thirds of that in the others.
 int ProbesOf(Corpus::Split split, const ProfileOptions& options);
 
-// Spec of context `index` of a split.
+// Spec of context `index` of a split. Its last part, which is scored, is of its kind; where the
+// kind has too little text for the whole context, text of the other kinds comes before.
 CalibrationContext::Spec ContextSpec(const Corpus& corpus, Corpus::Split split, int index,
                                      const ProfileOptions& options);
 

@@ -96,7 +96,7 @@ Status WindowPlanner::RankByHarm(WindowPlan& out) {
 Status WindowPlanner::MeasureHarm(WindowPlan& out) {
   const int layers = profile_.layers;
   std::vector<PlanMeasure> harm(static_cast<size_t>(layers));
-  const int contexts = kContexts[Corpus::kProfile];
+  const int contexts = Contexts(corpus_, Corpus::kProfile);
   for (int c = 0; c < contexts; ++c) {
     const double done = 0.8 * c / contexts;
     Report(done, fmt::format("profile split: dense run {} of {}", c + 1, contexts));
@@ -124,7 +124,7 @@ Status WindowPlanner::MeasureHarm(WindowPlan& out) {
 }
 
 Status WindowPlanner::RankByEntropy(WindowPlan& out) {
-  const int contexts = kContexts[Corpus::kProfile];
+  const int contexts = Contexts(corpus_, Corpus::kProfile);
   std::vector<double> sum(out.score.size(), 0);
   for (int c = 0; c < contexts; ++c) {
     BATON_ASSIGN(const ProbeContext context,
@@ -156,6 +156,7 @@ Plan WindowPlanner::ToPlan(const std::vector<double>& score) const {
   Plan plan = Plan::Dense(profile_.layers);
   plan.architecture = profile_.architecture;
   plan.fingerprint = profile_.fingerprint;
+  plan.evict = options_.evict;
   plan.min_context = options_.sink + options_.window;  // up to here a window holds everything
   for (const int l : order) {
     plan.layers[static_cast<size_t>(l)] = {.role = options_.route ? Role::kRoute : Role::kWindow,
@@ -182,7 +183,7 @@ Status WindowPlanner::Measure(WindowPlan& out) {
   std::vector<bool> modes = {false};
   if (options_.route) modes.push_back(true);
   std::vector<PlanMeasure> sums(modes.size());
-  const int contexts = kContexts[Corpus::kTest];
+  const int contexts = Contexts(corpus_, Corpus::kTest);
   for (int c = 0; c < contexts; ++c) {
     Report(0.8 + 0.2 * c / contexts, fmt::format("test split: context {} of {}", c + 1, contexts));
     BATON_ASSIGN(std::unique_ptr<CalibrationContext> context,
@@ -204,8 +205,9 @@ Status WindowPlanner::Measure(WindowPlan& out) {
         {.in_prompt = modes[m],
          .kv_bytes_share = static_cast<double>(KvBytesPerToken(plan, shape, visible)) /
                            static_cast<double>(DenseKvBytesPerToken(shape, visible)),
-         .kv_held_share = static_cast<double>(KvBytesHeld(plan.caches, profile_.options.context)) /
-                          static_cast<double>(KvBytesHeld(shape.caches, profile_.options.context)),
+         .kv_held_share =
+             static_cast<double>(KvBytesHeld(plan.AfterPrompt().caches, profile_.options.context)) /
+             static_cast<double>(KvBytesHeld(shape.caches, profile_.options.context)),
          .kl = kl.mean,
          .kl_standard_error = kl.standard_error,
          .answer_kl = MeanOf(sum.answer_kl).mean,

@@ -1,4 +1,4 @@
-// The pictures of a report. Each is one SVG, or empty when its numbers are absent.
+// The figures of a report. Each is one SVG, or empty when its numbers are absent.
 #pragma once
 
 #include <cstdint>

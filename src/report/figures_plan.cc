@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plan/kv_bytes.h"
 #include "plan/roles.h"
 #include "report/figures.h"
 #include "report/format.h"
@@ -25,12 +26,12 @@ Budget BudgetOf(const Plan& plan, const LayerRole& layer) {
   return layer.k == Budget{} ? plan.budget : layer.k;
 }
 
-// What a decode step reads of this layer's K and V, as a share of all of it.
+// The share of this layer's K and V that a decode step reads.
 double ShareRead(const Plan& plan, const LayerRole& layer, int64_t context, int64_t model_window) {
   const auto n = static_cast<double>(std::max<int64_t>(context, 1));
   const auto of = [&](double tokens) { return std::min(tokens / n, 1.0); };
-  // The 4-bit copy of K beside bf16 K and V: half a byte a channel and one f16 scale for 32.
-  constexpr double kLowBitShare = (0.5 + 2.0 / 32) / 4;
+  // The 4-bit copy of K beside bf16 K and V.
+  constexpr double kLowBitShare = static_cast<double>(LowBitBytes(32)) / (4 * 32);
   const RoleRow& row = RowOf(layer.role);
   if (row.branches[0].tokens == TokenSet::Kind::kIndex) {
     const double list = of(static_cast<double>(BudgetOf(plan, layer).At(context)));
@@ -89,8 +90,7 @@ int SourceOf(const Plan& plan, int layer) {
   if (role.role != Role::kReuse) return -1;
   if (role.source >= 0) return role.source < layer ? role.source : -1;
   for (int l = layer - 1; l >= 0; --l) {
-    const Role other = plan.layers[static_cast<size_t>(l)].role;
-    if (other == Role::kSelect || other == Role::kScan) return l;
+    if (RowOf(plan.layers[static_cast<size_t>(l)].role).publishes) return l;
   }
   return -1;
 }
@@ -190,7 +190,8 @@ std::string RecoveredMass(const std::vector<float>& lost, int layers, const Plan
       if (std::isfinite(lost[i * n + j])) values.push_back(1.0 - lost[i * n + j]);
   if (values.empty()) return "";
   std::sort(values.begin(), values.end());
-  // A tenth may fall off the pale end; the rest of the scale then tells neighbours apart.
+  // Up to a tenth of the values may fall below the scale, so that the others are easier to tell
+  // apart.
   const double low = std::clamp(std::floor(values[values.size() / 10] * 10) / 10, 0.0, 0.9);
   constexpr double kLeft = 44, kTop = 28, kSide = 462;
   const double cell = kSide / layers;

@@ -53,6 +53,8 @@ std::string Describe(const Candidate& c) {
   };
   if (Known(c.kv_bytes_share)) add("KV bytes", Percent(c.kv_bytes_share));
   if (Known(c.kl)) add("KL", Number(c.kl));
+  if (c.kind_kl.size() > 1) add("KL of the worst kind", Number(c.WorstKl()));
+  if (!c.left_out_kl.empty()) add("KL of the worst kind left out", Number(c.LeftOutKl()));
   if (Known(c.answer_kl)) add("KL at answers", Number(c.answer_kl));
   if (Known(c.predicted_nats)) add("predicted", Number(c.predicted_nats));
   if (Known(c.top1)) add("top-1", Percent(c.top1));
@@ -78,15 +80,16 @@ double MeasuredLoss(const Candidate& c) { return c.kl + Known(c.answer_kl).value
 bool Plottable(const Candidate& c) { return Known(c.kv_bytes_share) && c.kl > 0; }
 
 void DrawTargets(Svg& svg, const PlanTarget& target, const Axis& x, const Axis& y) {
-  if (target.max_kl > y.low && target.max_kl < y.high) {
-    svg.Line(x.from, y.At(target.max_kl), x.to, y.At(target.max_kl), "target");
-    svg.Text(x.to, y.At(target.max_kl) - 5, "target: KL at most " + Number(target.max_kl),
-             Anchor::kEnd);
+  for (const auto& [kl, what] : {std::pair{target.max_kl_mean, "target: KL at most "},
+                                 {target.max_kl, "target: KL of every kind at most "}}) {
+    if (!(kl > y.low && kl < y.high)) continue;
+    svg.Line(x.from, y.At(kl), x.to, y.At(kl), "target");
+    svg.Text(x.to, y.At(kl) - 5, what + Number(kl), Anchor::kEnd);
   }
-  if (target.max_bytes > x.low && target.max_bytes < x.high) {
-    svg.Line(x.At(target.max_bytes), y.from, x.At(target.max_bytes), y.to, "target");
-    svg.Text(x.At(target.max_bytes) + 5, y.to + 10,
-             "target: at most " + PercentTick(target.max_bytes));
+  const double share = target.max_held > 0 ? target.max_held : target.max_bytes;
+  if (share > x.low && share < x.high) {
+    svg.Line(x.At(share), y.from, x.At(share), y.to, "target");
+    svg.Text(x.At(share) + 5, y.to + 10, "target: at most " + PercentTick(share));
   }
 }
 
@@ -94,32 +97,35 @@ void DrawTargets(Svg& svg, const PlanTarget& target, const Axis& x, const Axis& 
 
 std::string Front(const SearchRecord& record) {
   const PlanSearch& search = record.search;
+  const bool held = record.target.max_held > 0;
+  const auto share = [&](const Candidate& c) { return held ? c.kv_held_share : c.kv_bytes_share; };
   std::vector<Candidate> all;
   for (const Candidate& c : search.candidates)
     if (Plottable(c)) all.push_back(c);
   if (all.size() < 2) return "";
-  std::sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
-    return a.kv_bytes_share < b.kv_bytes_share;
-  });
+  std::sort(all.begin(), all.end(),
+            [&](const Candidate& a, const Candidate& b) { return share(a) < share(b); });
   std::vector<double> shares, losses;
-  for (const Candidate& c : all) shares.push_back(c.kv_bytes_share), losses.push_back(c.kl);
+  for (const Candidate& c : all) shares.push_back(share(c)), losses.push_back(c.kl);
   const Axis x = MakeAxis(shares, false, 66, 640), y = MakeAxis(losses, true, 340, 26);
   Svg svg(660, 388, "KV bytes and KL of the measured candidates");
-  DrawFrame(svg, x, y, "KV bytes a decode step reads, share of dense", "KL to dense, nats", true);
+  DrawFrame(svg, x, y,
+            held ? "KV bytes held after the prompt, share of dense"
+                 : "KV bytes a decode step reads, share of dense",
+            "KL to dense, nats", true);
   DrawTargets(svg, record.target, x, y);
   std::string line;
   for (const Candidate& c : all)
     if (c.on_front)
-      line += fmt::format("{}{:.1f} {:.1f}", line.empty() ? "M" : "L", x.At(c.kv_bytes_share),
-                          y.At(c.kl));
+      line += fmt::format("{}{:.1f} {:.1f}", line.empty() ? "M" : "L", x.At(share(c)), y.At(c.kl));
   if (!line.empty()) svg.Path(line, "front-line");
   for (const Candidate& c : all)
-    if (!c.on_front) svg.Circle(x.At(c.kv_bytes_share), y.At(c.kl), 3.2, "dot", Describe(c));
+    if (!c.on_front) svg.Circle(x.At(share(c)), y.At(c.kl), 3.2, "dot", Describe(c));
   // No candidate lies below and left of the front: that is where its labels go.
   double last_x = -100, last_y = -100;
   for (const Candidate& c : all) {
     if (!c.on_front) continue;
-    const double px = x.At(c.kv_bytes_share), py = y.At(c.kl);
+    const double px = x.At(share(c)), py = y.At(c.kl);
     svg.Circle(px, py, 5, c.meets_target ? "front-dot" : "front-dot weak", Describe(c));
     const bool chosen =
         results::Letters(c.plan) == results::Letters(search.chosen.plan) && !c.plan.layers.empty();
@@ -128,7 +134,7 @@ std::string Front(const SearchRecord& record) {
     last_x = px, last_y = py;
   }
   if (Plottable(search.chosen)) {
-    const double px = x.At(search.chosen.kv_bytes_share), py = y.At(search.chosen.kl);
+    const double px = x.At(share(search.chosen)), py = y.At(search.chosen.kl);
     const bool right = px > x.from + 180;
     svg.Path(Star(px, py, 11), "star", "chosen: " + Describe(search.chosen));
     svg.Text(right ? px - 6 : x.from + 8, py + 27, "chosen: " + RoleCounts(search.chosen.plan),

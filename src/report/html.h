@@ -6,7 +6,7 @@
 
 namespace baton {
 
-// Empty where the body is; title and note are HTML.
+// A section of the page, empty if the body is empty; title and note are HTML.
 std::string Section(const std::string& id, const std::string& title, const std::string& note,
                     const std::string& body);
 

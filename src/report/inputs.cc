@@ -30,7 +30,7 @@ std::string WriterOf(const std::string& kind) {
   return "baton " + kind;
 }
 
-// Of `baton report`. What run and info print has its kind of file in the name.
+// The option of `baton report` for a kind of file; for what run and info print it ends in -json.
 std::string OptionOf(const std::string& kind) {
   return kind == "run" || kind == "info" ? "--" + kind + "-json" : "--" + kind;
 }

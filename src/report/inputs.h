@@ -1,6 +1,6 @@
-// What a report is drawn from, read from the files of the other commands. Reading is tolerant:
-// a number that is absent stays absent and its part of the page is left out; a file of another
-// kind, or a table whose size contradicts its layers, is an error.
+// The inputs of a report, read from the files of the other commands. Reading is tolerant: a number
+// that is absent stays absent and its part of the page is left out; a file of another kind, or a
+// table whose size contradicts its layers, is an error.
 #pragma once
 
 #include <cmath>

@@ -286,6 +286,30 @@ std::string QualitySection(const ReportData& d) {
           rows + "</table></div>\n");
 }
 
+// Only a search measures by kind, and one with a single kind has nothing to compare.
+std::string KindsSection(const ReportData& d) {
+  if (!d.search || d.search->search.kinds.size() < 2) return "";
+  const PlanSearch& search = d.search->search;
+  const auto cell = [](const std::vector<double>& values, size_t k) {
+    return k < values.size() ? fmt::format("<td>{:.4f}</td>", values[k]) : "<td>–</td>";
+  };
+  std::string rows;
+  for (size_t k = 0; k < search.kinds.size(); ++k) {
+    rows += fmt::format("<tr><td>{}</td>", EscapeHtml(search.kinds[k]));
+    for (const Candidate* c : {&search.test, &search.chosen})
+      rows += cell(c->kind_kl, k) + cell(c->left_out_kl, k);
+    rows += "</tr>\n";
+  }
+  return Section(
+      "kinds", "By kind of text",
+      "KL to dense in nats on each kind of text of the calibration. Left out: the KL on this kind "
+      "of a plan that is chosen by the other kinds and reads no more bytes; it shows what to "
+      "expect of text that nobody calibrated on.",
+      "<div class=\"wide\"><table><tr><th>kind of text</th><th>test split</th><th>left out</th>"
+      "<th>search split</th><th>left out</th></tr>\n" +
+          rows + "</table></div>\n");
+}
+
 std::string RetrievalSection(const ReportData& d) {
   std::vector<NeedleResult> grid;
   for (const EvalRecord& e : d.evals)
@@ -432,8 +456,8 @@ Result<std::string> RenderReport(const ReportInputs& inputs) {
       "<p class=\"lead\">{2}</p>\n{3}</main>\n</body>\n</html>\n",
       title, kStyle, lead,
       Cards(d) + LayersSection(d) + PlanSection(d) + RoutingSection(d) + FrontSection(d) +
-          SpeedSection(d) + ExactSection(d) + QualitySection(d) + RetrievalSection(d) +
-          RecoveredSection(d) + SensitivitySection(d) + MethodSection(d));
+          SpeedSection(d) + ExactSection(d) + QualitySection(d) + KindsSection(d) +
+          RetrievalSection(d) + RecoveredSection(d) + SensitivitySection(d) + MethodSection(d));
 }
 
 }  // namespace baton

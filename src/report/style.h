@@ -66,7 +66,7 @@ svg .weak { fill: var(--card); stroke: var(--plan); }
 svg .star { fill: var(--accent); stroke: var(--card); stroke-width: 1.2; }
 .c-full { fill: var(--full); background: var(--full); } .c-select { fill: var(--select); background: var(--select); }
 .c-scan { fill: var(--scan); background: var(--scan); } .c-reuse { fill: var(--reuse); background: var(--reuse); }
-.c-window { fill: var(--window); background: var(--window); }
+.c-window { fill: var(--window); background: var(--window); } .c-route { fill: var(--full); background: var(--full); }
 .c-dense { fill: var(--dense); background: var(--dense); } .c-plan { fill: var(--plan); background: var(--plan); }
 svg .good { fill: var(--good); } svg .fair { fill: var(--fair); } svg .bad { fill: var(--bad); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 6px 0 0; padding: 0; list-style: none;

@@ -37,7 +37,7 @@ std::string EscapeHtml(std::string_view text) {
 }
 
 Svg::Svg(double width, double height, std::string_view label)
-    // Wider than a tenth beyond its own size, a picture's text would dwarf the page's.
+    // Scaled up by more than a tenth, a picture's text would be much larger than the page's.
     : out_(fmt::format(
           "<svg viewBox=\"0 0 {:.0f} {:.0f}\" style=\"max-width:{:.0f}px\" role=\"img\" "
           "aria-label=\"{}\">\n",

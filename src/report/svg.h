@@ -41,11 +41,11 @@ struct Axis {
   std::vector<double> Ticks(int about) const;
 };
 
-// "0.005", "50", "1,200": no digits that say nothing.
+// "0.005", "50", "1,200": without superfluous digits.
 std::string TickText(double value);
 
 // An axis over the values: from 0 when linear, over the positive ones when logarithmic, with a
-// little air at the ends.
+// small margin at the ends.
 Axis MakeAxis(const std::vector<double>& values, bool log, double from, double to);
 
 }  // namespace baton

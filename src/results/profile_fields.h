@@ -34,6 +34,16 @@ void Fields(auto& v, ProfileOptions& o) {
   v("block", o.block);
 }
 
+void Fields(auto& v, KindLoss& k) {
+  v("name", k.name);
+  v("tokens", k.tokens);
+  v("text", k.text);
+  v("scan_text", k.scan_text);
+  v("price_text", k.price_text);
+  v("own_price_text", k.own_price_text);
+  v("window_text", k.window_text);
+}
+
 void Fields(auto& v, Profile& p) {
   v("model_path", p.model_path);
   v("architecture", p.architecture);
@@ -46,6 +56,7 @@ void Fields(auto& v, Profile& p) {
   v.Object("options", [&](auto& options) { Fields(options, p.options); });
   v("text_sha256", p.text_sha256);
   v.NonEmpty("splits", p.splits);
+  v("kinds", p.kinds);
   v("seconds", p.seconds);
   const auto n = static_cast<size_t>(std::max(p.layers, 0));
   const size_t budgets = p.options.budgets.size(), windows = p.options.windows.size();

@@ -409,8 +409,11 @@ void Fields(auto& v, Candidate& c) {
   v("answer_kl", c.answer_kl);
   v("dense_found", c.dense_found, -1);
   v("found", c.found, -1);
+  v.NonEmpty("kind_kl", c.kind_kl);
   v("kl", c.kl);
   v("kv_bytes_share", c.kv_bytes_share);
+  v("kv_held_share", c.kv_held_share, 1);
+  v.NonEmpty("left_out_kl", c.left_out_kl);
   v("meets_target", c.meets_target);
   v("on_front", c.on_front);
   v("origin", c.origin);
@@ -429,6 +432,7 @@ void Fields(auto& v, Candidate& c) {
 void Fields(auto& v, PlanSearch& s) {
   v("candidates", s.candidates);
   v("chosen", s.chosen);
+  v.NonEmpty("kinds", s.kinds);
   v("seconds", s.seconds);
   v("test", s.test);
 }
@@ -438,7 +442,9 @@ void Fields(auto& v, SearchRecord& r) {
   Fields(v, r.search);
   v.Object("target", [&](auto& target) {
     target("max_kl", r.target.max_kl);
+    target("max_kl_mean", r.target.max_kl_mean, 0);
     target("max_bytes", r.target.max_bytes);
+    target("max_held", r.target.max_held, 0);
     target("min_retrieval", r.target.min_retrieval);
     target("min_speedup", r.target.min_speedup);
   });

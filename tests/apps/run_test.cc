@@ -204,6 +204,23 @@ TEST_F(RunCli, LogprobsAreThoseOfTheModel) {
   EXPECT_FALSE(Json("run " + model + " --raw -p a -n 2").contains("logprobs"));
 }
 
+TEST_F(RunCli, TokenFilesAreOneDocumentWithoutBos) {
+  const std::string model = Model({.path = "abcd"});
+  const std::string ids = " --token-file '" + File("ids.json", "[97, 98, 99, 120]") + "' ";
+  const auto scored = Json("perplexity " + model + ids +
+                           "--score all --logprobs --context 512 --backend ref --kv f32");
+  ASSERT_EQ(scored["logprobs"].size(), 3u);
+  EXPECT_GT(scored["logprobs"][0], -0.1);  // b follows a
+  EXPECT_GT(scored["logprobs"][1], -0.1);
+  EXPECT_LT(scored["logprobs"][2], -5.0);  // x does not follow c
+  const std::string three = " --token-file '" + File("three.json", "[97, 98, 99]") + "' ";
+  const auto run = Json("run " + model + three + "-n 3 --temp 0 --ignore-end");
+  EXPECT_EQ(run["text"], "d..");
+  EXPECT_EQ(run["kv_bytes_held"], 5 * 2 * 32 * 2);  // tokens, K and V of one head of 32, bf16
+  ExpectError(Baton("run " + model + " --token-file '" + File("bad.json", "[97,") + "'"), 1,
+              "bad.json");
+}
+
 TEST_F(RunCli, PenaltiesKeepTokensFromRepeating) {
   const std::string model = Model({});
   EXPECT_EQ(Json("run " + model + " --raw -p . -n 4")["text"], "....");

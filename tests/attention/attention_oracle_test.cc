@@ -1,5 +1,5 @@
-// Attention::Run against a page of doubles: which keys each row of each layer attends to is worked
-// out here from the definition (methods: sections 2 and 4), for every role, on random inputs.
+// Attention::Run against a computation in double precision: the test works out from the definition
+// which keys each row of each layer attends to, for every role, on random inputs.
 #include <algorithm>
 #include <map>
 #include <set>
@@ -23,7 +23,7 @@ Tensor Random(int64_t n, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
   Tensor t(static_cast<size_t>(n));
-  // Values that bf16 holds exactly: both backends then see the same cache.
+  // Values that bf16 holds exactly, so that both backends see the same cache.
   for (float& x : t) x = ToFloat(ToBf16(2 * normal(random)));
   return t;
 }
@@ -193,8 +193,8 @@ class AttentionOracle : public ::testing::TestWithParam<test::BackendCase> {
   std::unique_ptr<Ops> ops_;
 };
 
-// Among other things: a reuse layer reads its own K and V at the source's positions of this very
-// step, takes its own share of the ranking, and rows at or below min_context are dense.
+// Among other things: a reuse layer reads its own K and V of the current step at the source's
+// positions, takes its own share of the ranking, and rows at or below min_context are dense.
 TEST_P(AttentionOracle, EveryRoleAttendsAsDefined) {
   for (int64_t rows : {1, 3, 10, 11, 40, 70}) Check(Mixed(12), rows, static_cast<uint64_t>(rows));
 }

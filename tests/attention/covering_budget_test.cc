@@ -1,5 +1,5 @@
-// A budget that covers the context is dense attention, whatever the plan says otherwise: every
-// role, scope, pool, unit, prompt mode and architecture, at lengths around page borders.
+// With a budget that covers the context, a plan is dense attention: every role, scope, pool, unit,
+// prompt mode and architecture, at lengths around page borders.
 #include "tests/attention/engine_test_util.h"
 
 namespace baton {
@@ -8,7 +8,7 @@ namespace {
 using namespace test;
 
 constexpr int64_t kLongest = 200;
-constexpr int64_t kRows = 3;  // decoded behind each prompt
+constexpr int64_t kRows = 3;  // decoded after each prompt
 
 struct Case {
   BackendCase backend;
@@ -21,7 +21,8 @@ std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (const BackendCase& b : BackendCases()) {
     for (const char* a : {"llama", "mistral", "qwen2", "qwen3", "gemma3"}) {
-      // The reference is slow enough without a sanitizer; one model shows what those look for.
+      // The reference is slow even without a sanitizer; one model is enough for what sanitizers
+      // check.
       const bool spare =
           kSlowBuild && b.backend == Backend::kReference && a != std::string("llama");
       if (!spare) cases.push_back({b, a});
@@ -103,7 +104,8 @@ TEST_P(CoveringBudget, DecodeEqualsDense) {
             plan.head_map.assign(static_cast<size_t>(engine_->info().layers), {1, 0});
           const ResolvedPlan resolved = Resolved(*engine_, plan);
           const std::vector<int64_t> lengths = Lengths();
-          // Downwards: what lies before a length is still what the prompt wrote.
+          // In descending order: the positions before a length are then still those that the prompt
+          // wrote.
           for (size_t i = lengths.size(); i-- > 0;) {
             session.Truncate(lengths[i]);
             const Logits planned = Decode(session, Rows(lengths[i]), &resolved);

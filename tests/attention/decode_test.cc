@@ -9,7 +9,7 @@ using namespace test;
 
 constexpr int64_t kPrompt = 180;
 
-// select, three reuse layers, a scan with a reuse behind it; 24 of about 200 keys.
+// select, three reuse layers, a scan and a reuse of it; budget 24 of about 200 keys.
 Plan SparsePlan(int64_t k = 24) {
   Plan plan = Plan::Dense(6);
   plan.budget = {k, 0};
@@ -76,8 +76,8 @@ TEST_P(DecodeTest, RowsTogetherEqualRowsOneByOne) {
                   GetParam().tolerance)
             << n << " rows, " << plan.Summary();
       } else {
-        // Random weights attend almost evenly, so in bf16 two keys at the edge of a set may trade
-        // places; that must stay a trifle against what the plan itself changes.
+        // Random weights attend almost evenly, so with a bf16 cache two keys at the edge of a set
+        // may be exchanged. The effect must be small compared with that of the plan itself.
         EXPECT_LE(RootMeanSquare(alone, together), 0.25 * RootMeanSquare(dense, together))
             << n << " rows, " << plan.Summary();
       }
@@ -133,7 +133,7 @@ TEST_P(DecodeTest, WindowLayersSeeTheWholeSparsePrompt) {
       GetParam().tolerance);
 }
 
-// At min_context visible keys a row is dense to the bit; one more key and it is not.
+// With min_context visible keys a row is dense to the bit; with one more key it is not.
 TEST_P(DecodeTest, MinContextIsTheLastDenseLength) {
   Plan plan = SparsePlan(12);
   plan.min_context = kPrompt + 2;
@@ -163,7 +163,7 @@ TEST_P(DecodeTest, RewindingAndDecodingAgainRepeatsEveryBit) {
   }
 }
 
-// A tile of one query has the sets of decode at the same k: the tile's own key is its query's.
+// Tiles of one query select the sets of decode at the same k: the tile's own key is its query's.
 TEST_P(DecodeTest, TilesOfOneQueryEqualDecode) {
   if (GetParam().backend == Backend::kCuda)
     GTEST_SKIP() << "prompts round x to bf16, decode does not: near-ties of a ranking fall apart";
@@ -212,8 +212,8 @@ TEST_P(DecodeTest, IdentityHeadMapEqualsGroups) {
   EXPECT_EQ(OneByOne(session, 4, &mapped), a);
 }
 
-// The map says which ranking a reuse layer borrows; what a scan layer's row says, even nonsense,
-// changes nothing.
+// The map says which ranking a reuse layer borrows. A scan layer's row of the map, even an invalid
+// one, has no effect.
 TEST_P(DecodeTest, HeadMapRowsOfScanLayersAreNotRead) {
   Plan plan = SparsePlan();
   plan.scope = Scope::kHeadMap;
@@ -244,7 +244,7 @@ TEST_P(DecodeTest, PromotedLayersAttendFully) {
   }
   const ResolvedPlan promoted = Resolved(*engine_, promoted_plan);
   Session session = Prefilled();
-  Watch watch = NewWatch(1.1);  // no set captures more than everything
+  Watch watch = NewWatch(1.1);  // a threshold that no set reaches
   OneByOne(session, 1, &plan, &watch);
   for (int l = 0; l < 6; ++l) {
     const bool reuse = plan.layers[static_cast<size_t>(l)].role == Role::kReuse;
@@ -272,7 +272,7 @@ TEST_P(DecodeTest, WatchChangesNoBitWhenNothingIsPromoted) {
   }
 }
 
-// What the watch sees of a set that holds everything is everything, and it grows with k.
+// For a set that holds all keys the watch reports all mass, and the captured mass grows with k.
 TEST_P(DecodeTest, CapturedMassGrowsWithTheBudget) {
   std::vector<double> before(6, 0);
   for (int64_t k : {12, 24, 48, 96, 400}) {

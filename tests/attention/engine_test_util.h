@@ -1,4 +1,4 @@
-// Tiny models of every architecture in a folder that goes away, and runs that return logits.
+// Tiny models of every architecture in a temporary folder, and runs that return logits.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -26,7 +26,8 @@
 
 namespace baton::test {
 
-// Sanitizers cost five to fifteen times: sweeps thin out, no property is dropped.
+// Sanitizers make tests five to fifteen times slower: sweeps have fewer cases, but no property is
+// left out.
 constexpr bool kSlowBuild = BATON_TEST_SLOW_BUILD;
 
 class TempFolder {
@@ -61,7 +62,7 @@ struct BackendCase {
   const char* name;
   Backend backend;
   KvType kv;
-  double tolerance;  // of one logit, where two ways of computing the same must agree
+  double tolerance;  // of one logit, between two ways of computing the same
 };
 
 // Logits of the synthetic models have a deviation of about 1. The reference differs by summation
@@ -81,7 +82,7 @@ inline std::string NameOf(const ::testing::TestParamInfo<BackendCase>& info) {
 }
 inline void PrintTo(const BackendCase& c, std::ostream* out) { *out << c.name; }
 
-// Six layers that the plan may treat as it likes; gemma3 has two of twelve (every sixth).
+// Six layers that the plan may change freely; gemma3 has two such of twelve (every sixth).
 inline SyntheticSpec TinySpec(const std::string& architecture = "llama") {
   SyntheticSpec spec;
   spec.architecture = architecture;
@@ -170,7 +171,7 @@ inline double LargestDifference(const Logits& a, const Logits& b) {
   double largest = 0;
   for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
     const double d = std::abs(static_cast<double>(a[i]) - b[i]);
-    if (!(d <= largest)) largest = d;  // a NaN sticks
+    if (!(d <= largest)) largest = d;  // NaN is kept
   }
   return largest;
 }

@@ -1,5 +1,5 @@
-// Layers that share a list read copies of its tokens, gathered once a step, where a row decodes
-// alone; rows that decode together read the caches. Both are the same bits.
+// Where a row decodes alone, layers that share a list read copies of its tokens, gathered once per
+// step; rows that decode together read the caches. Both must give the same bits.
 #include "tests/attention/engine_test_util.h"
 
 namespace baton {
@@ -49,7 +49,7 @@ std::vector<Case> Cases() {
   return cases;
 }
 
-// Logits of tokens behind a prompt, in passes of `rows` rows, and how often tokens were gathered.
+// Logits of tokens after a prompt, in passes of `rows` rows, and how often tokens were gathered.
 std::vector<float> Decode(Engine& engine, int64_t rows, int64_t* gathers) {
   std::vector<int32_t> prompt, tokens;
   for (int32_t i = 0; i < 190; ++i) prompt.push_back(i * 37 % 300);

@@ -1,6 +1,6 @@
-// Any layer plan, any batch, any chunk of the prompt: each request gets what the slow oracle gives
-// it, the reference backend with one request at a time and whole prompts. Plans are those a user
-// may lay over an ordinary model, and those of models trained for sparse attention.
+// Any layer plan, any batch, any chunks of the prompt: each request must get the result of the slow
+// oracle, the reference backend with one request at a time and whole prompts. The plans are user
+// plans for ordinary models, and those of models trained for sparse attention.
 #include <gtest/gtest.h>
 
 #include <map>
@@ -39,7 +39,7 @@ Request RandomRequest() {
 
 int64_t RandomChunk() { return *rc::gen::element<int64_t>(1, 5, 7, 16, 33, 64, 100, 512); }
 
-// Layers the plan may treat as it likes are those without a window of the model's own.
+// The plan may change the layers that have no window in the model itself.
 Plan RandomPlan(const ModelShape& model) {
   Plan plan = Plan::Dense(model.layers);
   plan.block = *rc::gen::element<int64_t>(1, 1, 2, 8);
@@ -72,6 +72,9 @@ Plan RandomPlan(const ModelShape& model) {
     }
     if (layer.role == Role::kSelect || layer.role == Role::kScan) publishers.push_back(l);
   }
+  plan.evict = std::any_of(plan.layers.begin(), plan.layers.end(),
+                           [](const LayerRole& l) { return l.role == Role::kWindow; }) &&
+               *rc::gen::arbitrary<bool>();
   return plan;
 }
 
@@ -83,7 +86,8 @@ void RouteByMask(Request& r) {
   if (!routes) return;
   RouteOptions options{
       .mode = *rc::gen::element(RouteOptions::Mode::kExact, RouteOptions::Mode::kDense)};
-  for (size_t l = 0; l < layers.size(); ++l) options.mask += *rc::gen::element('F', 'S');
+  for (const LayerRole& layer : layers)
+    options.mask += layer.role == Role::kRoute ? *rc::gen::element('F', 'S') : 'F';
   r.route = options;
 }
 
@@ -100,7 +104,7 @@ Case RandomCase(const ModelShape& model, bool plans) {
   return c;
 }
 
-// RapidCheck's ranges begin narrow; full size from the first case on.
+// RapidCheck's ranges begin narrow; this uses the full size from the first case on.
 rc::Gen<Case> AnyCase(const ModelShape& model, bool plans) {
   return rc::gen::resize(100, rc::gen::exec([&model, plans] { return RandomCase(model, plans); }));
 }
@@ -148,13 +152,13 @@ Logits Follow(Engine& engine, const Request& r, const Answer& answer, int64_t ch
   return all;
 }
 
-// How often the fast backend was compared with the oracle, and how often it was elsewhere: a list
-// is not continuous, and where two keys are nearly tied, either may be in it.
+// How often the fast backend was compared with the oracle, and how often it differed: a list is not
+// continuous, and of two nearly tied keys, either may be in it.
 struct Tally {
   int64_t compared = 0, elsewhere = 0;
   void Count(Engine& fast, Engine& oracle, const Case& c, const std::vector<Answer>& answers) {
     for (size_t i = 0; i < c.requests.size(); ++i) {
-      if (c.requests[i].route) continue;  // only requests are routed
+      if (c.requests[i].route) continue;  // sessions cannot route
       const Logits expected = Follow(oracle, c.requests[i], answers[i], 512);
       const Logits got = Follow(fast, c.requests[i], answers[i], c.chunk);
       compared++;

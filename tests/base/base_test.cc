@@ -41,7 +41,7 @@ TEST(Buffer, MovingHandsOverOwnership) {
   Buffer b = std::move(a);
   EXPECT_EQ(b.data(), data);
   EXPECT_EQ(b.data()[99], std::byte{7});
-  EXPECT_FALSE(a);  // NOLINT: what is left is empty
+  EXPECT_FALSE(a);  // NOLINT: a moved-from buffer is empty
   Buffer c;
   EXPECT_FALSE(c);
   c = std::move(b);
@@ -95,8 +95,8 @@ TEST(Bf16, EveryValueSurvivesARoundTrip) {
   }
 }
 
-// For a 16-bit format: every midpoint of neighbours goes to the even one, all nearer values to
-// their own.
+// For a 16-bit format: every midpoint of two neighbours is rounded to the even one, all other
+// values to the nearer one.
 template <typename Up, typename Down>
 void ExpectRoundsToNearestEven(Up up, Down down, uint16_t largest) {
   for (uint16_t u = 0; u < largest; ++u) {
@@ -205,7 +205,7 @@ TEST_F(FileTest, FailedAtomicWriteLeavesWhatWasThere) {
 TEST_F(FileTest, AFullDiskIsAnErrorAndLeavesWhatWasThere) {
   const std::string path = folder_ + "/f";
   ASSERT_TRUE(WriteFileAtomically(path, "old").ok());
-  // The temporary's name leads to the device that is always full.
+  // The temporary file's name is a link to /dev/full.
   const std::string temporary = path + "." + std::to_string(::getpid()) + ".tmp";
   ASSERT_EQ(::symlink("/dev/full", temporary.c_str()), 0);
   const Status status = WriteFileAtomically(path, "new");
@@ -240,7 +240,7 @@ TEST_F(FileTest, SymbolicLinksAreWrittenThrough) {
   EXPECT_TRUE(std::filesystem::is_symlink(folder_ + "/second"));
   EXPECT_EQ(std::filesystem::status(folder_ + "/real/f").permissions(),
             std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
-  // What a link points to need not be there yet; a circle leads nowhere.
+  // A link's target need not exist yet; a circle of links is an error.
   std::filesystem::create_symlink("real/new", folder_ + "/dangling");
   ASSERT_TRUE(WriteFileAtomically(folder_ + "/dangling", "made").ok());
   EXPECT_EQ(Read(folder_ + "/real/new"), "made");
@@ -272,14 +272,14 @@ TEST(Processors, TheQuotaOfAnyGroupAroundCounts) {
   const auto start = [&] { std::filesystem::remove_all(root); };
   start();
   EXPECT_EQ(CpuQuota(root), std::numeric_limits<double>::infinity());
-  // Version 2: the group's own is unlimited, the one around it is not.
+  // Version 2: its own group is unlimited, the enclosing one is not.
   write("/proc/self/mountinfo", "30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n");
   write("/proc/self/cgroup", "0::/outer/inner\n");
   write("/sys/fs/cgroup/outer/inner/cpu.max", "max 100000\n");
   EXPECT_EQ(CpuQuota(root), std::numeric_limits<double>::infinity());
   write("/sys/fs/cgroup/outer/cpu.max", "150000 100000\n");
   EXPECT_EQ(CpuQuota(root), 1.5);
-  // Version 1 in a container: the path is the host's, of which the mount shows the end.
+  // Version 1 in a container: the path is the host's, and the mount shows only the end of it.
   start();
   write("/proc/self/mountinfo",
         "25 24 0:21 /docker/7 /sys/fs/cgroup/cpu,cpuacct ro - cgroup cgroup rw,cpu,cpuacct\n");
@@ -328,7 +328,7 @@ TEST_F(FileTest, WhatIsNoFileCannotBeMapped) {
   EXPECT_EQ(MappedFile::Open(folder_ + "/none").error().code(), Error::Code::kNotFound);
   EXPECT_EQ(MappedFile::Open(folder_).error().code(), Error::Code::kIo);
   EXPECT_EQ(MappedFile::Open("/dev/null").error().code(), Error::Code::kIo);
-  // A pipe that nobody writes to: an error, not a wait.
+  // A pipe without a writer: an error, without blocking.
   const std::string pipe = folder_ + "/pipe";
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
   EXPECT_EQ(MappedFile::Open(pipe).error().code(), Error::Code::kIo);

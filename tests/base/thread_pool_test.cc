@@ -12,7 +12,7 @@
 namespace baton {
 namespace {
 
-// Plain bytes on purpose: under ThreadSanitizer two threads on one index are a race.
+// Plain bytes on purpose: if two threads run the same index, ThreadSanitizer reports a race.
 void ExpectEachOnce(ThreadPool& pool, int64_t count) {
   std::vector<uint8_t> times(static_cast<size_t>(count), 0);
   std::atomic<bool> ranks{true};
@@ -49,7 +49,7 @@ TEST(ThreadPool, SharesCoverTheIndicesInOrder) {
   }
 }
 
-// A thread takes its own share from the front on, and others' indices in ascending order as well.
+// A thread takes its own share from the front, and other threads' indices in ascending order too.
 TEST(ThreadPool, IndicesOfAShareStartInOrder) {
   constexpr int64_t kCount = 400;
   ThreadPool pool(4);
@@ -87,10 +87,10 @@ TEST(ThreadPool, NestedCallsRunToTheEnd) {
   for (const auto& row : grid) {
     for (int n : row) EXPECT_EQ(n, 1);
   }
-  ExpectEachOnce(pool, 100);  // and the team works again
+  ExpectEachOnce(pool, 100);  // the team still works
 }
 
-// What one job writes the next one reads, on any thread: a job ends before For returns.
+// A job reads what the previous one wrote, on any thread: For returns only when all is done.
 TEST(ThreadPool, JobsAreOrdered) {
   for (int threads : {2, 4, 9}) {  // nine: more than this machine is likely to have
     ThreadPool pool(threads);
@@ -140,7 +140,7 @@ TEST(ThreadPool, TwoTeamsDoNotMix) {
   std::vector<int> sums(40, 0);
   a.For(40, [&](int64_t i, int) {
     if (i % 20 != 0) return;
-    // Used by one thread at a time elsewhere; here both may come, and each index still runs once.
+    // Elsewhere one thread uses a pool at a time. Here two do, and each index must still run once.
     std::atomic<int> n{0};
     b.For(50, [&](int64_t, int) { n++; });
     sums[static_cast<size_t>(i)] = n;
@@ -150,7 +150,7 @@ TEST(ThreadPool, TwoTeamsDoNotMix) {
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-// Their shadows need all the addresses there are.
+// Sanitizers' shadow memory needs the whole address space.
 void ExitWithAWorkingTeam() {
   struct rlimit limit {};
   limit.rlim_cur = limit.rlim_max = rlim_t{1} << 30;

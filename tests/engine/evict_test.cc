@@ -108,8 +108,8 @@ TEST(EvictPlan, IsWrittenReadAndPartOfTheHash) {
   EXPECT_NE(Resolved(*engine, plan).hash, Resolved(*engine, keeps).hash);
   const int64_t n = 1000;
   const double held = (4 * n + 2 * (kSink + kRecent)) / (6.0 * n);
-  // The scan layer's 4-bit copy: 2 + 1/8 bytes for 64 of K and V at 32 channels.
-  const double copy = static_cast<double>(LowBitBytes(32)) / (6 * 4 * 32);
+  // The scan layer's 4-bit copy, beside K and V of 32 channels in f32.
+  const double copy = static_cast<double>(LowBitBytes(32)) / (6 * 2 * 4 * 32);
   EXPECT_NEAR(engine->KvHeldShare(plan, n).value(), held + copy, 1e-9);
 }
 

@@ -20,8 +20,10 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kGoldens[] = {
-    "clsa",     "clsa-forced",  "clsa-local", "dense",           "hybrid",          "hybrid-gated",
-    "hysparse", "hysparse-all", "hysparse2",  "hysparse2-gated", "hysparse2-group", "yoco"};
+    "clsa",           "clsa-forced",     "clsa-local",      "dense",
+    "hybrid",         "hybrid-gated",    "hysparse",        "hysparse-all",
+    "hysparse2",      "hysparse2-gated", "hysparse2-group", "yoco",
+    "hysparse2-smear"};
 constexpr int64_t kGreedy = 12;  // tokens
 
 std::string Folder(const std::string& name) { return "tests/golden/native/" + name; }

@@ -55,7 +55,7 @@ inline std::vector<SyntheticSpec> NativeSpecs() {
   s = add("hysparse", "FSFS");
   s->top_k = 7, s->gate = Gate::kHead, s->pool = Pool::kSum;
   s = add("hysparse2", "WFWWCRCR");
-  s->exit_layer = 4, s->top_k = 8, s->recent = 3, s->rope_dims = 8;
+  s->exit_layer = 4, s->top_k = 8, s->recent = 3, s->rope_dims = 8, s->smear = true;
   s = add("hysparse2", "WFWWCRR");
   s->exit_layer = 4, s->top_k = 8, s->recent = 5, s->window = 40, s->scope = Scope::kGroup;
   s = add("hysparse2", "FWCSCS");

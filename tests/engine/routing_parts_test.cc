@@ -224,6 +224,9 @@ TEST(RoutingErrors, NameWhatIsMissing) {
   expect(error({.margin = -1, .mask = "full"}), "margin");
   expect(error({.margin = NAN, .mask = "full"}), "margin");
   expect(error({.mask = "full"}, Plan::Dense(6)), "no layer of role route");
+  Plan one = Plan::Dense(6);
+  one.layers[2] = {.role = Role::kRoute, .sink = 4, .recent = 40};
+  expect(error({.mask = "FSFFFF"}, one), "layer 1 a window, which is full");
   Request r = TokensRequest(RandomTokens(10, 1), {});
   r.plan = RouteEveryLayer(engine->impl().shape(), kSettings);
   auto undecided = engine->Generate(r);
@@ -354,6 +357,30 @@ TEST(RoutingChat, TurnsKeepTheirRoutesOrStartAnew) {
     }
   }
   EXPECT_GT(continued, 0);
+}
+
+TEST(RoutingChat, WindowsThatEvictStayWindowsInLaterTurns) {
+  for (const BackendCase& backend : BackendCases()) {
+    auto engine = Engine::Load(ChatModel(), {.backend = backend.backend, .kv = backend.kv}).value();
+    Plan plan = Plan::Dense(6);
+    plan.evict = true;
+    for (const size_t l : {size_t{1}, size_t{3}})
+      plan.layers[l] = {.role = Role::kWindow, .sink = 16, .recent = 64};
+    const auto turn = [&](const std::vector<ChatTurn>& chat) {
+      Request r{.chat = chat, .max_tokens = 1, .ignore_end = true, .plan = plan};
+      return engine->Generate(r).value();
+    };
+    const Generation first = turn({{"user", std::string(220, 'a')}});
+    EXPECT_EQ(first.stats.routing->bitmap, "FSFSFF");
+    EXPECT_EQ(first.stats.routing->source, "plan");
+    EXPECT_EQ(first.stats.routing->held_token_equivalents[1], 80);
+    // It begins as the first one ends.
+    const Generation second = turn({{"user", std::string(220, 'a')}, {"assistant", "b"}});
+    EXPECT_GT(second.stats.reused_tokens, 200);
+    EXPECT_EQ(second.stats.routing->source, "cached");
+    EXPECT_EQ(second.stats.routing->held_token_equivalents[3], 80);
+    EXPECT_GT(second.stats.routing->held_token_equivalents[4], 220);
+  }
 }
 
 // What a second turn's prompt sees: windows, also where the first prompt attended fully.

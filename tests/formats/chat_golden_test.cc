@@ -74,7 +74,7 @@ TEST(ChatGolden, PromptsAreThoseOfJinja2) {
   EXPECT_GT(compared, 550);
 }
 
-// A template's own refusals are errors in its words.
+// Errors that a template raises keep its message.
 TEST(ChatGolden, WhatATemplateRefusesIsAnError) {
   const auto chat = ChatTemplate::Parse(ReadAll("templates/gemma-2.jinja"));
   ASSERT_TRUE(chat.ok());

@@ -37,7 +37,7 @@ std::string Problem(const std::string& jinja) {
   return text.error().message();
 }
 
-// The bytes that are marked as the user's.
+// The bytes that are marked as user input.
 std::string Plain(const ChatText& chat) {
   std::string plain;
   for (const TextRange& r : chat.plain)
@@ -124,7 +124,7 @@ std::string Repeat(const std::string& text, int n) {
   return all;
 }
 
-// A template comes out of a downloaded file.
+// Templates come from downloaded files, so they may be malicious.
 TEST(Chat, HostileTemplatesEnd) {
   for (const std::string& jinja : {
            Repeat("{{ ", 10000),

@@ -1,4 +1,5 @@
-// Blocks made from known integers by packing code of the test's own: what went in must come out.
+// Blocks are packed from known integers by the test's own code; unpacking must return the same
+// ones.
 #include "formats/dequantize.h"
 
 #include <gtest/gtest.h>

@@ -93,7 +93,7 @@ TEST(EndTexts, AreControlTokensWhateverTheFileSays) {
   EXPECT_EQ(type("<|im_end|>", TokenType::kNormal), TokenType::kControl);
   EXPECT_EQ(type("<|im_end|>", TokenType::kUserDefined), TokenType::kControl);
   EXPECT_EQ(type("<end_of_turn>", TokenType::kUserDefined), TokenType::kControl);
-  // HTML, and a word that merges make.
+  // HTML, and a word that merges can produce.
   EXPECT_EQ(type("</s>", TokenType::kNormal), TokenType::kNormal);
   EXPECT_EQ(type("<|end|>", TokenType::kNormal, {{"<|end", "|>"}}), TokenType::kNormal);
   EXPECT_EQ(type("<|im_start|>", TokenType::kNormal), TokenType::kNormal);

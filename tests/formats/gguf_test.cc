@@ -94,7 +94,7 @@ TEST(Gguf, RoundTripsMetadataAndTensors) {
 TEST(Gguf, ThreadsDoNotChangeTheFile) {
   GgufWriter w;
   w.Set("general.architecture", std::string("x"));
-  // More than one chunk, and a last piece that is not whole; blocks that divide no piece.
+  // More than one chunk, and a partial last piece; blocks whose size does not divide a piece.
   const auto fill = [](int64_t offset, std::span<std::byte> out) {
     for (size_t i = 0; i < out.size(); ++i)
       out[i] = static_cast<std::byte>((offset + static_cast<int64_t>(i)) * 2654435761u >> 13);

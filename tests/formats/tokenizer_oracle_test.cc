@@ -1,4 +1,4 @@
-// What Hugging Face `tokenizers` makes of random texts (tests/golden/README.md); the long
+// Random texts must give the ids of Hugging Face `tokenizers` (tests/golden/README.md); the long
 // comparison is scripts/fuzz-tokenizers.
 #include <gtest/gtest.h>
 

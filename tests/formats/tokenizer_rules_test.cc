@@ -58,7 +58,7 @@ TEST(Patterns, MatchesAreKeptRemovedOrMerged) {
   EXPECT_EQ(SplitBy({"-", B::kContiguous}, text), (Words{"a", "--", "b", "-"}));
 }
 
-// What would not end within the test's time limit if it were quadratic, or limited by steps.
+// Texts that would exceed the test's time limit if splitting were quadratic, or limited by steps.
 TEST(Time, RunsOfOneClassAreLinearForEveryPreTokenizer) {
   std::string last;
   for (const std::string& name : PreTokenizerNames()) {
@@ -110,7 +110,7 @@ TEST(Normal, FormsAreUnicodes) {
   EXPECT_EQ(Normalize("\uFB01\u00B2", NormalForm::kNfkc), "fi2");
   EXPECT_EQ(Normalize("\u1100\u1161\u11A8", NormalForm::kNfc), "\uAC01");
   EXPECT_EQ(Normalize("q\u0307\u0323", NormalForm::kNfc), "q\u0323\u0307");
-  EXPECT_EQ(Normalize("e\xFF\u0301", NormalForm::kNfc), "e\xFF\u0301");  // not UTF-8: a border
+  EXPECT_EQ(Normalize("e\xFF\u0301", NormalForm::kNfc), "e\xFF\u0301");  // not UTF-8
   // Marks in descending classes: a sort that compares neighbours would be quadratic.
   std::string marks = "a";
   for (int i = 0; i < 300000; ++i) marks += i % 2 ? "\u0316" : "\u0301";

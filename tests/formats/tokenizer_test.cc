@@ -77,7 +77,7 @@ TEST_F(SmolLm2, KnowsItsControlTokens) {
   EXPECT_EQ(tokenizer_->Bytes(2, true), "<|im_end|>");
   EXPECT_EQ(tokenizer_->Bytes(-1), "");
   EXPECT_EQ(tokenizer_->Bytes(49152), "");
-  // As plain text it stays text.
+  // Encoded as plain text it stays plain text.
   const std::vector<int32_t> ids = tokenizer_->Encode("<|im_end|>");
   EXPECT_GT(ids.size(), 1u);
   EXPECT_EQ(tokenizer_->Decode(ids), "<|im_end|>");
@@ -96,7 +96,7 @@ TEST_F(SmolLm2, AnyUnicodeTextComesBack) {
   }));
 }
 
-// A byte-level vocabulary of all 256 bytes, ids in byte order, and a few merges behind them.
+// A byte-level vocabulary of all 256 bytes, ids in byte order, then a few merges.
 std::string Spelt(unsigned char byte) {
   static const std::vector<std::string> kSpelling = [] {
     std::vector<std::string> spelling(256);
@@ -379,7 +379,8 @@ TEST(Json, PiecesByRank) {
   EXPECT_EQ(Make(*spec).Encode("a a\nb"), (Ids{4, 4, 1, 0}));
 }
 
-// Every value of a good file is replaced by every kind of bad one: an error or a tokenizer.
+// Every value of a good file is replaced by every kind of bad one. The result must be an error or a
+// tokenizer.
 TEST(Json, WrongTypesNeverCrash) {
   const auto good = nlohmann::json::parse(kSmallJson);
   const auto flat = good.flatten();

@@ -1,4 +1,4 @@
-// Lifetimes of caches: what rings hold, what they drop, and what they never lose.
+// Lifetimes of caches: what rings hold, what they drop, and what they must never lose.
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -32,7 +32,7 @@ int64_t HeldPages(const KvSequence& s, int cache) {
   return PagesOf(kv.length) - std::count(kv.pages, kv.pages + PagesOf(kv.length), int32_t{-1});
 }
 
-// Writes a token that can be told from all others: rows, scales and low-bit copies.
+// Writes a token that differs from all others: rows, scales and low-bit copies.
 void Write(const KvView& kv, int64_t position, int stamp) {
   const KvLayout& l = kv.layout;
   std::memset(kv.row(position), stamp % 251, static_cast<size_t>(l.row_bytes()));
@@ -54,7 +54,7 @@ bool Reads(const KvView& kv, int64_t position, int stamp) {
   return same;
 }
 
-// What the row at `position` reads of what came before it.
+// The earlier positions that the row at `position` reads.
 std::vector<int64_t> Window(int64_t position, int64_t sink, int64_t recent) {
   std::vector<int64_t> read;
   for (int64_t n = 0; n < position; ++n) {
@@ -63,7 +63,7 @@ std::vector<int64_t> Window(int64_t position, int64_t sink, int64_t recent) {
   return read;
 }
 
-// A sequence, and what it should hold by the definitions alone.
+// A sequence, and the content that it should have by the definitions alone.
 struct Model {
   KvSequence sequence;
   std::vector<KvCacheSpec> caches;  // present lifetimes
@@ -99,7 +99,7 @@ struct Model {
     RC_ASSERT(sequence.held_bytes() == held_bytes);
     RC_ASSERT(sequence.allocated_bytes() == allocated_bytes);
   }
-  // The definition: the row at the cut finds its window, and the token before the cut is there.
+  // The definition: the row at the cut finds its window, and the token before the cut is held.
   bool CanTruncate(int64_t tokens) const {
     bool can = true;
     for (size_t c = 0; c < caches.size() && tokens > 0; ++c) {
@@ -207,7 +207,7 @@ TEST(Ring, FullCacheLeavesTheOthersAlone) {
   EXPECT_EQ(store->bytes_in_use(), before);
   EXPECT_EQ(b.length(), 70);
   for (int c = 0; c < 3; ++c) EXPECT_EQ(b.length(c), 70);
-  // Of one cache: a ring has room where the full cache has none.
+  // In one cache only: a ring has room where the full cache has none.
   EXPECT_TRUE(b.Reserve(0, 70, 300).ok());
   EXPECT_EQ(b.length(0), 300);
   EXPECT_EQ(b.length(), 70);
@@ -269,7 +269,7 @@ RC_GTEST_PROP(Ring, StartInsideReadsZerosBelow, ()) {
     LoadLowBit(kv, n, 1, low);
     if (n >= written) RC_ASSERT(std::all_of(low, low + 32, [](float x) { return x == 0; }));
   }
-  // Blocks that straddle the window's edge are clean too.
+  // Blocks that cross the window's edge are zero too.
   for (int64_t n = written; n < begin; ++n) {
     if (Holds(kv, n)) RC_ASSERT(Reads(kv, n, 0));
   }
@@ -305,8 +305,8 @@ TEST(Ring, CutBelowItsStartIsAnOrdinaryRing) {
   EXPECT_TRUE(s.CanTruncate(320));
 }
 
-// A ring that holds `rollback` tokens more than it needs reports what it needs, and may be cut back
-// by as many, whatever page the cut falls on.
+// A ring that holds `rollback` tokens more than it needs reports only what it needs, and can be cut
+// back by that many, whatever page the cut is in.
 TEST(Ring, RollbackIsHeldBesideTheLifetime) {
   auto store = MakeStore({{.layout = kSmall, .sink = 0, .recent = 20, .rollback = 9}}, 4096);
   KvSequence s = store->NewSequence();
@@ -321,7 +321,8 @@ TEST(Ring, RollbackIsHeldBesideTheLifetime) {
   EXPECT_LE(HeldPages(s, 0), 2);
 }
 
-// The first rows of a suffix hold tokens, but not those a pass over all rows would have written.
+// The first rows of a suffix hold tokens, but not those that a pass over all rows would have
+// written.
 TEST(Ring, NoCutReadsInexactTokens) {
   auto store = MakeStore({{.layout = kSmall, .sink = 0, .recent = 4}}, 4096);
   KvSequence s = store->NewSequence();
@@ -339,7 +340,7 @@ TEST(Ring, StartInsideIsAllOrNothing) {
   ASSERT_TRUE(other.Reserve(64 * 6).ok());
   ASSERT_TRUE(s.Reserve(64 * 3).ok());
   Write(s.View(0), 64 * 3 - 1, 7);
-  // 2 pages of window and 3 of rows; 1 page is free, 3 become so.
+  // Needed: 2 pages of window and 3 of rows; 1 page is free, 3 become free.
   EXPECT_EQ(s.Reserve(0, 6400, 6400 + 64 * 3).error().code(), Error::Code::kResource);
   EXPECT_EQ(s.length(0), 64 * 3);
   EXPECT_TRUE(Reads(s.View(0), 64 * 3 - 1, 7));
@@ -362,7 +363,7 @@ TEST(Ring, TruncateToNothingForgetsNarrowing) {
   ASSERT_TRUE(s.Reserve(1000).ok());
   s.Evict();
   EXPECT_EQ(s.held_tokens(0), 1000);
-  // Nothing is dropped before Evict: until then a lifetime may grow again.
+  // Nothing is dropped before Evict, so until then a lifetime may be widened again.
   s.Keep(0, 4, 64);
   s.Keep(0, 8, 128);
   s.Evict();
@@ -381,7 +382,7 @@ TEST(RingDeathTest, TokensThatAreGoneStayGone) {
 }
 
 TEST(Ring, MixOfRingsAndFullCachesHoldsTheirSum) {
-  // Gemma's: five layers of sliding windows to one that reads everything.
+  // As in Gemma: five layers of sliding windows to one that reads everything.
   std::vector<KvCacheSpec> specs;
   for (int l = 0; l < 18; ++l)
     specs.push_back({.layout = kSmall, .sink = 0, .recent = l % 6 == 5 ? 0 : 512});
@@ -400,7 +401,7 @@ TEST(Ring, MixOfRingsAndFullCachesHoldsTheirSum) {
   EXPECT_GE(s.allocated_bytes(), s.held_bytes());
   EXPECT_LE(s.allocated_bytes(), 3 * kSmall.arena_bytes(68) + 15 * kSmall.arena_bytes(8 + 2));
   EXPECT_EQ(store->bytes_in_use(), s.allocated_bytes());
-  // Rings are no reason to refuse tokens that the full caches have room for.
+  // Rings must not refuse tokens for which the full caches have room.
   EXPECT_EQ(store->free_tokens(), (128 - 68) * kSlots);
 }
 
@@ -455,7 +456,7 @@ TEST(Memory, NarrowedCacheReturnsIt) {
   s.Evict();
   EXPECT_LT(ResidentBytes() - start, all / 4);
   EXPECT_EQ(std::memcmp(s.View(0).row(127), sink.data(), sink.size()), 0);
-  // Returned pages are as good as new.
+  // Returned pages can be used again.
   KvSequence other = store->NewSequence();
   ASSERT_TRUE(FillSynthetic(*store, other, 32 * 1024, 1).ok());
   EXPECT_GT(ResidentBytes() - start, all * 9 / 10);

@@ -138,7 +138,7 @@ constexpr Shape kShapes[] = {{9, 3, 64},   {4, 1, 256}, {2, 2, 16}, {16, 1, 80},
                              {13, 1, 128}, {8, 1, 512}, {5, 5, 48}, {6, 3, 80}};
 constexpr DType kCacheTypes[] = {DType::kF32, DType::kBF16, DType::kI8};
 
-// Where every access is checked, the reference would take minutes for many rows of many keys.
+// With every access checked, the reference would take minutes for many rows of many keys.
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool kSanitized = true;
 #else
@@ -166,7 +166,8 @@ TEST_P(AttendTest, AllKeysAtEveryEdge) {
   }
 }
 
-// Few rows need no packing: one to four heads a KV head in decode, and the last tokens of a prompt.
+// Few rows are computed without packing: one to four heads per KV head in decode, and the last
+// tokens of a prompt.
 TEST_P(AttendTest, FewRowsOfEveryHeadSize) {
   Rng rng(11);
   for (DType dtype : {DType::kBF16, DType::kI8}) {
@@ -250,7 +251,7 @@ TEST_P(AttendTest, IndexSets) {
           for (int64_t rows_per_set : {1, 3, 16, 64}) {
             for (int64_t groups : {1, 2, 3}) {
               for (int64_t k : {1, 17, 150, 512}) {
-                // Lists name keys after some rows too: those are masked.
+                // Lists also contain keys after some rows: those are masked.
                 const IndexSets sets =
                     RandomSets(rng, (rows + rows_per_set - 1) / rows_per_set, groups, n, k);
                 const AttendParams::Segment segment{
@@ -325,7 +326,7 @@ TEST_P(AttendTest, MixedSegmentsEqualEachAlone) {
   }
 }
 
-// A verification's rows share each read of K and V; nothing of that shows in their bits.
+// The rows of a verification share each read of K and V, and their bits must not depend on it.
 TEST_P(AttendTest, RowsAloneHaveTheBitsOfSingleRows) {
   Rng rng(16);
   for (const Shape s : {Shape{9, 3, 64}, Shape{4, 1, 256}, Shape{8, 8, 32}}) {
@@ -333,7 +334,7 @@ TEST_P(AttendTest, RowsAloneHaveTheBitsOfSingleRows) {
     for (DType dtype : kCacheTypes) {
       const Cache cache(rng, s, dtype, 1100);
       const std::vector<float> q = RandomNormal(rng, 16 * s.heads * s.dim);
-      // Around lengths where chunks grow, where their number does, and in the first block.
+      // Lengths at which chunks grow, at which their number does, and in the first block.
       for (int64_t position : {0, 27, 120, 250, 505, 1020, 1084}) {
         for (const KeySet& keys :
              {KeySet{}, KeySet{.kind = KeySet::Kind::kWindow, .sink = 3, .recent = 90}}) {
@@ -374,7 +375,7 @@ TEST_P(AttendTest, ThreadsDoNotChangeBits) {
         ExpectSameBits(got.o, want.o);
         ExpectSameBits(got.lse, want.lse);
       }
-      // Decode rows do not depend on how many there are in a call.
+      // A decode row's result does not depend on the number of rows in a call.
       if (rows != 5) continue;
       for (int64_t r = 0; r < rows; ++r) {
         const AttendParams::Segment row{.rows = {.count = 1, .position = 2100 - rows + r},
@@ -422,7 +423,7 @@ TEST_P(AttendTest, ScoresAreWritten) {
   }
 }
 
-// Products of equal signs in every channel are the largest that there are.
+// Equal signs in every channel give the largest possible products.
 TEST_P(AttendTest, ConstantChannels) {
   for (DType dtype : kCacheTypes) {
     for (const int64_t dim : {16, 32, 48, 64, 128, 256}) {
@@ -468,7 +469,7 @@ TEST_P(AttendTest, ExtremeScores) {
   for (DType dtype : kCacheTypes) {
     const Cache cache(rng, s, dtype, 300, /*key_sigma=*/60);
     for (int64_t rows : {1, 20}) {
-      // Scores of the order of 1e4: the softmax is a choice of one key, whichever way q rounds.
+      // Scores of the order of 1e4: the softmax selects one key, however q is rounded.
       const std::vector<float> q = RandomNormal(rng, rows * s.heads * s.dim, 160);
       const AttendParams::Segment segment{.rows = {.count = rows, .position = 300 - rows},
                                           .kv = cache.view()};

@@ -1,4 +1,4 @@
-// Merge: a layer's branches with sinks and gates, on every backend, and what the result means.
+// Merge: a layer's branches with sinks and gates, on every backend, and properties of the result.
 #include <cmath>
 #include <limits>
 #include <string>
@@ -18,7 +18,7 @@ struct Branch {
   std::vector<float> o, lse, sink, gate;
 };
 
-// Branches of `rows` rows; some row and head of every branch has attended to nothing.
+// Branches of `rows` rows; in every branch some row and head has attended to nothing.
 struct Case {
   int64_t rows, heads, dim;
   GateKind gates;

@@ -55,7 +55,8 @@ class Region {
       block = begin_ + used_;
       used_ += needed;
     }
-    // The size class and the block's begin lie in front of what the caller gets.
+    // The size class and the address of the block's begin are stored in front of the returned
+    // memory.
     auto at = reinterpret_cast<uintptr_t>(block) + kHeader;
     at = (at + alignment - 1) / alignment * alignment;
     auto* header = reinterpret_cast<size_t*>(at) - 2;
@@ -83,7 +84,7 @@ class Region {
   std::mutex mutex_;
 };
 
-// Never destroyed: static objects free memory after it would be.
+// Never destroyed, because static objects free memory after it would be.
 Region& TheRegion() {
   alignas(Region) static std::byte storage[sizeof(Region)];
   static Region* region = new (storage) Region;

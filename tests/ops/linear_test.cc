@@ -86,7 +86,7 @@ bool IsK(DType t) { return Info(t).block_elements == 256; }
 // quantised weights, all round F32 and F16 weights to bf16 and the scales of K types to f16. `fine`
 // keeps 16 bits of x.
 Tolerance ToleranceOf(const std::string& backend, DType t, bool fine = false) {
-  // The cosine is the sharp test; single values have long tails, because random blocks differ much
+  // The cosine is the strict test; single values have long tails, because random blocks differ much
   // in size.
   if (backend == "avx512" || backend == "amx" || (backend == "cuda" && !fine) ||
       (backend == "avx2" && !IsFloat(t)))
@@ -119,21 +119,20 @@ TEST_P(LinearTest, MatchesReference) {
     int64_t rows, cols;
     std::vector<int64_t> tokens;
   };
-  const std::vector<Shape> shapes = {
-      {1, 32, {33}},
-      {16, 64, {1, 2, 7}},
-      {37, 96, {1, 2, 3, 4, 5, 6, 7}},
-      {64, 576, {1, 5, 16}},
-      {129, 160, {1, 33, 70}},
-      {50, 2048, {1, 2, 13}},
-      {96, 288, {200}},
-      {700, 64, {1, 70}},
-      // Enough rows for panels of three and four groups, more columns than amx takes at a stretch,
-      // more tokens than a block of them.
-      {1040, 64, {17, 33}},
-      {1072, 64, {33}},
-      {20, 1056, {33}},
-      {50, 96, {530}}};
+  const std::vector<Shape> shapes = {{1, 32, {33}},
+                                     {16, 64, {1, 2, 7}},
+                                     {37, 96, {1, 2, 3, 4, 5, 6, 7}},
+                                     {64, 576, {1, 5, 16}},
+                                     {129, 160, {1, 33, 70}},
+                                     {50, 2048, {1, 2, 13}},
+                                     {96, 288, {200}},
+                                     {700, 64, {1, 70}},
+                                     // Enough rows for panels of three and of four groups, more
+                                     // columns than a stretch of amx, more tokens than a block.
+                                     {1040, 64, {17, 33}},
+                                     {1072, 64, {33}},
+                                     {20, 1056, {33}},
+                                     {50, 96, {530}}};
   for (const Shape& s : shapes) {
     const Weights w(rng_, dtype(), s.rows, Cols(s.cols));
     const auto norm = RandomNormal(rng_, w.cols, 0.3f, 1);
@@ -192,7 +191,7 @@ TEST_P(LinearTest, RowsDoNotDependOnTheirBatch) {
       alone.insert(alone.end(), y.begin(), y.end());
     }
     for (const int64_t tokens : {2, 3, 5, 6, 7, 12, 16, 33, 70, 600}) {
-      if (tokens > kAlone && rows != 128) continue;  // one shape is enough for so many
+      if (tokens > kAlone && rows != 128) continue;  // one shape is enough for this many tokens
       const std::vector<float> part(x.begin(), x.begin() + tokens * w.cols);
       const auto compared = static_cast<size_t>(std::min(tokens, kAlone) * w.rows);
       const std::vector<float> y = RunLinear(*ops_, w, part, o);
@@ -202,7 +201,7 @@ TEST_P(LinearTest, RowsDoNotDependOnTheirBatch) {
   }
 }
 
-// Decode's products: more of x counts, and a row's bits are its own in any batch.
+// Decode's products: x keeps more bits, and a row's bits are the same in any batch.
 TEST_P(LinearTest, FineProductsMatchReference) {
   for (const int64_t rows : {83, 200}) {
     const Weights w(rng_, dtype(), rows, Cols(1056)), up(rng_, dtype(), rows, w.cols);
@@ -258,8 +257,8 @@ TEST_P(LinearTest, ThreadsDoNotChangeBits) {
   }
 }
 
-// y = x W^T for x = one at one column: every weight by itself, which a wrong place or a wrong
-// offset cannot survive.
+// y = x W^T for an x that is one in a single column: this tests every weight by itself, so that a
+// wrong place or a wrong offset is found.
 TEST_P(LinearTest, EveryWeightIsInItsPlace) {
   const Weights w(rng_, dtype(), 33, Cols(64));
   std::vector<float> x(static_cast<size_t>(w.cols * w.cols), 0.0f);
@@ -345,7 +344,7 @@ INSTANTIATE_TEST_SUITE_P(AllBackends, LinearTest,
 
 class ActivationTest : public testing::TestWithParam<std::string> {};
 
-// With a unit weight the gate's activation is visible over its whole range.
+// With a unit weight the output shows the gate's activation over its whole range.
 TEST_P(ActivationTest, IsAccurateEverywhere) {
   ThreadPool threads(1);
   auto ops = MakeBackend(GetParam(), threads);
@@ -408,7 +407,7 @@ TEST_P(ActivationTest, PackPadsAndFallsBack) {
 }
 
 #ifdef BATON_WITH_CPU
-// The portable kernels are compiled for several vector lengths, of which a machine only uses one.
+// The portable kernels are compiled for several vector lengths, of which a machine uses only one.
 TEST(PortableTest, EveryVectorLengthMatchesReference) {
   ThreadPool threads(2);
   auto ref = MakeReferenceOps(threads);

@@ -115,8 +115,8 @@ Case MakeCase(ThreadPool& threads, Shape shape, std::vector<Spec> specs, DType d
 
 constexpr float kUntouched = -77;
 
-// Runs the op; the results of all segments one behind the other: [sets][groups][stride], stride =
-// keys + 5, of which the last 5 have to stay untouched.
+// Runs the op. The result has all segments one after another: [sets][groups][stride], stride = keys
+// + 5, of which the last 5 must stay unchanged.
 std::vector<float> RunMass(Ops& ops, const Case& c, Source source, MassScope scope, Pool pool) {
   const int64_t groups = scope == MassScope::kAll     ? 1
                          : scope == MassScope::kGroup ? c.shape.kv_heads
@@ -163,7 +163,7 @@ class MassTest : public testing::TestWithParam<std::string> {
 
   void Compare(const Case& c, Source source, MassScope scope, Pool pool, const std::string& what) {
     const std::vector<float> got = RunMass(*ops_, c, source, scope, pool);
-    // Slow, and equal to itself: the reference's own run only has to keep within its bounds.
+    // The reference is slow and deterministic, so it is not run twice; only its bounds are checked.
     const std::vector<float> want =
         GetParam() == "ref" ? got : RunMass(*ref_, c, source, scope, pool);
     const int64_t rows_per_set = c.segments[0].rows_per_set;
@@ -336,7 +336,7 @@ TEST_P(MassTest, LowBitRankingFindsTheHeavyKeys) {
   EXPECT_GT(mass_of_top(low), 0.95 * mass_of_top(exact));
 }
 
-// Sets of two backends may differ where keys weigh nearly the same, so what they hold is compared.
+// Sets of two backends may differ where keys weigh nearly the same, so their masses are compared.
 TEST_P(MassTest, SetsHoldTheMassThatTheReferencesSetsHold) {
   for (const Spec spec : {Spec{4000, 1, 1}, Spec{3990, 64, 64}}) {
     const Case c = MakeCase(threads_, {9, 3, 64}, {spec}, DType::kBF16, 13, true);
@@ -363,7 +363,7 @@ TEST_P(MassTest, SetsHoldTheMassThatTheReferencesSetsHold) {
     for (const int64_t k : {128, 512, 1024}) {
       for (Source source : {Source::kExact, Source::kScores, Source::kLowBit}) {
         const double want = held(*ref_, source, k);
-        // Tiles rank by 8 bits of q, and low-bit ones by an estimated denominator.
+        // Tiles rank with 8 bits of q, and low-bit tiles with an estimated denominator.
         const bool tile = spec.count > 1;
         const double slack = source == Source::kLowBit ? (tile ? 1e-2 : 5e-3) : tile ? 1e-3 : 1e-4;
         EXPECT_NEAR(held(*ops_, source, k), want, slack * want)
@@ -383,7 +383,7 @@ struct LogCase {
   bool lse = true;
 };
 
-// As RunMass.
+// Like RunMass.
 std::vector<float> RunLogMass(Ops& ops, const Case& c, const LogCase& l) {
   const int64_t groups = l.scope == MassScope::kAll     ? 1
                          : l.scope == MassScope::kGroup ? c.shape.kv_heads
@@ -459,7 +459,7 @@ TEST_P(MassTest, LogProbabilitiesAreLogarithmsOfProbabilities) {
   }
 }
 
-// Scores so far apart that every probability but one is zero in single precision.
+// Scores so far apart that in single precision every probability but one is zero.
 TEST_P(MassTest, LogProbabilitiesRankWhatProbabilitiesCannot) {
   Case c = MakeCase(threads_, {2, 1, 32}, {{299, 1, 1}}, DType::kBF16, 22, true);
   const int64_t stride = c.segments[0].score_stride;
@@ -525,7 +525,7 @@ TEST_P(MassTest, NanReachesTheLogProbabilitiesOfItsKeysAlone) {
   }
 }
 
-// An indexer's keys: one head, K alone, ranked by plain scores, pages in no order.
+// An indexer's keys: one head, K alone, ranked by plain scores, pages in random order.
 TEST_P(MassTest, PlainScoresOfACacheOfKeysAlone) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
     for (int64_t rows : {1, 5, 16}) {

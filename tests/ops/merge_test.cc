@@ -1,5 +1,4 @@
-// The laws of the partial-result algebra, on arbitrary parts, and its meaning: splits merge to the
-// whole.
+// The algebraic laws of partial results, on arbitrary parts, and that splits merge to the whole.
 #include "kernels/merge.h"
 
 #include <gtest/gtest.h>
@@ -28,7 +27,7 @@ float Number(int limit) {
   return static_cast<float>(*rc::gen::inRange(-limit * 1000, limit * 1000)) / 1000.0f;
 }
 
-// Any part, the empty one included.
+// A random part, possibly the empty one.
 Part AnyPart() {
   Part p;
   if (*rc::gen::inRange(0, 8) == 0) return p;

@@ -41,9 +41,9 @@ inline std::vector<std::string> BackendNames() {
 // Null when the machine lacks the hardware: `if (!ops) GTEST_SKIP() << kNoBackend;`
 inline constexpr const char* kNoBackend = "this machine lacks the instructions, or the GPU";
 
-// Memory that every backend can read and write, and the host: of caches, index sets and whatever
-// else a test hands to an operation in a Buffer. Vectors are such memory by themselves from the
-// first MakeBackend("cuda") on; variables on the stack are not.
+// Memory that every backend and the host can read and write: for caches, index sets and whatever
+// else a test passes to an operation in a Buffer. After the first MakeBackend("cuda"), vectors are
+// in such memory by themselves; variables on the stack are not.
 inline Device& TestMemory() {
 #ifdef BATON_WITH_CUDA
   return SharedMemory();
@@ -156,7 +156,7 @@ inline std::vector<std::byte> RandomWeights(Rng& rng, DType dtype, int64_t eleme
     return data;
   }
   for (std::byte& b : data) b = static_cast<std::byte>(rng() & 255);
-  // Where a block has its f16 scale and minimum, and of what order they are.
+  // The position of a block's f16 scale and minimum, and their order of magnitude.
   struct Scales {
     DType dtype;
     int at;

@@ -88,8 +88,8 @@ std::vector<float> Masses(uint32_t seed, int64_t n, int levels) {
   return mass;
 }
 
-// Log-probabilities or plain scores of an indexer: either sign, few values where levels > 0, both
-// zeros, and -inf where nothing is to be seen.
+// Log-probabilities or plain scores of an indexer: both signs, few distinct values where levels >
+// 0, both zeros, and -inf where no key is visible.
 std::vector<float> Scores(uint32_t seed, int64_t n, int levels, bool hidden) {
   test::Rng rng(seed);
   std::normal_distribution<float> normal(-3, 4);
@@ -131,7 +131,8 @@ TEST_P(SelectTest, EqualsSortingForAllKindsOfMass) {
   }
 }
 
-// Long enough for the team to share a set, slice by slice; more threads than slices have no part.
+// Long enough for the threads to share a set, slice by slice; threads in excess of slices stay
+// idle.
 TEST_P(SelectTest, LongSetsEqualSortingForAnyTeam) {
   ThreadPool three(3);
   const auto of_three = test::MakeBackend(GetParam(), three);
@@ -303,7 +304,7 @@ TEST_P(SelectTest, NoKeysNoSet) {
   EXPECT_EQ(out.count(0, 0), 0);
 }
 
-// The list is what equal masses give, so that who reads it reads keys that exist.
+// The list is the one that equal masses give, so that its readers find keys that exist.
 TEST_P(SelectTest, NanIsReportedByPositionAndLeavesAValidList) {
   for (int64_t n : {1, 40, 1000}) {
     for (int64_t at : {int64_t{0}, n / 2, n - 1}) {

@@ -1,5 +1,5 @@
-// Norm and Store against the reference: what lies in the cache afterwards, byte for byte where the
-// arithmetic allows.
+// Norm and Store against the reference: the content of the cache afterwards, byte for byte where
+// the arithmetic allows.
 #include <cmath>
 #include <numeric>
 #include <string>
@@ -106,8 +106,8 @@ struct Inputs {
 };
 
 void ExpectSameCache(const Cache& got, const Cache& want, const std::string& what) {
-  // The norm's sum may round differently, and then an element next to a rounding boundary falls to
-  // the other side.
+  // The norm's sum may round differently, and then an element near a rounding boundary is rounded
+  // to the other side.
   const double step = got.layout.dtype == DType::kI8     ? 0.03
                       : got.layout.dtype == DType::kBF16 ? 0.008
                                                          : 1e-6;
@@ -241,7 +241,7 @@ TEST_P(StoreTest, OptionalPartsMatchReference) {
         store(*ref_, b, want);
         const std::string what = std::string(Info(dtype).name) + " rotated " +
                                  std::to_string(rotated) + " variant " + std::to_string(variant);
-        // A rounded value next to a boundary may fall to the other side.
+        // A value near a rounding boundary may be rounded to the other side.
         const double step = round ? 0.008 : 1e-6;
         const Tolerance tol{.relative = step, .absolute = 1e-6, .cosine = 0.99999};
         ExpectClose(a.q, b.q, tol, what + " q");

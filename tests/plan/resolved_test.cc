@@ -270,6 +270,14 @@ TEST(Resolve, WarnsOfSetsThatAreMostlyForcedAndOfUselessSelects) {
   EXPECT_EQ(warnings[1], "layer 2 (select): no layer reuses its ranking, it runs as full");
 }
 
+TEST(Resolve, APlanWithEvidenceIsNotWarnedOfItsBudgets) {
+  Plan plan = Of({kSelect, Reuse(0, 100)});
+  plan.evidence.present = true;
+  std::vector<std::string> warnings;
+  ASSERT_TRUE(Resolve(plan, Shape(2), &warnings).ok());
+  EXPECT_TRUE(warnings.empty());
+}
+
 TEST(Resolve, HashFollowsResultsAndNothingElse) {
   const Plan base = Of({kSelect, Reuse(0, 256), Scan(512), Reuse(2)});
   const auto hash = [](const Plan& p) { return Resolve(p, Shape(4), nullptr)->hash; };

@@ -6,6 +6,7 @@
 #include "profile/measure.h"
 #include "profile/probes.h"
 #include "profile/splits.h"
+#include "profile/texts.h"
 #include "tests/attention/engine_test_util.h"
 
 namespace baton {
@@ -41,15 +42,17 @@ TEST(Corpus, RelatedFilesStayInOneSplitAndWholeFilesAreKept) {
   auto corpus = LoadCorpus(AnyEngine(), paths);
   ASSERT_TRUE(corpus.ok()) << corpus.error().ToString();
   EXPECT_EQ(corpus->families, 10);
-  EXPECT_FALSE(corpus->cut);
+  ASSERT_EQ(corpus->kinds.size(), 1u);
+  const auto& tokens_of = corpus->kinds[0].tokens;
+  EXPECT_FALSE(corpus->kinds[0].cut);
   std::vector<int> split(12, -1);
   size_t total = 0, given = 0;
-  for (int s = 0; s < Corpus::kSplits; ++s) total += corpus->tokens[s].size();
+  for (int s = 0; s < Corpus::kSplits; ++s) total += tokens_of[s].size();
   for (int i = 0; i < 12; ++i) {
     const auto tokens = AnyEngine().Tokenize(texts[static_cast<size_t>(i)], false, false);
     given += tokens.size();
     for (int s = 0; s < Corpus::kSplits; ++s) {
-      if (!Contains(corpus->tokens[s], tokens)) continue;
+      if (!Contains(tokens_of[s], tokens)) continue;
       EXPECT_EQ(split[static_cast<size_t>(i)], -1) << "file in two splits";
       split[static_cast<size_t>(i)] = s;
     }
@@ -60,8 +63,8 @@ TEST(Corpus, RelatedFilesStayInOneSplitAndWholeFilesAreKept) {
   EXPECT_EQ(split[3], split[11]);
   const double shares[] = {0.5, 0.25, 0.25};
   for (int s = 0; s < Corpus::kSplits; ++s) {
-    EXPECT_NEAR(static_cast<double>(corpus->tokens[s].size()) / static_cast<double>(total),
-                shares[s], 0.15);
+    EXPECT_NEAR(static_cast<double>(tokens_of[s].size()) / static_cast<double>(total), shares[s],
+                0.15);
   }
   EXPECT_EQ(corpus->sha256.size(), 12u);
 }
@@ -70,12 +73,12 @@ TEST(Corpus, OneFileIsCutIntoConsecutiveParts) {
   const std::string text = RandomText(8000, 3);
   auto corpus = LoadCorpus(AnyEngine(), {WriteFile("one.txt", text)});
   ASSERT_TRUE(corpus.ok());
-  EXPECT_TRUE(corpus->cut);
+  EXPECT_TRUE(corpus->kinds[0].cut);
   std::vector<int32_t> joined;
-  for (const auto& t : corpus->tokens) joined.insert(joined.end(), t.begin(), t.end());
+  for (const auto& t : corpus->kinds[0].tokens) joined.insert(joined.end(), t.begin(), t.end());
   EXPECT_EQ(joined, AnyEngine().Tokenize(text, false, false));
-  EXPECT_EQ(corpus->tokens[Corpus::kProfile].size(), 4000u);
-  EXPECT_EQ(corpus->tokens[Corpus::kSearch].size(), 2000u);
+  EXPECT_EQ(corpus->kinds[0].tokens[Corpus::kProfile].size(), 4000u);
+  EXPECT_EQ(corpus->kinds[0].tokens[Corpus::kSearch].size(), 2000u);
 }
 
 TEST(Corpus, MissingAndShortTextsAreErrors) {

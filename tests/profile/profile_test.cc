@@ -23,7 +23,8 @@ std::string Words(int64_t bytes, uint64_t seed) {
 
 ProfileOptions Options() {
   ProfileOptions o;
-  o.texts = {WriteFile("words.txt", Words(4000, 1))};
+  o.texts = {"words=" + WriteFile("words.txt", Words(4000, 1)),
+             WriteFile("numbers.md", Words(5000, 2))};
   o.context = 512;
   o.probes = 3;
   o.budgets = {32, 64, 256};
@@ -106,6 +107,23 @@ TEST(Profile, PricesCostsAndOverlapsAreSane) {
   EXPECT_GT(p.splits[0].scored_positions, 0);
 }
 
+TEST(Profile, TablesOfTextAreMeansOverItsKinds) {
+  const Profile& p = Shared().profile;
+  ASSERT_EQ(p.kinds.size(), 2u);
+  EXPECT_EQ(p.kinds[0].name, "words");
+  EXPECT_EQ(p.kinds[1].name, "md");
+  EXPECT_TRUE(p.options.texts[1].starts_with("md="));
+  const auto mean = [&](auto value) { return (value(p.kinds[0]) + value(p.kinds[1])) / 2; };
+  EXPECT_NE(p.kinds[0].text, p.kinds[1].text);
+  for (size_t at = 0; at < 16; ++at)
+    EXPECT_NEAR(p.text[1][at], mean([&](const KindLoss& k) { return k.text[1][at]; }), 1e-6);
+  for (size_t j = 0; j < 4; ++j) {
+    EXPECT_GT(p.kinds[1].price_text[j], 0);
+    EXPECT_NEAR(p.window_text[0][j], mean([&](const KindLoss& k) { return k.window_text[0][j]; }),
+                1e-6);
+  }
+}
+
 TEST(Profile, SavedAndLoadedIsTheSame) {
   const std::string path = Scratch().File("profile.json"), again = Scratch().File("again.json");
   ASSERT_TRUE(Shared().profile.Save(path).ok());
@@ -160,7 +178,11 @@ TEST(Profile, BrokenFilesAreErrors) {
   }
   for (const char* pointer : {"/text/0/0", "/price_text/0", "/overlap/0"})
     for (const auto& value : {json(1e300), json(), json("1")}) expect_error_of(pointer, value);
-  expect_error_of("/version", 2);
+  expect_error_of("/version", 1);
+  expect_error_of("/version", 3);
+  expect_error_of("/kinds", json::array());
+  expect_error_of("/kinds/0/price_text", json::array());
+  expect_error_of("/kinds/1/text/0", json::array({1.0}));
   expect_error_of("/options/sink", INT64_MAX);
   expect_error_of("/options/seed", -1);
   expect_error_of("/options/budgets", json::array());
@@ -304,7 +326,7 @@ TEST(SearchPlan, ChoiceIsTheBestCandidateForItsTarget) {
   };
   const PlanObjective nats = PlanObjective::kNats;
   for (const bool bytes : {true, false}) {
-    const PlanSearch s = search({.max_kl = 0.5}, bytes, nats);
+    const PlanSearch s = search({.max_kl_mean = 0.5}, bytes, nats);
     EXPECT_LE(s.chosen.kl, 0.5);
     int meeting = 0;
     for (const Candidate& c : s.candidates) {
@@ -329,6 +351,52 @@ TEST(SearchPlan, ChoiceIsTheBestCandidateForItsTarget) {
   const PlanSearch paper = search({.max_bytes = 1}, true, PlanObjective::kPaper);
   for (const LayerRole& l : paper.chosen.plan.layers)
     EXPECT_TRUE(l.role == Role::kFull || l.role == Role::kSelect || l.role == Role::kReuse);
+}
+
+TEST(SearchPlan, TheBoundHoldsForTheWorstKindAndForKindsLeftOut) {
+  Fixture& f = Shared();
+  PlanOptions options;
+  options.target.min_retrieval = 0;
+  options.max_evaluations = 12;
+  options.prefills = {};
+  const auto search = [&](PlanTarget target) {
+    options.target = target;
+    options.target.min_retrieval = 0;
+    auto s = SearchPlan(*f.engine, f.profile, options);
+    BATON_CHECK(s.ok());
+    return std::move(s).value();
+  };
+  const PlanSearch s = search({.max_kl = 0.5});
+  ASSERT_EQ(s.kinds, (std::vector<std::string>{"words", "md"}));
+  for (const Candidate& c : s.candidates) {
+    ASSERT_EQ(c.kind_kl.size(), 2u);
+    ASSERT_EQ(c.left_out_kl.size(), 2u);
+    EXPECT_NEAR(c.kl, (c.kind_kl[0] + c.kind_kl[1]) / 2, 1e-9);
+    EXPECT_EQ(c.meets_target, c.WorstKl() <= 0.5 && c.LeftOutKl() <= 0.5);
+  }
+  EXPECT_EQ(s.test.left_out_kl.size(), 2u);
+  EXPECT_EQ(s.left_out_plans.size(), 2u);
+  const json details = json::parse(s.chosen.plan.evidence.details);
+  EXPECT_EQ(details["worst_kl"], s.test.WorstKl());
+  EXPECT_EQ(details["left_out_kl"], s.test.LeftOutKl());
+  for (const Candidate& c : search({.max_kl_mean = 0.5}).candidates)
+    EXPECT_EQ(c.meets_target, c.kl <= 0.5);
+  options.kinds = {"md"};
+  const PlanSearch one = search({.max_kl = 0.5});
+  EXPECT_EQ(one.kinds, options.kinds);
+  EXPECT_TRUE(one.left_out_plans.empty());
+  for (const Candidate& c : one.candidates) EXPECT_EQ(c.meets_target, c.kl <= 0.5);
+}
+
+TEST(SearchPlan, WithoutProbesThatDenseFindsNoPlanPasses) {
+  // A model of random weights finds none.
+  Fixture& f = Shared();
+  PlanOptions options;
+  options.target.max_bytes = 0.7;
+  options.max_evaluations = 2;
+  auto search = SearchPlan(*f.engine, f.profile, options);
+  ASSERT_FALSE(search.ok());
+  EXPECT_NE(search.error().ToString().find("--min-retrieval 0"), std::string::npos);
 }
 
 TEST(SearchPlan, ImpossibleTargetsAndOtherModelsAreErrors) {

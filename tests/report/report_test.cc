@@ -106,6 +106,17 @@ TEST(Report, LeavesOutSectionsWithoutNumbers) {
     EXPECT_THAT(page, Not(HasSubstr(std::string("<section id=\"") + id + "\""))) << id;
 }
 
+TEST(Report, SearchOverSeveralKindsOfTextShowsEach) {
+  const std::string page = Rendered({.search_json = R"({"kinds":["prose","<code>"],
+      "chosen":{"kl":0.02,"kind_kl":[0.01,0.03],"left_out_kl":[0.015,0.035]},
+      "test":{"kl":0.02,"kind_kl":[0.0125,0.0275],"left_out_kl":[0.0175,0.0325]},
+      "candidates":[]})"});
+  EXPECT_THAT(page, HasSubstr("<section id=\"kinds\""));
+  EXPECT_THAT(page,
+              HasSubstr("<td>&lt;code&gt;</td><td>0.0275</td><td>0.0325</td><td>0.0300</td>"));
+  EXPECT_THAT(Rendered({.search_json = kSearch}), Not(HasSubstr("<section id=\"kinds\"")));
+}
+
 TEST(Report, NumbersThatAreAbsentLeaveNoMark) {
   const std::string page =
       Rendered({.eval_json = {R"({"kl_mean":null,"context":"many"})"},

@@ -1,5 +1,5 @@
-// Stands in for the JSON library that the template engine can read its variables from; formats/
-// chat.cc makes them itself. Always null.
+// Replaces the JSON library that the template engine includes for reading variables;
+// formats/chat.cc builds them itself. Always null.
 #pragma once
 
 #include <string>

@@ -1,6 +1,6 @@
 // What scripts/patch-jinja calls from the template engine: limits on what a template may use, and
-// strings as Python has them. Errors are exceptions, as everywhere in that engine; formats/chat.cc
-// turns them into values.
+// strings that behave as in Python. Errors are exceptions, as everywhere in that engine;
+// formats/chat.cc turns them into values.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 
 namespace baton::jinja_support {
 
-// What one parse or render may still use. A template and a conversation of ordinary size take
-// thousands of steps.
+// Steps and bytes that one parse or render may still use. A template and a conversation of ordinary
+// size take thousands of steps.
 struct Budget {
   int depth = 0;
   int64_t steps = 0;
@@ -44,7 +44,7 @@ inline void Charge(size_t bytes, size_t strings = 1) {
   if ((budget.bytes -= cost) < 0) throw std::runtime_error("the template makes too much text");
 }
 
-// For a list of the numbers from `start` to `stop`.
+// Charges for a list of the numbers from `start` to `stop`.
 inline void ChargeRange(int64_t start, int64_t stop, int64_t step) {
   const double count = (static_cast<double>(stop) - static_cast<double>(start)) / step;
   if (count > 0) Charge(static_cast<size_t>(std::min(count, 1e9) * 256));
@@ -82,7 +82,7 @@ inline std::string Joined(const std::vector<std::string>& characters) {
   return text;
 }
 
-// Of one character: what Python's str.isspace says.
+// Python's str.isspace for one character.
 inline bool IsSpace(std::string_view c) {
   if (c.size() == 1) return (c[0] >= '\t' && c[0] <= '\r') || (c[0] >= 0x1c && c[0] <= ' ');
   static constexpr std::string_view kSpaces[] = {"\u0085", "\u00a0", "\u1680", "\u2000", "\u2001",
@@ -134,7 +134,7 @@ inline std::string PythonFloat(double x) {
   return text;
 }
 
-// Of one character of valid UTF-8.
+// The code point of one character of valid UTF-8.
 inline uint32_t CodePoint(std::string_view c) {
   if (c.size() == 1) return static_cast<unsigned char>(c[0]);
   uint32_t code = static_cast<unsigned char>(c[0]) & (0xFFu >> (c.size() + 1));
@@ -143,8 +143,8 @@ inline uint32_t CodePoint(std::string_view c) {
   return code;
 }
 
-// What Python's repr writes as an escape: controls, formats, spaces but the ordinary one, private
-// use.
+// Whether Python's repr prints a character as it is. It escapes controls, formats, private use and
+// all spaces except the ordinary one.
 inline bool IsPrintable(uint32_t c) {
   struct Range {
     uint32_t first, last;
@@ -198,8 +198,8 @@ inline void AppendUtf8(std::string& out, uint32_t c) {
   }
 }
 
-// The text of an escape in a literal whose letter is `kind`, just read; `pos` is behind it and
-// moves on. What is no escape stays as it stands.
+// The text of the escape with the letter `kind` in a literal. `pos` is just after the letter and
+// moves past the escape. Text that is not an escape is returned unchanged.
 inline std::string Escape(const std::string& source, char kind, size_t& pos) {
   const size_t digits = kind == 'x' ? 2 : kind == 'u' ? 4 : kind == 'U' ? 8 : 0;
   if (kind == 'a') return "\a";
@@ -218,8 +218,8 @@ inline std::string Escape(const std::string& source, char kind, size_t& pos) {
   return {'\\', kind};
 }
 
-// text.replace(old, with), each part of the result marked as what it came from. False where `old`
-// is empty or lies across parts. `Text` is the engine's string.
+// text.replace(old, with), where each part of the result keeps the mark of its origin. False where
+// `old` is empty or spans several parts. `Text` is the engine's string.
 template <typename Text>
 bool ReplaceInParts(const Text& text, const std::string& old, const Text& with, Text& result) {
   if (old.empty()) return false;

@@ -1,5 +1,5 @@
-// Attention, the part above the kernels: which rows and keys make a unit of work, and how partial
-// results come together.
+// Attention above the kernels: how rows and keys are divided into units of work, and how partial
+// results are merged.
 //
 // A group is a set of rows whose results are computed together: one token with all its heads
 // (decode), or a tile of tokens with one KV head (prompt). Its keys are cut into chunks of fixed
@@ -18,14 +18,15 @@ namespace baton::cpu {
 namespace {
 
 constexpr int64_t kPromptRows =
-    8;  // fewer rows of a segment, or of an index set, are taken one by one
+    8;  // with fewer rows, a segment or index set is computed row by row
 constexpr int kDecodeBlock =
-    32;  // keys; small, so that a unit's first block waits for memory but shortly
-// The keys of a token, range or list, are cut into about 16 chunks: few to begin and merge, and as
-// many as most machines have threads; a larger team would want more. Every chunk is a part that has
-// to come from the thread that wrote it, so short lists feed few threads: k = 512 and less two.
+    32;  // keys; small, so that a unit's first block stalls only briefly on memory
+// The keys of a token, range or list, are cut into about 16 chunks: few enough to start and merge
+// cheaply, and as many as most machines have threads; larger teams would need more. The thread that
+// merges fetches every chunk's result from the cache of another, so short lists use few threads: k
+// = 512 and less two.
 constexpr int64_t kRowChunks = 16, kLeastRowChunk = 256, kMostRowChunk = 4096;
-constexpr int64_t kShortRowChunk = 64;  // half of what is not worth two threads
+constexpr int64_t kShortRowChunk = 64;  // half of the length from which two threads pay
 constexpr int64_t kPromptChunk = 4096;
 
 using Segment = AttendParams::Segment;
@@ -115,8 +116,8 @@ void FillBlock(const Keys& keys, const KvView& kv, int64_t begin, int64_t n, Key
   }
 }
 
-// Asks for all of a block's rows. Later blocks are asked for during the arithmetic of those before
-// them; the first would be waited for head by head, keys and then values.
+// Prefetches all rows of a block. Later blocks are prefetched during the arithmetic of those before
+// them; without this, the first one would stall head by head, on keys and then on values.
 void FetchRows(const KeyBlock& block, const KvLayout& l) {
   for (int i = 0; i < block.count; ++i) {
     for (int64_t b = 0; b < l.row_bytes(); b += 64) __builtin_prefetch(block.rows[i] + b, 0, 2);
@@ -127,12 +128,12 @@ int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
 
-// Scratch that lives between calls. It grows to what the largest call needed.
+// Scratch kept between calls. It grows to the size that the largest call needs.
 struct CpuOps::AttendState {
   struct Thread {
     Buffer memory;
     AttendScratch scratch;
-    std::byte* rows = nullptr;  // what the tiles divide among them
+    std::byte* rows = nullptr;  // divided among the tiles
     std::vector<AttendTile> tiles;
     KeyBlock blocks[2];
   };
@@ -200,8 +201,8 @@ void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s) {
   // One unit serves all heads of a token, unless they read different keys.
   const bool by_head = s.keys.kind == KeySet::Kind::kIndex && s.keys.index->groups > 1;
   const int kv_heads = by_head ? 1 : s.kv.layout.kv_heads;
-  // Rows that see all keys share each read of them while their chunks are the same: a row's bits
-  // are then those that it has alone.
+  // Rows that see all keys are computed together, sharing each read of the keys, while they are cut
+  // into the same chunks: a row's result is then bit-identical to that of the row alone.
   const auto chunks = [](int64_t keys) {
     return std::pair(RowChunk(keys), (keys - 1) / RowChunk(keys));
   };
@@ -235,7 +236,7 @@ void CpuOps::AttendState::Plan(const AttendParams& p, int64_t prompt_rows) {
                                  : s.rows.count;
     return together >= kPromptRows && !s.rows_alone;
   };
-  // The large units first: what is left to help with at the end is small.
+  // Large units first, so that little is left to balance between threads at the end.
   for (const Segment& s : p.segments) {
     if (is_prompt(s)) PlanPrompt(p, s, prompt_rows);
   }
@@ -326,9 +327,10 @@ void CpuOps::AttendState::Run(const AttendParams& p, const AttendKernels& kernel
   if (group.chunks > 1 && !group.prompt)
     FetchToWrite(part_o.as<float>() + first_part * dim, items * dim);
   for (int64_t i = begin; i < end; i += block, std::swap(now, next)) {
-    // Past the chunk's end, the next chunk's keys: most likely this thread's as well.
+    // Past the chunk's end, prefetch the next chunk's keys: most likely this thread computes that
+    // too.
     fill(i + block, i + block < end ? end : group.keys.count, *next);
-    // The first token's tiles prefetch for all.
+    // The first token's tiles prefetch for all others.
     for (size_t tile = 0; tile < tiles.size(); ++tile) {
       const bool fetches = next->count > 0 && tile < static_cast<size_t>(group.kv_heads);
       kernels.update(tiles[tile], *now, fetches ? next : nullptr, thread.scratch);
@@ -359,8 +361,8 @@ void CpuOps::AttendState::Merge(const AttendParams& p, const Group& group) {
   const int64_t per_kv_head = p.q.dim(1) / s.kv.layout.kv_heads;
   const int64_t heads = group.kv_heads * per_kv_head;
   const int64_t items = group.rows * heads;
-  // Other threads have written many of the parts, and lines come from their caches slowly one by
-  // one: all of an item are asked for while the one before is merged.
+  // Many of the parts were written by other threads, and fetching cache lines from their caches one
+  // by one is slow: all lines of an item are prefetched while the item before is merged.
   const auto fetch = [&](int64_t item) {
     for (int64_t c = 0; c < group.chunks && item < items; ++c)
       FetchToRead(part_o.as<float>() + (group.part + c * items + item) * dim, dim);
@@ -391,7 +393,7 @@ void CpuOps::DoAttend(const AttendParams& p) {
   state.Reserve(threads_.threads(), p.q.dim(2));
   threads_.For(static_cast<int64_t>(state.units.size()), [&](int64_t i, int rank) {
     const Unit& unit = state.units[static_cast<size_t>(i)];
-    // Single precision caches are for checking, where bf16 products would defeat their purpose.
+    // f32 caches are for checking, where bf16 products would defeat their purpose.
     const Group& group = state.groups[static_cast<size_t>(unit.group)];
     const bool exact = group.segment->kv.layout.dtype == DType::kF32;
     state.Run(p,

@@ -1,10 +1,11 @@
-// What the attention kernels of every instruction set ask of a block of keys.
+// Helpers for blocks of keys, shared by the attention kernels of every instruction set.
 #pragma once
 
 #include "kernels/cpu/attend_kernels.h"
 
 namespace baton::cpu {
-// A copy for every file: one compiled for AVX-512 must not serve machines without it.
+// In an unnamed namespace, so that every file has its own copy: one compiled for AVX-512 must not
+// be used on machines without it.
 namespace {
 
 // Rows are split into groups of equal size, up to `most`; the last may be smaller.
@@ -20,9 +21,9 @@ inline int VisibleKeys(const KeyBlock& block, int64_t query) {
   return (n + kKeyStep - 1) / kKeyStep * kKeyStep;
 }
 
-// Between scores and softmax, for the stack rows [row, row + rows): store(block, keys, scores, out)
-// where scores are wanted, mask(tile, block, keys, position, scores) where some row does not see
-// all keys.
+// Runs between scores and softmax, for the stack rows [row, row + rows): store(block, keys, scores,
+// out) where scores are requested, mask(tile, block, keys, position, scores) where some row does
+// not see all keys.
 template <typename Store, typename Mask>
 void StoreAndMask(const AttendTile& t, const KeyBlock& block, int row, int rows, int keys,
                   float* scores, Store&& store, Mask&& mask) {
@@ -42,11 +43,11 @@ void StoreAndMask(const AttendTile& t, const KeyBlock& block, int row, int rows,
 }
 
 // Prefetches rows of the next block a few lines at a time, in memory order and spread over all of
-// the arithmetic. A core has few buffers for lines on their way: a burst fills them and holds up
-// the loads behind it, so that memory and arithmetic take turns (Zen 4, one thread: 5.5 GB/s
-// without prefetch, 11 with bursts while packing, 15 spread). Second-level cache only; prefetching
-// into the first is little better than none, the block does not fit. A further stage, into the
-// third-level cache, costs more instructions than it saves waiting.
+// the arithmetic. A core has few line fill buffers: a burst fills them and blocks the loads behind
+// it, so that memory and arithmetic do not overlap (Zen 4, one thread: 5.5 GB/s without prefetch,
+// 11 with bursts while packing, 15 spread). Prefetches into the second-level cache only: into the
+// first it is little better than none, because the block does not fit. A further stage, into the
+// third-level cache, costs more instructions than it saves stalls.
 class Ahead {
  public:
   // `steps` is how often Step will be called.

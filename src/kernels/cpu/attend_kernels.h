@@ -2,11 +2,11 @@
 // an online softmax over blocks of keys for a stack of query rows that share a KV head: begin once,
 // update per block of keys, finish per row.
 //
-// Decode and prompt share the entry points; tiles of few rows may be computed in another way
-// inside. A decode tile is the R query heads of one token over blocks of 32 keys, one tile per KV
-// head advancing together, so that every K and V row is read once and in memory order. A prompt
-// tile stacks several tokens times R heads over blocks of 64 or 128 keys, which pays for packing K
-// and V into the order the dot products want.
+// Decode and prompt share the entry points; tiles of few rows may be computed differently inside. A
+// decode tile is the R query heads of one token over blocks of 32 keys; the tiles of all KV heads
+// advance together, so that every K and V row is read once and in memory order. A prompt tile
+// stacks several tokens times R heads over blocks of 64 or 128 keys, enough to amortise packing K
+// and V into the order that the dot products need.
 #pragma once
 
 #include <cstddef>
@@ -44,10 +44,10 @@ struct AttendTile {
           recent =
               std::numeric_limits<int64_t>::max();  // a key is seen if < sink or > query - recent
   float scale = 0;
-  float* scores = nullptr;  // where scaled q.k of stack row 0 go, by position; null: not wanted
+  float* scores = nullptr;  // scaled q.k of stack row 0, by position; null: not requested
   int64_t scores_token_stride = 0, scores_head_stride = 0;
-  // Which part of the next block this tile prefetches: rows [share, share + 1) / shares of it, all
-  // heads of them; with shares = 0 all rows, its own head only.
+  // The part of the next block that this tile prefetches: rows [share, share + 1) / shares of it,
+  // all heads of them; with shares = 0 all rows, its own head only.
   int share = 0, shares = 0;
   // Scratch of the kernels, 64-byte aligned.
   std::byte* queries = nullptr;  // QueryBytes
@@ -55,7 +55,7 @@ struct AttendTile {
   float* max = nullptr;          // [rows]
   float* sum = nullptr;          // [rows]
 
-  // Whole steps: what lies behind the last row of a tile is multiplied, and nothing else.
+  // Rounded up to whole steps: rows after the last row of a tile are multiplied, but not used.
   static int64_t RoundedRows(int64_t rows) {
     return (rows + kMaxRowStep - 1) / kMaxRowStep * kMaxRowStep;
   }
@@ -64,7 +64,7 @@ struct AttendTile {
   }
 };
 
-// Shared by the tiles of a thread, 64-byte aligned.
+// Scratch shared by the tiles of a thread, 64-byte aligned.
 struct AttendScratch {
   std::byte* keys = nullptr;    // [kMaxBlockKeys, PaddedHead(D)] f32 or smaller
   std::byte* values = nullptr;  // same size
@@ -73,7 +73,7 @@ struct AttendScratch {
 };
 
 struct AttendKernels {
-  // Of a prompt tile: stack rows (packing the keys costs 4 % then) and keys at a time.
+  // For prompt tiles: stack rows (packing the keys costs 4 % then) and keys at a time.
   int64_t prompt_rows = 96, prompt_block = kMaxBlockKeys;
   // q: stack row i is q + i / R * token_stride + i % R * D.
   void (*begin)(const AttendTile& tile, const float* q, int64_t token_stride);

@@ -10,7 +10,8 @@
 namespace baton {
 namespace {
 
-// Linux makes room for the tile registers (8 KiB a thread) of a process that asks for it.
+// Linux permits the tile registers (8 KiB of state per thread) only to a process that requests
+// them.
 bool MayUseTiles() {
 #if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;

@@ -1,7 +1,7 @@
 // The CPU backend. This class splits work over threads and keeps scratch memory; the arithmetic is
 // in sets of kernels: portable/ (Highway, any x86-64, single precision), avx2/ and avx512/ (with
-// VNNI and BF16), which use intrinsics, and amx/, which has the rows of prompts multiplied by tile
-// registers and leaves the rest to avx512/. The choice is made once, here.
+// VNNI and BF16), which use intrinsics, and amx/, which multiplies the rows of prompts in tile
+// registers and uses avx512/ for everything else. The set is chosen once, here.
 #pragma once
 
 #include <memory>
@@ -12,10 +12,11 @@
 
 namespace baton {
 
-enum class CpuIsa { kPortable, kAvx2, kAvx512, kAmx };  // each machine runs all up to its best
+enum class CpuIsa { kPortable, kAvx2, kAvx512, kAmx };  // a machine runs all up to its best
 
-// The best the machine runs: kAvx2 needs FMA, F16C, BMI2 and LZCNT beside it, kAvx512 F, BW, VL,
-// DQ, CD, VBMI, VBMI2, VNNI and BF16, kAmx TILE and BF16 and the system's leave to use them.
+// The best the machine runs: kAvx2 also needs FMA, F16C, BMI2 and LZCNT; kAvx512 needs F, BW, VL,
+// DQ, CD, VBMI, VBMI2, VNNI and BF16; kAmx needs TILE and BF16 and the system's permission to use
+// them.
 CpuIsa DetectCpuIsa();
 
 // Fails when `isa` is not supported by this machine.

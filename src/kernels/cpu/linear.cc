@@ -11,7 +11,7 @@
 namespace baton::cpu {
 namespace {
 
-// Up to here every thread prepares x for itself: cheaper than a barrier.
+// Up to this many tokens every thread prepares x for itself, which is cheaper than a barrier.
 constexpr int64_t kRedundantTokens = 2;
 
 // One panel of a matrix times some tokens.
@@ -114,7 +114,7 @@ struct CpuOps::LinearState {
          .plain = j.want_plain ? p.plain.data() + tile * j.plain_tile_bytes() : nullptr});
   }
 
-  // Prepares x for all threads, or marks it as to be prepared by each.
+  // Prepares x for all threads, or marks it for preparation by each thread.
   void Begin(const Job& j, ThreadPool& pool) {
     std::fill(ready.begin(), ready.end(), Flag{});
     if (j.tokens() <= kRedundantTokens) return;
@@ -133,8 +133,8 @@ struct CpuOps::LinearState {
     return own[r];
   }
 
-  // A panel a unit, half of one in narrow matrices, which have few. Token blocks are outermost, so
-  // that a thread meets the same tokens again in its next unit.
+  // A unit is one panel, or half of one in narrow matrices, which have few. Token blocks are the
+  // outermost loop, so that a thread's next unit uses the same tokens.
   static int64_t UnitGroups(const PackedMatrix& w) {
     constexpr int64_t kNarrowGroups = 64;
     return w.groups < kNarrowGroups ? kPanelGroups / 2 : kPanelGroups;
@@ -146,8 +146,8 @@ struct CpuOps::LinearState {
     }
   }
 
-  // What a thread reads after a unit: the next unit's weights, after its share those where its
-  // share of the next product begins.
+  // What a thread reads after a unit: the next unit's weights, or, at the end of its share, the
+  // weights at the start of its share of the next product.
   const std::byte* After(int64_t unit, int rank, const ThreadPool& pool,
                          std::span<const Matrix* const> then) const {
     const auto count = static_cast<int64_t>(units.size());

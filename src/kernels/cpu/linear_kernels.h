@@ -1,10 +1,11 @@
 // Entry points of the matrix kernels. Every instruction set implements the same four functions.
 //
-// Rows of x (tokens) come in tiles, of 6 but for amx, prepared once per call: normalised and
-// converted to what the kernel multiplies with. Unused tokens of the last tile are not read, but
-// amx multiplies and writes them like the others. A product of a panel (up to 64 rows of W) with a
-// range of tokens goes to a small scratch matrix, from which a finishing pass writes y. A (row,
-// token) result is the same sequence of operations whatever tile, panel or call it is part of.
+// Rows of x (tokens) come in tiles, of 6 except for amx, which are prepared once per call:
+// normalised and converted to the form that the kernel multiplies. Unused tokens of the last tile
+// are not read, but amx multiplies and writes them like the others. The product of a panel (up to
+// 64 rows of W) and a range of tokens goes to a small scratch matrix, from which a finishing pass
+// writes y. A (row, token) result is the same sequence of operations whatever tile, panel or call
+// it is part of.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +20,8 @@ constexpr int kTileTokens = 6;
 constexpr int kPanelGroups = 4;
 constexpr int kPanelRows = kPanelGroups * kGroupRows;
 
-// 32 values of one row of x as bytes: x = d q. The products with the layouts' offsets are kept
-// ready, as start values of the integer sums.
+// 32 values of one row of x as bytes: x = d q. Their products with the layouts' offsets are stored
+// too, as start values of the integer sums.
 struct alignas(64) QuantBlock {
   int8_t q[32];
   float d;            // NaN if a value is not finite
@@ -31,10 +32,11 @@ struct alignas(64) QuantBlock {
   int32_t unused[2];
 };
 
-// The same in 16 bits, for decode, which waits for the weights, so that products twice as wide cost
-// it little; with 8 bits the rounding of x alone sets two runs of the same plan 0.004 nats apart
-// (docs/numerics.md). avx512 has q as 32 high bytes and 32 low ones, 256 high + low, both signed;
-// avx2 as 16-bit integers with the columns of every four in the order 0, 2, 1, 3.
+// The same in 16 bits, for decode. Decode is bound by reading the weights, so products twice as
+// wide cost little, while with 8 bits the rounding of x alone makes two runs of the same plan
+// differ by 0.004 nats (docs/numerics.md). avx512 has q as 32 high bytes and 32 low ones, 256 high
+// + low, both signed; avx2 as 16-bit integers with the columns of every four in the order 0, 2, 1,
+// 3.
 struct alignas(64) FineBlock {
   int8_t q[64];
   float d;
@@ -46,8 +48,8 @@ struct alignas(64) FineBlock {
 };
 static_assert(sizeof(QuantBlock) == 64 && sizeof(FineBlock) == 128);
 
-// Sets all but q, from the sums of q over each half of the block. Inlined always: a copy compiled
-// for one instruction set must not serve another.
+// Sets all but q, from the sums of q over each half of the block. Always inlined: a copy compiled
+// for one instruction set must not be used on machines with another.
 template <typename Block>
 [[gnu::always_inline]] inline void SetSums(int32_t s0, int32_t s1, float d, Block& out) {
   out.d = d;
@@ -77,10 +79,10 @@ struct PanelArgs {
   const PackedMatrix* w = nullptr;
   int64_t group = 0;  // first group of 16 rows
   int groups = 0;     // 1 to 4
-  // What the thread is going to read after the panel, fetched ahead during its last groups unless
-  // these are long (amx, for prompts alone, does not); or null.
+  // What the thread reads after the panel. It is prefetched during the panel's last groups, unless
+  // these are long (not in amx, which is for prompts only); or null.
   const std::byte* next = nullptr;
-  const std::byte* x = nullptr;  // prepared tiles; the first token is the first of its tile
+  const std::byte* x = nullptr;  // prepared tiles; the first token begins a tile
   bool fine = false;             // x holds FineBlocks; quantised layouts only
   int64_t tile_bytes = 0;
   int64_t tokens = 0;
@@ -103,8 +105,8 @@ struct FinishArgs {
 struct LinearKernels {
   bool quantises_x;  // the quantised layouts read QuantBlock or FineBlock, else `plain`
   int tile_tokens = kTileTokens;
-  // Of so many tokens prepared x stays in the second-level cache (up to 3 KB a token at 1,536
-  // columns) while the weights of a unit pass through the first. A multiple of tile_tokens.
+  // Tokens whose prepared x stays in the second-level cache (up to 3 KB a token at 1,536 columns)
+  // while the weights of a unit pass through the first. A multiple of tile_tokens.
   int64_t token_block = 192;
   int64_t plain_tile_bytes_per_block;
   int64_t scratch_bytes = 0;  // of a thread

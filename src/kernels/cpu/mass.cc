@@ -1,10 +1,10 @@
-// How much attention each key receives. Two ways through the keys:
+// How much attention each key receives, computed in one of two ways:
 //
 // Tiles (rows against packed pages): mass_tiles.cc.
 //
-// Rows (decode of scan layers): the 4-bit copy of K is read once, int8 dot products, and a weight
-// of 16 bits a score, close to its exponential, goes to scratch; a second pass over scratch scales
-// and pools them.
+// Rows (decode of scan layers): the 4-bit copy of K is read once with int8 dot products. For each
+// score a 16-bit weight, close to its exponential, is written to scratch; a second pass over
+// scratch scales and pools the weights.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -17,10 +17,10 @@
 namespace baton::cpu {
 namespace {
 
-// Weights from one head's part of a chunk to the next one's: rows 1 KiB apart would all fall into
-// four sets of the first-level cache.
+// From one head's weights of a chunk to the next one's: rows 1 KiB apart would all map to four sets
+// of the first-level cache.
 constexpr int64_t kWeightStride = kMassChunk + 32;
-// Of a head's copy of a page.
+// Bytes of a head's copy of a page.
 int64_t LowBitBytes(int64_t dim) {
   return kMassBlock / 16 * (dim / 32) * static_cast<int64_t>(sizeof(LowBitBlock));
 }
@@ -167,13 +167,14 @@ class LowBitRows {
     const KvView& kv = r.segment->kv;
     const int64_t ratio = heads_ / kv.layout.kv_heads;
     const int64_t key = chunk * kMassChunk, n = std::min(kMassChunk, r.keys - key);
-    // Where PoolChunk will write, which the thread that chose from the last layer's has read.
+    // Prefetch what PoolChunk will write: the thread that selected from the previous layer's masses
+    // was the last to read these lines.
     const int64_t groups = MassGroups(p_, *r.segment);
     for (int64_t g = 0; g < groups; ++g)
       FetchToWrite(r.segment->mass + (r.row * groups + g) * r.segment->mass_stride + key, n);
     uint16_t* weights = Weights(r, chunk, 0);
     const int kv_heads = kv.layout.kv_heads;
-    // Page by page: the copies of all heads, and of consecutive pages, lie side by side.
+    // Page by page: the copies of all heads, and of consecutive pages, are adjacent.
     for (int64_t i = 0; i < n; i += kMassBlock) {
       for (int g = 0; g < kv_heads; ++g) {
         const int64_t head = g + heads_ahead_, page = key + i + head / kv_heads * kMassBlock;
@@ -188,7 +189,7 @@ class LowBitRows {
       Sums(r, chunk)[h] = kernels_.sum(weights + h * kWeightStride, n);
   }
 
-  // What turns weights into shares. A query that is not a number has to reach them.
+  // Computes the factors that turn weights into shares. A NaN in a query must reach them.
   void Normalise(const Row& r) {
     for (int64_t h = 0; h < heads_; ++h) {
       float sum = 0;
@@ -216,11 +217,11 @@ class LowBitRows {
   ThreadPool& threads_;
   MassScratch& scratch_;
   const int64_t heads_, dim_;
-  // What is kept of a chunk is by head, so that threads that work on different chunks share no
-  // line.
+  // Each chunk's sums are padded to 16 heads, a cache line, so that threads that work on different
+  // chunks share no line.
   const int64_t chunk_heads_ = CeilDiv(heads_, 16) * 16;
   const int64_t query_bytes_ = LowBitQuery::Bytes(dim_);
-  // How many heads' copies of a page lie between a use and its being asked for.
+  // The distance between a prefetch and its use, in heads' copies of a page.
   const int64_t heads_ahead_ = CeilDiv(kernels_.read_ahead, LowBitBytes(dim_));
 };
 
@@ -243,8 +244,8 @@ void CpuOps::DoMass(const MassParams& p) {
     return MassByTiles(p, p.segments, known, threads_, scratch);
   }
   if (p.source == MassParams::Source::kScores) return FromScores(p, fast, threads_);
-  // Segments of one call share a layer, hence a layout; but a set with one row and one with many
-  // take different ways.
+  // Segments of one call share a layer, hence a layout; but sets of one row and sets of many rows
+  // are computed in different ways.
   for (size_t begin = 0, end; begin < p.segments.size(); begin = end) {
     const bool single = p.segments[begin].rows_per_set == 1;
     for (end = begin + 1;

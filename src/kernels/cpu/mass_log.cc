@@ -13,11 +13,11 @@ namespace baton::cpu {
 namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-// Scores of all heads that are kept at once, unless one row alone has more: 64 MiB.
+// Most scores, of all heads, that are kept at once, unless one row alone has more: 64 MiB.
 constexpr int64_t kKeptScores = int64_t{1} << 24;
 
-// Pools one row's scores of one group's heads over keys [0, n), of which `scores` starts at the
-// first; whole blocks.
+// Pools one row's scores of one group's heads over keys [0, n); `scores` starts at key 0, and
+// blocks are whole.
 void PoolBlocks(const float* scores, int64_t stride, const float* lse, int64_t heads, int64_t n,
                 int64_t block, float* out) {
   if (block == 1) return portable::LogSumOfHeads(scores, stride, lse, heads, n, out);
@@ -31,7 +31,7 @@ void PoolBlocks(const float* scores, int64_t stride, const float* lse, int64_t h
     std::fill(out + b * block, out + std::min(n, (b + 1) * block), pooled[b]);
 }
 
-// From the scores of all heads of some rows to their mass.
+// Computes the mass of some rows from the scores of all their heads.
 void PoolScores(const MassParams& p, std::span<const MassParams::Segment> segments, bool lse_done,
                 ThreadPool& threads) {
   struct Task {
@@ -101,7 +101,7 @@ void LogMassSummed(const MassParams& p, const MassKernels& kernels, ThreadPool& 
       some.score_stride = stride;
       some.mass += first * MassGroups(p, s) * s.mass_stride;
       PoolScores(p, {&some, 1}, true, threads);
-      // Keys that come after these rows.
+      // Keys after these rows are not visible to them.
       for (int64_t u = 0; u < some.rows.count * MassGroups(p, s); ++u) {
         float* mass = some.mass + u * s.mass_stride;
         std::fill(mass + some.rows.position + some.rows.count, mass + stride, kNothing);

@@ -1,4 +1,4 @@
-// The parts of the mass operation that several files share: how work is cut, and the tile way.
+// Parts of the mass operation that several files share: how work is divided, and the tile method.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace baton::cpu {
 
-constexpr int64_t kMassChunk = 512;  // keys per task; eight pages, and what select.cc slices by
+constexpr int64_t kMassChunk = 512;  // keys per task; eight pages; select.cc uses the same slices
 
 inline int64_t MassGroups(const MassParams& p, const MassParams::Segment& s) {
   return p.scope == MassScope::kAll     ? 1
@@ -24,8 +24,8 @@ inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 void MassByTiles(const MassParams& p, std::span<const MassParams::Segment> segments,
                  const MassKernels& kernels, ThreadPool& threads, MassScratch& scratch);
 
-// kLogProbability from stored scores, or with the sum over heads (mass_log.cc). `kernels` know the
-// cache's type.
+// kLogProbability from stored scores, or with the sum over heads (mass_log.cc). `kernels` support
+// the cache's type.
 void LogMassFromScores(const MassParams& p, ThreadPool& threads);
 void LogMassSummed(const MassParams& p, const MassKernels& kernels, ThreadPool& threads,
                    MassScratch& scratch);

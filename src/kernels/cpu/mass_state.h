@@ -37,11 +37,11 @@ struct SelectScratch {
     int64_t keys = 0;
   };
   std::vector<float> unit_mass;    // block mode: [units]
-  std::vector<int32_t> keys;       // [slices][units of a slice and a few]: what may be taken
-  std::vector<int32_t> positions;  // of the keys
-  std::vector<Count> counts;       // [slices] of them
+  std::vector<int32_t> keys;       // [slices][units of a slice and a few]: candidates
+  std::vector<int32_t> positions;  // their positions
+  std::vector<Count> counts;       // [slices] numbers of candidates
   std::vector<int32_t> list;       // keys that may be the threshold
-  std::vector<int32_t> units;      // the answer
+  std::vector<int32_t> units;      // the result
 };
 
 struct CpuOps::MassState {

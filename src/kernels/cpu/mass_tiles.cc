@@ -1,7 +1,7 @@
-// Mass by tiles: a task is (sets of about 128 rows, 512 keys); it recomputes the probabilities from
-// K and a known log-sum-exp and adds columns up at once, so that no [rows, N] matrix exists.
-// Low-bit sets with many rows estimate the log-sum-exp by a first pass over a quarter of the pages.
-// Every task owns its piece of the result: nothing to merge.
+// Mass by tiles: a task is (sets of about 128 rows, 512 keys). It recomputes the probabilities from
+// K and a known log-sum-exp and sums columns at once, so that no [rows, N] matrix exists. Low-bit
+// sets with many rows estimate the log-sum-exp in a first pass over a quarter of the pages. Every
+// task owns its piece of the result: nothing is merged.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -13,8 +13,8 @@
 namespace baton::cpu {
 namespace {
 
-// Low-bit tiles: a page in so many stands for all in their log-sum-exp, but for the first and the
-// latest ones, which hold most of what attention looks at.
+// Low-bit tiles estimate the log-sum-exp from one in this many pages, except the first and latest
+// ones, which have most of the mass and are all read.
 constexpr int64_t kPageStep = 4;
 constexpr int64_t kLatest = 128;
 // 128 rather than 64: transposing a page costs as much as ten or so rows of dot products.
@@ -83,7 +83,7 @@ class Tiles {
     return low_bit_ ? MassForm::kLowBit : s.rows_per_set == 1 ? MassForm::kFine : MassForm::kCoarse;
   }
 
-  // Packed queries lie in the order of a segment's KV heads, rows and heads of a KV head.
+  // Packed queries are in the order of a segment's KV heads, rows and heads of a KV head.
   std::byte* Packed(const MassParams::Segment& s, int64_t row, int64_t head) {
     const int64_t ratio = heads_ / s.kv.layout.kv_heads;
     const int64_t n = (head / ratio * s.rows.count + row) * ratio + head % ratio;
@@ -100,8 +100,8 @@ class Tiles {
     }
   }
 
-  // The queries of a KV head's rows [first, last); set_up(row, head, query) adds where a result
-  // goes.
+  // Sets up the queries of a KV head's rows [first, last); set_up(row, head, query) adds where a
+  // result is written.
   template <typename F>
   void SetQueries(const TileTask& t, int64_t first, int64_t last, int64_t kv_head,
                   MassScratch::Rank& r, F&& set_up) {
@@ -119,8 +119,8 @@ class Tiles {
     }
   }
 
-  // Calls body(keys) for each page of the chunk that some of the packed queries sees and `use(first
-  // key)` wants, with the queries moved on to it.
+  // Calls body(keys) for each page of the chunk that some of the packed queries sees and that
+  // `use(first key)` accepts, with the queries advanced to it.
   template <typename U, typename F>
   void ForEachPage(const TileTask& t, int64_t last, int64_t kv_head, MassScratch::Rank& r, U&& use,
                    F&& body) {
@@ -154,14 +154,15 @@ class Tiles {
     const int64_t latest = s.rows.position + t.first_row - kLatest;
     for (int64_t first = t.first_row; first < t.end_row; first += kTileRows) {
       const int64_t last = std::min(first + kTileRows, t.end_row);
-      // Pages by what their sums count: one, or as much as makes up for the pages not looked at.
+      // Weights of pages in the sums: 1 for pages that are read anyway; sampled pages also count
+      // for the pages that are skipped.
       const auto whole = [&](int64_t key) {
         return s.rows_per_set == 1 || key == 0 || key + kMassBlock > latest;
       };
       const auto sampled = [&](int64_t key) {
         return !whole(key) && key / kMassBlock % kPageStep == 0;
       };
-      int64_t samples = 0, meant = 0;  // pages looked at, and those that they stand for
+      int64_t samples = 0, meant = 0;  // sampled pages, and the pages that they represent
       for (int64_t key = t.key; key < EndKey(t, last); key += kMassBlock) {
         samples += sampled(key);
         meant += !whole(key);
@@ -188,7 +189,7 @@ class Tiles {
     }
   }
 
-  // The chunks of each row, in ascending order.
+  // Merges the chunks of each row, in ascending order.
   void MergeStats(const std::vector<TileTask>& tasks) {
     for (size_t begin = 0, end; begin < tasks.size(); begin = end) {
       for (end = begin + 1; end < tasks.size() && tasks[end].segment == tasks[begin].segment &&
@@ -225,7 +226,7 @@ class Tiles {
     const int64_t groups = MassGroups(p_, s), kv_heads = s.kv.layout.kv_heads;
     const int64_t units = CeilDiv(t.end_row - t.first_row, s.rows_per_set) * groups;
     const bool max = p_.pool == Pool::kMax && groups < heads_;
-    // A maximum over heads has to be complete before rows are added.
+    // A maximum over heads must be complete before rows are added.
     const bool by_row = max && s.rows_per_set > 1;
     const float nothing = log_ ? -std::numeric_limits<float>::infinity() : 0.0f;
     r.columns.assign(static_cast<size_t>(units * kMassChunk), nothing);

@@ -1,6 +1,6 @@
-// Joining the branches of a layer: row by row, head by head, each value read once. What a row and
-// head need of exponentials of sinks, log-sum-exps and gates per head is a handful; gates per
-// channel are the work, and those are vectors (portable/merge.cc).
+// Joins the branches of a layer: row by row, head by head, each value read once. A row and head
+// needs only a few exponentials of sinks, log-sum-exps and gates per head. Most of the work is
+// gates per channel, which are vectorised (portable/merge.cc).
 #include "kernels/merge.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace baton::cpu {
 namespace {
 
-// Values that a unit of work makes: a microsecond or two. A decode row of few heads stays on the
+// Values that a unit of work writes: a microsecond or two. A decode row of few heads stays on the
 // calling thread.
 constexpr int64_t kValuesPerUnit = 4096;
 
@@ -30,7 +30,7 @@ void ShareOneSoftmax(const MergeParams& p, int64_t t, int64_t h, float* weights)
   const float* sink = p.parts[0].sink_logit;
   float largest = sink ? sink[h] : kEmptyLse;
   for (const auto& part : p.parts) largest = std::max(largest, part.lse.row(t)[h]);
-  if (largest == kEmptyLse) largest = 0;  // nothing at all: every weight is 0
+  if (largest == kEmptyLse) largest = 0;  // no keys at all: every weight is 0
   float sum = sink ? std::exp(sink[h] - largest) : 0.0f;
   for (size_t b = 0; b < p.parts.size(); ++b) {
     weights[b] = std::exp(p.parts[b].lse.row(t)[h] - largest);
@@ -62,7 +62,7 @@ void MergeOne(const MergeParams& p, int64_t t, int64_t h) {
   int64_t count = 0;
   const float* gate = nullptr;
   for (size_t b = 0; b < p.parts.size(); ++b) {
-    if (weights[b] == 0) continue;  // its o counts for nothing, whatever it holds
+    if (weights[b] == 0) continue;  // its o is ignored, even if it is NaN
     HeadPart& part = heads[count++];
     part = {.o = p.parts[b].o.row(t, h), .weight = weights[b]};
     if (p.gated_sum) {

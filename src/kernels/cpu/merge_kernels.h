@@ -1,5 +1,5 @@
-// What joins the branches of a layer, one head at a time. One implementation (portable/, Highway)
-// serves all instruction sets: it reads each value once.
+// Joins the branches of a layer, one head at a time. One implementation (portable/, Highway) serves
+// all instruction sets: it reads each value once.
 #pragma once
 
 #include <cstdint>

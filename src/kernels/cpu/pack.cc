@@ -115,7 +115,7 @@ void ReadQ2K(const uint8_t* p, int s, RowBlock& b) {
   const float* w = all + s * 32;
   float most = 0;
   for (int i = 0; i < 32; ++i) most = std::max(most, std::fabs(w[i]));
-  // As it will be stored, so that quants round to the scale that is used.
+  // d as it is stored, so that quants are rounded with the scale that is used.
   const float d = HalfToFloat(FloatToHalf(most / 127.0f));
   b.d[0] = b.d[1] = d;
   for (int i = 0; i < 32; ++i) {
@@ -225,7 +225,7 @@ void PackQ4Group(const RawMatrix& raw, PackedMatrix& m, int64_t group) {
   }
 }
 
-// A finite scale that f16 cannot hold. Only products of the K types can be that large, and no
+// A finite scale that f16 cannot represent. Only products of the K types can be that large, and no
 // trained model has them.
 bool Overflows(float scale) { return std::isfinite(scale) && std::fabs(scale) >= 65520.0f; }
 

@@ -1,6 +1,6 @@
-// Weight matrices as the CPU kernels want them. 16 consecutive rows form a group; a group's columns
-// come in blocks of 32. Rows are padded to 16 and columns to 32, with zeros. All kernels, of all
-// instruction sets, read these layouts.
+// Weight matrices in the layouts of the CPU kernels. 16 consecutive rows form a group; a group's
+// columns come in blocks of 32. Rows are padded to 16 and columns to 32, with zeros. The kernels of
+// all instruction sets read these layouts.
 //
 //   quantised group   quants [blocks], scales d [blocks][16] f16 (kSym8x2: [blocks][2][16]), then
 //   for kMin* m [blocks][16] f16
@@ -10,9 +10,9 @@
 //     8-bit quants    512 bytes per block: byte v * 64 + row * 4 + i holds column 4v + i
 //   bf16 group        [columns / 2][16 rows][2]
 //
-// Quants are unsigned, because the byte dot product multiplies unsigned by signed bytes, and
-// weights are shared by more rows of x than the other way round. Quants come before scales so that
-// every 64-byte load is aligned.
+// Quants are unsigned and x is signed, as the byte dot product requires; the offsets of the quants
+// are corrected with sums of x, which all rows of W share. Quants come before scales so that every
+// 64-byte load is aligned.
 #pragma once
 
 #include <cstdint>

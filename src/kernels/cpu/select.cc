@@ -1,7 +1,6 @@
-// Sets in parallel, each by one thread; but few and long ones one after another, each by the whole
-// team, slice by slice. A slice's masses are then those that the same thread has just written,
-// since mass.cc hands out its chunks in the same order. The answer is exact, so neither way shows
-// in it.
+// Computes sets in parallel, one thread each; if they are few and long, one after another, each by
+// all threads, slice by slice. A slice's masses were then written by the same thread, since mass.cc
+// divides its chunks in the same order. The result is exact, so it does not depend on the method.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -34,8 +33,8 @@ const float* UnitMass(const SelectParams& p, const float* mass, int64_t visible,
   return scratch.unit_mass.data();
 }
 
-constexpr int64_t kManyUnits = 4096;        // where a sample pays
-constexpr int64_t kUnitsForTeam = 1 << 15;  // where a team does
+constexpr int64_t kManyUnits = 4096;        // from here on a sample pays
+constexpr int64_t kUnitsForTeam = 1 << 15;  // from here on several threads pay
 constexpr int64_t kSlices = 16, kLeastSlice = 512;
 
 // `take` of n units, at most all: those below forced_low and from forced_high on first (in
@@ -48,7 +47,7 @@ struct Choice {
 
 class Chooser {
  public:
-  // team: null, or who does it.
+  // team: the threads that share the work, or null.
   Chooser(const Choice& c, SelectScratch& scratch, ThreadPool* team)
       : mass_(c.mass),
         n_(c.n),
@@ -74,7 +73,7 @@ class Chooser {
         std::any_of(mass_ + forced_high_, mass_ + n_, is_nan))
       return -1;
     int64_t found = Collect(need_ == 0 ? kNoKey : Bound());
-    if (found >= 0 && found < need_) found = Collect(kEveryKey);  // the sample has misled
+    if (found >= 0 && found < need_) found = Collect(kEveryKey);  // the sample's bound was too high
     if (found < 0) return -1;
     scratch_.units.resize(static_cast<size_t>(low_ + need_ + high_ + kKeysAtOnce));
     int32_t* out = scratch_.units.data();
@@ -86,7 +85,7 @@ class Chooser {
     return count;
   }
 
-  // The same without a look at the mass: the forced units and the lowest others.
+  // The same without using the mass: the forced units and the lowest others.
   int64_t Lowest() {
     const int64_t low = low_ + need_;
     scratch_.units.resize(static_cast<size_t>(low + high_));
@@ -112,7 +111,7 @@ class Chooser {
     }
   }
 
-  // Of the keys that are worth looking at.
+  // The bound of the keys to collect.
   int32_t Bound() {
     const int64_t middle = forced_high_ - forced_low_;
     if (need_ >= middle || middle < kManyUnits) return kEveryKey;
@@ -126,7 +125,7 @@ class Chooser {
     return portable::LikelyBound(sample, need_, middle, scratch_.list);
   }
 
-  // Brings together the keys at or above the bound; how many, or -1 if a mass is NaN.
+  // Collects the keys at or above the bound; returns how many, or -1 if a mass is NaN.
   int64_t Collect(int32_t bound) {
     const int64_t room = slice_ + kKeysAtOnce;
     const auto size = static_cast<size_t>(slices_ * room);
@@ -155,7 +154,7 @@ class Chooser {
   const int64_t n_, low_, forced_low_, forced_high_;
   SelectScratch& scratch_;
   ThreadPool* team_;
-  int64_t high_ = 0, need_ = 0;  // forced ones from forced_high on; those chosen by mass
+  int64_t high_ = 0, need_ = 0;  // forced units from forced_high on; units to choose by mass
   int64_t slice_ = 0, slices_ = 0;
 };
 

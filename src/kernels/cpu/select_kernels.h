@@ -1,7 +1,7 @@
-// The k heaviest units of a set, exactly, in steps that a team can share: a bound from a sample,
-// the keys at or above it with their positions, the heaviest of those. One implementation
-// (portable/, Highway) serves all instruction sets: Highway picks its own AVX-512 target where
-// there is one, and nothing here needs more than compares, counts and compress.
+// The k heaviest units of a set, exactly, in steps that several threads can share: a bound from a
+// sample, the keys at or above it with their positions, the heaviest of those. One implementation
+// (portable/, Highway) serves all instruction sets: Highway selects its own AVX-512 target where
+// there is one, and the code needs only compares, counts and compress.
 //
 // A key is a mass as an integer of the same order, -0.0 as +0.0.
 #pragma once
@@ -15,7 +15,7 @@ namespace baton::cpu {
 inline constexpr int32_t kEveryKey = std::numeric_limits<int32_t>::min();
 inline constexpr int32_t kNoKey = std::numeric_limits<int32_t>::max();  // only a NaN reaches it
 inline constexpr int64_t kSample = 512;
-inline constexpr int64_t kKeysAtOnce = 16;  // outputs need room for as many past their end
+inline constexpr int64_t kKeysAtOnce = 16;  // outputs need room for this many past their end
 
 struct Masses {
   const float* mass = nullptr;  // [n]
@@ -30,8 +30,8 @@ struct Candidates {
 
 namespace portable {
 
-// A bound that very likely as many as `need` of n keys are at or above, from kSample of their
-// masses taken at even steps; kEveryKey where the sample shows none.
+// A bound that very likely at least `need` of n keys reach, from kSample of their masses taken at
+// even steps; kEveryKey where the sample gives none.
 int32_t LikelyBound(const float* sample, int64_t need, int64_t n, std::vector<int32_t>& scratch);
 
 // Writes the keys at or above `bound` and their positions, ascending, and returns how many there

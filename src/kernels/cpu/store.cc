@@ -1,5 +1,5 @@
-// Norm and Store: row-parallel, memory-bound and small beside the matrix products, so plain loops
-// that the compiler vectorises for the baseline do.
+// Norm and Store: row-parallel, memory-bound and small compared with the matrix products, so plain
+// loops that the compiler vectorises for the baseline are enough.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -10,11 +10,12 @@
 namespace baton::cpu {
 namespace {
 
-// Rows that one unit of work takes: a decode batch stays on the calling thread, a prompt is spread.
+// Rows per unit of work: a decode batch stays on the calling thread, a prompt is split.
 constexpr int64_t kRowsPerUnit = 16;
 
 float InverseRms(const float* x, int64_t n, float eps) {
-  // Double precision as in the reference; lanes so that the additions do not wait for each other.
+  // Double precision as in the reference; eight lanes so that additions do not depend on each
+  // other.
   double lanes[8] = {};
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -97,7 +98,8 @@ void StoreToken(const StoreParams& p, const KvView& kv, int64_t t, int64_t posit
   const int64_t dim = p.k.dim(2);
   if (!p.q.empty()) PrepareHeads(p, p.q, p.q_norm, t);
   PrepareHeads(p, p.k, p.k_norm, t);
-  // The largest head size that the low-bit copy is made of on the stack; larger ones take the heap.
+  // The largest head size whose low-bit copy is made from values on the stack; larger ones use the
+  // heap.
   constexpr int64_t kStackHead = 512;
   float on_stack[kStackHead];
   std::vector<float> on_heap(static_cast<size_t>(kv.layout.low_bit && dim > kStackHead ? dim : 0));
@@ -142,7 +144,7 @@ void CpuOps::DoStore(const StoreParams& p) {
   }
   for (const auto& s : p.segments) units += (s.rows.count + kRowsPerUnit - 1) / kRowsPerUnit;
   threads_.For(units, [&](int64_t unit, int) {
-    // Units are numbered through the segments; finding one is cheap beside its rows.
+    // Units are numbered through the segments; finding one is cheap compared with its rows.
     for (const auto& s : p.segments) {
       const int64_t here = (s.rows.count + kRowsPerUnit - 1) / kRowsPerUnit;
       if (unit >= here) {

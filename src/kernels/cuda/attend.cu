@@ -1,4 +1,4 @@
-// Attention: what is computed by which kernel, and the merge of splits.
+// Attention: the choice of kernels, and the merge of splits.
 #include <vector>
 
 #include "kernels/cuda/attend_kernels.h"
@@ -10,15 +10,15 @@ namespace {
 
 using Segment = AttendParams::Segment;
 
-// Fewer rows of a segment, or of an index set, are taken one by one.
+// With fewer rows, a segment or index set is computed row by row.
 constexpr int64_t kTileTokens = 17, kTileSetTokens = 16;
-// Units that fill a large GPU, and keys that are worth a split of a tile.
+// Units that fill a large GPU, and the fewest keys for which splitting a tile pays.
 constexpr int64_t kFullDevice = 264, kLeastTileSplit = 1024;
 
 constexpr int kMergeThreads = 512, kMergeShares = kMergeThreads / 32, kMostMerged = 2049;
 
 // Merges the splits of one row and head, in their order, for 32 channels. An entry names an
-// AttendRows and, as its `split`, one of its rows.
+// AttendRows and, in `split`, one of its rows.
 __global__ void __launch_bounds__(kMergeThreads)
     MergeSplitsKernel(AttendCall call, AttendWork work) {
   __shared__ float weights[kMostMerged];
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (keys <= per_split) return;
   const int splits = (keys + per_split - 1) / per_split;
 
-  // Every warp for itself.
+  // Every warp computes this for itself.
   const int lane = threadIdx.x % 32;
   float most = kNoKeys;
   for (int i = lane; i < splits; i += 32) most = fmaxf(most, call.partial.lse[part + i * stride]);
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (threadIdx.x == 0 && blockIdx.y == 0 && call.lse)
     call.lse[out] = total == 0 ? kNoKeys : reference + logf(total);
 
-  // Each warp takes a share of the splits.
+  // Each warp sums a share of the splits.
   const int d = blockIdx.y * 32 + lane, share = threadIdx.x / 32;
   float x = 0;
   if (d < call.dim) {
@@ -77,7 +77,7 @@ int64_t RoundedUp(int64_t n) {
 }
 
 // The most keys that rows of a segment up to position `last` see, rounded up so that it seldom
-// changes from step to step.
+// changes from one step to the next.
 int64_t MostKeys(const Segment& s, int64_t rows, int64_t last) {
   int64_t keys = RoundedUp(last + 1);
   if (s.keys.kind == KeySet::Kind::kIndex) keys = std::min(keys, s.keys.index->capacity);
@@ -152,7 +152,7 @@ class Plan {
     call_.rows = TableOf(recorder_, list.rows);
     return call_;
   }
-  // Without a table where that costs few idle units.
+  // Without a table where that leaves few units idle.
   AttendWork Work(const List& list) const {
     const int32_t most = std::ranges::max(list.splits);
     int64_t all = 0;
@@ -185,7 +185,7 @@ class Plan {
     }
   }
 
-  // The last tiles have the most keys: they begin first.
+  // The last tiles have the most keys, so they start first.
   void AddTiles(const Segment& s, const int32_t* head_map, int64_t tile_rows) {
     const int64_t per_head = call_.heads / call_.kv_heads, heads = std::min(per_head, tile_rows);
     const int64_t tokens = tile_rows / heads, blocks = (per_head + heads - 1) / heads;

@@ -1,10 +1,10 @@
-// What the attention kernels share: how a call is described in tables, which keys a row attends to
-// and how they are split.
+// Shared by the attention kernels: how tables describe a call, which keys a row attends to and how
+// these are split.
 //
-// Few rows (decode) are taken one by one: a unit of work is a row, a KV head with up to 16 of its
-// query heads, and a split of the row's keys. Rows of prompts are taken in tiles of stacked rows
-// (token, query head of one KV head). Partial results of splits are merged by a second kernel, in
-// the order of the splits. Splits depend on the row's (or tile's) own keys alone.
+// Few rows (decode) are computed row by row: a unit of work is a row, a KV head with up to 16 of
+// its query heads, and a split of the row's keys. Rows of prompts are computed in tiles of stacked
+// rows (token, query head of one KV head). A second kernel merges the partial results of splits, in
+// the order of the splits. Splits depend only on the keys of the row (or tile).
 #pragma once
 
 #include <algorithm>
@@ -48,7 +48,7 @@ __host__ __device__ inline int64_t Clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
 }
 
-// The keys that the rows see, one or another.
+// The keys that at least one of the rows sees.
 __device__ inline Keys KeysOf(const AttendRows& rows, int kv_head) {
   const int64_t first = rows.position, end = first + rows.rows;
   if (rows.kind == KeySet::Kind::kIndex) {
@@ -106,7 +106,7 @@ struct Partial {
   float* lse = nullptr;
 };
 
-// A call, as every kernel needs it.
+// The arguments of a call that every kernel needs.
 struct AttendCall {
   const float* q = nullptr;  // [T, Hq, D]
   float* o = nullptr;        // [T, Hq, D]
@@ -115,8 +115,8 @@ struct AttendCall {
   Partial partial;
   float scale = 0;
   int32_t heads = 0, kv_heads = 0, dim = 0;
-  // Of decode rows: how many units a split makes, the most units of a row, and the fewest keys that
-  // are worth a split.
+  // For decode rows: units per split, the most units of a row, and the fewest keys for which a
+  // split pays.
   int32_t units = 0, most_units = 0, least_split = 0, unused = 0;
 
   // Keys of a split of a decode row.
@@ -128,17 +128,17 @@ struct AttendCall {
   }
 };
 
-// No row of up to `keys` keys has more splits.
+// An upper bound on the splits of rows of up to `keys` keys.
 inline int MostSplits(int64_t keys, const AttendCall& call) {
   const int64_t by_length = std::max<int64_t>(1, (keys + call.least_split - 1) / call.least_split);
   const int64_t by_units = (call.most_units + call.units - 1) / call.units + 1;
   return static_cast<int>(std::min(by_length, by_units));
 }
 
-// Fills in what splits depend on. All units of a long row are what a large GPU has at work at a
-// time: narrow heads take half the registers and shared memory, and twice as many fit. A partial
-// result of R heads is as long as R keys and values of 16 bits, written and read: splits grow with
-// R.
+// Sets what splits depend on. A long row alone has as many units as a large GPU runs at a time;
+// narrow heads take half the registers and shared memory, so twice as many fit. A partial result of
+// R heads, written and read again, is as large as R keys and values of 16 bits, so the smallest
+// split grows with R.
 inline void SetUnits(AttendCall& call, int64_t head_bytes) {
   constexpr int kWarpHeads = 16, kLeastSplit = 128, kNarrow = 128, kMostUnits = 1024;
   const int per_head = call.heads / call.kv_heads;

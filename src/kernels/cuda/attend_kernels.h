@@ -1,5 +1,6 @@
-// The kernels of attention by cache type and head size. Each starts one launch for a list of units
-// of work (attend.cuh) and says whether there is a kernel for the case and this device.
+// The kernels of attention by cache type and head size. Each function launches one kernel for a
+// list of units of work (attend.cuh) and returns whether there is a kernel for the case and this
+// device.
 #pragma once
 
 #include <vector>
@@ -14,10 +15,10 @@ const T* TableOf(Recorder& recorder, const std::vector<T>& values) {
   return recorder.Table(std::span<const T>(values.data(), values.size()));
 }
 
-// Rows one by one. Without `values` only scores are written.
+// Row by row. Without `values` only scores are written.
 void LaunchRows(Recorder& recorder, const AttendCall& call, DType cache, AttendWork work,
                 bool values);
-// The two kinds of kernel behind it.
+// The two kinds of kernel that LaunchRows chooses from.
 bool LaunchTensorRows(Recorder& recorder, const AttendCall& call, DType cache, AttendWork work,
                       bool values);
 void LaunchPlainRows(Recorder& recorder, const AttendCall& call, DType cache, AttendWork work,
@@ -27,10 +28,10 @@ void LaunchPlainRows(Recorder& recorder, const AttendCall& call, DType cache, At
 int TileRows(DType cache, int64_t head_dim);
 void LaunchTiles(Recorder& recorder, const AttendCall& call, DType cache, AttendWork work);
 
-// Whether a block of this kernel gets so many bytes of dynamic shared memory, beside `fixed` ones;
-// asks for them. Slow: once per kernel.
+// Whether a block of this kernel can have this many bytes of dynamic shared memory, beside `fixed`
+// ones; raises the kernel's limit. Slow: call once per kernel.
 bool AllowShared(const void* kernel, int bytes, int fixed = 0);
-// The most that a block may have.
+// The most shared memory of a block.
 int MostShared();
 
 }  // namespace baton::cuda

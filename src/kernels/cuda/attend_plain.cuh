@@ -1,5 +1,5 @@
-// Attention without tensor cores, for f32 caches, which are for checking, and head sizes that the
-// other kernels do not know. Single precision throughout; one warp per key.
+// Attention without tensor cores, for f32 caches (used for checking) and for head sizes that the
+// other kernels do not support. Single precision throughout; one warp per key.
 #pragma once
 
 #include "kernels/cuda/attend.cuh"

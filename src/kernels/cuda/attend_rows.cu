@@ -21,7 +21,7 @@ bool Launch(Recorder& recorder, const AttendCall& call, AttendWork work) {
   return true;
 }
 
-// Two groups of 8 heads share loads where their accumulators fit into registers.
+// Two groups of 8 heads share loads if their accumulators fit into registers.
 template <typename Tile>
 bool LaunchTile(Recorder& recorder, const AttendCall& call, AttendWork work, bool values) {
   if constexpr (Tile::kDim <= 128) {

@@ -1,11 +1,12 @@
 // Decode rows on tensor cores: flash decoding over the splits of a row's keys.
 //
-// A warp is a unit: one split of one row and one KV head. It takes tiles of 16 keys through its own
-// ring in shared memory and waits for no other warp. Neighbouring warps have neighbouring heads:
-// the rows that they read lie side by side. The products are transposed, S^T = K Q^T and O^T = V^T
-// P^T: keys and channels fill the 16 rows of the instruction and 8 query heads its 8 columns, so
-// one load of K and V serves all heads of a group. q and the weights are split into two bf16 values
-// each (16 bits of mantissa): the loop waits for memory, and the second product costs nothing.
+// A warp is a unit: one split of one row and one KV head. It streams tiles of 16 keys through its
+// own ring in shared memory and waits for no other warp. Neighbouring warps have neighbouring
+// heads, so that the cache rows that they read are adjacent. The products are transposed, S^T = K
+// Q^T and O^T = V^T P^T: keys and channels fill the 16 rows of the instruction and 8 query heads
+// its 8 columns, so one load of K and V serves all heads of a group. q and the weights are split
+// into two bf16 values each (16 bits of mantissa): the loop is bound by memory, so the second
+// product is free.
 #pragma once
 
 #include "kernels/cuda/attend.cuh"
@@ -15,7 +16,7 @@ namespace baton::cuda {
 
 constexpr int kRowWarps = 4, kTileKeys = 16, kGroupHeads = 8;
 
-// How a bf16 cache lies in shared memory and becomes operands.
+// The layout of a bf16 cache in shared memory, and its conversion to operands.
 template <int kHeadDim>
 struct Bf16Tile {
   static constexpr int kDim = kHeadDim, kStride = kDim * 2 + 16;
@@ -80,7 +81,7 @@ struct Bf16Tile {
 template <int kHeadDim>
 struct Int8Tile {
   static constexpr int kDim = kHeadDim;
-  // Strides that spread what a warp reads at once over the banks.
+  // Strides that avoid bank conflicts in the loads of a warp.
   static constexpr int kKeyStride = kDim % 128 == 0 ? kDim + 64 : kDim, kValueStride = kDim + 16;
   static constexpr int kStages = kDim <= 64 ? 4 : 3;
   static constexpr int kKeyBytes = kTileKeys * kKeyStride;
@@ -190,7 +191,7 @@ constexpr int kRowTileBytes = kRowWarps* Tile::kStages* Tile::kBytes;
 template <typename Tile>
 constexpr int kRowSharedBytes = kRowTileBytes<Tile> + kRowWarps* Tile::kStages * 4;
 
-// The key tiles of a split.
+// The tiles of keys in a split.
 struct WarpTiles {
   Keys keys;
   int32_t begin, end, last;  // of the split; the row's position
@@ -198,7 +199,7 @@ struct WarpTiles {
 
   __device__ int count() const { return (end - begin + kTileKeys - 1) / kTileKeys; }
   __device__ int32_t first(int tile) const { return begin + tile * kTileKeys; }
-  // Of token lane % 16 of the tile; -1 for none.
+  // The position of token lane % 16 of the tile; -1 for none.
   __device__ int32_t Position(int tile) const {
     const int32_t i = first(tile) + (lane & 15);
     if (i >= end) return -1;
@@ -207,7 +208,7 @@ struct WarpTiles {
   }
 };
 
-// What a warp has summed for 8 query heads per group. Lane (g, t) holds heads 2t and 2t + 1.
+// A warp's sums for 8 query heads per group. Lane (g, t) holds heads 2t and 2t + 1.
 template <typename Tile, int kGroups>
 struct RowState {
   float max[kGroups][2], sum[kGroups][2];
@@ -224,8 +225,8 @@ struct RowState {
     }
   }
 
-  // Weights of one group's scores x, in powers of two, of keys g (x0, x1) and g + 8 (x2, x3).
-  // Rescales what was summed where a maximum grew.
+  // The weights of one group's scores x, as powers of two, of keys g (x0, x1) and g + 8 (x2, x3).
+  // Rescales the sums where a maximum grew.
   __device__ __forceinline__ void Weigh(int group, float (&x)[4]) {
     float high[2] = {fmaxf(x[0], x[2]), fmaxf(x[1], x[3])};
 #pragma unroll
@@ -281,7 +282,7 @@ struct RowQueries {
   }
 };
 
-// Scores of a tile of keys, q . k without any scale but that of the cache.
+// Scores of a tile of keys, q . k without any scale except that of the cache.
 template <typename Tile, int kGroups>
 __device__ __forceinline__ void TileScores(const RowQueries<Tile, kGroups>& q, uint32_t tile,
                                            const std::byte* tile_data, int lane,
@@ -388,7 +389,7 @@ __global__ void __launch_bounds__(kRowWarps * 32)
   const int count = tiles.count();
   const std::byte* ring = shared + warp * Tile::kStages * Tile::kBytes;
   const uint32_t ring_address = SharedAddress(ring);
-  // Which keys of a tile are there.
+  // Masks of the keys that exist in each tile.
   auto* masks = reinterpret_cast<uint32_t*>(shared + kRowTileBytes<Tile>) + warp * Tile::kStages;
   const auto copy = [&](int tile, int32_t slot) {
     const int stage = tile % Tile::kStages;
@@ -401,7 +402,7 @@ __global__ void __launch_bounds__(kRowWarps * 32)
   };
   const auto slot_of = [&](int32_t position) { return position < 0 ? -1 : SlotOf(kv, position); };
 
-  // The positions, and then the pages, of the first tiles come together.
+  // Loads the positions, and then the pages, of the first tiles together.
   int32_t ahead[Tile::kStages + 1];
 #pragma unroll
   for (int i = 0; i <= Tile::kStages; ++i) ahead[i] = tiles.Position(i);
@@ -409,7 +410,7 @@ __global__ void __launch_bounds__(kRowWarps * 32)
   for (int i = 0; i < Tile::kStages; ++i) ahead[i] = slot_of(ahead[i]);
 #pragma unroll
   for (int i = 0; i < Tile::kStages - 1; ++i) copy(i, ahead[i]);
-  // One tile ahead of the copies, and its positions two: both are loads that the loop never awaits.
+  // The slot is loaded one tile before its copy, the position two: the loop never waits for either.
   int32_t slot = ahead[Tile::kStages - 1], position = ahead[Tile::kStages];
   RowQueries<Tile, kGroups> q;
   q.Load(call.q + out_head * Tile::kDim, heads, lane);
@@ -433,7 +434,7 @@ __global__ void __launch_bounds__(kRowWarps * 32)
     float x[kGroups][4];
     TileScores<Tile, kGroups>(q, at, data, lane, x);
     if (scores) {
-      // Scores are asked for with all keys alone: a key's index is its position.
+      // Scores are only requested when all keys are attended to: a key's index is its position.
       float* to = scores + tiles.first(tile);
 #pragma unroll
       for (int i = 0; i < kGroups; ++i) {

@@ -10,22 +10,22 @@ template <int kHeadDim, bool kIsInt8>
 struct TileShape {
   static constexpr int kDim = kHeadDim;
   static constexpr bool kInt8 = kIsInt8;
-  // Rows of 16 per warp: two share each load of K and V while accumulators fit into registers.
+  // Rows of 16 per warp: two share each load of K and V if the accumulators fit into registers.
   static constexpr int kWarps = kDim > 128 ? 8 : 4, kRowTiles = kDim > 128 ? 1 : 2;
   static constexpr int kThreads = kWarps * 32, kRows = kWarps * kRowTiles * 16;
   static constexpr int kKeys = kDim > 128 ? 32 : 64;
   static constexpr int kStages = kInt8 ? 1 : 2;      // of K and V as operands
   static constexpr int kStride = kDim * 2 + 16;      // of a row, in bytes
   static constexpr int kKeyBytes = kKeys * kStride;  // K or V of a stage
-  // int8 rows arrive in a buffer of their own and are expanded from there.
+  // int8 rows arrive in a separate buffer and are expanded from there.
   static constexpr int kRawBytes = kInt8 ? kKeys * (2 * kDim + 8) : 0;
   static constexpr int kSlotRing = 4;
   static constexpr int kSharedBytes = kRows * kStride + kStages * 2 * kKeyBytes + kRawBytes +
                                       2 * kSlotRing * kKeys * 4 + 2 * kKeys * 4;
 };
 
-// Keys [begin, end) of a tile of rows, in blocks of Shape::kKeys: where they lie, a few blocks
-// ahead, in rings of shared memory.
+// Keys [begin, end) of a tile of rows, in blocks of Shape::kKeys: their slots and positions, a few
+// blocks ahead, in rings in shared memory.
 template <typename Shape>
 struct TileKeys {
   Keys keys;
@@ -90,7 +90,7 @@ struct KeyBlocks {
     }
   }
 
-  // int8: the block that has arrived, as operands. Every thread calls it, between barriers.
+  // int8: expands the block that has arrived to operands. Every thread calls it, between barriers.
   __device__ __forceinline__ void Expand() const {
     constexpr int kChunks = Shape::kDim / 16;
     for (int i = threadIdx.x; i < 2 * Shape::kKeys * kChunks; i += Shape::kThreads) {
@@ -113,8 +113,8 @@ struct KeyBlocks {
   }
 };
 
-// A warp's rows: scores of a block of keys, and what was summed so far. Lane (g, t) holds rows g
-// and g + 8 of each row tile.
+// A warp's rows: scores of a block of keys, and the sums so far. Lane (g, t) holds rows g and g + 8
+// of each row tile.
 template <typename Shape>
 struct TileState {
   static constexpr int kRowTiles = Shape::kRowTiles;
@@ -190,7 +190,7 @@ struct TileState {
     }
   }
 
-  // Scores become weights; `scale` takes them to powers of two.
+  // Turns scores into weights; `scale` converts scores to powers of two.
   __device__ __forceinline__ void Weigh(float scale) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {

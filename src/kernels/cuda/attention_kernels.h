@@ -1,5 +1,6 @@
-// The operations of attention on a GPU, one .cu file each: what CudaOps calls. They record their
-// work and return; scratch belongs to the caller, so that its addresses last from step to step.
+// The operations of attention on a GPU, one .cu file each, called by CudaOps. They record their
+// work and return; scratch belongs to the caller, so that its addresses stay the same from step to
+// step.
 #pragma once
 
 #include "kernels/cuda/recorder.h"

@@ -6,7 +6,7 @@
 namespace baton::cuda {
 namespace {
 
-// Within a pass such uploads travel with the tables.
+// Within a pass, uploads up to this size are sent with the tables.
 constexpr int64_t kTableUpload = 64 << 10;
 
 }  // namespace
@@ -66,7 +66,7 @@ void CudaDevice::Download(void* to, const std::byte* from, int64_t bytes) {
     BATON_CUDA(cudaStreamSynchronize(recorder_.stream()));
     return;
   }
-  // Into pageable memory the driver copies through a buffer of its own, which is slower.
+  // For pageable memory the driver copies through a buffer of its own, which is slower.
   std::byte* const staging = NextStaging(bytes);
   BATON_CUDA(cudaMemcpyAsync(staging, from, size, cudaMemcpyDeviceToHost, recorder_.stream()));
   BATON_CUDA(cudaStreamSynchronize(recorder_.stream()));
@@ -88,7 +88,7 @@ Result<std::byte*> CudaDevice::Allocate(int64_t bytes) {
   void* data = nullptr;
   const cudaError_t error = bytes < 0 ? cudaErrorInvalidValue : cudaMalloc(&data, size);
   if (error != cudaSuccess) {
-    cudaGetLastError();  // else the next launch would report it
+    cudaGetLastError();  // otherwise the next launch would report it
     size_t free = 0, total = 0;
     BATON_CUDA(cudaMemGetInfo(&free, &total));
     return Error::Resource("cannot allocate {:.1f} MB of GPU memory, {:.1f} of {:.1f} MB are free",

@@ -22,9 +22,9 @@ class CudaDevice final : public Device {
   void Copy(std::byte* to, const std::byte* from, int64_t bytes) override;
   void Zero(std::byte* at, int64_t bytes) override;
 
-  // Calls write(host, first, count) for pieces of `bytes` bytes, which reach `to` piece by piece:
-  // what is expanded on the way to the device needs no copy of its own. Pieces are multiples of
-  // `unit` bytes but for the last.
+  // Calls write(host, first, count) for pieces of `bytes` bytes, each of which is then copied to
+  // `to`: data that is expanded on the way to the device needs no copy of its own. Pieces are
+  // multiples of `unit` bytes except the last.
   template <typename F>
   void UploadPieces(std::byte* to, int64_t bytes, int64_t unit, F&& write) {
     const int64_t piece = unit > kStagingBytes ? unit : kStagingBytes / unit * unit;
@@ -37,7 +37,7 @@ class CudaDevice final : public Device {
 
  private:
   static constexpr int64_t kStagingBytes = int64_t{8} << 20;
-  // Pinned memory: the copy engine reads it while the host fills the next.
+  // Pinned memory: the copy engine reads one buffer while the host fills the next.
   struct Staging {
     std::byte* data = nullptr;
     int64_t bytes = 0;

@@ -11,14 +11,15 @@
 namespace baton {
 
 struct CudaOptions {
-  // Passes that repeat are replayed as graphs; without, their kernels are launched one by one.
+  // Passes that repeat are replayed as graphs; if false, their kernels are launched one by one.
   bool graphs = true;
-  // An operation outside a pass has run when it returns, for tests that share memory with the GPU.
+  // An operation outside a pass has completed when it returns, for tests that share memory with the
+  // GPU.
   bool synchronous = false;
 };
 
-// On the first GPU. Errors: Unsupported where there is no GPU that this build has code for (what is
-// there, what is needed).
+// Uses the first GPU. Errors: Unsupported where there is no GPU that this build has code for (the
+// error names what is present and what is needed).
 Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool& threads, const CudaOptions& options = {});
 
 }  // namespace baton

@@ -16,7 +16,7 @@ namespace baton::cuda {
 
 class LibraryGemm;
 
-// A stream that ends with its owner.
+// A stream that is destroyed with its owner.
 class Stream {
  public:
   Stream() { BATON_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }

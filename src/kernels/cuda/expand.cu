@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A thread per lane's share of a tile's group.
+// One thread per lane: it expands the lane's share of a tile's group.
 template <Format kFormat>
 __global__ void __launch_bounds__(kThreads)
     ExpandKernel(const std::byte* blocks, int64_t count, int groups, int block_bytes, int has_min,
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
   if (row >= rows) return;
   const std::byte* block = blocks + i / 32 * block_bytes;
   const uint4 words = reinterpret_cast<const uint4*>(block)[lane];
-  // Scales lie by the quad that multiplies with them: rows 2q and 2q + 1 with quad q.
+  // Scales are stored by the quad that multiplies with them: rows 2q and 2q + 1 with quad q.
   const auto* scales = reinterpret_cast<const __half*>(block + QuantBytes(kFormat)) +
                        (lane / 8 * kSlabs * kParts) * 2 + lane / 4 % 2;
   const __half* minima = scales + ScaleBytes(kFormat) / 2;

@@ -1,17 +1,17 @@
-// The kernel of FewRows, made for one format per .cu file.
+// The kernel of FewRows, compiled for one format per .cu file.
 //
 // A block computes some tiles of W (8 rows each) for 16 tokens. Its eight warps share the columns:
 // warp w takes groups w, w + 8, ... and copies them to shared memory some stages ahead, the first
-// ones before the kernel in front has ended. A lane multiplies eight columns of a slab and one row
-// at a time. The order of columns within a slab is free as long as x and W have the same, so those
-// eight are what the lane holds of two mma.m16n8k16 (x: 16 tokens, W: 8 rows).
+// ones before the preceding kernel has ended. A lane multiplies eight columns of a slab and one row
+// at a time. The order of columns within a slab is free as long as x and W have the same, so these
+// eight are the lane's elements of two mma.m16n8k16 (x: 16 tokens, W: 8 rows).
 //
-// Tensor cores add in f32 but round towards zero: a chain of many would drift. So a slab's four
-// products (two of 16 columns, high and low half of x) are summed there, and slabs, times their
-// scales, in f32.
+// Tensor cores add in f32 but round towards zero, so the sum of a long chain would drift. Therefore
+// they sum only a slab's four products (two of 16 columns, high and low half of x), and the slabs'
+// sums, times their scales, are added in f32.
 //
 // Measured on an H200 (14336 x 4096, bf16, one row): splitting x here, in every block, takes 208
-// instructions of a warp to a slab and 48 us, bound by the latency of instructions.
+// instructions per warp and slab and 48 us, bound by instruction latency.
 #pragma once
 
 #include <algorithm>
@@ -104,7 +104,7 @@ struct PairOfX {
   SlabOfX slab[2];
 };
 
-// Adds the products of one slab with one tile; `tile` is what lies in shared memory.
+// Adds the products of one slab with one tile; `tile` points to the tile in shared memory.
 template <Format kFormat, bool kMin>
 __device__ inline void MultiplySlab(const SlabOfX& x, const std::byte* tile, int j, int lane,
                                     const FewRowsArgs& args, float (&sum)[4]) {
@@ -131,7 +131,7 @@ __device__ inline void MultiplySlab(const SlabOfX& x, const std::byte* tile, int
     ExpandSlab<kFormat>(reinterpret_cast<const uint4*>(tile)[lane], j, args.zero, w);
     product(part[0], w, 0);
     product(part[kParts - 1], w, 1);
-    // Of rows 2 quad and 2 quad + 1.
+    // Scales of rows 2 quad and 2 quad + 1.
     const auto* scales = reinterpret_cast<const __half2*>(tile + QuantBytes(kFormat)) +
                          lane % 4 * SlabsOf(kFormat) * kParts;
 #pragma unroll
@@ -148,8 +148,8 @@ __device__ inline void MultiplySlab(const SlabOfX& x, const std::byte* tile, int
   }
 }
 
-// kMin: the type has minima (a branch on it would keep the tiles' products from overlapping). kGlu:
-// tiles alternate between gate and up.
+// kMin: the type has minima (a branch on this would keep the tiles' products from overlapping).
+// kGlu: tiles alternate between gate and up.
 template <Format kFormat, bool kMin, int kTiles, bool kGlu>
 __global__ void __launch_bounds__(kFewThreads, 2)
     FewRowsKernel(const __grid_constant__ FewRowsArgs args) {
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   extern __shared__ __align__(16) std::byte shared[];  // [warp][stage][tile]
   LetNextBegin();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  // Blocks of the same rows and other tokens are neighbours: they read the weights together.
+  // Blocks with the same rows and different tokens are neighbours: they read the weights together.
   const int block = static_cast<int>(blockIdx.x) / args.token_groups;
   const int first_token = static_cast<int>(blockIdx.x) % args.token_groups * kFewTokens;
   int o = 0;
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   for (int s = 0; s < kDepth; ++s) fetch(warp + s * kFewWarps, s);
   AwaitPrevious();
 
-  // Lanes without a token repeat the last: what they add up is not written.
+  // Lanes without a token repeat the last one; their sums are not written.
   const uint4* x[2];
   const float* sums[2];
 #pragma unroll
@@ -218,7 +218,8 @@ __global__ void __launch_bounds__(kFewThreads, 2)
 #pragma unroll
     for (int pair = 0; pair < kSlabs; pair += 2) {
       const PairOfX now = next;
-      // One pair ahead: from the second-level cache it takes as long as a slab's arithmetic.
+      // Loads one pair ahead: a load from the second-level cache takes as long as a slab's
+      // arithmetic.
       next = load(min(pair + 2 < kSlabs ? group * kSlabs + pair + 2 : (group + kFewWarps) * kSlabs,
                       last_pair));
 #pragma unroll
@@ -234,7 +235,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
     stage = stage + 1 == kDepth ? 0 : stage + 1;
   }
 
-  // [warp][token][row], in the memory of the weights.
+  // [warp][token][row]; reuses the shared memory of the weights.
   __syncthreads();
   auto* partial = reinterpret_cast<float(*)[kFewTokens][kRows]>(shared);
 #pragma unroll
@@ -285,8 +286,8 @@ void StartTiles(Recorder& recorder, FewRowsArgs args) {
       args);
 }
 
-// More rows to a block read x less often; fewer give every multiprocessor some blocks. The sums are
-// the same.
+// More rows per block read x less often; fewer rows give every multiprocessor some blocks. The sums
+// are the same.
 template <Format kFormat, bool kMin>
 void StartFormat(Recorder& recorder, const FewRowsArgs& args) {
   constexpr int64_t kBlocks = 264;  // two to a multiprocessor of an H200

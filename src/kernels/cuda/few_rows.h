@@ -1,4 +1,5 @@
-// What FewRows (products.h) hands to its kernels, which are compiled apart, one file per format.
+// The arguments of FewRows' (products.h) kernels, which are compiled in separate files, one per
+// format.
 #pragma once
 
 #include <vector_types.h>

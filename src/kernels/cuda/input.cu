@@ -1,4 +1,4 @@
-// What products multiply with: rows normed, rounded and padded.
+// The inputs of products: rows normed, rounded and padded.
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/weights.cuh"
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; i < padded; i += kThreads) to[i] = __float2bfloat16_rn(row.at(i));
 }
 
-// A thread takes what a lane of FewRows multiplies at a time: eight columns.
+// A thread converts the columns that a lane of FewRows multiplies at a time: eight.
 __global__ void __launch_bounds__(kThreads)
     SplitRows(const float* x, int64_t x_stride, const float* weight, float eps, int cols, int slabs,
               int halves, uint4* to, float* sums) {
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads)
   const Row row = NormedRow(x + blockIdx.x * x_stride, weight, eps, cols, warps);
   to += blockIdx.x * int64_t{slabs} * 8;
   sums += blockIdx.x * int64_t{slabs};
-  // Whole warps go round: the four threads of a slab add up their sums.
+  // Whole warps take part in every round: the four threads of a slab add their sums.
   for (int c = threadIdx.x; c < (slabs * 4 + kWarp - 1) / kWarp * kWarp; c += kThreads) {
     const int slab = c / 4, quad = c % 4;
     const int first = slab * kSlab + quad * (halves ? 4 : 8), second = first + (halves ? 16 : 4);

@@ -1,5 +1,5 @@
-// What kernels need of a KvView (kv/page.h): its pointers and the offsets of its layout, small
-// enough to lie in a table.
+// The fields of a KvView (kv/page.h) that kernels need: its pointers and the offsets of its layout,
+// small enough for a table.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -41,7 +41,7 @@ struct KvAccess {
         low_bit(kv.layout.low_bit) {}
 
 #ifdef __CUDACC__
-  // As the functions of KvView of the same names.
+  // These work like the functions of KvView of the same names.
   __device__ std::byte* page(int64_t position) const {
     return arena + pages[position / KvLayout::kSlots] * page_bytes;
   }

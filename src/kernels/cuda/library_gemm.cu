@@ -11,7 +11,7 @@ namespace baton::cuda {
 namespace {
 
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
-// Tokens that a matrix's kernel is chosen for.
+// The number of tokens for which a matrix's kernel is chosen.
 constexpr uint64_t kTypicalTokens = 512;
 
 void CheckLibrary(cublasStatus_t status, const char* what) {
@@ -109,7 +109,7 @@ struct LibraryGemm::State {
 
 LibraryGemm::LibraryGemm(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
-// The library's own memory goes with the process: closing it at exit is not safe.
+// The library stays loaded until the process ends: closing it at exit is not safe.
 LibraryGemm::~LibraryGemm() {
   for (const auto* layouts : {&state_->bf16_layouts, &state_->float_layouts})
     for (const auto& [shape, layout] : *layouts) state_->f.delete_layout(layout);

@@ -1,5 +1,5 @@
-// Products of prompts by cuBLASLt, which is opened at run time: the program starts without it, and
-// then multiplies prompts with its own kernels.
+// Products of prompts by cuBLASLt, which is opened at run time: without it the program still starts
+// and multiplies prompts with its own kernels.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,13 +18,13 @@ class LibraryGemm {
   static std::unique_ptr<LibraryGemm> Load();
   ~LibraryGemm();
 
-  // The library's kernels want y in vectors of 16 bytes; depends on the matrix alone, so that a
-  // row's bits do.
+  // The library's kernels need y in vectors of 16 bytes. This depends on the matrix alone, so that
+  // a row's bits do not depend on its batch.
   static bool Takes(int64_t out) { return out % 8 == 0; }
 
   // y (+)= x w^T: x [tokens, in], w [out, in], both dense, bf16; y [tokens, out]. A matrix is
-  // multiplied by one kernel whatever the number of tokens, one that does not split sums: a row's
-  // bits do not depend on the others.
+  // always multiplied by the same kernel, whatever the number of tokens, and that kernel does not
+  // split sums: a row's bits do not depend on the others.
   struct Params {
     const __nv_bfloat16 *x, *w;
     float* y;

@@ -1,4 +1,5 @@
-// Linear and Glu: which way of products.h multiplies, and what is left around the library's.
+// Linear and Glu: the choice among the methods of products.h, and the steps around the library's
+// products.
 #include <vector>
 
 #include "kernels/cuda/cuda_ops_impl.h"
@@ -24,7 +25,7 @@ __global__ void ActivateGate(const float* gate, const float* up, GluActivation a
   if (i < n) y[i] = Activate(activation, gate[i]) * up[i];
 }
 
-// What the library multiplies with: the matrix itself, or its quants expanded.
+// The library's operand: the matrix itself, or its quants expanded.
 const __nv_bfloat16* AsBf16(Recorder& recorder, Scratch& scratch, const CudaMatrix& m) {
   if (m.format == Format::kBf16) return m.memory.as<__nv_bfloat16>();
   auto* to = scratch.Get<__nv_bfloat16>(Scratch::kExpanded, m.rows * Padded(m.cols));
@@ -62,7 +63,7 @@ void CudaOps::DoLinear(const LinearParams& p) {
   }
 }
 
-// One kernel where gate and up are of one format and the library is not asked; else two products,
+// One kernel where gate and up are of one format and the library is not used; else two products,
 // then the activation.
 void CudaOps::DoGlu(const GluParams& p) {
   Recorder::Operation operation(recorder_);

@@ -1,4 +1,4 @@
-// Mass: which kernels a call takes, in pieces whose scratch memory is bounded.
+// Mass: the kernels of a call, launched in pieces whose scratch memory is bounded.
 #include <vector>
 
 #include "kernels/cuda/attention_kernels.h"
@@ -45,7 +45,7 @@ MassSegment SegmentOf(const Segment& s) {
           .keys = s.rows.position + s.rows.count};
 }
 
-// Sets of many rows, as many a launch as their scratch memory allows.
+// Sets of many rows; each launch takes as many as its scratch memory allows.
 class Tiles {
  public:
   Tiles(Recorder& recorder, Scratch& scratch, const MassParams& p)
@@ -104,8 +104,8 @@ class Tiles {
   int64_t rows_ = 0, keys_ = 0;  // of all units; most keys, in coarse steps
 };
 
-// Collects sets, whole or in parts, until their scores or weights fill the scratch memory, and
-// launches what ranks them.
+// Collects sets, whole or in parts, until their scores or weights fill the scratch memory, then
+// launches the kernels that rank them.
 class Pieces {
  public:
   Pieces(Recorder& recorder, Scratch& scratch, const MassParams& p)

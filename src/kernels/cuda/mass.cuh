@@ -1,6 +1,6 @@
-// What the kernels of Mass share. Probabilities are pooled from scores, which Attend stored, which
-// are computed from K into scratch memory first (its kernels, values left out), or which come from
-// the 4-bit copy; tiles of prompts are scored and pooled in one kernel (mass_tiles.cu).
+// Shared by the kernels of Mass. Probabilities are pooled from scores that Attend stored, that are
+// first computed from K into scratch memory (by Attend's kernels without values), or that come from
+// the 4-bit copy. Tiles of prompts are scored and pooled in one kernel (mass_tiles.cu).
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace baton::cuda {
 
-// Some rows of a segment and what is written for them.
+// Some rows of a segment and their output.
 struct MassSegment {
   KvAccess kv;
   int64_t first = 0, position = 0;  // batch row and position of row 0 of the segment
@@ -19,11 +19,12 @@ struct MassSegment {
   float* mass = nullptr;  // [sets, groups, mass_stride]
   int64_t mass_stride = 0;
   int64_t rows_per_set = 1;
-  int64_t keys = 0;  // position + count of the whole segment: what is written of a row of mass
+  int64_t keys =
+      0;  // position + count of the whole segment: the part of a row of mass that is written
 };
 
 // A set, or a part of its rows: rows [row, row + rows) of a segment. A part that does not begin the
-// set adds to what those before it have written.
+// set adds to the output of the parts before it.
 struct MassUnit {
   int32_t segment = -1;  // -1: none
   int32_t row = 0, rows = 0;
@@ -51,7 +52,7 @@ void LaunchPoolScores(Recorder& recorder, const MassCall& call, int64_t units, i
                       bool log);
 
 // Rows [row, row + rows) of a segment, all of one set or single-row sets, ranked by the 4-bit copy.
-// Returns the bytes of scratch for a row of so many keys.
+// Returns the bytes of scratch for a row of `keys` keys.
 int64_t LowBitScratchBytes(int64_t heads, int64_t keys);
 void LaunchLowBit(Recorder& recorder, const MassCall& call, std::span<const MassUnit> units,
                   int64_t rows, int64_t keys, std::byte* scratch);

@@ -1,13 +1,14 @@
-// Mass by the 4-bit copy of K, in two kernels: weights of keys as bf16, relative to a reference
-// that is their warp's own, with what joins them to one softmax; then the pooled shares.
+// Mass by the 4-bit copy of K, in two kernels. The first computes weights of keys as bf16, relative
+// to a reference of each warp, and the factors that join them to one softmax; the second pools the
+// shares.
 //
 // q is rounded to signed bytes, one scale per 32 channels. A byte of a block holds channels 4v + i
-// and 4(v + 4) + i, which is how m16n8k32 wants a lane's bytes: a lane loads 16 bytes, masks and
-// shifts them into operands for two products of 16 keys, 32 channels and 8 query heads. Nibbles go
-// in as unsigned; the sum starts at -8 times the sum of q.
+// and 4(v + 4) + i, which matches a lane's bytes in m16n8k32: a lane loads 16 bytes, then masks and
+// shifts them into operands for two products of 16 keys, 32 channels and 8 query heads. Nibbles are
+// used as unsigned; the sum starts at -8 times the sum of q.
 //
-// The reference is the largest score of the warp's first 32 keys: a maximum kept up to date would
-// cost as much as the products. Keys more than 100 powers of two above it count as equal.
+// The reference is the largest score of the warp's first 32 keys: maintaining a running maximum
+// would cost as much as the products. Keys more than 100 powers of two above it count as equal.
 #include <cuda_fp16.h>
 
 #include "kernels/cuda/mass.cuh"
@@ -43,7 +44,7 @@ int64_t Rounded(int64_t keys) { return (keys + kChunk - 1) / kChunk * kChunk; }
 // Query heads of a KV head as bytes.
 template <int kBlocks>
 struct ByteQueries {
-  // Of a head, in words: a lane's two words of a block side by side, heads in other banks.
+  // Words per head: a lane's two words of a block are adjacent, and heads are in different banks.
   static constexpr int kStride = 8 * (kBlocks + (5 - kBlocks % 4) % 4);
   struct Scale {
     float scale[2];  // with that of the softmax, in powers of two; of two heads
@@ -93,7 +94,7 @@ struct StepRing {
   static constexpr int kBytes = 2 * kBlocks * static_cast<int>(sizeof(LowBitBlock));  // of a step
   static constexpr int kWarpBytes = kStages * kBytes;
 
-  // Both groups of 16 slots of half a page lie one behind the other.
+  // Copies both groups of 16 slots of half a page, one after the other.
   static __device__ __forceinline__ void Copy(const std::byte* from, uint32_t to, int lane) {
 #pragma unroll
     for (int i = lane; i < kBytes / 16; i += 32) CopyAsync16(to + i * 16, from + i * 16, true);
@@ -156,7 +157,7 @@ __device__ __forceinline__ void Score(const KeyNibbles<kBlocks>& keys,
   }
 }
 
-// The largest score of the lane's keys that are there, of all lanes with the same heads.
+// The largest score of the lane's existing keys, over all lanes with the same heads.
 __device__ __forceinline__ float LargestOf(const float (&x)[4][2], int head, int64_t there) {
   float most = -INFINITY;
 #pragma unroll
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks <= 4 && kGroups == 1 ? 3 : 1
   const int64_t left = min(int64_t{kChunk}, visible - begin) - warp * kStep;
   const int count =
       static_cast<int>(max(int64_t{0}, (left + kWarps * kStep - 1) / (kWarps * kStep)));
-  // The page of a step, looked up ahead of its copy.
+  // The page of a step, looked up before it is copied.
   const auto page = [&](int step) {
     return step < count ? kv.pages[position(step) / KvLayout::kSlots] : 0;
   };
@@ -250,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks <= 4 && kGroups == 1 ? 3 : 1
           for (int i = 0; i < 4; ++i) e[i] = own + i < visible ? e[i] : 0;
         }
         const uint2 packed = {PackBf16(e[0], e[1]), PackBf16(e[2], e[3])};
-        // The sum is that of the rounded weights: shares then add up to one.
+        // The sum is that of the rounded weights, so that shares add up to one.
         sums[group][j] +=
             LowBf16(packed.x) + HighBf16(packed.x) + LowBf16(packed.y) + HighBf16(packed.y);
         const int head = group * kGroupHeads + 2 * t + j;
@@ -260,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks <= 4 && kGroups == 1 ? 3 : 1
   }
   LetNextBegin();
   // The log-sum-exp of each warp, then of the block.
-  __syncthreads();                                    // the ring is free
+  __syncthreads();                                    // the ring is no longer used
   auto* of_warps = reinterpret_cast<float*>(shared);  // [heads, warps]
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
@@ -394,7 +395,7 @@ void LaunchGroups(Recorder& recorder, const MassCall& call, const LowBitRow* row
       call, rows, scratch);
 }
 
-// Usual shapes have kernels with fewer registers.
+// Common shapes have kernels with fewer registers.
 template <int kBlocks>
 void LaunchWeights(Recorder& recorder, const MassCall& call, const LowBitRow* rows, int64_t count,
                    const LowBitScratch& scratch) {

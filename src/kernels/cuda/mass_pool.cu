@@ -6,7 +6,7 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// What a unit reads and writes for one group of heads.
+// The input and output of a unit for one group of heads.
 struct Pooled {
   const MassSegment& segment;
   const MassUnit& unit;

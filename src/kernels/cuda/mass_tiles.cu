@@ -1,7 +1,7 @@
 // Mass of prompts: sets of many rows that share a list. A block scores kKeys keys for the rows of a
 // set, 64 at a time, head by head, pools probabilities in registers and sums them over the rows, so
 // nothing but the mass is written. q is rounded to bf16, and so are the values of the 4-bit copy;
-// its denominators come from a run of the same kernel that keeps maxima and sums instead.
+// its denominators come from a run of the same kernel that outputs maxima and sums instead.
 #include <cuda_fp16.h>
 
 #include "kernels/cuda/mass.cuh"
@@ -88,12 +88,12 @@ struct KeyTile {
     for (int key = threadIdx.x; key < Shape::kKeys; key += Shape::kThreads)
       scales[key] = slots[key] >= 0 ? *ScaleOf(s.kv, slots[key], head) : 0;
   }
-  // A word holds four channels in its low nibbles and the four 16 further in the high ones.
+  // A word holds four channels in its low nibbles and those 16 channels further in the high ones.
   __device__ void LoadLowBit(const MassSegment& s, int64_t begin, int head,
                              const int32_t* slots) const {
     constexpr int kWords = Shape::kDim / 8;  // of a key
     for (int i = threadIdx.x; i < Shape::kKeys * kWords; i += Shape::kThreads) {
-      // Consecutive threads take consecutive slots of a block: one stretch of memory.
+      // Consecutive threads take consecutive slots of a block, so that reads are contiguous.
       const int slot = i % 16, word = i / 16 % kWords, key = i / 16 / kWords * 16 + slot;
       uint32_t nibbles = 0x88888888u;
       float scale = 0;
@@ -128,7 +128,7 @@ __device__ __forceinline__ void LoadQueries(const __nv_bfloat16* q, int64_t stri
   }
 }
 
-// Of a warp's 16 rows and all keys of a block.
+// Scores and sums of a warp's 16 rows and all keys of a block.
 template <typename Shape>
 struct MassTile {
   static constexpr int kTiles = Shape::kKeys / 8;
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(Shape::kThreads) MassTilesKernel(MassCall call
   float* mass = segment.mass +
                 (unit.row / segment.rows_per_set * call.groups + blockIdx.y) * segment.mass_stride;
 
-  // No row sees keys past the last one's position; of the 4-bit copy nobody asks for their stats.
+  // No row sees keys past the last row's position; for the 4-bit copy, their stats are not read.
   if (begin >= first + unit.rows) {
     if constexpr (!kStats) {
       for (int i = threadIdx.x; i < Shape::kKeys && begin + i < segment.keys; i += Shape::kThreads)
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(Shape::kThreads) MassTilesKernel(MassCall call
   }
   __syncthreads();
 
-  // Steps: 64 rows by 64 rows, and within them head by head.
+  // The loop goes over 64 rows at a time, and within these over the heads.
   const int row_tiles = (unit.rows + Shape::kRows - 1) / Shape::kRows, steps = row_tiles * heads;
   const int64_t q_row = static_cast<int64_t>(call.heads) * Shape::kDim;
   int key_buffer = 0, kv_head = -1;

@@ -24,12 +24,12 @@ struct MergeCall {
 
 __device__ float Sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
-// What part `i` counts, before its gate: 0 where it attended to nothing.
+// The weight of part `i`, before its gate: 0 where it attended to nothing.
 __device__ float Share(const MergeCall& call, int i, int64_t t, int head) {
   const Part& part = call.parts[i];
   const float lse = part.lse[t * part.lse_row + head];
   if (lse == -INFINITY) return 0;
-  double total = 0;  // of the softmax's denominator, over e^lse
+  double total = 0;  // the softmax's denominator, divided by e^lse
   for (int j = 0; j < call.count; ++j) {
     const Part& other = call.parts[j];
     if (call.gated_sum && j != i) continue;

@@ -1,4 +1,4 @@
-// The instructions of tensor cores and asynchronous copies (sm_80 on), and conversions for them.
+// Tensor-core instructions and asynchronous copies (from sm_80 on), and conversions for them.
 //
 // Fragments of m16n8k16, in a warp whose lane is 4 g + t:
 //   A [16, 16]: a0 = (g, 2t..2t+1), a1 = (g + 8, same), a2 = (g, 2t+8..2t+9), a3 = (g + 8, same)
@@ -22,8 +22,8 @@ __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// m16n8k32 of unsigned (a) and signed (b) bytes: as above with four bytes, 4t and 4t + 16, where
-// there are two values, 2t and 2t + 8.
+// m16n8k32 of unsigned (a) and signed (b) bytes: fragments as above, but with four bytes, 4t and 4t
+// + 16, in place of two values, 2t and 2t + 8.
 __device__ __forceinline__ void MmaBytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                          uint32_t b1) {
   asm volatile(
@@ -72,7 +72,7 @@ __device__ __forceinline__ void CopyAsync4(uint32_t shared, const void* global, 
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-// Until all but the last `kPending` groups of this thread have arrived.
+// Waits until all but the last `kPending` groups of this thread have arrived.
 template <int kPending>
 __device__ __forceinline__ void AwaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -87,7 +87,7 @@ __device__ __forceinline__ uint32_t PackBf16(float low, float high) {
 __device__ __forceinline__ float LowBf16(uint32_t x) { return __uint_as_float(x << 16); }
 __device__ __forceinline__ float HighBf16(uint32_t x) { return __uint_as_float(x & 0xffff0000u); }
 
-// x = high + low: 16 bits of mantissa in two bf16 values. Values that are not finite stay so.
+// x = high + low: 16 bits of mantissa in two bf16 values. Infinities and NaN are preserved.
 struct SplitBf16 {
   uint32_t high, low;
 };
@@ -101,7 +101,7 @@ template <int kByte>
 __device__ __forceinline__ float FlippedByte(uint32_t bytes) {
   return __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7650 + kByte)) - 8388736.0f;
 }
-// The high halves of two floats, which must have no bits below: small integers as bf16.
+// The high halves of two floats whose low halves are zero: small integers as bf16.
 __device__ __forceinline__ uint32_t PackExact(float low, float high) {
   return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
 }

@@ -35,11 +35,11 @@ void Choose(DType dtype, CudaMatrix& m) {
   }
 }
 
-// A finite scale that f16 cannot hold. Only products of the K types can be that large, and no
+// A finite scale that f16 cannot represent. Only products of the K types can be that large, and no
 // trained model has them.
 bool Overflows(float x) { return std::isfinite(x) && std::fabs(x) >= 65520.0f; }
 
-// Columns of a slab that a lane of the quantised formats has.
+// The columns of a slab that a lane of the quantised formats holds.
 int ColumnOf(int quad, int i) { return i < 4 ? 4 * quad + i : 16 + 4 * quad + i - 4; }
 
 // One row's share of the blocks of its tile. False if a scale overflowed.

@@ -1,8 +1,8 @@
-// Products with weight matrices: the matrices as the GPU holds them, and the two ways to multiply.
+// Products with weight matrices: the layouts of matrices on the GPU, and the two methods.
 //
-// Decode (LinearParams::fine): FewRows, which waits for the weights. x is split into two bf16
-// halves whose products both go through the tensor cores, so that 16 bits of it count; an output's
-// sums have one order, whatever rows it shares a call with.
+// Decode (LinearParams::fine): FewRows, which is bound by reading the weights. x is split into two
+// bf16 halves that both go through the tensor cores, so that 16 bits of it count. The order of an
+// output's sums is fixed, whatever rows share the call.
 //
 // Prompts: x in bf16, cuBLASLt (library_gemm.h); quantised weights are expanded to bf16 first.
 #pragma once
@@ -23,7 +23,7 @@ namespace baton::cuda {
 constexpr int kSlab = 32;
 constexpr int kTileRows = 8;
 
-// How weights are held. A lane (row r, quad t) of the warp that multiplies a slab has eight columns
+// Layouts of weights. A lane (row r, quad t) of the warp that multiplies a slab has eight columns
 // of one row: in kBf16 the columns 8t to 8t + 7, in the others 4t to 4t + 3 and 16 + 4t to 19 + 4t.
 //
 // kBf16: rows in order, padded to whole groups with zeros: [rows, groups, 64 columns].
@@ -58,7 +58,7 @@ struct CudaMatrix final : Matrix {
 
 inline const CudaMatrix& Cast(const Matrix* m) { return *static_cast<const CudaMatrix*>(m); }
 
-// Columns of bf16 matrices, of what is expanded to bf16 and of inputs of the library.
+// Columns, padded, of bf16 matrices, expanded matrices and inputs of the library.
 constexpr int64_t Padded(int64_t cols) { return (cols + 63) / 64 * 64; }
 
 struct InputParams {

@@ -1,5 +1,5 @@
-// Scales of the quantised block types of GGUF, by sub-blocks of 32 columns: what a format of
-// products.h keeps beside the quants.
+// Scales of the quantised block types of GGUF, by sub-blocks of 32 columns, which the formats of
+// products.h store beside the quants.
 #pragma once
 
 #include <cmath>

@@ -8,7 +8,7 @@ namespace {
 
 constexpr size_t kGenerations = 4;
 constexpr size_t kFirstTableBytes = size_t{1} << 20;
-// Shorter runs start as fast one by one.
+// Launching shorter runs one by one is as fast.
 constexpr size_t kGraphActions = 8;
 constexpr size_t kMaxGraphs = 64;
 constexpr size_t kDefaultShared = 48 << 10;
@@ -57,8 +57,8 @@ struct Recorder::Chunk {
   }
 };
 
-// An action in bytes_: this, then a launch's argument offsets (uint64_t, from the action's start)
-// and arguments, or the key of a function. All begin at multiples of 16.
+// The header of an action in bytes_. After it come a launch's argument offsets (uint64_t, from the
+// action's start) and arguments, or the key of a function. All begin at multiples of 16.
 struct Recorder::Action {
   enum Kind : uint64_t { kLaunch, kFunction, kCopy, kZero } kind;
   const void* function;  // kernel, or source of a copy
@@ -134,8 +134,8 @@ void Recorder::EndTables() {
 std::pair<std::byte*, std::byte*> Recorder::Put(size_t bytes) {
   BATON_CHECK(in_pass_ || depth_ > 0);
   bytes = RoundUp(std::max<size_t>(bytes, 1), kTableAlignment);
-  // Earlier tables keep their addresses: what is too much goes to another chunk, and the chunks
-  // become one when the pass ends.
+  // Earlier tables must keep their addresses, so tables that do not fit go to another chunk. The
+  // chunks are merged into one when the pass ends.
   if (chunks_.back()->used + bytes > chunks_.back()->capacity)
     chunks_.push_back(std::make_unique<Chunk>(std::max(2 * chunks_.back()->capacity, bytes)));
   Chunk& chunk = *chunks_.back();

@@ -1,12 +1,12 @@
 // Kernel launches of a forward pass, recorded on the host and started together.
 //
-// Within a pass an operation leaves actions (a kernel and its arguments) and tables (segments,
-// positions, lengths: what describes the step). When the pass ends, or something is downloaded, all
-// tables go to the device in one copy and the actions run in order. Tables of equal sizes in equal
-// order lie at equal addresses, so a decode step repeats the actions of the step before it byte for
-// byte and differs in the tables alone: such a run of actions is captured as a CUDA graph the
-// second time it is seen, and replayed from then on. Outside a pass an operation starts when it
-// ends.
+// Within a pass an operation records actions (a kernel and its arguments) and tables (segments,
+// positions, lengths: whatever describes the step). When the pass ends, or something is downloaded,
+// all tables go to the device in one copy and the actions run in order. Tables of equal sizes in
+// equal order get equal addresses, so a decode step repeats the actions of the previous step byte
+// for byte and differs only in the tables. Such a run of actions is captured as a CUDA graph the
+// second time it occurs, and replayed from then on. Outside a pass, an operation's work starts when
+// the operation ends.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,7 +25,7 @@
 
 namespace baton::cuda {
 
-// Aborts with the call's name and CUDA's message: a failed launch leaves nothing to go on with.
+// Aborts with the call's name and CUDA's message: after a failed launch the results are unusable.
 void Check(cudaError_t error, const char* what);
 #define BATON_CUDA(call) ::baton::cuda::Check((call), #call)
 
@@ -33,8 +33,8 @@ class Recorder {
  public:
   struct Options {
     bool graphs = true;
-    // Every operation outside a pass, and every pass, has run when it ends: tests read results
-    // without a download.
+    // If true, an operation outside a pass, and a pass, has completed when it ends: tests read
+    // results without a download.
     bool synchronous = false;
   };
   explicit Recorder(cudaStream_t stream, Options options);
@@ -48,8 +48,8 @@ class Recorder {
   void EndPass();
   bool in_pass() const { return in_pass_; }
 
-  // What an operation records lies in the life of one of these. Outside a pass, all that was
-  // recorded starts when the outermost ends.
+  // Spans the recording of one operation. Outside a pass, all recorded work starts when the
+  // outermost one ends.
   class Operation {
    public:
     explicit Operation(Recorder& recorder) : recorder_(recorder) { recorder_.Enter(); }
@@ -62,11 +62,11 @@ class Recorder {
 
   // Starts everything recorded so far; returns before it has run. Tables stay valid.
   void Flush();
-  // Flush, and waits until all has run.
+  // Flush, and waits until everything has run.
   void Wait();
 
-  // The device address that a copy of `values` has when the actions recorded from now on run: until
-  // the pass ends, or the operation outside a pass.
+  // The device address of a copy of `values`, valid for the actions recorded from now until the
+  // pass, or the operation outside a pass, ends.
   template <typename T>
   const T* Table(std::span<const T> values) {
     auto [host, device] = TableSpace<T>(static_cast<int64_t>(values.size()));
@@ -86,17 +86,18 @@ class Recorder {
     return {reinterpret_cast<T*>(host), reinterpret_cast<T*>(device)};
   }
 
-  // How a kernel is launched. `overlapped`: it may begin before the one in front of it has ended
-  // (programmatic dependent launch, from compute capability 9.0 on), and itself waits, with
-  // cudaGridDependencySynchronize, before it touches what that one reads or writes.
+  // How a kernel is launched. `overlapped`: it may begin before the preceding kernel has ended
+  // (programmatic dependent launch, from compute capability 9.0 on), and must wait, with
+  // cudaGridDependencySynchronize, before it accesses what that kernel reads or writes.
   struct Shape {
     dim3 grid = 1, block = 1;
     size_t shared_bytes = 0;
     unsigned cluster = 1;
     bool overlapped = false;
   };
-  // A kernel with arguments that are copied now. Everything that changes from step to step belongs
-  // into tables, so that the launch repeats; arguments have no padding, whose bytes may differ.
+  // Launches a kernel with arguments that are copied now. Everything that changes from step to step
+  // belongs into tables, so that the launch repeats. Arguments must have no padding, whose bytes
+  // may differ.
   template <typename... P, typename... A>
   void Launch(void (*kernel)(P...), const Shape& shape, A&&... a) {
     static_assert(sizeof...(P) == sizeof...(A));
@@ -153,7 +154,7 @@ class Recorder {
   int depth_ = 0;  // of operations
   size_t generation_ = 0;
   std::vector<std::unique_ptr<Chunk>> chunks_;
-  // Actions since the last flush: headers, arguments and keys one behind the other.
+  // Actions since the last flush: headers, arguments and keys one after another.
   std::vector<std::byte> bytes_;
   std::vector<size_t> actions_;  // where each begins
   size_t next_argument_ = 0;     // of the launch that is being recorded

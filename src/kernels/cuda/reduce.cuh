@@ -14,7 +14,7 @@ __device__ T WarpSum(T x) {
   return x;
 }
 
-// NaN counts as nothing.
+// NaN is ignored.
 __device__ inline float WarpMax(float x) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2)
     x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
@@ -32,7 +32,8 @@ __device__ T BlockSum(T x, T* warps) {
   return sum;
 }
 
-// See Recorder::Shape::overlapped: waits for the kernel in front, and lets the one behind begin.
+// See Recorder::Shape::overlapped: waits for the preceding kernel, and lets the following one
+// begin.
 __device__ inline void AwaitPrevious() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();

@@ -1,4 +1,4 @@
-// The layer router: a mean query and five small products, sums in double.
+// The layer router: the mean query and five small products, sums in double.
 #include "kernels/cuda/cuda_ops_impl.h"
 #include "kernels/cuda/reduce.cuh"
 

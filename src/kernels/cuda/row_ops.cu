@@ -94,7 +94,7 @@ void CudaOps::DoGather(const GatherParams& p) {
   }
 }
 
-// The table of embeddings stays in the mapped file; the host expands the rows of the tokens.
+// The embedding table stays in the mapped file; the host expands the rows of the tokens.
 void CudaOps::DoEmbed(const EmbedParams& p) {
   const RawMatrix& e = *p.table;
   const int64_t rows = p.x.dim(0);
@@ -103,12 +103,8 @@ void CudaOps::DoEmbed(const EmbedParams& p) {
   const auto [host, device] = recorder_.TableSpace<float>(rows * e.cols);
   constexpr int64_t kRowsPerUnit = 8;
   threads_.For((rows + kRowsPerUnit - 1) / kRowsPerUnit, [&, host = host](int64_t unit, int) {
-    for (int64_t t = unit * kRowsPerUnit; t < std::min(rows, (unit + 1) * kRowsPerUnit); ++t) {
-      float* row = host + t * e.cols;
-      Dequantize(e.dtype, e.data, p.tokens[static_cast<size_t>(t)] * e.cols, e.cols, row);
-      if (p.scale == 1.0f) continue;
-      for (int64_t i = 0; i < e.cols; ++i) row[i] *= p.scale;
-    }
+    for (int64_t t = unit * kRowsPerUnit; t < std::min(rows, (unit + 1) * kRowsPerUnit); ++t)
+      EmbedRow(p, t, host + t * e.cols);
   });
   if (p.x.contiguous()) return recorder_.Copy(p.x.data(), device, p.x.size() * 4);
   for (int64_t t = 0; t < rows; ++t) recorder_.Copy(p.x.row(t), device + t * e.cols, e.cols * 4);

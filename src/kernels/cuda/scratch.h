@@ -1,5 +1,5 @@
 // Device memory that operations keep between calls: named arrays that grow and never shrink, so
-// that their addresses, and the graphs that hold them, last.
+// that their addresses, and graphs that contain these, stay valid.
 #pragma once
 
 #include <array>
@@ -12,11 +12,10 @@ namespace baton::cuda {
 
 class Scratch {
  public:
-  // Each is one array. What an operation wrote is lost with the next operation that takes the same
-  // slot: slots of different operations may be the same memory only where neither outlives its
-  // operation, which none does.
+  // Each slot is one array. An operation's content is lost with the next operation that takes the
+  // same slot: operations may share a slot because no content is needed after its operation.
   enum Slot {
-    kInput,        // the rows that a library multiplies with, normed and rounded
+    kInput,        // the library's inputs: rows normed and rounded
     kSplit,        // the same for own products, in the order of bf16 weights
     kSplitHalves,  // and of quantised ones
     kExpanded,     // a quantised matrix in bf16
@@ -33,8 +32,8 @@ class Scratch {
   ~Scratch();
   Scratch(const Scratch&) = delete;
 
-  // Room for n elements, 256-byte aligned, not initialised. Growing starts and awaits what was
-  // recorded before, because it may use the old array.
+  // Room for n elements, 256-byte aligned, not initialised. Growing starts all recorded work and
+  // waits for it, because it may use the old array.
   template <typename T>
   T* Get(Slot slot, int64_t n) {
     return static_cast<T*>(Grow(slot, n * static_cast<int64_t>(sizeof(T))));

@@ -1,12 +1,12 @@
 // Selection: the exact k largest of each set by a radix search for the k-th key.
 //
 // A set is shared by a cluster of blocks. Keys are integers in the order of the floats; each block
-// holds the upper 16 bits of a stretch of them in shared memory, so that many blocks are at work at
-// a time. Up to four passes over 8 bits count digits and narrow the range of the k-th key; the
-// lower bits of the few keys that may still be it are read again. Integer counts make the result
-// exact and independent of any order. The list is then compacted: every warp owns consecutive keys,
-// so counts of larger and equal keys before a warp give each selected key its place. Of longer
-// stretches nothing is held.
+// holds the upper 16 bits of a stretch of them in shared memory, so that many blocks can run at a
+// time. Up to four passes over 8 bits count digits and narrow the range of the k-th key; the lower
+// bits of the few remaining candidates are read again. Integer counts make the result exact and
+// independent of any order. The list is then compacted: every warp owns consecutive keys, so the
+// counts of larger and equal keys before a warp give each selected key its place. Longer stretches
+// are not held in shared memory but read again in every pass.
 #include <cooperative_groups.h>
 
 #include <vector>
@@ -23,14 +23,14 @@ constexpr int kHeld = 32;                           // keys of a lane that are h
 constexpr int kStretch = kThreads * kHeld;          // keys that a block holds
 constexpr int kMostCluster = 8, kBlockKeys = 4096;  // fewer keys are not worth a block
 constexpr int kDigitBits = 8, kBins = 1 << kDigitBits, kPasses = 4;
-// Lanes that count the same digit at once would queue up: each lane of a half warp has bins of its
-// own, side by side.
+// Lanes that count the same digit at once would serialise: each lane of a half warp has its own
+// bins, side by side.
 constexpr int kCopies = 16;
 constexpr int kHeldBytes = kStretch * 2;
 constexpr uint32_t kForced = ~0u, kAbsent = 0, kFlat = 0x80000000u;
 
 struct SelectSet {
-  const float* mass = nullptr;  // of tokens; of units where they are blocks of several tokens
+  const float* mass = nullptr;  // of tokens; of units if these are blocks of several tokens
   int32_t* list = nullptr;
   int32_t* count = nullptr;
   int64_t* bad_position = nullptr;
@@ -70,7 +70,7 @@ __device__ __forceinline__ bool IsForced(const SelectSet& s, int32_t unit) {
   return first < s.sink || last >= s.recent_from;
 }
 
-// Integers in the order of the floats; both zeros are one.
+// Integers in the order of the floats; -0.0 equals 0.0.
 __device__ __forceinline__ uint32_t Ordered(float x) {
   const uint32_t bits = x == 0 ? 0 : __float_as_uint(x);
   return bits ^ (bits >> 31 ? ~0u : 0x80000000u);
@@ -78,7 +78,8 @@ __device__ __forceinline__ uint32_t Ordered(float x) {
 
 struct Shared {
   uint32_t histogram[kBins][kCopies];
-  uint32_t published[kPasses + 1][kBins];  // of this block: a pass each, the others read them
+  uint32_t published[kPasses + 1]
+                    [kBins];  // this block's counts, one array per pass, read by the other blocks
   uint32_t warp_sums[kWarps];
   uint32_t greater[kWarps], equal[kWarps];
   uint32_t block_greater, block_equal;
@@ -92,7 +93,7 @@ struct WarpKeys {
   uint16_t* held;  // [kHeld][32], the upper bits; kIsHeld
   const SelectSet* set;
   int32_t first, count;
-  bool flat = false;  // of equal mass all, because one is not a number
+  bool flat = false;  // treats all keys as equal, because one is NaN
 
   __device__ __forceinline__ int32_t unit(int i) const {
     return first + i * 32 + static_cast<int>(threadIdx.x % 32);
@@ -104,7 +105,7 @@ struct WarpKeys {
     const int32_t n = unit(i);
     return n < set->units && i < count ? Of(n, set->mass[n]) : kAbsent;
   }
-  // Reads all keys, and holds them. The lowest unit that is not a number, or INT_MAX.
+  // Reads all keys, and holds them. Returns the lowest unit that is NaN, or INT_MAX.
   __device__ __forceinline__ int32_t Load() {
     int32_t bad = INT_MAX;
     for (int base = 0; base < count; base += 8) {
@@ -134,8 +135,8 @@ struct WarpKeys {
         held[i * 32 + threadIdx.x % 32] = static_cast<uint16_t>(Key(i) >> 16);
     }
   }
-  // Key i, exact down to bit `shift` (or further), where its bits from 16 on are `prefix`'s from 16
-  // on: where they are others, bits below 16 may be zeros.
+  // Key i, exact down to bit `shift` (or lower) if its bits from 16 on equal those of `prefix`;
+  // otherwise its bits below 16 may be zeros.
   __device__ __forceinline__ uint32_t Key(int i, int shift, uint32_t prefix) const {
     if constexpr (!kIsHeld) return Key(i);
     const uint32_t upper = held[i * 32 + threadIdx.x % 32];
@@ -143,8 +144,8 @@ struct WarpKeys {
   }
 };
 
-// Keys whose bits from `shift` on are those of `prefix` have the k-th key among them: the `need`
-// lowest of these and all larger keys are selected.
+// The k-th key is among the keys whose bits from `shift` on equal those of `prefix`. All larger
+// keys are selected, and `need` of these: in the end, those of the lowest units.
 struct Cut {
   uint32_t prefix = 0, need = 0;
   int shift = 32;
@@ -152,12 +153,12 @@ struct Cut {
   __device__ __forceinline__ bool Equal(uint32_t key) const { return (key ^ prefix) >> shift == 0; }
 };
 
-// Counts the next digit of the keys that are equal so far.
+// Counts the next digit of the keys that are still candidates.
 template <bool kIsHeld>
 __device__ void Count(const WarpKeys<kIsHeld>& keys, const Cut& cut, Shared& shared) {
   uint32_t* histogram = &shared.histogram[0][threadIdx.x % kCopies];
   const int shift = cut.shift - kDigitBits;
-  // Runs of one digit are counted at once.
+  // Consecutive equal digits are counted at once.
   uint32_t digit = 0, run = 0;
 #pragma unroll 4
   for (int i = 0; i < keys.count; ++i) {
@@ -178,7 +179,7 @@ __device__ void Publish(const Team& team, uint32_t* published, Shared& shared) {
     uint32_t sum = 0;
 #pragma unroll
     for (int i = 0; i < kCopies / 4; ++i) {
-      // Neighbours begin at other copies: other banks.
+      // Neighbouring threads start at different copies, hence different banks.
       uint4& x = copies[(i + threadIdx.x) % (kCopies / 4)];
       sum += x.x + x.y + x.z + x.w;
       x = {0, 0, 0, 0};
@@ -217,7 +218,7 @@ __device__ void FindDigit(const Team& team, uint32_t* published, uint32_t need, 
   __syncthreads();
 }
 
-// Writes the tokens of the unit that comes at `place` in the list.
+// Writes the tokens of the unit at `place` in the list.
 __device__ __forceinline__ void Put(const SelectSet& s, int32_t unit, uint32_t place) {
   const int32_t first = unit * s.block, end = min(s.visible, first + s.block);
   const int64_t at = static_cast<int64_t>(place) * s.block;
@@ -265,7 +266,7 @@ __device__ void Compact(const WarpKeys<kIsHeld>& keys, const Cut& cut, const Tea
       Put(*keys.set, keys.unit(i), greater + __popc(g & below) + min(equal_before, cut.need));
     greater += __popc(g), equal += __popc(e);
   }
-  team.Sync();  // nobody leaves while others read its counts
+  team.Sync();  // no block may exit while others read its counts
 }
 
 template <bool kIsHeld>
@@ -296,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, kIsHeld ? 4 : 2) SelectKernel(const 
       int32_t worst = INT_MAX;
       for (int r = 0; r < team.size(); ++r) worst = min(worst, team.Of(&shared, r)->bad);
       if (worst != INT_MAX) {
-        // -1, for none, is the largest as an unsigned number.
+        // As an unsigned number -1, for none, is the largest.
         if (team.rank() == 0 && threadIdx.x == 0 && set.bad_position && set.block == 1) {
           atomicMin(reinterpret_cast<unsigned long long*>(set.bad_position),
                     static_cast<unsigned long long>(worst));
@@ -322,8 +323,8 @@ __global__ void __launch_bounds__(kThreads, kIsHeld ? 4 : 2) SelectKernel(const 
   Compact(keys, cut, team, shared);
 }
 
-// The score of each block of tokens, summed or compared in their order; NaN where one is. Reports
-// the lowest token that is not a number.
+// The score of each block of tokens, summed or compared in their order; NaN if one of them is.
+// Reports the lowest token that is NaN.
 __global__ void BlockScoresKernel(const SelectSet* sets, float* scores, int64_t stride, bool max) {
   AwaitPrevious();
   const SelectSet& s = sets[blockIdx.y];
@@ -342,7 +343,7 @@ __global__ void BlockScoresKernel(const SelectSet* sets, float* scores, int64_t 
     }
     score = max ? fmaxf(score, x) : score + x;
   }
-  // An infinity less an infinity ranks last; only a NaN of the mass is a failure.
+  // Infinity minus infinity ranks last; only a NaN in the mass is a failure.
   if (isnan(score)) score = -INFINITY;
   scores[blockIdx.y * stride + unit] = bad ? NAN : score;
 }

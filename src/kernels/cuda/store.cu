@@ -18,7 +18,7 @@ struct StoreSegment {
   KvAccess kv;
 };
 
-// What all rows share; heads are numbered q, then k, then v.
+// Parameters of all rows; heads are numbered q, then k, then v.
 struct StoreShape {
   float *q, *k;
   const float* v;
@@ -27,7 +27,7 @@ struct StoreShape {
   const float *q_norm, *k_norm;
   const float *cos, *sin;
   int64_t cos_stride, sin_stride;
-  int64_t rows;  // of all segments, or without k of the batch
+  int64_t rows;  // of all segments; without k, of the batch
   int32_t q_heads, k_heads, v_heads, dim, rotated, segments;
   float eps;
   uint8_t interleaved, round_bf16, unused[2];
@@ -83,7 +83,7 @@ __device__ void WriteHead(const KvAccess& kv, int64_t position, bool value, int 
   __syncwarp();
 }
 
-// As StoreLowBit (kv/low_bit.h), bit for bit; a lane per channel of a block.
+// The same as StoreLowBit (kv/low_bit.h), bit for bit; one lane per channel of a block.
 __device__ void WriteLowBit(const KvAccess& kv, int64_t position, int head, const float* x, int dim,
                             int lane) {
   const int64_t slot = position % 16;

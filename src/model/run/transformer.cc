@@ -79,10 +79,13 @@ void Transformer::Forward(const ForwardBatch& batch) {
   if (batch.hidden) {
     device.Copy(Address(x.data()), Address(batch.hidden), Bytes(x));
   } else {
+    if (config_.smear) KeepTokens(batch);
     ops_.Embed({.table = &weights_.embedding,
                 .tokens = batch.tokens,
                 .scale = config_.embedding_scale,
-                .x = x});
+                .x = x,
+                .previous = previous_,
+                .smear = weights_.smear});
   }
   const int end = batch.end_layer < 0 ? config_.layers : batch.end_layer;
   for (int l = batch.first_layer; l < end; ++l) {
@@ -103,6 +106,19 @@ void Transformer::Forward(const ForwardBatch& batch) {
   }
   if (end == config_.layers) return Output(batch);
   attention_.Finish();
+}
+
+// The token before each row, which may lie in an earlier pass.
+void Transformer::KeepTokens(const ForwardBatch& batch) {
+  previous_.resize(batch.tokens.size());
+  for (const AttentionSegment& s : batch.segments) {
+    const auto first = static_cast<size_t>(s.rows.first);
+    const auto tokens = batch.tokens.subspan(first, static_cast<size_t>(s.rows.count));
+    if (tokens.empty()) continue;
+    previous_[first] = s.kv->TokenBefore(s.rows.position);
+    std::copy(tokens.begin(), tokens.end() - 1, previous_.begin() + s.rows.first + 1);
+    s.kv->KeepTokens(s.rows.position, tokens);
+  }
 }
 
 void Transformer::SetRotation(int rope, StoreParams* store) const {

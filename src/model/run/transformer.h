@@ -62,6 +62,7 @@ class Transformer {
     std::vector<float> frequencies;  // [pairs]
     Array<float> cos, sin;           // [T, pairs] of the current batch
   };
+  void KeepTokens(const ForwardBatch& batch);
   void PrepareRope(const ForwardBatch& batch);
   void SetRotation(int rope, StoreParams* store) const;
   void Feed(int layer);
@@ -87,6 +88,7 @@ class Transformer {
   int64_t rows_ = 0;
   bool fine_ = false;  // the batch decodes: see LinearParams
   std::vector<Rows> rotated_;
+  std::vector<int32_t> previous_;  // [T] of a model with smear
   std::vector<LinearParams::Out> outs_;
   // In the device's memory.
   Array<float> x_, q_, k_, v_, o_, index_q_, gates_[2], branch_, ffn_, rows_x_, logits_;

@@ -39,6 +39,8 @@ class Loader {
     BATON_TRY(LoadSet(checkpoint_.model, &out_.model));
     for (const TensorSet& tensors : checkpoint_.layers)
       BATON_TRY(LoadSet(tensors, &out_.layers.emplace_back()));
+    if (const TensorInfo* smear = checkpoint_.model[TensorRole::kSmear])
+      out_.smear = Expand(*smear, 0);
     out_.embedding = Raw(*checkpoint_.model[TensorRole::kEmbedding]);
     return std::move(out_);
   }
@@ -48,9 +50,11 @@ class Loader {
     for (size_t i = 0; i < kTensorRoles; ++i) {
       const auto role = static_cast<TensorRole>(i);
       const TensorInfo* t = tensors[role];
-      // The embedding is looked up in the file, rope divisors are part of the config.
+      // The embedding is looked up in the file, and its smear beside it; rope divisors are part of
+      // the config.
       if (t == nullptr || to->matrix(role) != nullptr || role == TensorRole::kEmbedding ||
-          role == TensorRole::kOutput || role == TensorRole::kRopeDivisors)
+          role == TensorRole::kSmear || role == TensorRole::kOutput ||
+          role == TensorRole::kRopeDivisors)
         continue;
       if (t->shape.size() > 1) {
         BATON_TRY(Pack(role, tensors, to));

@@ -22,6 +22,7 @@ struct WeightSet {
 struct Weights {
   WeightSet model;
   std::vector<WeightSet> layers;
+  std::vector<float> smear;     // [C], on the host; empty: none
   RawMatrix embedding;          // rows are expanded on look-up, straight from the file
   int64_t bytes_per_token = 0;  // what one decode step reads of all matrices
 

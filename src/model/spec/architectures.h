@@ -38,7 +38,7 @@ struct Architecture {
   bool tied_by_default_in_hf = false;  // where config.json leaves out tie_word_embeddings
   double default_rope_base = 10000.0;
   double local_rope_base = 0.0;  // of the window layers; 0: the same as the others
-  // Trained sparse models: files say each layer's part (native_config.h), and folders use GGUF's
+  // Trained sparse models: files state each layer's role (native_config.h), and folders use GGUF's
   // keys and tensor names.
   bool native = false;
   std::span<const std::string_view> own_keys = {};  // beside the common ones, without the prefix
@@ -56,9 +56,9 @@ inline FileKind TensorNames(FileKind kind, const Architecture& a) {
   return a.native ? FileKind::kGguf : kind;
 }
 
-// Everything but what only the tensors tell: tied_output in GGUF files, rope divisors, and vocab
-// where the metadata lack it (then 0). Trained sparse models: problems are listed in one error.
-// Checks the range of every number.
+// The whole config except what only the tensors tell: tied_output in GGUF files, rope divisors, and
+// vocab where the metadata lack it (then 0). For trained sparse models, one error lists all
+// problems. Checks the range of every number.
 Result<ModelConfig> ReadConfig(FileKind kind, const Architecture& architecture,
                                const Metadata& metadata);
 

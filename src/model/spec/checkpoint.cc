@@ -34,7 +34,7 @@ bool IsRedundant(std::string_view name) {
   return name.ends_with("rotary_emb.inv_freq") || name.ends_with("attn_rot_embd.weight");
 }
 
-// Of the output projection: models with attention_bias have one, which many leave at zero.
+// Biases of the output projection: models with attention_bias have one, and in many it is zero.
 bool IsOutputBias(std::string_view name) {
   return name.ends_with("self_attn.o_proj.bias") || name.ends_with(".attn_output.bias");
 }
@@ -158,7 +158,7 @@ std::string ConfigText(const ModelConfig& c) {
   return s;
 }
 
-// What ConfigText lacks of a trained-sparse model.
+// The part of a trained-sparse model's config that ConfigText leaves out.
 std::string NativeText(const ModelConfig& c) {
   std::string s = fmt::format("|{} {} {} {} {} {} {} {}", c.rope_dims, c.exit_layer,
                               c.bridge_norm_own, c.memory_layer, c.memory_qk_norm,
@@ -176,11 +176,12 @@ std::string NativeText(const ModelConfig& c) {
   }
   for (const CacheSpec& cache : c.caches) s += fmt::format("|{},{}", cache.owner, cache.kv_input);
   for (const LayerConfig& l : c.layer) s += l.qk_norm ? '1' : '0';
+  if (c.smear) s += "|smear";
   return s;
 }
 
-// A plan is refused for another model, so this must tell models of one shape apart, at every start:
-// hence four samples of each tensor and not all of it.
+// A plan is refused for another model, so this must distinguish models of one shape. It runs at
+// every start, so it takes four samples of each tensor and not all of it.
 std::string Fingerprint(const ModelConfig& config, const std::vector<TensorInfo>& tensors) {
   constexpr int64_t kSample = 1024;
   constexpr int kSamples = 4;

@@ -25,7 +25,7 @@ struct Checkpoint {
                             // of each tensor's bytes
   std::string path;
 
-  // Of a folder that holds layer routers beside the model; null if it holds none.
+  // Set for a folder that holds layer routers beside the model; otherwise null.
   std::shared_ptr<const RouterFile> router;
 
   // Opens `path` (a .gguf file or a folder with config.json), checks names, types and shapes of all
@@ -37,7 +37,7 @@ struct Checkpoint {
   Result<Tokenizer> LoadTokenizer() const;
   // The chat templates that came with it, perhaps none.
   Result<ChatSource> LoadChatSource() const;
-  // Of a tensor that is not read again soon: its pages leave the process's memory.
+  // For a tensor that is not read again soon: drops its pages from the process's resident memory.
   void Release(const TensorInfo& tensor) const;
 
   // Keeps the mapped files and the tensor table alive.

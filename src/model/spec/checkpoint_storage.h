@@ -1,4 +1,4 @@
-// What a Checkpoint points into.
+// The data that a Checkpoint points into.
 #pragma once
 
 #include <vector>

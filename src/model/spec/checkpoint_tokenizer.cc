@@ -6,7 +6,8 @@ Result<Tokenizer> Checkpoint::LoadTokenizer() const {
   if (!storage->folder && storage->metadata.String("tokenizer.ggml.model") == nullptr)
     return Error::NotFound("{}: no tokenizer in the file", path)
         .Hint("give token ids instead of text");
-  // Fewer tokens than rows is padding; those past the rows are left out, as they have no embedding.
+  // A vocabulary with fewer tokens than rows is padded. Tokens past the rows have no embedding and
+  // are left out.
   Result<Tokenizer> tokenizer = storage->folder ? Tokenizer::FromFolder(path, config.vocab)
                                                 : Tokenizer::FromGguf(storage->metadata);
   if (!tokenizer.ok()) return std::move(tokenizer).error().At(path);

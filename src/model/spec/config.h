@@ -1,5 +1,5 @@
-// What a decoder-only model is, as data: the forward pass reads these fields and knows no
-// architecture names.
+// A decoder-only model as data: the forward pass reads these fields and knows no architecture
+// names.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ struct RopeConfig {
 };
 
 struct LayerConfig {
-  // Keys a query sees, itself included; 0 = all earlier keys. Of models whose config has a plan,
-  // the plan says it.
+  // Keys that a query sees, itself included; 0 = all earlier keys. If the config has a plan, the
+  // plan determines this.
   int64_t window = 0;
   int rope = 0;          // index into ModelConfig::rope; -1: no positions
   bool qk_norm = false;  // RMS norm per head before RoPE, on q and, where the layer owns them, on k
@@ -70,22 +70,25 @@ struct ModelConfig {
   std::vector<RopeConfig> rope;
   int64_t rope_dims = 0;  // the first dims of a head that rotate; the others have no position
 
-  // Models that are trained for their attention; empty for those whose layers all attend to their
-  // own cache (ModelShape::Completed makes theirs). Caches are in order of their owners, the
-  // memory's K and V next, an indexer's keys last.
+  // Set for models trained for sparse attention; empty for those whose layers all attend to their
+  // own cache (ModelShape::Completed makes theirs). Caches are in order of their owners, then the
+  // memory's K and V, then an indexer's keys.
   std::vector<LayerPlan> plan;  // [layers]
   std::vector<CacheSpec> caches;
-  // A prompt's rows that nobody asks for stop here, before this layer; its entering stream still
+  // Prompt rows whose logits are not needed stop before this layer; the stream that enters it still
   // feeds the memory. -1: they run through all layers.
   int exit_layer = -1;
   // K and V of a cross_full layer are projected from the stream that enters layer
   // CacheSpec::kv_input, normed by the layer's own bridge norm; false: by that layer's attn norm.
   bool bridge_norm_own = false;
+  // The embedding of the token before is added, times a weight per channel. Models learn to recall
+  // much sooner with it (docs/training.md).
+  bool smear = false;
   int memory_layer = -1;  // the layer whose entering stream feeds the shared memory; -1: none
   bool memory_qk_norm = false;
   IndexerConfig indexer;
 
-  // Keys of the file that say nothing about what the model computes, or nothing that Baton needs.
+  // Keys of the file that do not affect what the model computes, or that Baton does not need.
   std::vector<std::string> ignored_keys;
 
   // The cache that a layer's K and V projections write, into `caches`; ordinary models: the layer.
@@ -93,7 +96,7 @@ struct ModelConfig {
   int OwnCache(int l) const;
 };
 
-// What plans are checked against and attention runs by. Plan and caches are complete.
+// The shape that plans are checked against and that attention uses. Plan and caches are complete.
 ModelShape ShapeOf(const ModelConfig& config, std::string_view fingerprint);
 
 // Inverse frequency of each rotary pair, [rope_dims / 2], scaling applied.

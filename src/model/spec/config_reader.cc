@@ -42,7 +42,7 @@ std::string TextOf(const MetaValue& v) {
   return "a list";
 }
 
-// A value that says "none of this", whatever the key is.
+// Whether a value says "none of this", whatever the key is.
 bool IsNeutral(std::string_view key, const MetaValue& v) {
   if (const auto* b = std::get_if<bool>(&v)) return !*b;
   if (const auto* s = std::get_if<std::string>(&v))
@@ -56,15 +56,15 @@ bool IsNeutral(std::string_view key, const MetaValue& v) {
   return *n == 0.0 || (factor && *n == 1.0);
 }
 
-// Keys under the architecture's own prefix all mean something to its forward pass, but these.
+// All keys under the architecture's own prefix affect its forward pass, except these.
 constexpr std::string_view kHarmlessGguf[] = {"vocab_size",         "rope.scaling.finetuned",
                                               "tensor_data_layout", "pooling_type",
                                               "expert_used_count",  "attention.layer_norm_epsilon"};
-// Of an encoder for images beside the model.
+// Keys of an image encoder beside the model.
 constexpr std::string_view kOtherPartsGguf[] = {"mm.", "vision."};
 constexpr std::string_view kKnownGgufPrefixes[] = {"general.", "split.", "quantize.", "tokenizer."};
 
-// Folders' configs hold much that is no part of the forward pass: these parts of names are.
+// config.json has many keys that do not affect the forward pass; those with one of these parts do.
 constexpr std::string_view kMeaningfulHf[] = {"rope",
                                               "rotary",
                                               "softcap",
@@ -90,7 +90,7 @@ constexpr std::string_view kMeaningfulHf[] = {"rope",
                                               "quantization_config."};
 constexpr std::string_view kHarmlessHf[] = {"use_parallel_residual", "initializer_scale",
                                             "tensor_parallel_size", "tensor_parallel_degree"};
-// Not listed either: they are in every config and say nothing that a user looks for.
+// Not listed as ignored either: they are in every config and of no interest to a user.
 constexpr std::string_view kUsualHf[] = {"_attn_implementation",
                                          "_attn_implementation_autoset",
                                          "_name_or_path",

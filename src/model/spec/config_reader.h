@@ -1,5 +1,5 @@
-// Typed, range-checked access to a file's metadata, which remembers what it was asked for: a key
-// that nobody read may change what the model computes.
+// Typed, range-checked access to a file's metadata. It records which keys were read: a key that was
+// not read may change what the model computes.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +50,8 @@ class ConfigReader {
   // Keys that begin with this count as read: in this file they change nothing.
   void Pass(const std::string& beginning) const;
 
-  // What nobody read. Unsupported: a key that may change what the model computes, all of them in
-  // one error. The value: the others.
+  // The keys that were not read. Unsupported: some may change what the model computes; one error
+  // lists these. The value: the others.
   Result<std::vector<std::string>> Unread() const;
 
  private:

@@ -1,4 +1,4 @@
-// Ranges of a model's sizes: what a file says is hostile until it has passed one.
+// Ranges of a model's sizes: no number from a file is trusted before it is checked against them.
 #pragma once
 
 #include <cstdint>

@@ -49,6 +49,9 @@ constexpr std::string_view kCommonKeys[] = {
     "select.pool",
 };
 
+// Absent: false.
+constexpr std::string_view kSmearKey = "embedding_smear";
+
 // Blocks lie within pages of 64 tokens (kv/page.h).
 constexpr int64_t kMaxBlock = 64;
 
@@ -190,6 +193,7 @@ class NativeReader {
     for (const std::string& key : known) {
       if (!m_.values.contains(key)) problems_.Add("{}: missing", key);
     }
+    known.insert(prefix_ + std::string(kSmearKey));
     for (const auto& [key, value] : m_.values) {
       const bool ours = kind == FileKind::kHuggingFace || key.starts_with("baton");
       if (ours && !known.contains(key)) problems_.Add("{}: unknown", Printable(key));
@@ -243,6 +247,7 @@ void ReadScalars(NativeReader& r, Problems& problems, ModelConfig& c, NativeKeys
   c.rope = {{.base = static_cast<float>(r.Float("rope.freq_base", 1.001, 1e12).value_or(1e4))}};
   c.rope_interleaved = r.Choice("rope.style", kStyles).value_or(0) == 1;
   c.embedding_scale = static_cast<float>(r.Float("embedding_scale", 1e-6, 1e6).value_or(1.0));
+  c.smear = r.Bool(kSmearKey).value_or(false);
   c.attention_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   c.qk_norm = k.qk_norm = r.Bool("attention.qk_norm").value_or(false);
   k.window = r.Int("attention.sliding_window", 0, kMaxContext);

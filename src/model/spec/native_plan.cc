@@ -1,4 +1,4 @@
-// Keys of a trained-sparse model: do they agree, and the plan they are.
+// Checks that the keys of a trained-sparse model agree, and builds the plan that they describe.
 #include <algorithm>
 
 #include "base/check.h"
@@ -23,7 +23,8 @@ std::string Named(int source) {
                                          : fmt::format("{}", source);
 }
 
-// Whose cache the first branch reads, as far as the kind says it; `given` where it is the file's.
+// The layer whose cache the first branch reads: from the layer's kind, or `given`, the file's
+// value.
 int ExpectedSource(const NativeKeys& k, int l, int given) {
   const RoleRow& row = *k.kind[static_cast<size_t>(l)];
   if (row.role == Role::kWindow) return NativeKeys::kNone;
@@ -107,7 +108,7 @@ void CheckBranches(const NativeKeys& k, int l, Problems& problems) {
     problems.Add("{}: has a window, but attention.sliding_window is 0", Layer(k, l));
 }
 
-// Rows that leave at the exit layer must have written every cache by then.
+// Rows that stop at the exit layer must have written every cache by then.
 void CheckExit(const NativeKeys& k, Problems& problems) {
   if (!k.exit_layer || *k.exit_layer < 0) return;
   for (int l = 0; l < static_cast<int>(k.kind.size()); ++l) {

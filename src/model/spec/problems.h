@@ -1,5 +1,4 @@
-// Everything that is wrong with a file, in one error: whoever repairs it should not have to try
-// again for each part.
+// Collects everything that is wrong with a file into one error, so that it can be repaired at once.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +16,8 @@ class Problems {
   void Add(fmt::format_string<A...> f, A&&... a) {
     list_.push_back(fmt::format(f, std::forward<A>(a)...));
   }
-  // Well-formed, but not done here. The error is kUnsupported where all problems are of this kind.
+  // A well-formed value that Baton does not support. The error is kUnsupported where all problems
+  // are of this kind.
   template <typename... A>
   void AddUnsupported(fmt::format_string<A...> f, A&&... a) {
     Add(f, std::forward<A>(a)...);

@@ -1,5 +1,4 @@
-// From a file's metadata to a ModelConfig. The numbers are hostile until they have passed a range
-// here.
+// From a file's metadata to a ModelConfig. Every number is checked against a range here.
 #include <cmath>
 #include <optional>
 
@@ -61,7 +60,7 @@ Status ReadSizes(const Reader& r, ModelConfig& c) {
   return Status::Ok();
 }
 
-// What would change the results and is not done here must not pass silently.
+// Refuses what would change the results and is not supported.
 Status RefuseWhatIsNotDone(const Reader& r, const Architecture& a) {
   for (const Key& k :
        {Key{"final_logit_softcapping", "final_logit_softcapping"},
@@ -88,7 +87,7 @@ Status RefuseWhatIsNotDone(const Reader& r, const Architecture& a) {
   return Status::Ok();
 }
 
-// Which layers slide, from the file's own list or period where it has one.
+// Which layers have a sliding window, from the file's own list or period where it has one.
 Result<std::vector<bool>> ReadWindowLayers(const Reader& r, const Architecture& a,
                                            const ModelConfig& c, bool has_window) {
   std::vector<bool> slides(static_cast<size_t>(c.layers));

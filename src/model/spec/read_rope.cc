@@ -19,8 +19,8 @@ bool HasPrefix(const Metadata& m, std::string_view prefix) {
   return it != m.values.end() && it->first.starts_with(prefix);
 }
 
-// Where config.json keeps the rotary parameters: old files beside the base, newer ones together
-// with it.
+// The prefix of the rotary parameters in config.json: in old files they are beside the base, in
+// newer ones the base is among them.
 std::string HfPrefix(const Metadata& m) {
   for (const char* prefix : {kOfFullLayers, "rope_parameters."}) {
     if (HasPrefix(m, prefix)) return prefix;
@@ -78,8 +78,8 @@ Status ReadLlama3(const ConfigReader& r, const std::string& p, RopeConfig& rope)
   return Status::Ok();
 }
 
-// Files from before rope.scaling.type say only by how much, under one of two names, and mean
-// linear.
+// Files older than rope.scaling.type have only the factor, under one of two names, and mean linear
+// scaling.
 Result<std::optional<double>> ReadFactor(const ConfigReader& r, const std::string& p) {
   BATON_ASSIGN(const auto factor, r.Float({"rope.scaling.factor", p + "factor"}));
   BATON_ASSIGN(const auto old, r.Float({"rope.scale_linear", ""}));
@@ -89,7 +89,7 @@ Result<std::optional<double>> ReadFactor(const ConfigReader& r, const std::strin
   return factor ? factor : old;
 }
 
-// What only the other kinds of scaling use.
+// Marks as read what only the other kinds of scaling use.
 void PassOthers(const ConfigReader& r, const std::string& p) {
   if (r.gguf()) return r.Pass(r.Name({"rope.scaling.", ""}));
   for (const char* name :
@@ -141,7 +141,7 @@ Status CheckPartial(const ConfigReader& r, const Architecture& a, const std::str
   return Status::Ok();
 }
 
-// The base stands beside the parameters or with them; both must say the same.
+// The base stands beside the parameters or among them; if both, they must agree.
 Result<double> ReadBase(const ConfigReader& r, const ConfigKey& key, const std::string& with,
                         double otherwise) {
   BATON_ASSIGN(const auto beside, r.Float(key));

@@ -6,8 +6,8 @@
 
 namespace baton {
 
-// One for layers that see everything, and one for window layers where the architecture or the file
-// has another for these. Also stretches config.context as YaRN says. Needs sizes.
+// Reads one for full layers, and one for window layers where the architecture or the file has a
+// different one for these. Also extends config.context as YaRN says. Needs the config's sizes.
 Status ReadRope(const ConfigReader& r, const Architecture& a, ModelConfig& config);
 
 }  // namespace baton

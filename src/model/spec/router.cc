@@ -38,14 +38,14 @@ std::string Name(int layer, const LinearRow& row, std::string_view part) {
   return fmt::format("model.layers.{}.self_attn.mask_allocator.{}.{}", layer, row.name, part);
 }
 
-// Of training alone: temperature, penalties, masks of a method before this one.
+// Used only in training: temperature, penalties, masks of an earlier method.
 bool IsSkipped(std::string_view name) {
   return name.ends_with(".mask_allocator.log_temp") ||
          name.ends_with(".self_attn.attn_mask_log_alphas") ||
          name == "model.sparsity_lambda1_task" || name == "model.sparsity_lambda2_task";
 }
 
-// A config value, or what stands in for it; of another type or out of range is a problem.
+// A config value, or its default; another type or a value out of range is a problem.
 int64_t Size(const Metadata& m, std::string_view key, std::optional<int64_t> absent, int64_t low,
              int64_t high, Problems& problems) {
   const auto it = m.values.find(key);

@@ -50,8 +50,8 @@ struct RouterFile {
 // "baton.router", a JSON object {flavour, pool_size, sink_size, local_window_size, use_softmax,
 // head_dim, layers}. What does not fit the model or the form is one error.
 Result<RouterFile> LoadRouter(const std::string& path, const ModelConfig& model);
-// Columns of the first matrices must be in Hugging Face order: those of a router that was loaded
-// for a model without interleaved pairs, or made for none.
+// Columns of the first matrices must be in Hugging Face order: the router was loaded for a model
+// without interleaved pairs, or made without a model.
 Status WriteRouter(const std::string& path, const RouterFile& router);
 
 // Random weights from a seed, the same everywhere: splitmix64 of (seed, layer, matrix, index).

@@ -122,7 +122,7 @@ struct SyntheticTensor {
   std::vector<int64_t> shape;
 };
 
-// What both kinds of file are made from.
+// The model from which both kinds of file are written.
 struct Model {
   const Architecture* architecture = nullptr;
   ModelConfig config;

@@ -29,7 +29,7 @@ struct SyntheticSpec {
   bool tied_output = true;
   uint64_t seed = 1;
 
-  // Of the trained-sparse architectures (native_config.h). One letter per layer: F full, W window,
+  // For the trained-sparse architectures (native_config.h). One letter per layer: F full, W window,
   // S sparse, C cross_full (fed as layer `bridge` is), R sparse_shared, D cross_dense,
   // I cross_index, L cross_index_local. Readers use the publisher or the memory before them.
   std::string layout;
@@ -38,14 +38,14 @@ struct SyntheticSpec {
   Gate gate = Gate::kChannel;      // of those with gates
   int64_t rope_dims = 0;           // 0: the whole head
   int64_t sink_tokens = 0;         // of windows
-  bool qk_norm = false, memory_qk_norm = false;
+  bool qk_norm = false, memory_qk_norm = false, smear = false;
   int exit_layer = -1;
   int64_t top_k = 0, block = 1, recent = 0, sink = 0;  // select.*
   Scope scope = Scope::kAll;
   Pool pool = Pool::kMax;
   int64_t index_dim = 0;  // of an indexer; 0: none
 
-  // Of named shapes: what was chosen because nothing is published, or stands in for something.
+  // For named shapes: what had to be chosen because nothing is published, and what was substituted.
   std::string note;
 };
 
@@ -65,8 +65,8 @@ Result<Metadata> NativeMetadata(const SyntheticSpec& spec, const Architecture& a
 // The letters of a model's layers; empty for ordinary models.
 std::string LayoutOf(const ModelConfig& config);
 
-// The shape of a well-known model, 4-bit, with a context of 2^20 + 4096 tokens: what there is to
-// time but the numbers in it. An unknown name is an error that lists the known ones.
+// The shape of a well-known model, 4-bit, with a context of 2^20 + 4096 tokens, for timing: only
+// the values of its weights differ. An unknown name is an error that lists the known ones.
 Result<SyntheticSpec> NamedShape(std::string_view name);
 std::string ShapeNames();  // "llama-1b, llama-8b, ..."
 // An error that says in which sizes a model is not of a shape. Weight types and context may differ.

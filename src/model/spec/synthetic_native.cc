@@ -88,6 +88,7 @@ Result<Metadata> NativeMetadata(const SyntheticSpec& s, const Architecture& a) {
   set("rope.dimension_count", s.rope_dims > 0 ? s.rope_dims : s.head_dim);
   set("rope.style", std::string("half"));
   set("embedding_scale", 1.0);
+  if (s.smear) set("embedding_smear", true);
   set("plan.version", int64_t{1});
   SetLayers(s, m, p);
   set("prefill.exit_layer", static_cast<int64_t>(s.exit_layer));

@@ -11,6 +11,7 @@ using enum TensorRole;
 
 constexpr TensorRule kRules[] = {
     {kEmbedding, "token_embd.weight", "model.embed_tokens.weight", {Dim::kVocab, Dim::kWidth}},
+    {kSmear, "token_smear.weight", "", {Dim::kWidth}, kSmeared},
     {kOutputNorm, "output_norm.weight", "model.norm.weight", {Dim::kWidth}},
     {kOutput,
      "output.weight",
@@ -180,6 +181,7 @@ Features ModelFeatures(const ModelConfig& c) {
   Features f = c.plan.empty() ? kDividedRope : kAlways;
   if (c.memory_layer >= 0) f |= kSharedMemory | (c.memory_qk_norm ? kNormedMemory : kAlways);
   if (c.indexer.key_length > 0) f |= kIndexed;
+  if (c.smear) f |= kSmeared;
   return f;
 }
 

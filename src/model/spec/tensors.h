@@ -21,6 +21,7 @@ enum class FileKind { kGguf, kHuggingFace };
 // branch of the layer's attention: the first, or the second ("local").
 enum class TensorRole : uint8_t {
   kEmbedding,
+  kSmear,
   kOutputNorm,
   kOutput,
   kRopeDivisors,
@@ -98,6 +99,7 @@ enum Feature : uint32_t {
   kNormedMemory = 1u << 13,
   kIndexed = 1u << 14,
   kDividedRope = 1u << 15,  // a file may divide the rotary frequencies
+  kSmeared = 1u << 16,
 };
 using Features = uint32_t;
 Features LayerFeatures(const ModelConfig& config, int layer);
@@ -106,7 +108,7 @@ Features ModelFeatures(const ModelConfig& config);
 enum class Need : uint8_t {
   kRequired,
   kOptional,
-  kUnlessTied,  // the output layer: the embedding stands in for it
+  kUnlessTied,  // the output layer: if tied, the embedding is used instead
 };
 
 // Names hold "{}" where the layer number goes; an empty name: not in that kind of file.

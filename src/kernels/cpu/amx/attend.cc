@@ -1,6 +1,6 @@
 // Attention of prompt tiles on tile registers: 16 stack rows at a time, scores of 64 keys and
-// values of 64 channels in four tiles of sums. Keys, values and weights lie as attend_parts.h says,
-// which is how the tile products want them; queries are rows of bf16.
+// values of 64 channels in four tiles of sums. Keys, values and weights are laid out as
+// attend_parts.h says, which suits the tile products; queries are rows of bf16.
 #include "kernels/cpu/amx/tiles.h"
 #include "kernels/cpu/avx512/attend_parts.h"
 
@@ -9,11 +9,11 @@ namespace {
 
 using namespace avx512;
 
-// Four tiles of sums, one of the rows that they share, three for what these meet.
+// Tile registers: four for sums, one for the rows that they share, three for the other operands.
 constexpr int kSums = 4, kRows = 4, kOthers = 5;
 constexpr int64_t kPairBytes = 32 * 4;  // of 32 keys or channels
 
-// s[16][16 kTiles] = q . keys, from the 32 or 64 keys on that `keys` points to. q: [16, padded].
+// s[16][16 kTiles] = q . keys, for the 32 or 64 keys that `keys` points to. q: [16, padded].
 template <int kTiles>
 void ScoreTiles(const std::byte* q, int64_t padded, const uint32_t* keys, float* s) {
   ForTiles<kTiles>([]<int j>() { ZeroTile<j>(); });
@@ -64,7 +64,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   const int64_t key_offset = t.kv_head * t.layout.head_bytes();
   const int64_t value_offset = key_offset + t.layout.value_offset();
   const int64_t key_steps = (block.count + kKeyStep - 1) / kKeyStep;
-  // Packing takes a step per 16 keys, then per 8 keys, of 32 channels each.
+  // Packing takes a step per 16 keys, then per 8 keys, for each 32 channels.
   Ahead ahead(t, next, key_offset, value_offset, key_steps * (padded / 32) * (2 + 4));
   auto* keys = reinterpret_cast<uint32_t*>(scratch.keys);
   auto* values = reinterpret_cast<uint32_t*>(scratch.values);

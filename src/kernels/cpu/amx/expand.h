@@ -1,5 +1,5 @@
-// Quants to bf16 pairs, as the tile product wants its second operand. Include from files below amx/
-// only.
+// Converts quants to bf16 pairs, the second operand of the tile product. Include from files below
+// amx/ only.
 #pragma once
 
 #include <immintrin.h>
@@ -25,7 +25,7 @@ inline __m512i Pairs(__m512 a, __m512 b) {
 }
 
 // w = scale * (1 + q / 2^kBits) + offset, where q is kBits wide from bit kShift of each dword: the
-// quant becomes the mantissa of a number between 1 and 2, which saves converting it.
+// quant becomes the mantissa of a number between 1 and 2, which avoids a conversion.
 template <int kBits, int kShift>
 inline __m512 Expand(__m512i raw, __m512 scale, __m512 offset) {
   constexpr int kUp = 23 - kBits - kShift;
@@ -38,7 +38,7 @@ inline __m512 Expand(__m512i raw, __m512 scale, __m512 offset) {
   return _mm512_fmadd_ps(_mm512_castsi512_ps(bits), scale, offset);
 }
 
-// Four columns of 16 rows, kBits wide, one each byte from bit kShift of it, to two rows of pairs,
+// Converts four columns of 16 rows, kBits wide from bit kShift of each byte, to two rows of pairs,
 // `stride` bytes apart.
 template <int kBits, int kShift>
 inline void ExpandFour(__m512i raw, __m512 scale, __m512 offset, int64_t stride, std::byte* out) {

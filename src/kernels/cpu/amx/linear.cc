@@ -1,10 +1,10 @@
 // Products of packed weights with the rows of a prompt, on tile registers: weights and x as bf16,
 // sums in f32. Quantised weights are expanded to bf16 a panel at a time, which costs as much as
-// multiplying them with 80 tokens or so (decode, which has few, is left to avx512/).
+// multiplying them with about 80 tokens (decode, which has few, uses avx512/).
 //
-// A panel goes through its columns in stretches: what is expanded of them stays in the caches while
-// all tokens pass, and the sums wait in `out` between two stretches. Two tiles of tokens by two
-// groups of rows are multiplied at once, so that every tile that is loaded is used twice.
+// A panel is computed in stretches of columns: the expanded weights of a stretch stay in the caches
+// for all tokens, and the sums are kept in `out` between two stretches. Two tiles of tokens are
+// multiplied with two groups of rows at once, so that every tile that is loaded is used twice.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -97,7 +97,7 @@ void Groups(const PanelArgs& p, int group, const std::byte* w, int64_t group_byt
 template <PackLayout L>
 void Panel(const PanelArgs& p) {
   const PackedMatrix& m = *p.w;
-  // Equal stretches: a short last one would pay for its sums with little work.
+  // Stretches of equal length: a short last one would load and store all sums for little work.
   const int64_t stretches = (m.blocks + kStretch - 1) / kStretch;
   const int64_t stretch = (m.blocks + stretches - 1) / stretches;
   for (int64_t begin = 0; begin < m.blocks; begin += stretch) {

@@ -1,6 +1,6 @@
 // Mass of prompt tiles on tile registers: 16 queries by the 64 keys of a page. Queries are bf16;
-// keys are too, exact or expanded from the 4-bit copy, as [D/2][64 keys] pairs. What becomes of a
-// dot product is in avx512/, as are the finer products of single rows and the odd head dimensions.
+// keys are too, exact or expanded from the 4-bit copy, as [D/2][64 keys] pairs. avx512/ processes
+// the dot products further and computes the finer products of single rows and odd head sizes.
 #include "kernels/cpu/amx/expand.h"
 #include "kernels/cpu/amx/tiles.h"
 #include "kernels/cpu/avx512/mass_parts.h"
@@ -43,8 +43,8 @@ void PackKeys(const KvView& kv, int64_t position, int head, MassForm form, void*
 
 using Sums = float[kTileRows][kMassBlock];
 
-// Calls use(queries, n, sums) for 16 queries at a time, or what is left of them, of which some sees
-// a key; queries lie 4 dim bytes apart.
+// Calls use(queries, n, sums) for up to 16 queries at a time of which some see a key; queries are 4
+// dim bytes apart.
 template <typename F>
 void ForEachTile(const void* keys, int64_t dim, const MassQuery* queries, int64_t count, F&& use) {
   const TileScope tiles;
@@ -74,7 +74,7 @@ void AccumulateTiles(const void* keys, int64_t dim, float scale, const MassQuery
                      int64_t count) {
   ForEachTile(keys, dim, queries, count, [&](const MassQuery* tile, int n, const Sums& sums) {
     for (int i = 0, end; i < n; i = end) {
-      // Queries of a set share their row of mass, which stays in registers meanwhile.
+      // Queries of a set share their row of mass, which stays in registers.
       __m512 mass[4];
       for (int j = 0; j < 4; ++j) mass[j] = _mm512_loadu_ps(tile[i].out + 16 * j);
       for (end = i; end < n && tile[end].out == tile[i].out; ++end) {
@@ -104,7 +104,7 @@ void Accumulate(const void* keys, int64_t dim, MassForm form, float scale, const
   all(keys, dim, scale, queries, count);
 }
 
-// Adds the visible keys to the stats of n queries, whose maxima and sums are found side by side.
+// Adds the visible keys to the stats of n queries, whose maxima and sums are computed side by side.
 void AddLogSums(const MassQuery* queries, int n, float scale, Sums& sums) {
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   const __m512 scales = _mm512_set1_ps(scale);

@@ -5,8 +5,8 @@
 //   B     [16 column pairs][16 outputs][2] bf16
 //   sums  [16 rows][16 outputs] f32
 //
-// The functions replace the compiler's own: those of GCC 12 do not tell it what memory the
-// instructions read. Include from files below amx/ only.
+// The functions replace the compiler's intrinsics, because those of GCC 12 do not declare which
+// memory the instructions read. Include from files below amx/ only.
 #pragma once
 
 #include <cstddef>
@@ -18,8 +18,8 @@ namespace baton::cpu::amx {
 constexpr int kTileRows = 16;
 constexpr int64_t kTileBytes = 1024;
 
-// Every kernel makes one before its first tile: the thread may not have used tiles yet. Tiles start
-// at zero. Released afterwards, they need not be saved when the thread is interrupted.
+// Every kernel creates one before its first tile: the thread may not have used tiles yet. Tiles
+// start at zero. They are released at the end, so that interrupts of the thread need not save them.
 class TileScope {
  public:
   TileScope() {

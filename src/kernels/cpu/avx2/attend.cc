@@ -1,19 +1,19 @@
 // Attention for bf16 and int8 caches with AVX2.
 //
-//   few rows   decode with up to kFewRows query heads to a KV head: keys and values go from the
-//              cache into products in single precision, one instruction for eight floats of bf16;
-//              what a key's lanes hold is added up by a tree over four keys
+//   few rows   decode with up to kFewRows query heads to a KV head: keys and values go straight
+//              from the cache into products in single precision, one instruction for eight floats
+//              of bf16; the lanes of a key's sum are added by a tree over four keys
 //   many rows  in 16-bit integers, whose pairwise products (vpmaddwd) are twice as many a cycle as
-//              those of floats. Keys, values and queries get a scale each, of their largest
-//              magnitude, a row's weights in a block likewise; sums are exact.
-//              Keys lie as [keys/16][D/2][16] pairs of channels, values as [D/16][keys/2][16]
-//              pairs of keys; a product holds 6 rows x 16 sums in 12 registers and broadcasts the
-//              rows' pairs from memory
+//              those of floats. Each key, value and query has a scale from its largest magnitude,
+//              as has a row's weights in a block; sums are exact.
+//              Keys are stored as [keys/16][D/2][16] pairs of channels, values as
+//              [D/16][keys/2][16] pairs of keys; a product holds 6 rows x 16 sums in 12 registers
+//              and broadcasts the rows' pairs from memory
 //
-// 16 channels of bf16 come as two registers, the even ones and the odd ones: half of each dword is
-// a float already. Queries of few rows and all sums lie in that order, and only the output is put
-// right. Those of int8 come in order; the scale of K goes on the scores, that of V on the weights.
-// Softmax runs in powers of two: scores are scaled by log2(e) once.
+// 16 channels of bf16 are loaded as two registers, the even ones and the odd ones: half of each
+// dword is already a float. Queries of few rows and all sums use that order, and only the output is
+// reordered. Channels of int8 are in order; the scale of K is applied to the scores, that of V to
+// the weights. Softmax runs in powers of two: scores are scaled by log2(e) once.
 #include "kernels/cpu/avx2/attend_parts.h"
 
 namespace baton::cpu::avx2 {
@@ -156,22 +156,23 @@ void MaskScores(const AttendTile& t, const KeyBlock& block, int keys, int64_t qu
 
 void StoreRawScores(const KeyBlock& block, int keys, const float* s, float* out) {
   const __m256 ln2 = _mm256_set1_ps(kLn2);
-  out += block.positions[0];  // positions are consecutive where scores are wanted
+  out += block.positions[0];  // positions are consecutive where scores are requested
   const int n = keys < block.count ? keys : block.count;
   int k = 0;
   for (; k + 8 <= n; k += 8) _mm256_storeu_ps(out + k, _mm256_mul_ps(_mm256_load_ps(s + k), ln2));
   for (; k < n; ++k) out[k] = s[k] * kLn2;
 }
 
-// What a group of up to 8 rows carries from its scores to its sums.
+// The factors of a group of up to 8 rows that the sums need.
 struct alignas(32) RowFactors {
-  float decay[8];  // what the sums so far count
-  float block[8];  // what one step of this block's weights counts; many rows only
+  float decay[8];  // decay of the sums so far
+  float block[8];  // factor of one step of this block's weights; many rows only
 };
 
 // Turns the scores of up to 8 rows into weights and updates their maxima and sums. Few rows: floats
-// in place, relative to the largest score so far, times value_factors if there are any. Many:
-// integers, of which the largest of a row is kWeightTop, after their values' scales value_factors.
+// in place, relative to the largest score so far, times value_factors if there are any. Many rows:
+// integers, after multiplication with the values' scales value_factors; a row's largest is
+// kWeightTop.
 template <bool kFew>
 void Softmax(float* scores, int rows, int keys, const float* value_factors, float* max, float* sum,
              uint32_t* weights, RowFactors& factors) {
@@ -254,8 +255,8 @@ int64_t Steps(const AttendTile& t, const KeyBlock& block) {
          groups * (keys / 16 * (pairs / kStepPairs) + chunks * (keys / 2 / kStepPairs));
 }
 
-// Of the keys of a block: what their scores are multiplied by, and their values (few rows: of int8
-// caches only).
+// For the keys of a block: the factors of their scores, and of their values (few rows: int8 caches
+// only).
 struct alignas(32) BlockFactors {
   float key[kMaxBlockKeys], value[kMaxBlockKeys];
 };
@@ -286,7 +287,7 @@ void Update(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
     PackKeys<kInt8>(block, ahead, key_offset, dim, packed_keys, factors.key);
     PackValues<kInt8>(block, ahead, value_offset, dim, packed_values, factors.value);
     for (int k = 0; k < all_keys; ++k) {
-      // Who sees a value that is not finite has no score.
+      // A row that sees a value that is not finite gets a NaN score.
       if (!std::isfinite(factors.value[k])) factors.key[k] = std::nanf(""), factors.value[k] = 0;
     }
   }
@@ -336,7 +337,7 @@ void UpdateAny(const AttendTile& t, const KeyBlock& block, const KeyBlock* next,
   }
 }
 
-// As ScoreFew reads a group of rows: [D/16][rows][16].
+// In the order in which ScoreFew reads a group of rows: [D/16][rows][16].
 template <bool kInt8>
 void PackFew(const float* row, int64_t dim, int rows, float* to) {
   for (int64_t c = 0; c < dim; c += 16) {
@@ -346,11 +347,12 @@ void PackFew(const float* row, int64_t dim, int rows, float* to) {
   }
 }
 
-// As Scores does: [D/2][rows] pairs, followed by [rows] scales; i is this row's index.
+// In the order in which Scores reads them: [D/2][rows] pairs, followed by [rows] scales; i is this
+// row's index.
 void PackMany(const float* row, int64_t dim, int rows, int i, uint32_t* to) {
   float top = 0;
   for (int64_t c = 0; c < dim && !std::isnan(top); ++c) {
-    if (!(std::fabs(row[c]) <= top)) top = std::fabs(row[c]);  // NaN wins
+    if (!(std::fabs(row[c]) <= top)) top = std::fabs(row[c]);  // NaN is kept
   }
   const float scale = top <= std::numeric_limits<float>::max() ? top / KeyTop(dim) : std::nanf("");
   const float inverse = Inverse(scale);

@@ -1,5 +1,5 @@
-// What attention with AVX2 is made of: the cache's values, and the packing and products of many
-// rows (attend.cc says how they work). Include from attend.cc only.
+// Parts of attention with AVX2: the cache's values, and the packing and products of many rows
+// (attend.cc says how they work). Include from attend.cc only.
 #pragma once
 
 #include <immintrin.h>
@@ -25,8 +25,8 @@ constexpr int kManyAtOnce = 6;
 constexpr int kStepPairs = 8;  // of packed products, between steps of prefetch
 static_assert(kManyAtOnce <= kRowStep && kFewAtOnce <= kRowStep);
 
-// Integers of many rows, up to these in magnitude: queries and keys alike, so that their product
-// over all channels fits 32 bits; values and weights, so that it does over all keys of a block.
+// Largest magnitudes of the integers of many rows. Queries and keys: their product over all
+// channels must fit 32 bits. Values and weights: their product over all keys of a block must.
 float KeyTop(int64_t dim) {
   const auto each = static_cast<double>(std::numeric_limits<int32_t>::max() / dim);
   return static_cast<float>(std::floor(std::sqrt(each)));
@@ -67,8 +67,8 @@ template <bool kInt8>
 template <bool kInt8>
 constexpr int64_t kBytesOf16 = kInt8 ? 16 : 32;
 
-// Load8 here and now, and for one part only: g++ loads everything first that it can and keeps it,
-// but the 12 sums of a product leave four registers.
+// Load8 at this place and of one part only: g++ would load everything as early as possible and keep
+// it, but the 12 sums of a product leave only four registers.
 template <bool kInt8>
 [[gnu::always_inline]] inline __m256 Load8Now(const std::byte* p, int part) {
   asm volatile("" : "+r"(p));
@@ -85,7 +85,7 @@ template <bool kInt8>
   return x;
 }
 
-// acc + x * y, in place: g++ puts the sum in a factor's register, and moves it back.
+// acc + x * y, in place: g++ would put the sum in a factor's register and move it back.
 [[gnu::always_inline]] inline __m256 AddProduct(__m256 acc, __m256 x, __m256 y) {
   asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(x), "x"(y));
   return acc;
@@ -100,7 +100,7 @@ Sixteen Order(const float* x) {
   // a: channels 0-3 and 8-11, b: 4-7 and 12-15.
   return {_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd)};
 }
-// And back.
+// Back to the order of memory.
 template <bool kInt8>
 void StoreInOrder(__m256 first, __m256 second, float* out) {
   if constexpr (kInt8) {
@@ -118,7 +118,7 @@ void StoreInOrder(__m256 first, __m256 second, float* out) {
 
 int PaddedKeys(const KeyBlock& block) { return (block.count + kKeyStep - 1) / kKeyStep * kKeyStep; }
 
-// Of bf16 values, one of `top` steps to their largest magnitude; NaN if one is not finite.
+// The scale of bf16 values, their largest magnitude being `top` steps; NaN if one is not finite.
 float ScaleOf(const std::byte* row, int64_t dim, float top) {
   __m256i largest = _mm256_setzero_si256();
   for (int64_t c = 0; c < dim; c += 16) {
@@ -134,7 +134,7 @@ float ScaleOf(const std::byte* row, int64_t dim, float top) {
 }
 float Inverse(float scale) { return scale > 0x1p-120f ? 1 / scale : 0; }  // 0 for NaN
 
-// 16 channels of bf16 as integers: the even ones, and the odd ones in upper halves.
+// 16 channels of bf16 as integers: the even ones, and the odd ones in the upper halves of dwords.
 struct Integers {
   __m256i even, odd;
 };
@@ -219,8 +219,8 @@ inline __m256i Broadcast(const uint32_t* pair) {
   return _mm256_set1_epi32(static_cast<int32_t>(*pair));
 }
 
-// Sums of kRows rows times 16 columns over pairs: of `columns`, [pairs][16], and of the rows, whose
-// pairs lie pair_step apart and a row from the next row_step.
+// Sums of kRows rows by 16 columns over pairs. Those of `columns` are [pairs][16]; those of the
+// rows are pair_step apart, and rows row_step apart.
 template <int kRows>
 [[gnu::always_inline]] inline void PairSums(const uint32_t* columns, const uint32_t* rows,
                                             int64_t pair_step, int64_t row_step, int64_t pairs,

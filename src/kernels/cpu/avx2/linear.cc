@@ -1,14 +1,14 @@
-// Products of packed weights with prepared x where there is AVX2 and no byte dot product of four.
-// Two instructions stand in for it:
+// Products of packed weights with prepared x for machines with AVX2 but without a four-way byte dot
+// product. Two instructions replace it:
 //
 //   8-bit x   pairs of unsigned by signed bytes, summed in 16 bits (vpmaddubsw). With 4-bit weights
-//             the eight pairs of a block fit 16 bits, so that one widening serves them all; larger
-//             quants are widened sooner, and those of 8 bits change sides: |w| times x with the
-//             sign of w.
+//             the eight pairs of a block fit 16 bits, so that they are widened once; larger quants
+//             are widened more often. 8-bit quants swap the roles of the operands: |w| times x with
+//             the sign of w.
 //   16-bit x  pairs of 16 bits, summed in 32 (vpmaddwd). Even and odd bytes of the weights are
-//             masked apart, and so x lies: columns 0, 2, 1, 3 of every four.
+//             separated by masks, so x is stored in the order of columns 0, 2, 1, 3 of every four.
 //
-// Weights in bf16 and the passes after a product are the portable kernels'.
+// Weights in bf16 and the passes after a product use the portable kernels.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -90,7 +90,7 @@ inline void Sum4(const std::byte* q, const QuantBlock* x, Start start,
   }
 }
 
-// Of columns [4 V0, 4 V1) of a block of 8-bit weights.
+// The same for columns [4 V0, 4 V1) of a block of 8-bit weights.
 template <PackLayout L, int V0, int V1, int NT, typename Start>
 inline void Sum8(const std::byte* q, const QuantBlock* x, Start start,
                  __m256i (&acc)[kHalves][NT]) {
@@ -130,7 +130,7 @@ inline void Sum8(const std::byte* q, const QuantBlock* x, Start start,
   }
 }
 
-// With 16-bit x, of columns [4 V0, 4 V1) of a block of any quants.
+// The same with 16-bit x, for columns [4 V0, 4 V1) of a block of any quants.
 template <PackLayout L, int V0, int V1, int NT, typename Start>
 inline void SumFine(const std::byte* q, const FineBlock* x, Start start,
                     __m256i (&acc)[kHalves][NT]) {
@@ -283,12 +283,12 @@ void Multiply(const PanelArgs& p) {
 
 // ---- x
 
-// Up to 8 floats, zeros behind the n-th.
+// Up to 8 floats, then zeros.
 inline __m256 LoadUpTo(const float* p, int64_t n) {
   return n >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, FirstLanes(n));
 }
 
-// 1 / rms(x), summed in 32 chains whatever the call looks like.
+// 1 / rms(x), summed in 32 chains whatever the shape of the call.
 float InverseRms(const float* x, int64_t n, float eps) {
   __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
                     _mm256_setzero_ps()};

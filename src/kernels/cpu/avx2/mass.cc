@@ -1,10 +1,11 @@
 // Mass kernels for AVX2.
 //
-// Tiles: K of a page becomes floats, transposed to [D][64 keys], or, of the low-bit copy, bytes;
-// then up to six queries meet 16 keys at a time, 12 sums in registers. Sums of bytes fit 16 bits
-// over 32 channels: nibbles by vpmaddubsw with q as int8, as in linear.cc.
+// Tiles: K of a page is transposed to [D][64 keys], as floats or, for the low-bit copy, bytes; then
+// up to six queries are multiplied with 16 keys at a time, 12 sums in registers. Sums of bytes fit
+// 16 bits over 32 channels: nibbles by vpmaddubsw with q as int8, as in linear.cc.
 //
-// Decode scan: the same from the nibbles as they lie, for the query heads of a KV head.
+// Decode scan: the same byte products straight from the packed nibbles, for the query heads of a KV
+// head.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -89,8 +90,8 @@ void PackLowBitKeys(const KvView& kv, int64_t position, int head, ByteBlock* out
   for (int64_t b = 0; b < dim / 32; ++b) {
     __m256 x[4];
     for (int j = 0; j < 4; ++j) x[j] = _mm256_loadu_ps(q + 32 * b + 8 * j);
-    // A NaN or infinite query has to reach the scores: the integers cannot carry it, the scale
-    // does.
+    // A NaN or infinite query must reach the scores. Integers cannot represent it, so the scale
+    // becomes NaN.
     const Scaled s = ScaleToIntegers(x, 127.0f);
     const float scale = score_scale * s.d;
     const int32_t offset =
@@ -190,7 +191,7 @@ void ByteDots(const ByteBlock* keys, int64_t dim, const MassQuery* queries, Dots
   }
 }
 
-// Calls body(query, its products) for the queries that see something of the page.
+// Calls body(query, its products) for the queries that see a key of the page.
 template <typename F>
 void ForEachQuery(const void* keys, int64_t dim, bool bytes, const MassQuery* queries,
                   int64_t count, F&& body) {
@@ -284,7 +285,7 @@ void LogSum(const void* keys, int64_t dim, MassForm form, float scale, const Mas
 
 // ---- the decode scan
 
-// Scores of R queries and 16 slots of one head, on top of `start`.
+// Scores of R queries and 16 slots of one head, added to `start`.
 template <int R>
 [[gnu::always_inline]] inline void LowBitScores(const LowBitBlock* blocks, int64_t dim,
                                                 const std::byte* queries, const float* start,
@@ -331,13 +332,13 @@ template <int R>
   }
 }
 
-// The bits of a weight as a float before rounding; what is not a number is the heaviest of all.
+// The bits of a weight as a float before rounding; NaN counts as the largest.
 inline __m256i WeightBits(__m256 score, __m256i seen) {
   const __m256 heaviest = _mm256_set1_ps(kWeightUnit * (127 + 100));
   return _mm256_and_si256(_mm256_cvtps_epi32(_mm256_min_ps(score, heaviest)), seen);
 }
 
-// R queries against a page of one head. Another page's blocks are asked for meanwhile.
+// R queries against a page of one head. Another page's blocks are prefetched meanwhile.
 template <int R>
 void LowBitWeights(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
                    const std::byte* queries, const float* start, int64_t visible, uint16_t* out,

@@ -28,8 +28,8 @@ inline __m256i FirstLanes(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
 }
 
-// acc += x, here and now and in place: g++ puts off chains of additions until their sum is wanted,
-// and runs out of the 16 registers for what is to be added.
+// acc += x, at this place and in place: g++ postpones chains of additions until their sum is used,
+// and the pending operands exceed the 16 registers.
 template <bool k16>
 inline void AddTo(__m256i& acc, __m256i x) {
   if constexpr (k16) {

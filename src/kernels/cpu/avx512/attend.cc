@@ -1,7 +1,7 @@
 // Attention for bf16 and int8 caches with vdpbf16ps, which multiplies pairs: score products pair
-// channels, value products pair keys (attend_parts.h says how they lie).
+// channels, value products pair keys (layouts in attend_parts.h).
 //
-// Decode has few rows to share packed keys, and does without packing (ScoreFew, AccumulateFew).
+// Decode has too few rows to amortise packing, and does without it (ScoreFew, AccumulateFew).
 //
 // A product holds up to 12 stack rows x 32 accumulators in 24 registers and broadcasts the rows'
 // pairs from memory.
@@ -14,9 +14,9 @@ constexpr int kStepProducts = 8;  // pairs between two steps of the prefetch
 
 // ---- products
 
-// s[i][32] = q rows . 32 keys, times factor. q: [d2][kRows] dwords.
-// Every loop over the rows is unrolled by hand: left alone, GCC 12 keeps the accumulators in memory
-// before and after the main loop.
+// s[i][32] = q rows . 32 keys, times factor. q: [d2][kRows] dwords. Every loop over the rows is
+// unrolled by hand: otherwise GCC 12 keeps the accumulators in memory before and after the main
+// loop.
 
 template <int kRows>
 void Scores(const uint32_t* q, const uint32_t* keys, int64_t d2, __m512 factor0, __m512 factor1,
@@ -89,10 +89,10 @@ constexpr AccumulateFn kAccumulate[kRowStep + 1] = {
 
 // ---- few rows: decode with up to kFewRows query heads to a KV head
 //
-// Packing keys and values costs as much as multiplying them with three rows, so these go from the
-// cache into the products. Scores: two keys of 16 channels to a register; what a key's lanes hold
-// is added up by a tree over 16 keys. Values: pairs of keys interleaved in registers, 64 channels
-// at a time.
+// Packing keys and values costs as much as multiplying them with three rows, so here they go
+// straight from the cache into the products. Scores: two keys of 16 channels to a register; the
+// lanes of a key's sum are added by a tree over 16 keys. Values: pairs of keys interleaved in
+// registers, 64 channels at a time.
 
 constexpr int kFewRows = 4;
 
@@ -113,8 +113,8 @@ __m512i LoadTwo(const std::byte* a, const std::byte* b) {
   }
 }
 
-// Sums of 8 keys that lie in four registers, keys p and p + 4 in halves of v[p]: dword p of the two
-// lower 128-bit lanes, then of the two upper, still to be added.
+// Partial sums of 8 keys in four registers, keys p and p + 4 in the halves of v[p]: dword p of the
+// two lower 128-bit lanes, then of the two upper, still to be added.
 [[gnu::always_inline]] inline __m512 AddLanes(const __m512 (&v)[4]) {
   const auto join = [](__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -317,7 +317,7 @@ void PackRow(const AttendTile& t, int i, const float* row) {
   }
 }
 
-// As ScoreFew reads them: [D/16][rows] registers of 16 channels twice.
+// In the order in which ScoreFew reads them: [D/16][rows] registers of 16 channels twice.
 void PackFew(const AttendTile& t, int i, const float* row) {
   auto* to = reinterpret_cast<__m512i*>(t.queries) + i;
   for (int64_t c = 0; c < t.layout.head_dim / 16; ++c) {

@@ -1,16 +1,16 @@
-// What the attention kernels of avx512/ and amx/ share: packing of keys and values, softmax, the
-// last scaling. Include from files below these folders only.
+// Attention code that avx512/ and amx/ share: packing of keys and values, softmax, the final
+// scaling. Include from files below these folders only.
 //
 //   keys    per 32 keys [D/2][32] dwords: dword (d, k) holds channels 2d and 2d+1 of key k, by
 //           16x16 dword transposes
 //   values  per 32 channels [keys/2][32] dwords: dword (j, c) holds a channel of keys 2j and 2j+1,
 //           by interleaving two rows
-//   weights [row][keys/2] dwords: a row's bf16 softmax weights as they come
+//   weights [row][keys/2] dwords: a row's bf16 softmax weights in order
 //
 // Softmax runs in powers of two: scores are scaled by log2(e) once.
 //
-// int8 values are exact in bf16, so int8 caches differ in packing only; the scale of K goes on the
-// scores, that of V on the weights.
+// int8 values are exact in bf16, so int8 caches differ in packing only; the scale of K is applied
+// to the scores, that of V to the weights.
 #pragma once
 
 #include <immintrin.h>
@@ -21,7 +21,7 @@
 #include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/avx512/vec_math.h"
 
-// GCC 12 takes the undefined pass-through operands of its own intrinsics for mistakes.
+// GCC 12 warns about the undefined pass-through operands of its own intrinsics.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
@@ -82,7 +82,7 @@ void PackValues(const KeyBlock& block, Ahead& ahead, int64_t offset, int64_t hea
                 uint32_t* out) {
   constexpr int64_t kBytes = kInt8 ? 32 : 64;
   constexpr int kPairs = 4;  // at once
-  // Whole steps: a hidden key's weight is 0, but 0 times what was left in the scratch may be NaN.
+  // Whole steps: a hidden key's weight is 0, but 0 times old content of the scratch may be NaN.
   const int count = (block.count + kKeyStep - 1) / kKeyStep * kKeyStep;
   for (int64_t c = 0; c < head_dim; c += 32) {
     const __mmask32 mask = ChannelMask(head_dim, c);
@@ -149,7 +149,7 @@ inline void MaskScores(const AttendTile& t, const KeyBlock& block, int keys, int
 inline void StoreRawScores(const KeyBlock& block, int keys, const float* s, float factor,
                            float* out) {
   const __m512 by = _mm512_set1_ps(factor);
-  out += block.positions[0];  // positions are consecutive where scores are wanted
+  out += block.positions[0];  // positions are consecutive where scores are requested
   for (int k = 0; k < keys && k < block.count; k += 16) {
     const int n = block.count - k;
     const __mmask16 mask = n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1);
@@ -158,7 +158,7 @@ inline void StoreRawScores(const KeyBlock& block, int keys, const float* s, floa
 }
 
 // Turns the scores of up to 16 rows, in units of `factor`, into weights, updates their maxima and
-// sums, and says what their accumulators decay by. kExp2: one of vec_math.h.
+// sums, and returns the factors by which their accumulators decay. kExp2: one of vec_math.h.
 template <bool kInt8, auto kExp2>
 void Softmax(const float* scores, float factor, int rows, int keys, const BlockScales& scales,
              float* max, float* sum, uint32_t* weights, float* decay) {

@@ -87,9 +87,9 @@ inline void AddScaled(const std::byte* d, int64_t group_bytes, const Block* x,
   }
 }
 
-// The 16-bit form of one token and 4-bit weights: every unpacked weight meets both halves of x,
-// whose sums are two independent chains. (With 8 bits there is nothing to unpack, and it is
-// slower.)
+// The 16-bit form of one token and 4-bit weights: every unpacked weight is multiplied with both
+// halves of x, whose sums are two independent chains. (8-bit weights need no unpacking, and for
+// them this is slower.)
 template <int G>
 inline void DotFine(const std::byte* q, int64_t group_bytes, const FineBlock& x,
                     __m512i (&high)[G][1], __m512i (&low)[G][1]) {
@@ -109,7 +109,7 @@ inline void DotFine(const std::byte* q, int64_t group_bytes, const FineBlock& x,
 }
 
 // Integer sums of columns [4 V0, 4 V1) of a block, from `start(t)`. The 16-bit form sums its high
-// bytes, shifts, and goes on with the low ones: at most 255 * 127 * 256 * 32 in magnitude.
+// bytes, shifts, and adds the low ones: at most 255 * 127 * 256 * 32 in magnitude.
 template <PackLayout L, int V0, int V1, int G, int NT, typename Block, typename Start>
 inline void Sum(const std::byte* q, int64_t group_bytes, const Block* x, Start start,
                 __m512i (&acc)[G][NT]) {

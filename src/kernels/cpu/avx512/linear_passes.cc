@@ -13,7 +13,7 @@ inline __mmask16 Tail(int64_t n) {
   return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
 }
 
-// 1 / rms(x), summed in 32 chains whatever the call looks like.
+// 1 / rms(x), summed in 32 chains whatever the shape of the call.
 float InverseRms(const float* x, int64_t n, float eps) {
   __m512 s0 = _mm512_setzero_ps(), s1 = _mm512_setzero_ps();
   for (int64_t i = 0; i < n; i += 32) {
@@ -92,7 +92,7 @@ void Quantise(__m512 a, __m512 b, FineBlock& out) {
 
 // exp(x) within 2 ulp for x in [-104, 88.7]; 0 below, infinity above, NaN for NaN.
 inline __m512 Exp(__m512 x) {
-  // The bound comes first: these instructions return their second operand when one is NaN.
+  // Limits come first: these instructions return their second operand when one is NaN.
   const __m512 v = _mm512_min_ps(_mm512_set1_ps(200.0f), _mm512_max_ps(_mm512_set1_ps(-200.0f), x));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)), 8);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), v);

@@ -339,9 +339,10 @@ void PoolScores(const float* scores, int64_t stride, const float* lse, int64_t h
 }
 
 // R queries against 32 slots of one head: two groups of 16, so that every four bytes of a query
-// that are broadcast meet two registers of keys. Adds to `scores`. As many bytes from `next` on are
-// asked for meanwhile (kNear: into the first-level cache, else the second), a few lines per query:
-// a burst fills the buffers for lines under way and holds up the loads behind it.
+// that are broadcast are multiplied with two registers of keys. Adds to `scores`. The same number
+// of bytes from `next` on is prefetched meanwhile (kNear: into the first-level cache, else the
+// second), a few lines per query: a burst would fill the line fill buffers and block the loads
+// behind it.
 template <int R, bool kNear>
 [[gnu::always_inline]] inline void LowBitGroups(const LowBitBlock* blocks, const LowBitBlock* next,
                                                 int64_t dim, const std::byte* queries,
@@ -389,13 +390,13 @@ template <int R, bool kNear>
   }
 }
 
-// The bits of a weight as a float before rounding; what is not a number is the heaviest of all.
+// The bits of a weight as a float before rounding; NaN counts as the largest.
 inline __m512i WeightBits(__m512 score, __mmask16 seen) {
   const __m512 heaviest = _mm512_set1_ps(kWeightUnit * (127 + 100));
   return _mm512_cvtps_epi32(_mm512_maskz_min_ps(seen, score, heaviest));
 }
 
-// R queries against a page of one head. Another page's blocks are asked for meanwhile.
+// R queries against a page of one head. Another page's blocks are prefetched meanwhile.
 template <int R, bool kNear>
 void LowBitWeights(const LowBitBlock* blocks, const LowBitBlock* next, int64_t dim,
                    const std::byte* queries, const float* start, int64_t visible, uint16_t* out,
@@ -439,8 +440,8 @@ void PackLowBitQuery(const float* q, int64_t dim, float score_scale, std::byte* 
   for (int64_t b = 0; b < dim / 32; ++b) {
     const __m512 lo = _mm512_loadu_ps(q + 32 * b), hi = _mm512_loadu_ps(q + 32 * b + 16);
     const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
-    // A NaN or infinite query has to reach the scores: the integers cannot carry it, the scale
-    // does.
+    // A NaN or infinite query must reach the scores. Integers cannot represent it, so the scale
+    // becomes NaN.
     const bool finite =
         (_mm512_fpclass_ps_mask(lo, kNotFinite) | _mm512_fpclass_ps_mask(hi, kNotFinite)) == 0;
     const float scale =

@@ -1,5 +1,5 @@
-// What the mass kernels of avx512/ and amx/ do with the dot products of a query and the 64 keys of
-// a page. Include from files below these folders only.
+// The mass kernels of avx512/ and amx/ from the dot products of a query and the 64 keys of a page
+// on. Include from files below these folders only.
 #pragma once
 
 #include <immintrin.h>
@@ -34,8 +34,8 @@ inline __m512 Chord(__m512 x) {
   return _mm512_castsi512_ps(_mm512_cvtps_epi32(_mm512_max_ps(x, _mm512_setzero_ps())));
 }
 
-// Adds to `mass`, which q.out holds or will hold. kChord: low-bit ranking. kMasked: q may not see
-// all keys.
+// Adds to `mass`, the current or future content of q.out. kChord: low-bit ranking. kMasked: q may
+// not see all keys.
 template <bool kChord, bool kMax, bool kMasked>
 [[gnu::always_inline]] inline void AddMass(const __m512 (&sums)[4], float scale, const MassQuery& q,
                                            __m512 (&mass)[4]) {

@@ -60,7 +60,7 @@ inline __m512 Exp(__m512 x) {
   return _mm512_scalef_ps(y, n);
 }
 
-// What `op` makes of the 16 lanes of v[i], in lane i.
+// Lane i of the result: the 16 lanes of v[i] reduced by `op`.
 template <typename Op>
 [[gnu::always_inline]] inline __m512 AcrossLanes(__m512 (&v)[16], Op op) {
 #pragma GCC unroll 8

@@ -1,6 +1,6 @@
 // Attention with Highway, in single precision for every cache type: a block's K and V of one head
-// are widened to f32 once, then every stack row is scored against four keys at a time and gathers
-// four vectors of channels at a time.
+// are widened to f32 once, then every stack row is multiplied with four keys at a time and
+// accumulates four vectors of channels at a time.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -79,8 +79,7 @@ float Exponentials(float* s, int count, float base) {
   auto sum = hn::Zero(f);
   for (int k = 0; k < count; k += lanes) {
     const auto x = hn::Sub(hn::LoadU(f, s + k), hn::Set(f, base));
-    // Exp is finite at -inf by luck of its range reduction only, and a hidden key must weigh
-    // exactly 0.
+    // That Exp is finite at -inf is accidental, and a hidden key must weigh exactly 0.
     const auto e = hn::IfThenZeroElse(hn::Lt(x, hn::Set(f, -104.0f)), hn::Exp(f, x));
     const auto y = hn::IfThenElse(hn::IsNaN(x), x, e);
     sum = hn::Add(sum, y);

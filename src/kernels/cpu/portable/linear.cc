@@ -1,10 +1,10 @@
 // Products of packed weights with x in single precision, for any x86-64 machine. Weights of a panel
-// are expanded 64 columns at a time into 16 KiB of the first-level cache, then multiplied with all
-// tokens; x is not quantised.
+// are expanded 64 columns at a time into 16 KiB, which stay in the first-level cache while they are
+// multiplied with all tokens; x is not quantised.
 //
 // A sum is one chain of FMAs over the columns, interrupted only by exact stores, so it does not
-// depend on how many tokens or rows are computed beside it. That is also why this path does not
-// call a BLAS for prompts: its sums would differ between a row in a batch and the row alone.
+// depend on how many tokens or rows are computed together. This path does not call a BLAS for
+// prompts for the same reason: the sums of a row in a batch and of the row alone would differ.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -118,7 +118,8 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT w, const float* HWY_RESTRICT x, i
   }
 }
 
-// As many vectors of rows at once as fit, to have enough independent chains when tokens are few.
+// As many vectors of rows at once as fit, so that there are enough independent chains when tokens
+// are few.
 template <int VN, int NT>
 void Rows(const float* w, const float* x, int columns, int rows, float* out) {
   constexpr int kStep = VN * static_cast<int>(hn::MaxLanes(F()));

@@ -1,4 +1,4 @@
-// Pooling of log-probabilities: maxima need no exponential and run at the speed of memory.
+// Pooling of log-probabilities: maxima need no exponential and run at memory bandwidth.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -50,7 +50,7 @@ HWY_INLINE hn::Vec<D> LogSumLanes(D d, const float* scores, int64_t stride, cons
     auto x = hn::LoadU(d, scores + h * stride);
     if (lse) x = hn::Sub(x, hn::Set(d, lse[h]));
     x = hn::Sub(x, base);
-    // Exp is finite at -inf by luck of its range reduction only.
+    // That Exp is finite at -inf is accidental.
     const auto hidden = hn::Lt(x, hn::Set(d, -87.0f));
     sum = hn::Add(sum, hn::IfThenZeroElse(hidden, hn::Exp(d, hn::IfThenZeroElse(hidden, x))));
   }

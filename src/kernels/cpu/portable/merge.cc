@@ -17,7 +17,7 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// 1 / (1 + e^-x); 0 where e^x is no normal number, so that a gate can close.
+// 1 / (1 + e^-x); 0 where e^x is not a normal number, so that a gate can close completely.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Sigmoid(D d, V x) {
   const V bounded = hn::Min(hn::Max(hn::Neg(x), hn::Set(d, -87.0f)), hn::Set(d, 88.0f));

@@ -1,8 +1,8 @@
 // Top-k without sorting. The k-th largest key is found by bisection, one vector compare and count
-// per step: a step over 8,192 keys costs about a third of a microsecond in the first-level caches,
-// and once the keys between the bounds are few they are copied into a list on which the other steps
-// cost nothing. A radix histogram needs few passes as well, but a scalar increment per key and a
-// table to clear, and collides on equal exponents.
+// per step: a step over 8,192 keys takes about a third of a microsecond in the first-level caches.
+// Once few keys are left between the bounds they are copied into a list, on which the remaining
+// steps are almost free. A radix histogram needs few passes as well, but it has a scalar increment
+// per key and a table to clear, and collides on equal exponents.
 #include <algorithm>
 #include <cmath>
 
@@ -45,7 +45,7 @@ HWY_INLINE Keys ToKeys(hn::Vec<DF> mass) {
   return hn::Xor(bits, hn::And(hn::ShiftRight<31>(bits), hn::Set(di, 0x7fffffff)));
 }
 
-// The lanes in `in`, side by side.
+// The lanes in `in`, moved to the front.
 HWY_INLINE Keys Compress(Keys x, hn::Mask<DI> in) {
 #if HWY_TARGET == HWY_AVX2
   // For 32-bit lanes, Highway 1.0 and g++ copy a table of 1 KiB to the stack each time.
@@ -62,7 +62,7 @@ HWY_INLINE int64_t CountAtLeast(const int32_t* keys, int64_t n, int32_t bound) {
   const DI d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto b = hn::Set(d, bound);
-  // A lane counts below: subtracting the all-ones of "less" adds one.
+  // Subtracting the all-ones mask of "less" adds one for each lane below.
   auto less0 = hn::Zero(d), less1 = hn::Zero(d);
   const int64_t pairs = n / (2 * lanes) * (2 * lanes);
   for (int64_t i = 0; i < pairs; i += 2 * lanes) {
@@ -152,7 +152,7 @@ struct Threshold {
   int64_t equal;  // and this many equal to it
 };
 
-// Of the `need` largest keys, 0 < need < n.
+// The threshold of the `need` largest keys, 0 < need < n.
 Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need,
                         std::vector<int32_t>& scratch) {
   const Bounds bounds = BoundsOf(keys, n);
@@ -160,7 +160,7 @@ Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need,
   int64_t at_least_low = n, above_high = 0;
   const int32_t* list = keys;             // the keys in [low, high] are among these
   int64_t list_size = n, list_above = 0;  // keys above `high` that are not in the list
-  if (low < high) {                       // often most keys are the smallest: masses of nothing
+  if (low < high) {                       // often most keys are the smallest: masses of zero
     const int64_t larger = CountAtLeast(keys, n, bounds.smallest + 1);
     if (larger < need) high = low, above_high = larger;
   }
@@ -182,8 +182,8 @@ Threshold FindThreshold(const int32_t* keys, int64_t n, int64_t need,
       list = scratch.data();
     }
   }
-  // Every key from low on is needed, or low is the threshold itself and need - above_high of its
-  // equals are.
+  // Every key from low on is selected, or low is the threshold itself and need - above_high of the
+  // keys equal to it are.
   if (at_least_low == need) return {static_cast<int32_t>(low) - 1, 0};
   return {static_cast<int32_t>(low), need - above_high};
 }

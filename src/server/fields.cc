@@ -1,0 +1,150 @@
+#include "server/fields.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace baton::server {
+namespace {
+
+constexpr int kMostLevels = 64;
+
+// Levels of brackets outside of texts. Before the parser: a value of many levels costs a stack
+// frame each wherever it is copied or written.
+bool TooDeep(std::string_view body) {
+  int level = 0;
+  bool text = false;
+  for (size_t i = 0; i < body.size(); ++i) {
+    const char c = body[i];
+    if (text) {
+      if (c == '\\') ++i;
+      if (c == '"') text = false;
+    } else if (c == '"') {
+      text = true;
+    } else if (c == '[' || c == '{') {
+      if (++level > kMostLevels) return true;
+    } else if (c == ']' || c == '}') {
+      --level;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+std::optional<ApiError> ParseObject(std::string_view body, Json& object) {
+  if (TooDeep(body))
+    return ApiError{.message = fmt::format("the body nests deeper than {} levels", kMostLevels)};
+  object = Json::parse(body, nullptr, /*allow_exceptions=*/false);
+  if (object.is_discarded())
+    return ApiError{.message = fmt::format("the body is not JSON: expected an object, got {} bytes",
+                                           body.size())};
+  if (!object.is_object())
+    return ApiError{.message = "the body must be a JSON object, got " + KindOf(object)};
+  return std::nullopt;
+}
+
+std::string KindOf(const Json& value) {
+  switch (value.type()) {
+    case Json::value_t::null:
+      return "null";
+    case Json::value_t::object:
+      return "an object";
+    case Json::value_t::array:
+      return "an array";
+    case Json::value_t::string:
+      return "a text";
+    case Json::value_t::boolean:
+      return value.get<bool>() ? "true" : "false";
+    default:
+      return value.dump();
+  }
+}
+
+void Fields::Fail(std::string_view name, std::string_view expected) {
+  const Json* value = Find(name);
+  Fail(ApiError{.message = fmt::format("{}: expected {}, got {}", name, expected,
+                                       value ? KindOf(*value) : "nothing"),
+                .param = std::string(name)});
+}
+
+const Json* Fields::Find(std::string_view name) const {
+  const auto at = object_.find(name);
+  return at == object_.end() || at->is_null() ? nullptr : &*at;
+}
+
+bool Fields::Read(std::string_view name, bool& out) {
+  const Json* value = ok() ? Find(name) : nullptr;
+  if (!value) return false;
+  if (!value->is_boolean()) return Fail(name, "true or false"), false;
+  out = value->get<bool>();
+  return true;
+}
+
+bool Fields::Read(std::string_view name, std::string& out) {
+  const Json* value = ok() ? Find(name) : nullptr;
+  if (!value) return false;
+  if (!value->is_string()) return Fail(name, "a text"), false;
+  out = value->get<std::string>();
+  return true;
+}
+
+bool Fields::Read(std::string_view name, double least, double most, float& out) {
+  const Json* value = ok() ? Find(name) : nullptr;
+  if (!value) return false;
+  const double number = value->is_number() ? value->get<double>() : NAN;
+  if (!(number >= least && number <= most))
+    return Fail(name, fmt::format("a number from {:g} to {:g}", least, most)), false;
+  out = static_cast<float>(number);
+  return true;
+}
+
+bool Fields::Read(std::string_view name, int64_t least, int64_t most, int64_t& out) {
+  const Json* value = ok() ? Find(name) : nullptr;
+  if (!value) return false;
+  // Some clients write 16.0.
+  const double number = value->is_number() ? value->get<double>() : NAN;
+  if (!(number >= static_cast<double>(least) && number <= static_cast<double>(most)) ||
+      number != std::floor(number))
+    return Fail(name, fmt::format("a whole number from {} to {}", least, most)), false;
+  out = value->is_number_integer() ? value->get<int64_t>() : static_cast<int64_t>(number);
+  out = std::clamp(out, least, most);
+  return true;
+}
+
+bool Fields::Read(std::string_view name, int64_t least, int64_t most, int& out) {
+  int64_t number = 0;
+  if (!Read(name, least, most, number)) return false;
+  out = static_cast<int>(number);
+  return true;
+}
+
+bool Fields::Read(std::string_view name, size_t most, std::vector<std::string>& out) {
+  const Json* value = ok() ? Find(name) : nullptr;
+  if (!value) return false;
+  std::vector<std::string> texts;
+  const auto add = [&](const Json& text) {
+    if (!text.is_string() || text.get_ref<const std::string&>().empty()) return false;
+    texts.push_back(text.get<std::string>());
+    return true;
+  };
+  const bool good = value->is_array()
+                        ? value->size() <= most && std::all_of(value->begin(), value->end(), add)
+                        : add(*value);
+  if (!good)
+    return Fail(name, fmt::format("a text that is not empty, or an array of up to {}", most)),
+           false;
+  out = std::move(texts);
+  return true;
+}
+
+void Fields::Adopt(std::string_view name, const Fields& inner) {
+  if (inner.ok()) return;
+  ApiError error = *inner.error();
+  error.message = fmt::format("{}.{}", name, error.message);
+  error.param = error.param.empty() ? std::string(name) : fmt::format("{}.{}", name, error.param);
+  Fail(std::move(error));
+}
+
+}  // namespace baton::server

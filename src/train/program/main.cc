@@ -1,0 +1,33 @@
+// baton-train: trains the models that are born sparse, on LibTorch. Errors are one line; the exit
+// status is 1 for an error and 2 for a usage error.
+#include <cstdio>
+
+#include "train/program/commands.h"
+
+int main(int argc, char** argv) {
+  CLI::App app("Trains models whose layers share attention work; Baton runs what it writes.",
+               "baton-train");
+  app.require_subcommand(1);
+  baton::train::Action action;
+  baton::train::AddEncode(app, action);
+  baton::train::AddLm(app, action);
+  baton::train::AddEval(app, action);
+  baton::train::AddBench(app, action);
+  baton::train::AddExport(app, action);
+  try {
+    app.parse(argc, argv);
+    if (const baton::Status s = action(); !s.ok()) {
+      fmt::print(stderr, "baton-train: error: {}\n", s.error().ToString());
+      return 1;
+    }
+  } catch (const CLI::Success& wish) {
+    return app.exit(wish);
+  } catch (const CLI::ParseError& error) {
+    fmt::print(stderr, "baton-train: error: {} (hint: see baton-train --help)\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {  // LibTorch's: out of memory, a lost GPU
+    fmt::print(stderr, "baton-train: error: {}\n", error.what());
+    return 1;
+  }
+  return 0;
+}

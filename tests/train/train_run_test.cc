@@ -1,0 +1,160 @@
+// Training runs: they learn, resume exactly, and refuse what does not fit.
+#include "tests/train/toy_models.h"
+#include "train/evaluate.h"
+#include "train/lists.h"
+
+namespace baton::train {
+namespace {
+
+Recipe RecipeOf(const std::string& json) {
+  auto recipe = Recipe::Parse(json);
+  EXPECT_TRUE(recipe.ok()) << recipe.error().ToString();
+  return std::move(recipe).value();
+}
+
+struct Run {
+  Run(const SyntheticSpec& spec, const Recipe& recipe, const std::string& name)
+      : recipe(recipe), text(ToyText(spec.vocab)) {
+    auto read = train::ModelFile::Read(FolderOf(spec, name), spec.vocab);
+    EXPECT_TRUE(read.ok()) << read.error().ToString();
+    file = std::move(read).value();
+    parameters.emplace(file.config, recipe.seed, torch::TensorOptions(torch::kFloat32));
+    trainer.emplace(file, *parameters, this->recipe, text);
+  }
+  std::vector<double> Steps(int64_t count) {
+    std::vector<double> losses;
+    for (int64_t i = 0; i < count; ++i) {
+      trainer->Step();
+      const Losses l = trainer->TakeLosses();
+      losses.insert(losses.end(), l.by_kind.begin() + 1, l.by_kind.end());
+      losses.push_back(l.distillation);
+    }
+    return losses;
+  }
+
+  Recipe recipe;
+  Tensor text;
+  train::ModelFile file;
+  std::optional<Parameters> parameters;
+  std::optional<Trainer> trainer;
+};
+
+TEST(RunTest, StoppedRunGoesOnToTheSameLosses) {
+  int i = 0;
+  for (const bool muon : {true, false}) {
+    const Recipe recipe = RecipeOf(fmt::format(
+        R"({{"stages": [{{"steps": 3, "n": 96, "rows": 8}}, {{"steps": 3, "n": 128, "rows": 4}}],
+           "accumulate": 2, "pack": true, "sparse_from": 2, "distilled_rows": 8, "muon": {}}})",
+        muon));
+    for (const SyntheticSpec& spec : ToySpecs()) {
+      SCOPED_TRACE(test::Describe(spec));
+      const std::string name = fmt::format("resume-{}", i++);
+      const std::string state = test::Scratch().File(name + ".state");
+      Run whole(spec, recipe, name), first(spec, recipe, name), second(spec, recipe, name);
+      std::vector<double> expected = whole.Steps(6);
+      first.Steps(4);
+      ASSERT_TRUE(first.trainer->Save(state).ok());
+      second.parameters->ZeroGradients();
+      const Status loaded = second.trainer->Load(state);
+      ASSERT_TRUE(loaded.ok()) << loaded.error().ToString();
+      EXPECT_EQ(second.trainer->step(), 4);
+      expected.erase(expected.begin(), expected.begin() + 4 * kTokenKinds);
+      const std::vector<double> got = second.Steps(2);
+      ASSERT_EQ(got.size(), expected.size());
+      for (size_t at = 0; at < got.size(); ++at)
+        EXPECT_TRUE(got[at] == expected[at] || (std::isnan(got[at]) && std::isnan(expected[at])))
+            << at << ": " << got[at] << " " << expected[at];
+    }
+  }
+}
+
+TEST(RunTest, ToysLearnRecall) {
+  int i = 0;
+  for (const SyntheticSpec& spec : ToySpecs()) {
+    SCOPED_TRACE(test::Describe(spec));
+    const Recipe recipe = RecipeOf(
+        R"({"stages": [{"steps": 160, "n": 96, "rows": 16}], "rate": 0.02, "warmup": 10,
+            "schedule": "linear", "text": 0, "distilled_rows": 24, "sparse_from": 100})");
+    Run run(spec, recipe, fmt::format("learn-{}", i++));
+    while (!run.trainer->done()) run.trainer->Step();
+    const Evaluation e = Evaluate(run.trainer->transformer(), run.trainer->batches().tasks(),
+                                  {.n = 96, .tokens = 1536, .batches = 1});
+    for (const Share& s : e.facts) std::printf("facts %s %.3f  ", s.name.c_str(), s.value());
+    for (const Share& s : e.pairs) std::printf("pairs %s %.3f  ", s.name.c_str(), s.value());
+    for (const Share& s : e.chains) std::printf("chains %s %.3f  ", s.name.c_str(), s.value());
+    std::printf("%s\n", test::Describe(spec).c_str());
+    EXPECT_GT(e.facts.back().value(), 0.9);
+  }
+}
+
+TEST(RunTest, RecipesAreChecked) {
+  const auto message = [](const std::string& json) {
+    const auto recipe = Recipe::Parse(json);
+    return recipe.ok() ? "" : recipe.error().message();
+  };
+  EXPECT_EQ(message(R"({"stages": [{"steps": 1}]})"), "");
+  EXPECT_EQ(message("[]"), "recipe: no JSON object");
+  EXPECT_EQ(message(R"({"stages": []})"), "recipe: stages is missing or empty");
+  EXPECT_EQ(message(R"({"stages": [{"steps": 1, "lines": 2}]})"), "recipe: lines: unknown");
+  EXPECT_EQ(message(R"({"stages": [{"steps": 1}], "rate": 2})"),
+            "recipe: rate is 2, expected a number from 0 to 1");
+  EXPECT_EQ(message(R"({"stages": [{"steps": 1, "rows": 3}], "accumulate": 2})"),
+            "recipe: 3 rows are no multiple of accumulate 2");
+}
+
+TEST(RunTest, SchedulesRiseAndFall) {
+  Recipe r = RecipeOf(R"({"stages": [{"steps": 100}], "rate": 1, "warmup": 10, "decay": 20})");
+  EXPECT_DOUBLE_EQ(r.Rate(0), 0.1);
+  EXPECT_DOUBLE_EQ(r.Rate(50), 1);
+  EXPECT_DOUBLE_EQ(r.Rate(90), 0.55);
+  r.schedule = Recipe::Schedule::kLinear;
+  EXPECT_DOUBLE_EQ(r.Rate(50), 0.55);
+  r.schedule = Recipe::Schedule::kCosine;
+  EXPECT_NEAR(r.Rate(50), 0.55, 1e-12);
+  EXPECT_NEAR(r.Rate(99), 0.1, 1e-3);
+}
+
+// The rule of the engine's lists: larger first, then lower; ascending; -1 where there are fewer.
+TEST(RunTest, LargestBreakTiesByPosition) {
+  const float none = -std::numeric_limits<float>::infinity();
+  const Tensor scores =
+      torch::tensor({1.f, 3.f, 3.f, none, 3.f, 0.f, none, none, none, 2.f, none, none})
+          .reshape({2, 6});
+  const Tensor expected = torch::tensor({1, 2, 3, -1}, torch::kInt32).reshape({2, 2});
+  EXPECT_TRUE(torch::equal(LargestOf(scores, 2), expected));
+}
+
+// Every value that a task asks for was stated before it, after the same key.
+TEST(RunTest, TasksAskForWhatWasStated) {
+  const Tasks tasks(ToyText(512), 512);
+  auto g = at::detail::createCPUGenerator(4);
+  const Samples f = tasks.Facts(4, 512, tasks.most_width(), g);
+  const auto token = f.tokens.accessor<int64_t, 2>();
+  const auto kind = f.kinds.accessor<int64_t, 2>();
+  const auto back = f.distance.accessor<int64_t, 2>();
+  int64_t facts = 0;
+  for (int64_t r = 0; r < 4; ++r) {
+    for (int64_t t = 0; t < 512; ++t) {
+      if (kind[r][t] != kFactAnswer || kind[r][t - 1] == kFactAnswer) continue;
+      ++facts;
+      ASSERT_GT(back[r][t], 0);
+      for (int64_t i = -2; i < 2; ++i) EXPECT_EQ(token[r][t + i], token[r][t + i - back[r][t]]);
+    }
+  }
+  EXPECT_GT(facts, 10);
+  const Samples p = tasks.Pairs(4, 512, tasks.most_width(), 16, 16, g);
+  for (int64_t r = 0; r < 4; ++r) {
+    std::map<int64_t, int64_t> value;
+    for (int64_t t = 0; t < 512; t += 2) {
+      const int64_t k = p.tokens[r][t].item<int64_t>(), v = p.tokens[r][t + 1].item<int64_t>();
+      const bool answer = p.kinds[r][t + 1].item<int64_t>() == kPairAnswer;
+      if (t > 0 && value.contains(k)) EXPECT_EQ(value[k], v);
+      if (answer && t > 0 && p.tokens[r][t - t].item<int64_t>() == 4 && !value.contains(k))
+        EXPECT_EQ(p.tokens[r][1].item<int64_t>(), v);  // the first key is covered by the mark
+      value[k] = v;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace baton::train
