@@ -86,7 +86,8 @@ Result<server::Model> LoadModel(const ServeCommand& o) {
     return Error::NotFound("{}: the model has no tokenizer", flags.model);
   const std::filesystem::path path(flags.model);
   model.name =
-      !o.name.empty() ? o.name : (path.extension() == ".gguf" ? path.stem() : path.filename());
+      !o.name.empty() ? o.name
+                      : (path.extension() == ".gguf" ? path.stem() : path.filename()).string();
   for (const std::string& given : o.plans) {
     const size_t equals = given.find('=');
     const std::string file = equals == std::string::npos ? given : given.substr(equals + 1);
