@@ -6,7 +6,7 @@
 
 #include "base/sha256.h"
 #include "baton/eval.h"
-#include "profile/corpus.h"
+#include "profile/texts.h"
 
 namespace baton {
 namespace {
