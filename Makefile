@@ -1,5 +1,5 @@
 # What a person types; the work is in scripts/ and CMakePresets.json.
-.PHONY: build demo test quality check format asan tsan minimal emulate fuzz docs clean help
+.PHONY: build demo serve test quality check format asan tsan minimal emulate fuzz docs clean help
 .DEFAULT_GOAL := build
 
 FUZZ_SECONDS ?= 60
@@ -17,6 +17,12 @@ demo:  ## Profile, plan and compare on a real model; writes report.html
 	@scripts/build release baton
 	@scripts/get-model smollm2
 	@scripts/demo
+
+serve:  ## Serve a small model to clients of OpenAI's API, http://127.0.0.1:8080
+	@scripts/setup
+	@scripts/build release baton
+	@scripts/get-model smollm2
+	@build/release/baton serve models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 test:  ## Build and run every test; the last line counts them
 	@scripts/setup

@@ -85,16 +85,15 @@ Result<server::Model> LoadModel(const ServeCommand& o) {
   if (!model.engine->info().has_tokenizer)
     return Error::NotFound("{}: the model has no tokenizer", flags.model);
   const std::filesystem::path path(flags.model);
-  model.name =
-      !o.name.empty() ? o.name
-                      : (path.extension() == ".gguf" ? path.stem() : path.filename()).string();
+  const std::filesystem::path file = path.extension() == ".gguf" ? path.stem() : path.filename();
+  model.name = o.name.empty() ? file.string() : o.name;
   for (const std::string& given : o.plans) {
     const size_t equals = given.find('=');
-    const std::string file = equals == std::string::npos ? given : given.substr(equals + 1);
-    const std::string name = equals == std::string::npos
-                                 ? std::filesystem::path(file).stem().string()
-                                 : given.substr(0, equals);
-    BATON_ASSIGN(auto plan, LoadPlan(*model.engine, file));
+    const bool named = equals != std::string::npos;
+    const std::string plan_file = named ? given.substr(equals + 1) : given;
+    const std::string name = named ? given.substr(0, equals)
+                                   : std::filesystem::path(plan_file).stem().string();
+    BATON_ASSIGN(auto plan, LoadPlan(*model.engine, plan_file));
     if (name == "dense" || !model.plans.emplace(name, *std::move(plan)).second)
       return Error::InvalidArgument("--plan: the name {} is taken", name).Hint("give NAME=FILE");
     if (model.plan.empty()) model.plan = name;

@@ -4,38 +4,45 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 namespace baton::server {
 namespace {
 
-constexpr int kMostLevels = 64;
+constexpr size_t kMostLevels = 64;
+constexpr int64_t kMostMembers = 1024;  // of an object, whose members are looked up one by one
+constexpr int64_t kMostValues = 2 << 20;
 
-// Levels of brackets outside of texts. Before the parser: a value of many levels costs a stack
-// frame each wherever it is copied or written.
-bool TooDeep(std::string_view body) {
-  int level = 0;
+// Counts brackets and commas outside of texts. Before the parser, which would need a stack frame
+// for each level wherever a value is copied, time for each member, and memory for each value.
+std::string ExcessOf(std::string_view body) {
+  std::vector<int64_t> commas;  // by level
+  int64_t values = 0;
   bool text = false;
   for (size_t i = 0; i < body.size(); ++i) {
     const char c = body[i];
     if (text) {
       if (c == '\\') ++i;
       if (c == '"') text = false;
-    } else if (c == '"') {
-      text = true;
-    } else if (c == '[' || c == '{') {
-      if (++level > kMostLevels) return true;
-    } else if (c == ']' || c == '}') {
-      --level;
+      continue;
     }
+    if (c == '"') text = true;
+    if (c == '[') commas.push_back(-kMostValues);
+    if (c == '{') commas.push_back(0);
+    if ((c == ']' || c == '}') && !commas.empty()) commas.pop_back();
+    if (c == ',' && !commas.empty() && ++commas.back() >= kMostMembers)
+      return fmt::format("has an object of more than {} members", kMostMembers);
+    if (commas.size() > kMostLevels) return fmt::format("nests deeper than {} levels", kMostLevels);
+    values += c == ',' || c == '[' || c == '{';
   }
-  return false;
+  return values > kMostValues ? fmt::format("has more than {} values", kMostValues) : "";
 }
 
 }  // namespace
 
 std::optional<ApiError> ParseObject(std::string_view body, Json& object) {
-  if (TooDeep(body))
-    return ApiError{.message = fmt::format("the body nests deeper than {} levels", kMostLevels)};
+  if (const std::string excess = ExcessOf(body); !excess.empty())
+    return ApiError{.message = "the body " + excess};
   object = Json::parse(body, nullptr, /*allow_exceptions=*/false);
   if (object.is_discarded())
     return ApiError{.message = fmt::format("the body is not JSON: expected an object, got {} bytes",

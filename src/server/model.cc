@@ -7,6 +7,8 @@
 #include <random>
 #include <utility>
 
+#include "engine/engine_impl.h"
+
 namespace baton::server {
 namespace {
 
@@ -20,7 +22,7 @@ std::optional<ApiError> SetPlan(const Model& m, const Call& call, Request& reque
     if (plan == m.plans.end()) {
       std::string names = "dense";
       for (const auto& [known, _] : m.plans) names += ", " + known;
-      return ApiError{.message = fmt::format("plan: expected one of {}, got {}", names, name),
+      return ApiError{.message = fmt::format("plan: expected one of {}, got {}", names, name.substr(0, 100)),
                       .param = "plan",
                       .code = "plan_not_found"};
     }
@@ -41,13 +43,15 @@ std::optional<ApiError> FitIn(const Engine& engine, Request& request) {
   if (prompt > room)
     return too_long(fmt::format("the prompt has {} tokens, {} more than the {} of the {}", prompt,
                                 prompt - room, room, room == context ? "context" : "KV cache"));
-  if (request.max_tokens < 0) request.max_tokens = std::max<int64_t>(1, room - prompt);
+  const int64_t most = std::max<int64_t>(1, room - prompt);
+  if (request.max_tokens < 0) request.max_tokens = most;
   const int64_t wanted = prompt + std::min(request.max_tokens, context - prompt);
   if (wanted > cache)
     return too_long(fmt::format(
         "a prompt of {} tokens and an answer of {} need {} tokens of KV cache, {} more than the {} "
         "there are",
         prompt, wanted - prompt, wanted, wanted - cache, cache));
+  request.max_tokens = std::min(request.max_tokens, std::max<int64_t>(1, context - prompt));
   return std::nullopt;
 }
 
@@ -97,6 +101,22 @@ void AddChoices(const Request& request, std::string echo, Prepared& p) {
   }
 }
 
+// Logprobs of whole answers are kept until the answer is written.
+std::optional<ApiError> CheckLogprobs(const Prepared& p) {
+  constexpr int64_t kMost = 4 << 20;
+  int64_t entries = 0;
+  for (const Request& r : p.requests) {
+    if (r.logprobs >= 0 && !p.call.stream) entries += (r.logprobs + 1) * r.max_tokens;
+    if (r.prompt_logprobs >= 0) entries += (r.prompt_logprobs + 1) * std::ssize(r.tokens);
+  }
+  if (entries <= kMost) return std::nullopt;
+  return ApiError{
+      .message = fmt::format("logprobs: the answer would hold up to {}, the most is {}; ask for "
+                             "fewer, or for fewer tokens",
+                             entries, kMost),
+      .param = "logprobs"};
+}
+
 }  // namespace
 
 std::optional<ApiError> Prepare(const Model& model, Call call, Prepared& p) {
@@ -120,7 +140,7 @@ std::optional<ApiError> Prepare(const Model& model, Call call, Prepared& p) {
   }
   p.call.prompts.clear();
   p.call.chat.clear();
-  return std::nullopt;
+  return CheckLogprobs(p);
 }
 
 std::optional<ApiError> Tokenize(const Model& model, const TokenCall& call, std::string& reply) {
@@ -139,7 +159,22 @@ std::optional<ApiError> CountTokens(const Model& model, const TokenCall& call, s
   return std::nullopt;
 }
 
-std::optional<ApiError> Detokenize(const Model& model, const TokenCall& call, std::string& reply) {
+std::string TokenizerInfo(const Model& model) {
+  const Engine::Impl& impl = model.engine->impl();
+  const auto text = [&](int32_t token) {
+    return token < 0 ? Json() : Json(impl.tokenizer->Bytes(token, /*special=*/true));
+  };
+  const std::string* chat = impl.chat.Choose(/*tools=*/false);
+  return Dump({{"bos_token", text(impl.tokenizer->bos())},
+               {"eos_token", text(impl.tokenizer->eos())},
+               {"unk_token", text(impl.tokenizer->unknown())},
+               {"vocab_size", impl.info.vocab},
+               {"model_max_length", impl.options.context},
+               {"chat_template", chat ? Json(*chat) : Json()}});
+}
+
+std::optional<ApiError> Detokenize(const Model& model, const TokenCall& call,
+                                   std::string& reply) {
   const int64_t vocab = model.engine->info().vocab;
   for (const int32_t t : call.tokens)
     if (t >= vocab)

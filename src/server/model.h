@@ -35,4 +35,7 @@ std::optional<ApiError> Tokenize(const Model& model, const TokenCall& call, std:
 std::optional<ApiError> Detokenize(const Model& model, const TokenCall& call, std::string& reply);
 std::optional<ApiError> CountTokens(const Model& model, const TokenCall& call, std::string& reply);
 
+// {"bos_token", "eos_token", "chat_template", ...}, for evaluation harnesses.
+std::string TokenizerInfo(const Model& model);
+
 }  // namespace baton::server

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <netinet/tcp.h>
+#include <sys/resource.h>
 
 #include <array>
 #include <boost/asio/io_context.hpp>
@@ -28,7 +29,7 @@ using boost::system::error_code;
 using tcp = asio::ip::tcp;
 
 constexpr Clock::time_point kNever = Clock::time_point::max();
-constexpr size_t kReadBytes = 16 << 10;
+constexpr size_t kReadBytes = 8 << 10;
 constexpr std::chrono::seconds kLinger{2};
 constexpr std::chrono::milliseconds kTick{100};
 
@@ -102,10 +103,11 @@ class Session : public Exchange, public std::enable_shared_from_this<Session> {
   void Close() {
     if (closed_) return;
     closed_ = true;
+    const auto self = shared_from_this();  // what lets go of it below may be the last to hold it
     error_code ignored;
     socket_.close(ignored);
     ReleaseBody();
-    hub_.sessions.erase(shared_from_this());
+    hub_.sessions.erase(self);
     hub_.service.connections = std::ssize(hub_.sessions);
     if (auto gone = std::exchange(on_gone, nullptr)) gone();
   }
@@ -295,6 +297,7 @@ class Server {
       : options_(options), events_(events) {}
 
   Status Run(EngineThread::Loader load) {
+    RaiseFileLimit();
     BATON_TRY(Listen());
     if (events_.on_listening) events_.on_listening(acceptor_.local_endpoint().port());
     {
@@ -320,6 +323,14 @@ class Server {
   }
 
  private:
+  // Shells allow 1,024 files where the system would allow more.
+  static void RaiseFileLimit() {
+    struct rlimit files {};
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+
   Status Listen() {
     error_code error;
     const asio::ip::address address = asio::ip::make_address(options_.host, error);

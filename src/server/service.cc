@@ -81,6 +81,10 @@ const std::vector<Service::Route>& Service::Routes() {
       {"GET", "/metrics", true,
        [](Service& s, const R& r, E e) { s.WriteMetrics(r, std::move(e)); }},
       {"GET", "/v1/models", false, [](Service& s, const R& r, E e) { s.Models(r, std::move(e)); }},
+      {"GET", "/tokenizer_info", false,
+       [](Service& s, const R&, E e) {
+         s.Reply(*e, {.body = server::TokenizerInfo(*s.engine_.model())});
+       }},
       {"POST", "/v1/chat/completions", false,
        [](Service& s, const R& r, E e) { s.Generate(r, std::move(e), Api::kChat); }},
       {"POST", "/v1/completions", false,

@@ -208,6 +208,19 @@ TEST(Sampler, PresenceCountsOnceAndFrequencyEachTime) {
   EXPECT_FALSE(CheckSampling({.frequency_penalty = INFINITY}).ok());
 }
 
+TEST(Sampler, BiasesComeFirstAndNeedNoHistory) {
+  const std::vector<float> logits = {3.0f, 2.5f, 2.2f, 0.0f};
+  const auto best = [&](Sampling s, std::vector<int32_t> history = {}) {
+    return Sampler(s).Sample(logits, history);
+  };
+  EXPECT_EQ(best({.logit_bias = {{3, 3.5f}}}), 3);
+  EXPECT_EQ(best({.logit_bias = {{0, -100}, {1, -100}}}), 2);
+  EXPECT_EQ(best({.presence_penalty = 1, .logit_bias = {{3, 3.5f}}}, {3}), 0);  // 3, .., 2.5
+  EXPECT_FALSE(CheckSampling({.logit_bias = {{4, 1}}}, 4).ok());
+  EXPECT_FALSE(CheckSampling({.logit_bias = {{-1, 1}}}, 4).ok());
+  EXPECT_FALSE(CheckSampling({.logit_bias = {{1, kNan}}}, 4).ok());
+}
+
 TEST(Sampler, LogprobsAreOfOneDistribution) {
   const std::vector<float> logits = {1.0f, 3.0f, NAN, 3.0f, -INFINITY};
   const Generation::Logprobs l = LogprobsOf(logits, 0, 5);

@@ -54,7 +54,7 @@ TEST(Texts, KindIsTheNameGivenOrTheFolderOrTheExtension) {
   ASSERT_TRUE(texts.ok()) << texts.error().ToString();
   EXPECT_THAT(KindsOf(*texts), ElementsAre("licences", "licences", "law", "law", "py", "notes",
                                            "licences", "other"));
-  EXPECT_THAT(warnings, IsEmpty());
+  EXPECT_TRUE(warnings.empty());
 }
 
 TEST(Texts, AFileWhoseNameHasAnEqualsSignIsThatFile) {
@@ -192,7 +192,7 @@ TEST(LeftOut, IsWhatTheBestPlanForTheOtherKindsLosesOnTheKind) {
 TEST(LeftOut, OneKindCannotBeLeftOut) {
   std::vector<Candidate> all = {Measured(0.2, {0.02})};
   LeaveEachKindOut(all);
-  EXPECT_THAT(all[0].left_out_kl, IsEmpty());
+  EXPECT_TRUE(all[0].left_out_kl.empty());
   EXPECT_EQ(all[0].LeftOutKl(), 0);
 }
 

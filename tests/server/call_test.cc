@@ -145,6 +145,11 @@ TEST(CallTest, NestingIsBounded) {
   EXPECT_THAT(Refused(Api::kChat, R"({"x": )" + deep).message, HasSubstr("nests deeper"));
   EXPECT_THAT(Refused(Api::kChat, "{" + kChat + R"(, "x": ")" + deep).message,
               HasSubstr("not JSON"));
+  std::string wide = "{";
+  for (int i = 0; i < 2000; ++i) wide += fmt::format("\"{}\": 1, ", i);
+  EXPECT_THAT(Refused(Api::kChat, wide + kChat + "}").message, HasSubstr("members"));
+  const std::string values = "[" + std::string(6 << 20, ',') + "]";
+  EXPECT_THAT(Refused(Api::kCompletions, values).message, HasSubstr("values"));
 }
 
 TEST(CallTest, AnswersToOneCallAreBounded) {

@@ -150,6 +150,58 @@ TEST(ServeTest, AChatStreamsWhatItAnswersWhole) {
   EXPECT_EQ(stream.events().back()["usage"], whole["usage"]);
 }
 
+// The same conversation in the words of each API has the same answer, whole and streamed.
+TEST(ServeTest, EveryApiGivesTheSameAnswer) {
+  TestServer server;
+  server.Ready();
+  const Json turns = {{{"role", "system"}, {"content", "s"}}, {{"role", "user"}, {"content", "Hi"}}};
+  Json body{{"messages", turns}, {"max_tokens", 6}, {"temperature", 0}};
+  const Json chat = server.Post("/v1/chat/completions", body).json();
+  const Json text = chat["choices"][0]["message"]["content"];
+  EXPECT_EQ(chat["usage"]["completion_tokens"], 6);
+
+  Json responses{{"instructions", "s"}, {"input", "Hi"}, {"max_output_tokens", 6},
+                 {"temperature", 0}};
+  Json whole = server.Post("/v1/responses", responses).json();
+  EXPECT_EQ(whole["output"][0]["content"][0]["text"], text) << whole;
+  EXPECT_EQ(whole["status"], "incomplete");
+  EXPECT_EQ(whole["usage"]["input_tokens"], chat["usage"]["prompt_tokens"]);
+  responses["stream"] = true;
+  std::string streamed;
+  std::vector<Json> events = server.Post("/v1/responses", responses).events();
+  for (size_t i = 0; i < events.size(); ++i) {
+    EXPECT_EQ(events[i]["sequence_number"], i);
+    if (events[i]["type"] == "response.output_text.delta")
+      streamed += events[i]["delta"].get<std::string>();
+  }
+  EXPECT_EQ(Json(streamed), text);
+  EXPECT_EQ(events.front()["type"], "response.created");
+  EXPECT_EQ(events.back()["type"], "response.incomplete");
+  EXPECT_EQ(events.back()["response"]["output"][0]["content"], whole["output"][0]["content"]);
+
+  Json messages{{"system", "s"},
+                {"messages", {{{"role", "user"}, {"content", {{{"type", "text"}, {"text", "Hi"}}}}}}},
+                {"max_tokens", 6},
+                {"temperature", 0}};
+  whole = server.Post("/v1/messages", messages).json();
+  EXPECT_EQ(whole["content"][0]["text"], text) << whole;
+  EXPECT_EQ(whole["stop_reason"], "max_tokens");
+  EXPECT_EQ(server.Post("/v1/messages/count_tokens", messages).json()["input_tokens"],
+            chat["usage"]["prompt_tokens"]);
+  messages["stream"] = true;
+  streamed.clear();
+  events = server.Post("/v1/messages", messages).events();
+  for (const Json& e : events)
+    if (e["type"] == "content_block_delta") streamed += e["delta"]["text"].get<std::string>();
+  EXPECT_EQ(Json(streamed), text);
+  EXPECT_EQ(events.front()["type"], "message_start");
+  EXPECT_EQ(events.back()["type"], "message_stop");
+  messages.erase("max_tokens");
+  const HttpAnswer refused = server.Post("/v1/messages", messages);
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_EQ(refused.json()["type"], "error");
+}
+
 TEST(ServeTest, TokensComeAndGo) {
   TestServer server;
   server.Ready();
