@@ -91,8 +91,8 @@ Result<server::Model> LoadModel(const ServeCommand& o) {
     const size_t equals = given.find('=');
     const bool named = equals != std::string::npos;
     const std::string plan_file = named ? given.substr(equals + 1) : given;
-    const std::string name = named ? given.substr(0, equals)
-                                   : std::filesystem::path(plan_file).stem().string();
+    const std::string name =
+        named ? given.substr(0, equals) : std::filesystem::path(plan_file).stem().string();
     BATON_ASSIGN(auto plan, LoadPlan(*model.engine, plan_file));
     if (name == "dense" || !model.plans.emplace(name, *std::move(plan)).second)
       return Error::InvalidArgument("--plan: the name {} is taken", name).Hint("give NAME=FILE");

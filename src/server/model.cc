@@ -22,9 +22,10 @@ std::optional<ApiError> SetPlan(const Model& m, const Call& call, Request& reque
     if (plan == m.plans.end()) {
       std::string names = "dense";
       for (const auto& [known, _] : m.plans) names += ", " + known;
-      return ApiError{.message = fmt::format("plan: expected one of {}, got {}", names, name.substr(0, 100)),
-                      .param = "plan",
-                      .code = "plan_not_found"};
+      return ApiError{
+          .message = fmt::format("plan: expected one of {}, got {}", names, name.substr(0, 100)),
+          .param = "plan",
+          .code = "plan_not_found"};
     }
     request.plan = plan->second;
   }
@@ -173,8 +174,7 @@ std::string TokenizerInfo(const Model& model) {
                {"chat_template", chat ? Json(*chat) : Json()}});
 }
 
-std::optional<ApiError> Detokenize(const Model& model, const TokenCall& call,
-                                   std::string& reply) {
+std::optional<ApiError> Detokenize(const Model& model, const TokenCall& call, std::string& reply) {
   const int64_t vocab = model.engine->info().vocab;
   for (const int32_t t : call.tokens)
     if (t >= vocab)

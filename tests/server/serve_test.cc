@@ -154,14 +154,15 @@ TEST(ServeTest, AChatStreamsWhatItAnswersWhole) {
 TEST(ServeTest, EveryApiGivesTheSameAnswer) {
   TestServer server;
   server.Ready();
-  const Json turns = {{{"role", "system"}, {"content", "s"}}, {{"role", "user"}, {"content", "Hi"}}};
+  const Json turns = {{{"role", "system"}, {"content", "s"}},
+                      {{"role", "user"}, {"content", "Hi"}}};
   Json body{{"messages", turns}, {"max_tokens", 6}, {"temperature", 0}};
   const Json chat = server.Post("/v1/chat/completions", body).json();
   const Json text = chat["choices"][0]["message"]["content"];
   EXPECT_EQ(chat["usage"]["completion_tokens"], 6);
 
-  Json responses{{"instructions", "s"}, {"input", "Hi"}, {"max_output_tokens", 6},
-                 {"temperature", 0}};
+  Json responses{
+      {"instructions", "s"}, {"input", "Hi"}, {"max_output_tokens", 6}, {"temperature", 0}};
   Json whole = server.Post("/v1/responses", responses).json();
   EXPECT_EQ(whole["output"][0]["content"][0]["text"], text) << whole;
   EXPECT_EQ(whole["status"], "incomplete");
@@ -179,10 +180,11 @@ TEST(ServeTest, EveryApiGivesTheSameAnswer) {
   EXPECT_EQ(events.back()["type"], "response.incomplete");
   EXPECT_EQ(events.back()["response"]["output"][0]["content"], whole["output"][0]["content"]);
 
-  Json messages{{"system", "s"},
-                {"messages", {{{"role", "user"}, {"content", {{{"type", "text"}, {"text", "Hi"}}}}}}},
-                {"max_tokens", 6},
-                {"temperature", 0}};
+  Json messages{
+      {"system", "s"},
+      {"messages", {{{"role", "user"}, {"content", {{{"type", "text"}, {"text", "Hi"}}}}}}},
+      {"max_tokens", 6},
+      {"temperature", 0}};
   whole = server.Post("/v1/messages", messages).json();
   EXPECT_EQ(whole["content"][0]["text"], text) << whole;
   EXPECT_EQ(whole["stop_reason"], "max_tokens");
