@@ -124,9 +124,8 @@ std::string Table::ToString() const {
   return out;
 }
 
-Progress::Progress(std::chrono::milliseconds every)
-    : terminal_(isatty(STDERR_FILENO) == 1), start_(Clock::now()) {
-  if (!terminal_) speaker_ = std::thread([this, every] { SayAgain(every); });
+Progress::Progress() : terminal_(isatty(STDERR_FILENO) == 1), start_(Clock::now()) {
+  if (!terminal_) speaker_ = std::thread([this] { SayAgain(); });
 }
 
 Progress::~Progress() {
@@ -149,9 +148,9 @@ OnProgress Progress::Callback() {
   };
 }
 
-void Progress::SayAgain(std::chrono::milliseconds every) {
+void Progress::SayAgain() {
   std::unique_lock lock(mutex_);
-  while (!ended_.wait_for(lock, every, [this] { return end_; })) {
+  while (!ended_.wait_for(lock, std::chrono::seconds(30), [this] { return end_; })) {
     if (!what_.empty())
       Note(fmt::format("baton: {:.0f} %  {}  {}", fraction_ * 100, TimeLeft(fraction_), what_));
   }

@@ -54,7 +54,7 @@ class Table {
 // seconds that says what is being done, also when no news comes.
 class Progress {
  public:
-  explicit Progress(std::chrono::milliseconds every = std::chrono::seconds(30));
+  Progress();
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -62,7 +62,7 @@ class Progress {
 
  private:
   void Draw(double fraction, std::string_view what);
-  void SayAgain(std::chrono::milliseconds every);
+  void SayAgain();
   std::string TimeLeft(double fraction) const;
   using Clock = std::chrono::steady_clock;
   bool terminal_, drawn_ = false;
