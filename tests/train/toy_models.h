@@ -45,8 +45,9 @@ inline std::vector<SyntheticSpec> ToySpecs() {
   };
   add("dense", "FF");
   add("dense", "WFW");
-  add("clsa", "WDD")->exit_layer = 1;
-  SyntheticSpec* s = add("clsa", "WII");
+  SyntheticSpec* s = add("clsa", "WDD");
+  s->exit_layer = 1, s->memory_qk_norm = true;
+  s = add("clsa", "WII");
   s->exit_layer = 1, s->top_k = 24, s->index_dim = 16, s->memory_qk_norm = true;
   s = add("hysparse", "FSF");
   s->top_k = 24, s->block = 4, s->scope = Scope::kGroup;
