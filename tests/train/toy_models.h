@@ -28,7 +28,7 @@ inline baton::Checkpoint OpenOrDie(const std::string& path) {
 inline Tensor ToyText(int64_t vocab) {
   auto generator = at::detail::createCPUGenerator(1);
   Tensor text = torch::randint(8, vocab, {4096}, generator, torch::kInt32);
-  text.slice(0, 0, text.size(0), 8).fill_(static_cast<int>(kTextToken0));
+  text.slice(0, 0, text.size(0), 8).fill_(static_cast<int>(kDocumentToken));
   return text;
 }
 
