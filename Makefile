@@ -1,12 +1,12 @@
 # What a person types; the work is in scripts/ and CMakePresets.json.
-.PHONY: build demo serve test quality check format asan tsan minimal emulate fuzz docs clean help
+.PHONY: build demo demo-systems train serve test quality check format asan tsan minimal emulate fuzz docs clean help
 .DEFAULT_GOAL := build
 
 FUZZ_SECONDS ?= 60
 ONLY ?=
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile
 
 build:  ## Build build/release/baton
 	@scripts/setup
@@ -23,6 +23,16 @@ serve:  ## Serve a small model to clients of OpenAI's API, http://127.0.0.1:8080
 	@scripts/build release baton
 	@scripts/get-model smollm2
 	@build/release/baton serve models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+demo-systems:  ## Compare the trained models in checkpoints/; writes systems.html
+	@scripts/setup
+	@scripts/build release baton
+	@scripts/demo-systems
+
+train:  ## Build the trainer on LibTorch (build/train/baton-train) and test it on the CPU
+	@scripts/setup train
+	@scripts/build train baton-train
+	@scripts/test train --without-models --only '^train/'
 
 test:  ## Build and run every test; the last line counts them
 	@scripts/setup

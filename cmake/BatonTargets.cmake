@@ -71,6 +71,10 @@ macro(baton_enable_cuda)
       set(CMAKE_CUDA_COMPILER ${BATON_NVCC})
       # CMake 3.25 knows neither architectures like 90a, which are given as flags, nor C++20 in CUDA.
       set(CMAKE_CUDA_ARCHITECTURES OFF)
+      if(NOT BATON_TRAIN STREQUAL OFF)
+        # LibTorch brings the shared runtime; a second, static one in the same process corrupts both.
+        set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
+      endif()
       enable_language(CUDA)
       set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
       set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)

@@ -24,7 +24,16 @@ function(baton_train)
 
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/train/*.cc)
   add_library(baton_train STATIC ${sources})
-  target_include_directories(baton_train SYSTEM PUBLIC ${BATON_TORCH_INCLUDE} ${BATON_TORCH_INCLUDE}/torch/csrc/api/include)
+  # A package brings headers of its own fmt, which must not hide the system's.
+  set(include ${BATON_TORCH_INCLUDE})
+  if(BATON_TORCH)
+    set(include ${CMAKE_BINARY_DIR}/torch-include)
+    file(MAKE_DIRECTORY ${include})
+    foreach(name ATen c10 caffe2 torch)
+      file(CREATE_LINK ${BATON_TORCH_INCLUDE}/${name} ${include}/${name} SYMBOLIC)
+    endforeach()
+  endif()
+  target_include_directories(baton_train SYSTEM PUBLIC ${include} ${include}/torch/csrc/api/include)
   target_link_libraries(baton_train PUBLIC baton_spec nlohmann_json::nlohmann_json)
   # LibTorch's headers take a minute to read.
   target_precompile_headers(baton_train PRIVATE ${CMAKE_SOURCE_DIR}/src/train/torch.h)

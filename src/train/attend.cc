@@ -22,44 +22,42 @@ constexpr int64_t kTileRows = 512;
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
 // Fused kernels take 16-bit types, and masks whose rows begin at multiples of 16 bytes.
-bool Fused(const Tensor& q, const Tensor& mask) {
+bool Fused(const Tensor& q, const Tensor& bias) {
   const bool small = q.scalar_type() == torch::kBFloat16 || q.scalar_type() == torch::kFloat16;
   return BATON_TORCH_FUSED && q.is_cuda() && small && q.size(3) % 8 == 0 && q.size(2) % 32 == 0 &&
-         (!mask.defined() || mask.size(3) % 8 == 0);
+         (!bias.defined() || bias.size(3) % 8 == 0);
 }
 
-// [B, Hq, rows, keys], 0 or -inf. Equal heads share storage.
-Tensor Bias(const Tensor& q, const Tensor& mask) {
-  Tensor bias = torch::zeros(mask.sizes(), q.options()).masked_fill_(mask.logical_not(), kNever);
-  if (bias.size(1) > 1) bias = bias.repeat_interleave(q.size(1) / bias.size(1), 1);
-  return bias.expand({q.size(0), q.size(1), mask.size(2), mask.size(3)});
+// For q's heads, which share storage where they share a mask.
+Tensor Spread(const Tensor& bias, const Tensor& q) {
+  const bool groups = bias.size(1) > 1 && bias.size(1) < q.size(1);
+  const Tensor heads = groups ? bias.repeat_interleave(q.size(1) / bias.size(1), 1) : bias;
+  return heads.expand({q.size(0), q.size(1), bias.size(2), bias.size(3)});
 }
 
-// Of one tile, mask [B or 1, G or 1, rows, keys]; k and v have q's heads.
+// Of one tile, bias [B or 1, G or 1, rows, keys], 0 or -inf; k and v have q's heads.
 struct Tile {
   Tensor o, lse;
 };
 
-Tensor Logits(const Tensor& q, const Tensor& k, const Tensor& mask, double scale) {
-  const Tensor z = torch::matmul(q, k.transpose(2, 3)).to(SumType(q)) * scale;
-  const Tensor all = mask.size(1) > 1 ? mask.repeat_interleave(q.size(1) / mask.size(1), 1) : mask;
-  return z.masked_fill(all.logical_not(), kNever);
+Tensor Logits(const Tensor& q, const Tensor& k, const Tensor& bias, double scale) {
+  return torch::matmul(q, k.transpose(2, 3)).to(SumType(q)) * scale + Spread(bias, q);
 }
 
-Tile TileForward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask,
+Tile TileForward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                  const Tensor& sink, double scale) {
   Tensor s;
   if (sink.numel() > 0) s = sink.to(SumType(q)).reshape({1, -1, 1});
 #if BATON_TORCH_FUSED
-  if (Fused(q, mask)) {
+  if (Fused(q, bias)) {
     auto [o, lse, seed, offset] = at::_scaled_dot_product_efficient_attention(
-        q, k, v, Bias(q, mask), /*compute_log_sumexp=*/true, 0.0, false, scale);
+        q, k, v, Spread(bias, q), /*compute_log_sumexp=*/true, 0.0, false, scale);
     if (!s.defined()) return {o, lse};
     const Tensor share = torch::sigmoid(lse - s).unsqueeze(3).to(o.scalar_type());
     return {o * share, torch::logaddexp(lse, s)};
   }
 #endif
-  const Tensor z = Logits(q, k, mask, scale);
+  const Tensor z = Logits(q, k, bias, scale);
   Tensor lse = torch::logsumexp(z, 3);
   if (s.defined()) lse = torch::logaddexp(lse, s);
   return {torch::matmul((z - lse.unsqueeze(3)).exp().to(v.scalar_type()), v), lse};
@@ -69,19 +67,21 @@ struct Gradients {
   Tensor q, k, v;
 };
 
-Gradients TileBackward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask,
+Gradients TileBackward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                        const Tile& out, const Tensor& grad, double scale) {
 #if BATON_TORCH_FUSED
-  if (Fused(q, mask)) {
+  if (Fused(q, bias)) {
     const Tensor unused = torch::zeros({}, q.options().dtype(torch::kInt64));  // of dropout
+    // The kernel takes every stride of o but that of rows, which it expects after heads.
+    const Tensor o = out.o.transpose(1, 2).contiguous().transpose(1, 2);
     auto [dq, dk, dv, dbias] = at::_scaled_dot_product_efficient_attention_backward(
-        grad, q, k, v, Bias(q, mask), out.o, out.lse, unused, unused, 0.0,
+        grad, q, k, v, Spread(bias, q), o, out.lse, unused, unused, 0.0,
         std::array<bool, 4>{true, true, true, false}, false, scale);
     return {dq, dk, dv};
   }
 #endif
   const auto sum = SumType(q);
-  const Tensor p = (Logits(q, k, mask, scale) - out.lse.unsqueeze(3)).exp();
+  const Tensor p = (Logits(q, k, bias, scale) - out.lse.unsqueeze(3)).exp();
   const Tensor g = grad.to(sum);
   const Tensor delta = (g * out.o.to(sum)).sum(3, /*keepdim=*/true);
   const Tensor dp = torch::matmul(grad, v.transpose(2, 3)).to(sum);
@@ -99,13 +99,13 @@ Tensor SinkGradient(const Tensor& sink, const Tile& out, const Tensor& grad) {
       .to(sink.scalar_type());
 }
 
-// The mask is given and kept: that of a chunk.
+// The bias is given and kept: that of a chunk.
 class MaskedAttention : public Function<MaskedAttention> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const Tensor& sink, const Tensor& mask, double scale) {
-    const Tile out = TileForward(q, k, v, mask, sink, scale);
-    context->save_for_backward({q, k, v, sink, mask, out.o, out.lse});
+                        const Tensor& sink, const Tensor& bias, double scale) {
+    const Tile out = TileForward(q, k, v, bias, sink, scale);
+    context->save_for_backward({q, k, v, sink, bias, out.o, out.lse});
     context->saved_data["scale"] = scale;
     return out.o;
   }
@@ -128,9 +128,8 @@ class RowTiles : public Function<RowTiles> {
     std::vector<Tensor> o, lse;
     for (int64_t first = 0; first < q.size(2); first += kTileRows) {
       const int64_t end = std::min(first + kTileRows, q.size(2));
-      const Tile tile =
-          TileForward(q.narrow(2, first, end - first), k.narrow(2, 0, end), v.narrow(2, 0, end),
-                      visible->Mask(first, end, 0, q.device()), sink, scale);
+      const Tile tile = TileForward(q.narrow(2, first, end - first), k.narrow(2, 0, end),
+                                    v.narrow(2, 0, end), visible->Bias(first, end, q), sink, scale);
       o.push_back(tile.o);
       lse.push_back(tile.lse);
     }
@@ -155,7 +154,7 @@ class RowTiles : public Function<RowTiles> {
       const int64_t end = std::min(first + kTileRows, q.size(2)), rows = end - first;
       const auto of = [&](const Tensor& t) { return t.narrow(2, first, rows); };
       const Gradients d = TileBackward(of(q), k.narrow(2, 0, end), v.narrow(2, 0, end),
-                                       visible->Mask(first, end, 0, q.device()),
+                                       visible->Bias(first, end, q),
                                        {of(s[4]), of(s[5]).contiguous()}, of(grad), scale);
       dq.push_back(d.q);
       dk.narrow(2, 0, end).add_(d.k);
@@ -207,18 +206,20 @@ Tensor WithBefore(const Tensor& t, int64_t rows) {
   return torch::cat({Chunks(before, rows), Chunks(t, rows)}, 2);
 }
 
-// [B * chunks or chunks, 1, rows, 2 rows].
-Tensor ChunkMask(const Visible& visible, const Tensor& q, int64_t rows) {
+// [B * chunks, 1, rows, 2 rows], 0 or -inf.
+Tensor ChunkBias(const Visible& visible, const Tensor& q, int64_t rows) {
   const int64_t chunks = q.size(2) / rows;
   const auto options = torch::TensorOptions(q.device()).dtype(torch::kInt64);
   const Tensor chunk = torch::arange(chunks, options).reshape({-1, 1, 1}) * rows;
   const Tensor row = chunk + torch::arange(rows, options).reshape({1, -1, 1});
   const Tensor key = chunk - rows + torch::arange(2 * rows, options).reshape({1, 1, -1});
   Tensor mask = (key <= row) & (row - key < visible.recent) & (key >= 0);
-  if (!visible.starts.defined())
-    return mask.unsqueeze(0).expand({q.size(0), -1, -1, -1}).reshape({-1, 1, rows, 2 * rows});
-  mask = mask.unsqueeze(0) & (key >= visible.starts.reshape({q.size(0), chunks, rows, 1}));
-  return mask.reshape({-1, 1, rows, 2 * rows});
+  mask = visible.starts.defined()
+             ? mask.unsqueeze(0) & (key >= visible.starts.reshape({q.size(0), chunks, rows, 1}))
+             : mask.unsqueeze(0).expand({q.size(0), -1, -1, -1});
+  const Tensor bias =
+      torch::zeros(mask.sizes(), q.options()).masked_fill_(mask.logical_not(), kNever);
+  return bias.reshape({-1, 1, rows, 2 * rows});
 }
 
 // Rows of a chunk for windows of this size; 0: chunks are no gain.
@@ -232,7 +233,7 @@ Tensor Window(const AttendInput& in, const Tensor& k, const Tensor& v, const Ten
               int64_t rows) {
   const Tensor o =
       MaskedAttention::apply(Chunks(in.q, rows), WithBefore(k, rows), WithBefore(v, rows), sink,
-                             ChunkMask(*in.visible, in.q, rows), in.scale);
+                             ChunkBias(*in.visible, in.q, rows), in.scale);
   const int64_t batch = in.q.size(0), heads = in.q.size(1);
   return o.reshape({batch, -1, heads, rows, o.size(3)})
       .transpose(1, 2)
@@ -252,16 +253,16 @@ Tensor Repeated(const Tensor& t, int64_t heads) {
 
 AttendOutput Attend(const AttendInput& in, bool need_lse) {
   BATON_CHECK_EQ(in.q.size(2), in.k.size(2));
-  const Tensor k = Repeated(in.k, in.q.size(1)), v = Repeated(in.v, in.q.size(1));
   const Tensor sink = in.sink.defined() ? in.sink : torch::empty({0}, in.q.options());
   const Visible& visible = *in.visible;
 #if BATON_TORCH_FUSED
   const bool causal = visible.kind == Visible::Kind::kAll && !visible.starts.defined();
   if (causal && sink.numel() == 0 && Fused(in.q, Tensor())) {
-    const variable_list out = Flash::apply(in.q, k, v, in.scale);
+    const variable_list out = Flash::apply(in.q, in.k, in.v, in.scale);
     return {out[0], out[1]};
   }
 #endif
+  const Tensor k = Repeated(in.k, in.q.size(1)), v = Repeated(in.v, in.q.size(1));
   const int64_t rows = ChunkRows(visible, in.q.size(2));
   if (rows > 0 && !need_lse) return {Window(in, k, v, sink, rows), Tensor()};
   const variable_list out = RowTiles::apply(in.q, k, v, sink, in.visible, in.scale);

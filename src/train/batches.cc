@@ -47,7 +47,7 @@ Batches::Batches(const Recipe& recipe, const Tensor& text, int64_t vocab, int64_
   on_host_ = text.to(torch::kCPU, torch::kInt64).contiguous();
   const int64_t* data = on_host_.data_ptr<int64_t>();
   for (int64_t i = 0; i < on_host_.size(0); ++i)
-    if (data[i] == kTextToken0 || i == 0) documents_.push_back(i);
+    if (data[i] == kDocumentToken || i == 0) documents_.push_back(i);
   documents_.push_back(on_host_.size(0));
 }
 

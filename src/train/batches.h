@@ -34,7 +34,7 @@ class Batches {
   int64_t align_;
 };
 
-// Where documents begin: the ids of <|text|>.
-constexpr int64_t kTextToken0 = 1;
+// <|text|>: a document begins.
+constexpr int64_t kDocumentToken = 1;
 
 }  // namespace baton::train

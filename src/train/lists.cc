@@ -35,6 +35,19 @@ Tensor Candidates(const RankInput& in, int64_t first, int64_t end) {
   return near & (key - start >= in.sink);
 }
 
+// While it lives, products of f32 may round their inputs to TF32.
+class TensorCores {
+ public:
+  explicit TensorCores(bool on) : before_(at::globalContext().allowTF32CuBLAS()) {
+    at::globalContext().setAllowTF32CuBLAS(on || before_);
+  }
+  ~TensorCores() { at::globalContext().setAllowTF32CuBLAS(before_); }
+  TensorCores(const TensorCores&) = delete;
+
+ private:
+  bool before_;
+};
+
 Tensor Stable(const Tensor& scores, int64_t k) {
   const auto [values, at] = torch::sort(scores, /*stable=*/true, 1, /*descending=*/true);
   const int64_t taken = std::min(k, scores.size(1));
@@ -63,19 +76,22 @@ Tensor Rank(const RankInput& in) {
   const auto sum = SumType(in.q);
   const int64_t n = in.q.size(2), batch = in.q.size(0), heads = in.q.size(1);
   const int64_t entries = (in.top_k + in.block - 1) / in.block;
-  // Products of 16-bit values are exact in the wider type, so ties are ties of the scores.
-  const Tensor q = in.q.detach().to(sum), k = in.k.detach().to(sum);
+  // Products of 16-bit values are exact in TF32 and wider types, so ties are ties of the scores.
+  const TensorCores cores(in.q.is_cuda() && in.q.element_size() == 2);
+  const Tensor q = in.q.detach().to(sum) * in.scale, k = in.k.detach().to(sum);
   const Tensor keys = k.repeat_interleave(heads / k.size(1), 1).transpose(2, 3);
   std::vector<Tensor> tiles;
   for (int64_t first = 0; first < n; first += kTileRows) {
     const int64_t end = std::min(first + kTileRows, n);
-    Tensor z =
-        torch::matmul(q.narrow(2, first, end - first), keys.narrow(3, 0, end)).mul_(in.scale);
+    Tensor z = torch::matmul(q.narrow(2, first, end - first), keys.narrow(3, 0, end));
     if (in.lse.defined())
       z.sub_(in.lse.detach().narrow(2, first, end - first).to(sum).unsqueeze(3));
-    z = Pooled(z, in.groups, in.pool);
-    z = z.masked_fill(Candidates(in, first, end).logical_not(), kNever);
-    if (in.block > 1) z = BlockMaxima(z, in.block);
+    const Tensor no_candidate = Candidates(in, first, end).logical_not();
+    if (in.block > 1) {
+      z = Pooled(BlockMaxima(z.masked_fill_(no_candidate, kNever), in.block), in.groups, in.pool);
+    } else {
+      z = Pooled(z, in.groups, in.pool).masked_fill(no_candidate, kNever);
+    }
     const Tensor list = LargestOf(z.reshape({-1, z.size(3)}), entries);
     tiles.push_back(list.reshape({batch, in.groups, end - first, entries}));
   }

@@ -32,13 +32,14 @@ torch::ScalarType ComputeType(const Recipe& recipe, torch::Device device) {
 }
 
 KindLosses LossesByKind(const Tensor& logits, const Samples& samples) {
-  const int64_t n = samples.tokens.size(1);
-  const Tensor target = samples.tokens.narrow(1, 1, n - 1).reshape({-1});
-  const Tensor kind = samples.kinds.narrow(1, 1, n - 1).reshape({-1});
-  const Tensor rows = logits.narrow(1, 0, n - 1).reshape({-1, logits.size(2)});
+  // A row's last logits have no target. All rows are kept, since a part of them would be a copy.
+  const Tensor target = samples.tokens.roll(-1, 1).reshape({-1});
+  Tensor kind = samples.kinds.roll(-1, 1);
+  kind.select(1, kind.size(1) - 1).fill_(kRandomToken);
+  const Tensor rows = logits.reshape({-1, logits.size(2)});
   const Tensor loss =
       torch::cross_entropy_loss(rows.to(SumType(rows)), target, {}, at::Reduction::None);
-  const Tensor is = torch::one_hot(kind, kTokenKinds).to(loss.scalar_type());
+  const Tensor is = torch::one_hot(kind.reshape({-1}), kTokenKinds).to(loss.scalar_type());
   const Tensor count = is.sum(0);
   return {torch::mv(is.t(), loss) / count.clamp_min(1), count};
 }

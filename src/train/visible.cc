@@ -1,5 +1,7 @@
 #include "train/visible.h"
 
+#include <limits>
+
 namespace baton::train {
 namespace {
 
@@ -32,6 +34,35 @@ Tensor Visible::Mask(int64_t first, int64_t end, int64_t from, torch::Device dev
   }
   mask = mask & forced;
   return mask.dim() == 2 ? mask.unsqueeze(0).unsqueeze(0) : mask;
+}
+
+Tensor Visible::Bias(int64_t first, int64_t end, const Tensor& like) const {
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  // Rows of the result begin at multiples of 16 bytes, as fused kernels want them.
+  constexpr int64_t kSpare = 8;
+  if (kind != Kind::kList || starts.defined()) {
+    const Tensor mask = Mask(first, end, 0, like.device());
+    return torch::zeros(mask.sizes(), like.options()).masked_fill_(mask.logical_not(), kNever);
+  }
+  // A list's few entries are written into -inf: fewer passes than over a mask.
+  const Tensor rows = list.narrow(2, first, end - first);
+  const int64_t columns = (end + block - 1) / block;
+  const Tensor at = torch::where(rows < 0, columns, rows).to(torch::kInt64);
+  Tensor bias = torch::full({rows.size(0), rows.size(1), rows.size(2), columns + kSpare}, kNever,
+                            like.options());
+  bias.scatter_(3, at, 0.0);
+  const auto options = torch::TensorOptions(like.device()).dtype(torch::kInt64);
+  const Tensor row = torch::arange(first, end, options).unsqueeze(1);
+  const Tensor key = torch::arange(end, options).unsqueeze(0);
+  if (block > 1) {
+    bias = bias.narrow(3, 0, columns).repeat_interleave(block, 3).narrow(3, 0, end);
+    bias.masked_fill_(key > row, kNever);
+  } else {
+    bias = bias.narrow(3, 0, end);
+  }
+  if (recent > 0 || sink > 0)
+    bias.masked_fill_((key <= row) & ((row - key < recent) | (key < sink)), 0.0);
+  return bias;
 }
 
 }  // namespace baton::train

@@ -17,6 +17,8 @@ struct Visible : torch::CustomClassHolder {
 
   // Of rows [first, end) and keys [from, end): [B or 1, groups or 1, end - first, end - from].
   Tensor Mask(int64_t first, int64_t end, int64_t from, torch::Device device) const;
+  // The same from key 0 as something to add to logits: 0 or -inf, of the type of `like`.
+  Tensor Bias(int64_t first, int64_t end, const Tensor& like) const;
 };
 
 }  // namespace baton::train

@@ -28,7 +28,7 @@ inline baton::Checkpoint OpenOrDie(const std::string& path) {
 inline Tensor ToyText(int64_t vocab) {
   auto generator = at::detail::createCPUGenerator(1);
   Tensor text = torch::randint(8, vocab, {4096}, generator, torch::kInt32);
-  text.slice(0, 0, text.size(0), 8).fill_(static_cast<int>(kTextToken0));
+  text.slice(0, 0, text.size(0), 8).fill_(static_cast<int>(kDocumentToken));
   return text;
 }
 
@@ -45,8 +45,9 @@ inline std::vector<SyntheticSpec> ToySpecs() {
   };
   add("dense", "FF");
   add("dense", "WFW");
-  add("clsa", "WDD")->exit_layer = 1;
-  SyntheticSpec* s = add("clsa", "WII");
+  SyntheticSpec* s = add("clsa", "WDD");
+  s->exit_layer = 1, s->memory_qk_norm = true;
+  s = add("clsa", "WII");
   s->exit_layer = 1, s->top_k = 24, s->index_dim = 16, s->memory_qk_norm = true;
   s = add("hysparse", "FSF");
   s->top_k = 24, s->block = 4, s->scope = Scope::kGroup;

@@ -23,7 +23,7 @@ Status Encode(const EncodeFlags& flags) {
   std::vector<uint16_t> ids;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find('\0', begin), text.size());
-    ids.push_back(static_cast<uint16_t>(kTextToken0));
+    ids.push_back(static_cast<uint16_t>(kDocumentToken));
     for (const int32_t id : tokenizer.Encode(std::string_view(text).substr(begin, end - begin)))
       ids.push_back(static_cast<uint16_t>(id));
     begin = end + 1;

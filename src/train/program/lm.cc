@@ -185,6 +185,7 @@ Status Bench(const BenchFlags& flags) {
   Recipe recipe;
   recipe.stages = {{.steps = kWarm + flags.steps, .n = flags.n, .rows = flags.tokens / flags.n}};
   recipe.optimizer.muon = false;
+  recipe.optimizer.clip = 0;
   recipe.sparse_from = flags.dense_memory ? recipe.steps() : -1;
   Parameters parameters(model.config, 1, torch::TensorOptions(device).dtype(torch::kFloat32));
   Trainer trainer(model, parameters, recipe, text);
