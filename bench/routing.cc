@@ -19,29 +19,13 @@
 #include "baton/engine.h"
 #include "engine/engine_impl.h"
 #include "engine/session.h"
+#include "or_die.h"
 
 namespace baton {
 namespace {
 
 constexpr int64_t kPrompt = 4096, kDepth = 7168;
 constexpr RouterSettings kSettings{.pool = 100, .sink = 64, .window = 512};
-
-template <typename T>
-T OrDie(Result<T> r) {
-  if (r.ok()) return std::move(r).value();
-  std::fprintf(stderr, "routing: %s\n", r.error().ToString().c_str());
-  std::exit(1);
-}
-void OrDie(Status s) {
-  if (s.ok()) return;
-  std::fprintf(stderr, "routing: %s\n", s.error().ToString().c_str());
-  std::exit(1);
-}
-
-double Median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v[v.size() / 2];
-}
 
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

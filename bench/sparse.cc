@@ -29,6 +29,7 @@
 #include "engine/prompt_run.h"
 #include "engine/session.h"
 #include "model/spec/synthetic.h"
+#include "or_die.h"
 
 namespace baton {
 namespace {
@@ -41,23 +42,6 @@ struct Options {
   std::string folder = "/tmp";
   std::vector<std::string> cases;
 };
-
-template <typename T>
-T OrDie(Result<T> r) {
-  if (r.ok()) return std::move(r).value();
-  std::fprintf(stderr, "sparse: %s\n", r.error().ToString().c_str());
-  std::exit(1);
-}
-void OrDie(Status s) {
-  if (s.ok()) return;
-  std::fprintf(stderr, "sparse: %s\n", s.error().ToString().c_str());
-  std::exit(1);
-}
-
-double Median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v.empty() ? 0 : v[v.size() / 2];
-}
 
 // A vocabulary of a few thousand words: the output layer is not looked at.
 std::unique_ptr<Engine> LoadSpec(const Options& o, const std::string& name, SyntheticSpec spec) {

@@ -7,7 +7,7 @@
 #include "profile/corpus.h"
 #include "profile/splits.h"
 #include "profile/texts.h"
-#include "tests/attention/engine_test_util.h"
+#include "tests/profile/profile_test_util.h"
 
 namespace baton {
 namespace {
@@ -16,18 +16,6 @@ using namespace test;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::SizeIs;
-
-std::string RandomText(int64_t bytes, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::string text;
-  for (int64_t i = 0; i < bytes; ++i) text += static_cast<char>('a' + random() % 26);
-  return text;
-}
-
-Engine& AnyEngine() {
-  static const std::unique_ptr<Engine> engine = LoadEngine(TinySpec(), BackendCases()[0]);
-  return *engine;
-}
 
 // A folder below the scratch folder with a file of each text.
 std::string Folder(const std::string& name, const std::vector<std::string>& texts) {

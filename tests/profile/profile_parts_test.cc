@@ -7,24 +7,12 @@
 #include "profile/probes.h"
 #include "profile/splits.h"
 #include "profile/texts.h"
-#include "tests/attention/engine_test_util.h"
+#include "tests/profile/profile_test_util.h"
 
 namespace baton {
 namespace {
 
 using namespace test;
-
-std::string RandomText(int64_t bytes, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::string text;
-  for (int64_t i = 0; i < bytes; ++i) text += static_cast<char>('a' + random() % 26);
-  return text;
-}
-
-Engine& AnyEngine() {
-  static const std::unique_ptr<Engine> engine = LoadEngine(TinySpec(), BackendCases()[0]);
-  return *engine;
-}
 
 bool Contains(const std::vector<int32_t>& all, const std::vector<int32_t>& part) {
   return std::search(all.begin(), all.end(), part.begin(), part.end()) != all.end();
