@@ -186,8 +186,11 @@ class Check {
       : engine_(engine), options_(options), plan_(plan), prompts_(Prompts(engine, options)) {}
 
   Tally Run() {
-    for (size_t i = 0; i < prompts_.size(); ++i) Alone(i);
-    for (size_t i = 0; i < prompts_.size(); i += 4) Batch(i, std::min(prompts_.size(), i + 4));
+    for (size_t i = 0; i < prompts_.size(); i += 4) {
+      const size_t end = std::min(prompts_.size(), i + 4);
+      for (size_t p = i; p < end; ++p) Alone(p);
+      Batch(i, end);
+    }
     return tally_;
   }
 

@@ -180,8 +180,9 @@ Maybe Positive(double value) { return value > 0 ? Maybe(value) : std::nullopt; }
 std::string SpeedSection(const ReportData& d) {
   std::vector<SpeedPoint> decode, prompt;
   std::string table;
-  for (const auto& [depth, row] : RowsByDepth(d)) {
-    const auto& [dense, planned] = row;
+  for (const auto& entry : RowsByDepth(d)) {
+    const int64_t depth = entry.first;
+    const auto& [dense, planned] = entry.second;
     const auto add = [depth](std::vector<SpeedPoint>& points, double from, double to) {
       if (from > 0 || to > 0) points.push_back({depth, Positive(from), Positive(to)});
     };
