@@ -578,11 +578,15 @@ Error PlanSearcher::NothingMeets() const {
     return Error::InvalidArgument("no plan of this profile comes near the target")
         .Hint("raise --max-bytes or --max-kl");
   }
+  const std::string kinds = near->left_out_kl.empty()
+                                ? ""
+                                : fmt::format(", of the worst kind {:.4f}, left out {:.4f}",
+                                              near->WorstKl(), near->LeftOutKl());
   return Error::InvalidArgument(
              "none of {} measured plans meets the target; nearest: {:.1f} % of the KV bytes, KL "
-             "{:.4f}, of the worst kind {:.4f}, left out {:.4f}, {} of {} probes",
-             candidates_.size(), 100 * near->kv_bytes_share, near->kl, near->WorstKl(),
-             near->LeftOutKl(), near->found, near->dense_found)
+             "{:.4f}{}, {} of {} probes",
+             candidates_.size(), 100 * near->kv_bytes_share, near->kl, kinds, near->found,
+             near->dense_found)
       .Hint("relax --max-kl, --max-bytes or --min-retrieval, or allow more roles");
 }
 
