@@ -21,12 +21,14 @@ using torch::autograd::variable_list;
 constexpr int64_t kTileRows = 512;
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
+#if BATON_TORCH_FUSED
 // Fused kernels take 16-bit types, and masks whose rows begin at multiples of 16 bytes.
 bool Fused(const Tensor& q, const Tensor& bias) {
   const bool small = q.scalar_type() == torch::kBFloat16 || q.scalar_type() == torch::kFloat16;
-  return BATON_TORCH_FUSED && q.is_cuda() && small && q.size(3) % 8 == 0 && q.size(2) % 32 == 0 &&
+  return q.is_cuda() && small && q.size(3) % 8 == 0 && q.size(2) % 32 == 0 &&
          (!bias.defined() || bias.size(3) % 8 == 0);
 }
+#endif
 
 // For q's heads, which share storage where they share a mask.
 Tensor Spread(const Tensor& bias, const Tensor& q) {
