@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace baton::server {
@@ -27,7 +28,7 @@ std::string ExcessOf(std::string_view body) {
       continue;
     }
     if (c == '"') text = true;
-    if (c == '[') commas.push_back(-kMostValues);
+    if (c == '[') commas.push_back(std::numeric_limits<int64_t>::min());  // any number
     if (c == '{') commas.push_back(0);
     if ((c == ']' || c == '}') && !commas.empty()) commas.pop_back();
     if (c == ',' && !commas.empty() && ++commas.back() >= kMostMembers)

@@ -105,13 +105,15 @@ Json InPart(const Answer& a, Json fields) {
   return all;
 }
 
+// One statement an event: they are numbered as they are written.
 std::string Begin(Answer& a) {
   const Json response = Response(a, "in_progress", Json::array());
-  return Event(a, "response.created", {{"response", response}}) +
-         Event(a, "response.in_progress", {{"response", response}}) +
-         Event(a, "response.output_item.added",
-               {{"output_index", 0}, {"item", Item(a, "in_progress", Json::array())}}) +
-         Event(a, "response.content_part.added", InPart(a, {{"part", Part("")}}));
+  std::string events = Event(a, "response.created", {{"response", response}});
+  events += Event(a, "response.in_progress", {{"response", response}});
+  events += Event(a, "response.output_item.added",
+                  {{"output_index", 0}, {"item", Item(a, "in_progress", Json::array())}});
+  events += Event(a, "response.content_part.added", InPart(a, {{"part", Part("")}}));
+  return events;
 }
 
 std::string Progress(Answer& a, const Choice&, int64_t done, int64_t total) {
@@ -126,11 +128,12 @@ std::string WritePiece(Answer& a, Choice&, const Piece& p) {
 
 std::string EndChoice(Answer& a, const Choice& c) {
   const char* status = Cut(a) ? "incomplete" : "completed";
-  return Event(a, "response.output_text.done",
-               InPart(a, {{"text", c.text}, {"logprobs", Json::array()}})) +
-         Event(a, "response.content_part.done", InPart(a, {{"part", Part(c.text)}})) +
-         Event(a, "response.output_item.done",
-               {{"output_index", 0}, {"item", Item(a, status, Json::array({Part(c.text)}))}});
+  std::string events = Event(a, "response.output_text.done",
+                             InPart(a, {{"text", c.text}, {"logprobs", Json::array()}}));
+  events += Event(a, "response.content_part.done", InPart(a, {{"part", Part(c.text)}}));
+  events += Event(a, "response.output_item.done",
+                  {{"output_index", 0}, {"item", Item(a, status, Json::array({Part(c.text)}))}});
+  return events;
 }
 
 std::string End(Answer& a) {
