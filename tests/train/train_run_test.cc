@@ -81,7 +81,7 @@ TEST(RunTest, ToysLearnRecall) {
     while (!run.trainer->done()) run.trainer->Step();
     const Evaluation e = Evaluate(run.trainer->transformer(), run.trainer->batches().tasks(),
                                   {.n = 96, .tokens = 1536, .batches = 4});
-    EXPECT_GT(e.facts.back().value(), 0.6);
+    EXPECT_GT(e.facts.back().value(), 0.4);
   }
 }
 
