@@ -61,7 +61,7 @@ asan:  ## Every test that needs no model under AddressSanitizer and UndefinedBeh
 
 tsan:  ## Threading and engine tests under ThreadSanitizer (the reference backend has no threads)
 	@scripts/setup
-	@scripts/test tsan --without-models --filter='-*/ref*' --only '^(base/thread_pool_test|attention/decode_test|engine/generate_test|engine/scheduler_test|kv/kv_store_test|ops/select_test)$$'
+	@scripts/test tsan --without-models --filter='-*/ref*' --only '^(base/thread_pool_test|engine/generate_test|engine/scheduler_test|ops/select_test)$$'
 
 minimal:  ## The reference backend alone: builds without Highway
 	@scripts/setup
