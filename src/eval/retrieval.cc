@@ -55,19 +55,6 @@ class Questions {
     return Status::Ok();
   }
 
-  // The same question in a second turn: the windows of the first are all that is left.
-  Status AskLater(size_t question, const ResolvedPlan& plan, NeedleResult& needle) {
-    const ResolvedPlan after = plan.AfterPrompt();
-    const std::vector<int32_t>& said = answer(question);
-    bool found = true;
-    BATON_TRY(Ask(question, &after, &after, [&](int64_t first, View<const float> logits) {
-      for (int64_t i = 0; i < logits.dim(0); ++i)
-        found &= ArgMax(logits.row(i), logits.dim(1)) == said[static_cast<size_t>(first + i)];
-    }));
-    needle.found_later = found;
-    return Status::Ok();
-  }
-
   Status AskPlanned(size_t question, const ResolvedPlan& plan, const Asked& asked,
                     NeedleResult& needle, std::vector<double>& answer_kl) {
     needle.found = true;
@@ -145,7 +132,13 @@ Result<std::vector<RetrievalResult>> Retrieve(Engine& engine, Session& session,
                             .kind = ToString(context.questions[q].kind),
                             .dense_found = asked[q].dense_found};
         BATON_TRY(questions.AskPlanned(q, plans[p], asked[q], needle, results[p].answer_kl));
-        if (plans[p].Evicts()) BATON_TRY(questions.AskLater(q, plans[p], needle));
+        if (plans[p].Evicts()) {
+          // In a second turn the windows of the first are all that is left.
+          NeedleResult later;
+          std::vector<double> not_reported;
+          BATON_TRY(questions.AskPlanned(q, plans[p].AfterPrompt(), asked[q], later, not_reported));
+          needle.found_later = later.found;
+        }
         results[p].needles.push_back(std::move(needle));
       }
     }

@@ -31,9 +31,7 @@ Status CheckTable(const std::vector<std::vector<double>>& table, const std::stri
   return Status::Ok();
 }
 
-// `bytes`: RoleKvBytes or RoleHeldBytes.
-LayerCosts CostsOf(int64_t (*bytes)(const ModelShape&, int, const LayerRole&, int64_t),
-                   const ModelShape& model, const std::vector<int64_t>& budgets,
+LayerCosts CostsOf(RoleBytes bytes, const ModelShape& model, const std::vector<int64_t>& budgets,
                    const std::vector<WindowOption>& windows, int64_t tokens) {
   const auto table = [&](const LayerRole& role) {
     std::vector<double> out(model.layers);

@@ -38,6 +38,9 @@ LayerCosts ByteCosts(const ModelShape& model, const std::vector<int64_t>& budget
 // Bytes of cache that one layer holds after a prompt of `tokens` tokens, bf16: all tokens, and the
 // low-bit copy where it scans; a window its own, as plans that evict hold it.
 int64_t RoleHeldBytes(const ModelShape& model, int layer, const LayerRole& role, int64_t tokens);
+// Either of the two.
+using RoleBytes = int64_t (*)(const ModelShape&, int layer, const LayerRole&, int64_t tokens);
+
 // The table of RoleHeldBytes, as ByteCosts.
 LayerCosts HeldCosts(const ModelShape& model, const std::vector<int64_t>& budgets,
                      const std::vector<WindowOption>& windows, int64_t tokens);

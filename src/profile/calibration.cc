@@ -168,7 +168,6 @@ Status CalibrationContext::Score(Session& session, const Group& g, Session::Deco
 Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunOptions& run) {
   const int first_layer = run.first_layer;
   OutputError* error = run.error;
-  const ResolvedPlan after = plan.AfterPrompt();
   PlanMeasure result;
   const int64_t width = engine_.info().width;
   for (Group& g : groups_) {
@@ -187,6 +186,7 @@ Result<PlanMeasure> CalibrationContext::Run(const ResolvedPlan& plan, const RunO
     BATON_TRY(restore());
     if (g.probe && plan.Evicts()) {
       // A second turn: all of the question sees what the first has left.
+      const ResolvedPlan after = plan.AfterPrompt();
       session_.Truncate(length());
       BATON_TRY(session_.Prefill(g.prefix, &after));
     }

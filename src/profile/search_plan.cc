@@ -84,8 +84,18 @@ class PlanSearcher {
   double MostShare() const {
     return options_.target.max_held > 0 ? options_.target.max_held : options_.target.max_bytes;
   }
-  double HeldShare(const std::vector<LayerRole>& layers) const;
-  double BytesShare(const std::vector<LayerRole>& layers) const;
+  // Shares of dense: read where the plan will be judged, a little before the context is full, when
+  // fixed budgets weigh most; and held by a full context under a plan that evicts.
+  double BytesShare(const std::vector<LayerRole>& layers) const {
+    return BytesOf(RoleKvBytes, layers, Visible()) /
+           static_cast<double>(DenseKvBytesPerToken(engine_.impl().shape(), Visible()));
+  }
+  double HeldShare(const std::vector<LayerRole>& layers) const {
+    const int64_t tokens = profile_.options.context;
+    return BytesOf(RoleHeldBytes, layers, tokens) /
+           static_cast<double>(KvBytesHeld(engine_.impl().model_plan.caches, tokens));
+  }
+  double BytesOf(RoleBytes bytes, const std::vector<LayerRole>& layers, int64_t tokens) const;
   double Speedup(const std::vector<LayerRole>& layers) const;
 
   Engine& engine_;
@@ -103,25 +113,14 @@ class PlanSearcher {
   std::optional<ExactPricer> exact_;  // where the plan is to draft
 };
 
-// The share is judged where the plan will be: a little before the context is full, when fixed
-// budgets weigh most.
-double PlanSearcher::BytesShare(const std::vector<LayerRole>& layers) const {
-  const ModelShape& shape = engine_.impl().shape();
-  const int64_t visible = Visible();
-  double bytes = 0;
+double PlanSearcher::BytesOf(RoleBytes bytes, const std::vector<LayerRole>& layers,
+                             int64_t tokens) const {
+  double sum = 0;
   for (int l = 0; l < profile_.layers; ++l) {
-    bytes += static_cast<double>(RoleKvBytes(shape, l, layers[static_cast<size_t>(l)], visible));
+    sum += static_cast<double>(
+        bytes(engine_.impl().shape(), l, layers[static_cast<size_t>(l)], tokens));
   }
-  return bytes / static_cast<double>(DenseKvBytesPerToken(shape, visible));
-}
-
-double PlanSearcher::HeldShare(const std::vector<LayerRole>& layers) const {
-  const ModelShape& shape = engine_.impl().shape();
-  const int64_t tokens = profile_.options.context;
-  double bytes = 0;
-  for (int l = 0; l < profile_.layers; ++l)
-    bytes += static_cast<double>(RoleHeldBytes(shape, l, layers[static_cast<size_t>(l)], tokens));
-  return bytes / static_cast<double>(KvBytesHeld(engine_.impl().model_plan.caches, tokens));
+  return sum;
 }
 
 double PlanSearcher::Speedup(const std::vector<LayerRole>& layers) const {

@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 
 #include "base/atomic_file.h"
 #include "base/check.h"
+#include "base/mapped_file.h"
 #include "formats/dequantize.h"
 #include "formats/hf_config.h"
 #include "formats/safetensors.h"
@@ -41,14 +40,6 @@ Tensor Values(const TensorInfo& t) {
   Tensor values = torch::empty(t.shape, torch::kFloat32);
   Dequantize(t.dtype, t.data, 0, t.elements(), values.data_ptr<float>());
   return values;
-}
-
-Result<std::string> ReadText(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::stringstream text;
-  text << in.rdbuf();
-  if (!in) return Error::NotFound("{}: cannot be read", path);
-  return text.str();
 }
 
 SafetensorsEntry Entry(const Parameter& p, torch::ScalarType type) {
@@ -106,7 +97,8 @@ void Parameters::ZeroGradients() {
 Result<ModelFile> ModelFile::Read(const std::string& path, int64_t vocab) {
   ModelFile model;
   const std::string file = fs::is_directory(path) ? path + "/config.json" : path;
-  BATON_ASSIGN(model.json, ReadText(file));
+  BATON_ASSIGN(const MappedFile text, MappedFile::Open(file));
+  model.json.assign(reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size());
   Result<Metadata> metadata = ParseHfConfig(model.json);
   if (!metadata.ok()) return std::move(metadata).error().At(file);
   BATON_ASSIGN(const Architecture* architecture,

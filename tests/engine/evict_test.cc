@@ -27,22 +27,14 @@ class EvictTest : public ::testing::TestWithParam<BackendCase> {
 
 // RunRouted checks after every token what the caches hold.
 TEST_P(EvictTest, EvictedDecodeEqualsMaskedDecode) {
-  const ResolvedPlan plan = Resolved(*engine_, EvictingPlan());
   for (const int64_t prompt : {1, 20, 43, 44, 45, 127, 129, 230}) {
     const std::vector<int32_t> tokens = RandomTokens(prompt + 12, static_cast<uint64_t>(prompt));
     const auto run = RunRouted(*engine_, tokens, prompt, {}, EvictingPlan());
     EXPECT_EQ(run->report.bitmap, "FSFFFS");
     EXPECT_EQ(run->report.source, "plan");
-    Session whole = NewSession(*engine_, prompt + 12);
-    const std::span<const int32_t> all(tokens);
-    const Logits last = Prefill(whole, all.first(static_cast<size_t>(prompt)), &plan);
-    EXPECT_LE(LargestDifference(run->last, last), GetParam().tolerance) << prompt;
-    Logits decoded;
-    for (size_t i = static_cast<size_t>(prompt); i < tokens.size(); ++i) {
-      const Logits row = Decode(whole, all.subspan(i, 1), &plan);
-      decoded.insert(decoded.end(), row.begin(), row.end());
-    }
-    EXPECT_LE(LargestDifference(run->decoded, decoded), GetParam().tolerance) << prompt;
+    const auto masked = RunMasked(*engine_, tokens, prompt, "", EvictingPlan());
+    EXPECT_LE(LargestDifference(run->last, masked->last), GetParam().tolerance) << prompt;
+    EXPECT_LE(LargestDifference(run->decoded, masked->decoded), GetParam().tolerance) << prompt;
   }
 }
 
@@ -52,11 +44,9 @@ TEST_P(EvictTest, ASecondTurnSeesWhatTheFirstLeft) {
   const Logits turn = Prefill(*run->session, more, &run->plan);
   run->CheckMemory();
 
-  const ResolvedPlan plan = Resolved(*engine_, EvictingPlan()), after = plan.AfterPrompt();
-  Session whole = NewSession(*engine_, 280);
-  const std::span<const int32_t> all(tokens);
-  Prefill(whole, all.first(190), &plan);
-  for (size_t i = 190; i < tokens.size(); ++i) Decode(whole, all.subspan(i, 1), &plan);
+  const auto masked = RunMasked(*engine_, tokens, 190, "", EvictingPlan(), true, 80);
+  const ResolvedPlan plan = masked->plan, after = plan.AfterPrompt();
+  Session& whole = *masked->session;
   EXPECT_LE(LargestDifference(turn, Prefill(whole, more, &after)), GetParam().tolerance);
   // Not a test of equal nothings: a dense second turn is another one.
   whole.Truncate(200);
