@@ -20,6 +20,7 @@
 #include "engine/engine_impl.h"
 #include "engine/session.h"
 #include "or_die.h"
+#include "profile/measure.h"
 
 namespace baton {
 namespace {

@@ -30,6 +30,7 @@
 #include "engine/session.h"
 #include "model/spec/synthetic.h"
 #include "or_die.h"
+#include "profile/measure.h"
 
 namespace baton {
 namespace {

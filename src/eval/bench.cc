@@ -14,6 +14,7 @@
 #include "eval/bench_exact.h"
 #include "eval/steps.h"
 #include "profile/exact_price.h"
+#include "profile/measure.h"
 
 namespace baton {
 namespace {
@@ -21,13 +22,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double Since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double Median(std::vector<double> v) {
-  if (v.empty()) return 0;
-  std::sort(v.begin(), v.end());
-  const size_t half = v.size() / 2;
-  return v.size() % 2 ? v[half] : (v[half - 1] + v[half]) / 2;
 }
 
 // Layers share a deeper cache even where memory would hold all of it: filling it takes longer than

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "engine/decode_step.h"
+#include "profile/measure.h"
 
 namespace baton {
 namespace {
@@ -13,11 +14,6 @@ constexpr int kRounds = 5;
 
 double Since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double Median(std::vector<double> v) {
-  std::nth_element(v.begin(), v.begin() + kRounds / 2, v.end());
-  return v[kRounds / 2];
 }
 
 }  // namespace

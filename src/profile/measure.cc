@@ -74,4 +74,11 @@ MeanError MeanOf(std::span<const double> values) {
   return m;
 }
 
+double Median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  return values.size() % 2 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
 }  // namespace baton

@@ -49,5 +49,7 @@ struct MeanError {
   double mean = 0, standard_error = 0;
 };
 MeanError MeanOf(std::span<const double> values);
+// The mean of the middle two of an even number; 0 of none.
+double Median(std::vector<double> values);
 
 }  // namespace baton

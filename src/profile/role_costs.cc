@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "engine/session.h"
+#include "profile/measure.h"
 
 namespace baton {
 namespace {
@@ -53,11 +54,7 @@ class Timer {
     }
     trace.enabled = before;
     trace.Reset();
-    const auto median = [](std::vector<double>& v) {
-      std::nth_element(v.begin(), v.begin() + kSteps / 2, v.end());
-      return v[kSteps / 2];
-    };
-    return StepTime{median(attention), median(all)};
+    return StepTime{Median(attention), Median(all)};
   }
 
  private:
