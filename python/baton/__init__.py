@@ -27,6 +27,8 @@ from ._baton import Error, Plan, Profile, __version__
 
 __all__ = ["Engine", "Error", "Generation", "Plan", "Profile", "Stream", "TokenLogprob", "__version__"]
 
+Error.__module__ = Plan.__module__ = Profile.__module__ = "baton"
+
 Path = Union[str, "os.PathLike[str]"]
 Tokens = Union[Sequence[int], np.ndarray]
 Progress = Callable[[float, str], None]

@@ -123,7 +123,7 @@ class Package(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             source = pathlib.Path(folder) / "text.md"
             source.write_text(text)
-            profile = self.engine.profile([source], context=512, probes=0, progress=lambda f, what: seen.append(f))
+            profile = self.engine.profile([source], context=512, probes=2, progress=lambda f, what: seen.append(f))
             self.assertEqual(seen, sorted(seen))
             self.assertGreater(len(seen), 3)
             plan, results = self.engine.search(profile, max_bytes=0.9, min_retrieval=0, max_evaluations=3)
@@ -136,7 +136,7 @@ class Package(unittest.TestCase):
                 raise Stop
 
             with self.assertRaises(Stop):
-                self.engine.profile([source], context=512, probes=0, progress=stop)
+                self.engine.profile([source], context=512, probes=2, progress=stop)
         judged = self.engine.evaluate((ROOT / "docs" / "tour.md").read_text(), plan, context=512, rows=32, needles=0)
         self.assertGreaterEqual(judged["kl_mean"], 0)
         self.assertLessEqual(judged["kv_bytes_share"], 0.95)
