@@ -162,14 +162,14 @@ Matrix Logits(const Handle& running, const std::vector<int32_t>& tokens,
     if (plan) {
       BATON_ASSIGN(resolved, engine.impl().ResolveUnrouted(*plan));
     }
-    BATON_ASSIGN(Session session,
-                 Session::Create(engine,
-                                 resolved ? resolved->caches : engine.impl().model_plan.caches,
-                                 std::max<int64_t>(1, count)));
+    BATON_ASSIGN(
+        Session session,
+        Session::Create(engine, resolved ? resolved->caches : engine.impl().model_plan.caches,
+                        std::max<int64_t>(1, count)));
     values->resize(static_cast<size_t>(count * vocab));
     for (int64_t at = 0; at < count; at += kRows) {
-      const auto part = std::span(tokens).subspan(
-          static_cast<size_t>(at), static_cast<size_t>(std::min(kRows, count - at)));
+      const auto part = std::span(tokens).subspan(static_cast<size_t>(at),
+                                                  static_cast<size_t>(std::min(kRows, count - at)));
       const auto keep = [&](int64_t first, View<const float> logits) {
         std::copy_n(logits.data(), logits.dim(0) * vocab, values->data() + (at + first) * vocab);
       };
@@ -202,7 +202,9 @@ void BindRequest(nb::module_& m) {
       .def_rw("plan", &Request::plan, nb::arg().none())
       .def("add_turn",
            [](Request& r, const std::string& role, const std::string& content,
-              const std::string& members) { r.chat.push_back({role, content, members}); })
+              const std::string& members) {
+             r.chat.push_back({role, content, members});
+           })
       .def("set_chat_options",
            [](Request& r, const std::string& tools, const std::string& variables) {
              r.chat_options = {tools, variables};
@@ -223,17 +225,17 @@ void BindRequest(nb::module_& m) {
            [](Request& r, const std::string& draft) {
              r.exact = ExactOptions{.plan = draft != "lookup", .lookup = draft != "plan"};
            })
-      .def("set_route", [](Request& r, const std::string& mode, double margin,
-                           const std::string& mask) {
-        r.route = RouteOptions{.mode = OneOf<RouteOptions::Mode>(
-                                   "route", mode,
-                                   {{"exact", RouteOptions::Mode::kExact},
-                                    {"probe", RouteOptions::Mode::kProbe},
-                                    {"two_pass", RouteOptions::Mode::kTwoPass},
-                                    {"dense", RouteOptions::Mode::kDense}}),
-                               .margin = margin,
-                               .mask = mask};
-      });
+      .def("set_route",
+           [](Request& r, const std::string& mode, double margin, const std::string& mask) {
+             r.route = RouteOptions{
+                 .mode = OneOf<RouteOptions::Mode>("route", mode,
+                                                   {{"exact", RouteOptions::Mode::kExact},
+                                                    {"probe", RouteOptions::Mode::kProbe},
+                                                    {"two_pass", RouteOptions::Mode::kTwoPass},
+                                                    {"dense", RouteOptions::Mode::kDense}}),
+                 .margin = margin,
+                 .mask = mask};
+           });
 }
 
 void BindPlans(nb::module_& m) {
@@ -273,14 +275,10 @@ void BindEngine(nb::module_& m) {
              record.origin.model = r->engine().info();
              return results::ToJson(record).dump();
            })
-      .def("tokenize",
-           [](const Handle& r, const std::string& text, bool bos, bool special) {
-             return r->engine().Tokenize(text, bos, special);
-           })
-      .def("detokenize",
-           [](const Handle& r, const std::vector<int32_t>& tokens, bool special) {
-             return Utf8(r->engine().Detokenize(tokens, special));
-           })
+      .def("tokenize", [](const Handle& r, const std::string& text, bool bos,
+                          bool special) { return r->engine().Tokenize(text, bos, special); })
+      .def("detokenize", [](const Handle& r, const std::vector<int32_t>& tokens,
+                            bool special) { return Utf8(r->engine().Detokenize(tokens, special)); })
       .def("check_plan",
            [](const Handle& r, const Plan& plan) {
              std::vector<std::string> warnings;
@@ -316,25 +314,24 @@ void BindEngine(nb::module_& m) {
              if (dense_prompts) o.prefills.clear();
              return Search(r, profile, o, progress);
            })
-      .def("evaluate",
-           [](const Handle& r, const std::string& text, const std::vector<Plan>& plans,
-              int64_t context, int64_t rows, int64_t max_windows, int needles, uint64_t seed,
-              const PyProgress& progress) {
-             EvalOptions o{.plans = plans,
-                           .context = context,
-                           .rows = rows,
-                           .max_windows = max_windows,
-                           .needles = needles,
-                           .seed = seed};
-             const auto evaluated = RunAlone(r, progress, [&](const OnProgress& report) {
-               return Evaluate(r->engine(), text, o, report);
-             });
-             results::OrderedJson out = results::OrderedJson::array();
-             for (size_t i = 0; i < evaluated.size(); ++i)
-               out.push_back(results::ToJson(
-                   results::PlanEval{.plan = plans[i].Summary(), .result = evaluated[i]}));
-             return out.dump();
-           });
+      .def("evaluate", [](const Handle& r, const std::string& text, const std::vector<Plan>& plans,
+                          int64_t context, int64_t rows, int64_t max_windows, int needles,
+                          uint64_t seed, const PyProgress& progress) {
+        EvalOptions o{.plans = plans,
+                      .context = context,
+                      .rows = rows,
+                      .max_windows = max_windows,
+                      .needles = needles,
+                      .seed = seed};
+        const auto evaluated = RunAlone(r, progress, [&](const OnProgress& report) {
+          return Evaluate(r->engine(), text, o, report);
+        });
+        results::OrderedJson out = results::OrderedJson::array();
+        for (size_t i = 0; i < evaluated.size(); ++i)
+          out.push_back(results::ToJson(
+              results::PlanEval{.plan = plans[i].Summary(), .result = evaluated[i]}));
+        return out.dump();
+      });
 }
 
 }  // namespace
