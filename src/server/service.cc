@@ -321,10 +321,20 @@ void Service::OnPiece(Active& a, Choice& choice, Event& event) {
   (latest ? metrics_.inter_token : metrics_.first_token)
       .Add(std::chrono::duration<double>(event.at - latest.value_or(a.arrived)).count());
   latest = event.at;
-  choice.text += event.piece->text;
-  if (a.call().stream) return Write(a, a.writer().piece(a.answer, choice, *event.piece));
-  std::move(event.piece->tokens.begin(), event.piece->tokens.end(),
-            std::back_inserter(choice.tokens));
+  Write(a, WritePieces(a, choice, TakePiece(a.answer, choice, std::move(*event.piece))));
+}
+
+// What a stream says of them; without one their tokens are kept.
+std::string Service::WritePieces(Active& a, Choice& choice, std::vector<Piece> pieces) {
+  std::string events;
+  for (Piece& piece : pieces) {
+    if (a.call().stream) {
+      events += a.writer().piece(a.answer, choice, piece);
+    } else {
+      std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(choice.tokens));
+    }
+  }
+  return events;
 }
 
 void Service::OnDone(Active& a, Choice& choice, Event& event) {
@@ -335,9 +345,10 @@ void Service::OnDone(Active& a, Choice& choice, Event& event) {
   }
   choice.ended = std::move(*event.done).value();
   metrics_.CountAnswer(*choice.ended);
-  metrics_.finished[std::string(FinishReason(*choice.ended))]++;
+  std::string events = WritePieces(a, choice, TakeEnd(a.answer, choice));
+  metrics_.finished[std::string(FinishReason(choice))]++;
   metrics_.whole_answer.Add(std::chrono::duration<double>(event.at - a.arrived).count());
-  if (a.call().stream) Write(a, a.writer().end_choice(a.answer, choice));
+  if (a.call().stream) Write(a, events + a.writer().end_choice(a.answer, choice));
   if (++a.ended == a.answer.choices.size()) EndCall(a);
 }
 

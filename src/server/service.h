@@ -78,6 +78,7 @@ class Service {
   void Submit(Active& call);
   void OnEvent(Event& event);
   void OnPiece(Active& call, Choice& choice, Event& event);
+  std::string WritePieces(Active& call, Choice& choice, std::vector<Piece> pieces);
   void OnDone(Active& call, Choice& choice, Event& event);
   void EndCall(Active& call);
   void FailCall(Active& call, const ApiError& error);
