@@ -37,8 +37,8 @@ constexpr int64_t kCacheBytes = int64_t{64} << 20;
 
 // Keywords of JSON Schema that xgrammar reads over.
 constexpr std::array kIgnored = {
-    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "uniqueItems",
-    "contains", "minContains", "maxContains"};
+    "not",         "if",       "then",        "else",       "dependentRequired", "dependentSchemas",
+    "uniqueItems", "contains", "minContains", "maxContains"};
 // Members of a schema whose values are no schemas.
 constexpr std::array kData = {"const", "default", "enum", "example", "examples"};
 

@@ -27,7 +27,7 @@ class GrammarCompiler {
   struct Impl;
   const Tokenizer& tokenizer_;
   const int64_t vocab_;
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;            // guards what follows
   std::unique_ptr<Impl> impl_;  // made when it is first needed: it sorts the vocabulary
 };
 

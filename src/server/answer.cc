@@ -24,9 +24,11 @@ namespace {
 std::vector<Piece> PiecesOf(const Answer& answer, Choice& c, std::vector<AnswerPart> parts) {
   std::vector<Piece> pieces;
   for (AnswerPart& part : parts) {
-    c.text += part.text;
-    const bool begins = c.parts.empty() || c.parts.back().call != part.call;
-    if (begins) {
+    if (part.call < 0 && part.text.empty()) {  // tokens alone
+      pieces.emplace_back();
+      continue;
+    }
+    if (c.parts.empty() || c.parts.back().call != part.call) {
       c.parts.push_back({.call = part.call});
       if (part.call >= 0)
         c.parts.back().id = fmt::format("call-{}-{}-{}", answer.id, c.index, part.call);
@@ -36,9 +38,9 @@ std::vector<Piece> PiecesOf(const Answer& answer, Choice& c, std::vector<AnswerP
     whole.name += part.name;
     whole.arguments += part.arguments;
     part.id = whole.id;
-    Piece piece{.text = std::exchange(part.text, {})};
+    c.text += part.text;
+    Piece piece{.text = std::exchange(part.text, {}), .at = c.parts.size() - 1};
     piece.part = std::move(part);
-    piece.at = c.parts.size() - 1;
     pieces.push_back(std::move(piece));
   }
   if (!pieces.empty()) pieces[0].tokens = std::exchange(c.unsent, {});
@@ -99,6 +101,8 @@ Json TimingsOf(const RequestStats& s) {
           {"predicted_ms", s.decode_seconds * 1e3},
           {"predicted_per_second", per_second(decoded, s.decode_seconds)},
           {"grammar_ms", s.constraint_seconds * 1e3},
+          {"kv_bytes_per_token", s.kv_bytes_per_token},
+          {"kv_bytes_per_token_dense", s.kv_bytes_per_token_dense},
           {"logits_hash", s.logits_hash}};
 }
 

@@ -66,6 +66,7 @@ class Service {
   void Reply(Exchange& exchange, HttpReply reply);
   void Refuse(Exchange& exchange, const ApiError& error);
   bool Allowed(const std::string& key) const;
+  Gauges Now() const;
   void Health(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   void Models(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   void WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchange);

@@ -56,9 +56,9 @@ class ToolParser {
   int depth_ = 0;
   bool in_string_ = false, escaped_ = false, in_value_ = false;
   std::string key_, value_;
-  bool begun_ = false;       // its name was known and reported
+  bool begun_ = false;  // its name was known and reported
   bool has_arguments_ = false;
-  std::string waiting_;      // arguments that came before the name
+  std::string waiting_;  // arguments that came before the name
 };
 
 }  // namespace baton::server

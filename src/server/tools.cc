@@ -55,19 +55,18 @@ void ReadChoice(Fields& f, Tools& tools) {
   }
   tools.choice = Choice::kRequired;
   if (*choice != "required") {
-    const Json function =
-        choice->is_object() && choice->value("type", Json()) == "function"
-            ? choice->value("function", Json::object())
-            : Json::object();
+    const Json function = choice->is_object() && choice->value("type", Json()) == "function"
+                              ? choice->value("function", Json::object())
+                              : Json::object();
     const Json name = function.is_object() ? function.value("name", Json()) : Json();
     if (!name.is_string())
       return f.Fail("tool_choice", "none, auto, required, or a function by its name");
     tools.only = name.get<std::string>();
   }
   const bool known =
-      tools.only.empty() ? !tools.list.empty()
-                         : std::ranges::any_of(
-                               tools.list, [&](const Tool& t) { return t.name == tools.only; });
+      tools.only.empty()
+          ? !tools.list.empty()
+          : std::ranges::any_of(tools.list, [&](const Tool& t) { return t.name == tools.only; });
   if (!known)
     f.Fail({.message = fmt::format("tool_choice: expected one of tools, got {}",
                                    tools.only.empty() ? "no tools" : tools.only.substr(0, 100)),
@@ -78,7 +77,8 @@ void ReadChoice(Fields& f, Tools& tools) {
 void MoveReferences(Json& schema, const std::string& place) {
   if (schema.is_structured()) {
     for (auto& [key, value] : schema.items()) {
-      if (key == "$ref" && value.is_string() && value.get_ref<const std::string&>().starts_with('#'))
+      if (key == "$ref" && value.is_string() &&
+          value.get_ref<const std::string&>().starts_with('#'))
         value = place + value.get<std::string>().substr(1);
       else
         MoveReferences(value, place);
@@ -95,11 +95,12 @@ Json SchemaOf(const Tools& tools, const char* arguments) {
     Json parameters = tool.parameters;
     MoveReferences(parameters, "#/$defs/" + key);
     schemas[key] = std::move(parameters);
-    calls.push_back({{"type", "object"},
-                     {"properties",
-                      {{"name", {{"const", tool.name}}}, {arguments, {{"$ref", "#/$defs/" + key}}}}},
-                     {"required", Json::array({"name", arguments})},
-                     {"additionalProperties", false}});
+    calls.push_back(
+        {{"type", "object"},
+         {"properties",
+          {{"name", {{"const", tool.name}}}, {arguments, {{"$ref", "#/$defs/" + key}}}}},
+         {"required", Json::array({"name", arguments})},
+         {"additionalProperties", false}});
   }
   Json schema = calls.size() == 1 ? std::move(calls[0]) : Json{{"anyOf", std::move(calls)}};
   schema["$defs"] = std::move(schemas);

@@ -31,7 +31,8 @@ struct Tools {
 // How a model's chat template has it write calls.
 enum class ToolStyle {
   kNone,    // not at all, or in a way that nobody here reads
-  kHermes,  // <tool_call>{"name": ..., "arguments": {...}}</tool_call>, any number, text around them
+  kHermes,  // <tool_call>{"name": ..., "arguments": {...}}</tool_call>, any number, text around
+            // them
   kLlama,   // {"name": ..., "parameters": {...}}, one, in place of text
 };
 ToolStyle StyleOf(std::string_view chat_template);

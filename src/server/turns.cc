@@ -51,8 +51,7 @@ std::vector<ChatTurn> ReadTurns(Fields& f, std::string_view name) {
 
 std::vector<ChatTurn> TurnsOf(Fields& f, std::string_view name, const Json& messages) {
   std::vector<ChatTurn> turns;
-  if (!messages.is_array() || messages.empty())
-    return f.Fail(name, "an array of messages"), turns;
+  if (!messages.is_array() || messages.empty()) return f.Fail(name, "an array of messages"), turns;
   for (const Json& message : messages) {
     const std::string place = fmt::format("{}[{}]", name, turns.size());
     const auto fail = [&](std::string_view expected) {

@@ -132,7 +132,8 @@ TEST_P(ConstraintTest, EveryAnswerIsWhatTheSchemaDescribesInAnyCompany) {
   }
   const auto together = engine_->GenerateBatch(requests);
   ASSERT_TRUE(together.ok()) << together.error().ToString();
-  for (size_t i = 0; i < requests.size(); ++i) EXPECT_EQ(Fingerprint((*together)[i]), alone[i]) << i;
+  for (size_t i = 0; i < requests.size(); ++i)
+    EXPECT_EQ(Fingerprint((*together)[i]), alone[i]) << i;
 }
 
 TEST_P(ConstraintTest, ExactAnswersAreThoseOfDenseDecoding) {
@@ -164,7 +165,8 @@ TEST_P(ConstraintTest, ExactAnswersAreThoseOfDenseDecoding) {
 }
 
 TEST_P(ConstraintTest, StopStringsLimitsAndCancelsEndConstrainedAnswers) {
-  const auto constraint = engine_->CompileGrammar({.schema = R"({"type": "object"})", .around = ""});
+  const auto constraint =
+      engine_->CompileGrammar({.schema = R"({"type": "object"})", .around = ""});
   ASSERT_TRUE(constraint.ok());
   Request r = TokensRequest(20, 3, 40);
   r.constraint = *constraint;

@@ -99,6 +99,32 @@ TEST_F(GrammarTest, WhateverIsPickedIsWhatTheSchemaDescribes) {
   EXPECT_GT(whole, 30);
 }
 
+// Whatever a schema says of strings and numbers, what comes is JSON.
+TEST_F(GrammarTest, StringsAndNumbersOfEveryKindAreJson) {
+  for (const char* value :
+       {R"("type": "string", "minLength": 1, "maxLength": 3)",
+        R"("type": "string", "pattern": ".{1,4}")",
+        R"("type": "string", "pattern": "^[^a-z]{1,3}$")",
+        R"("type": "string", "format": "date-time")", R"("type": "string", "format": "email")",
+        R"("type": "number", "minimum": -2.5, "maximum": 7)", R"("type": "integer", "minimum": 10)",
+        R"("enum": ["a\"b", "\u0001", "\n", 1.5, null])", R"("const": {"a": ["\\"]})",
+        R"("type": ["boolean", "null"])"}) {
+    const auto constraint =
+        Compile({.schema = std::string(R"({"type": "object", "properties": {"v": {)") + value +
+                           R"(}}, "required": ["v"]})",
+                 .around = ""});
+    ASSERT_TRUE(constraint) << value;
+    int whole = 0;
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+      const auto text = RandomText(*constraint, seed, 400);
+      if (!text) continue;
+      ++whole;
+      EXPECT_TRUE(Json::accept(*text)) << value << ": " << *text;
+    }
+    EXPECT_GT(whole, 0) << value;
+  }
+}
+
 TEST_F(GrammarTest, AnAnswerEndsOnlyWhereItIsComplete) {
   const auto constraint = Compile({.schema = kPerson, .around = ""});
   const std::string text = R"({"name":"Ada","age":36})";
@@ -142,9 +168,9 @@ TEST_F(GrammarTest, ControlTokensAreNeverAllowed) {
 }
 
 TEST_F(GrammarTest, TextMayStandAroundTheSchema) {
-  const auto constraint = Compile(
-      {.schema = R"({"const": 1})",
-       .around = "answer ::= TagDispatch((\"<t>\", call))\ncall ::= root \"</t>\"\n"});
+  const auto constraint =
+      Compile({.schema = R"({"const": 1})",
+               .around = "answer ::= TagDispatch((\"<t>\", call))\ncall ::= root \"</t>\"\n"});
   EXPECT_TRUE(Accepts(*constraint, "no call, a < b, <t"));
   EXPECT_TRUE(Accepts(*constraint, "so <t>1</t> and <t>1</t>."));
   EXPECT_FALSE(Accepts(*constraint, "so <t>2</t>"));
@@ -152,10 +178,10 @@ TEST_F(GrammarTest, TextMayStandAroundTheSchema) {
 }
 
 TEST_F(GrammarTest, MembersComeInTheirOrderAndNoOthersCome) {
-  const auto constraint = Compile(
-      {.schema = R"({"properties": {"b": {"type": "integer"}, "a": {"type": "array"}},
+  const auto constraint =
+      Compile({.schema = R"({"properties": {"b": {"type": "integer"}, "a": {"type": "array"}},
                      "required": ["b"], "type": "object"})",
-       .around = ""});
+               .around = ""});
   EXPECT_TRUE(Accepts(*constraint, R"({"b": 1, "a": [{"x": 1}, 2]})"));
   EXPECT_FALSE(Accepts(*constraint, R"({"a": [], "b": 1})"));
   EXPECT_FALSE(Accepts(*constraint, R"({"b": 1, "c": 1})"));
@@ -181,8 +207,9 @@ TEST_F(GrammarTest, BadSchemasAreErrorsOfOneLine) {
 }
 
 TEST_F(GrammarTest, StrictRefusesWhatCannotBeEnforced) {
-  GrammarSpec spec{.schema = R"({"type": "array", "items": {"type": "integer"}, "uniqueItems": true})",
-                   .around = ""};
+  GrammarSpec spec{
+      .schema = R"({"type": "array", "items": {"type": "integer"}, "uniqueItems": true})",
+      .around = ""};
   EXPECT_EQ(ErrorOf(spec), "");
   spec.strict = true;
   EXPECT_THAT(ErrorOf(spec), HasSubstr("uniqueItems cannot be enforced"));

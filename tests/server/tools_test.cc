@@ -121,12 +121,14 @@ TEST(ToolsTest, ConversationsWithCallsGoToTheTemplateWhole) {
     {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "now",
       "input": {"zone": "UTC"}}]},
     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1",
-      "content": [{"type": "text", "text": "12:00"}]}]}]})", messages));
+      "content": [{"type": "text", "text": "12:00"}]}]}]})",
+                         messages));
   Call responses;
   ASSERT_FALSE(ParseCall(Api::kResponses, R"({"input": [
     {"role": "user", "content": "Hi"},
     {"type": "function_call", "call_id": "1", "name": "now", "arguments": "{\"zone\": \"UTC\"}"},
-    {"type": "function_call_output", "call_id": "1", "output": "12:00"}]})", responses));
+    {"type": "function_call_output", "call_id": "1", "output": "12:00"}]})",
+                         responses));
   for (const Call* other : {&messages, &responses}) {
     ASSERT_EQ(other->chat.size(), chat.size());
     for (size_t i = 0; i < chat.size(); ++i) {
@@ -136,21 +138,31 @@ TEST(ToolsTest, ConversationsWithCallsGoToTheTemplateWhole) {
     }
   }
   EXPECT_THAT(ErrorOf(R"("messages": [{"role": "assistant", "tool_calls": [{"function":
-              {"name": "f", "arguments": "no"}}]}])"), HasSubstr("messages[0]: expected tool_calls"));
+              {"name": "f", "arguments": "no"}}]}])"),
+              HasSubstr("messages[0]: expected tool_calls"));
 }
 
 TEST(ToolsTest, OtherApisDescribeTheSameTools) {
   const std::string city = R"({"type": "object", "properties": {"city": {"type": "string"}}})";
   Call chat, messages, responses;
-  ASSERT_FALSE(ParseCall(Api::kChat, "{" + kChat + R"(, "tool_choice": {"type": "function",
+  ASSERT_FALSE(ParseCall(Api::kChat,
+                         "{" + kChat + R"(, "tool_choice": {"type": "function",
     "function": {"name": "f"}}, "parallel_tool_calls": false, "tools": [{"type": "function",
-    "function": {"name": "f", "description": "d", "parameters": )" + city + "}}]}", chat));
-  ASSERT_FALSE(ParseCall(Api::kMessages, "{" + kChat + R"(, "max_tokens": 5, "tool_choice":
+    "function": {"name": "f", "description": "d", "parameters": )" +
+                             city + "}}]}",
+                         chat));
+  ASSERT_FALSE(ParseCall(Api::kMessages,
+                         "{" + kChat + R"(, "max_tokens": 5, "tool_choice":
     {"type": "tool", "name": "f", "disable_parallel_tool_use": true}, "tools": [{"name": "f",
-    "description": "d", "input_schema": )" + city + "}]}", messages));
-  ASSERT_FALSE(ParseCall(Api::kResponses, R"({"input": "Hi", "tool_choice": {"type": "function",
+    "description": "d", "input_schema": )" +
+                             city + "}]}",
+                         messages));
+  ASSERT_FALSE(ParseCall(Api::kResponses,
+                         R"({"input": "Hi", "tool_choice": {"type": "function",
     "name": "f"}, "parallel_tool_calls": false, "tools": [{"type": "function", "name": "f",
-    "description": "d", "parameters": )" + city + "}]}", responses));
+    "description": "d", "parameters": )" +
+                             city + "}]}",
+                         responses));
   for (const Call* other : {&messages, &responses}) {
     EXPECT_EQ(other->chat_options.tools, chat.chat_options.tools);
     EXPECT_EQ(other->tools.only, "f");
@@ -172,8 +184,8 @@ TEST(ToolsTest, AModelMayWriteTextAndCallsOfKnownFunctions) {
   EXPECT_TRUE(hermes(call + "\n" + call));
   EXPECT_FALSE(hermes("<tool_call>\n{\"name\": \"other\", \"arguments\": {}}\n</tool_call>"));
   EXPECT_FALSE(hermes("<tool_call>\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_call>"));
-  EXPECT_FALSE(hermes(
-      "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": 1}}\n</tool_call>"));
+  EXPECT_FALSE(
+      hermes("<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": 1}}\n</tool_call>"));
   EXPECT_TRUE(hermes("<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>"));
   const Tools one = Asked(R"(, "parallel_tool_calls": false)").tools;
   EXPECT_FALSE(Accepts(one, ToolStyle::kHermes, call + call));
@@ -212,8 +224,9 @@ TEST(ToolParserTest, HermesCallsAreTakenOutOfTheText) {
   hermes("So:\n" + now, "So:[now {}]");
   hermes(now + "\n" + now + "\n", "[now {}][now {}]");
   hermes(now + " and then " + now, "[now {}]and then[now {}]");
-  hermes(R"(<tool_call>{"arguments": {"city": "a}\"</tool_call>{"}, "name": "weather"}</tool_call>)",
-         R"([weather {"city":"a}\"</tool_call>{"}])");
+  hermes(
+      R"(<tool_call>{"arguments": {"city": "a}\"</tool_call>{"}, "name": "weather"}</tool_call>)",
+      R"([weather {"city": "a}\"</tool_call>{"}])");
   hermes(R"(<tool_call>{"name": "now"}</tool_call>)", "[now {}]");
   hermes(R"(<tool_call>{"name": "now"}<tool_call>{"name": "now"})", "[now {}][now {}]");
 }
@@ -233,7 +246,7 @@ TEST(ToolParserTest, WhatIsNoCallStaysText) {
 
 TEST(ToolParserTest, ALlamaCallIsTheWholeAnswer) {
   ExpectTaken(ToolStyle::kLlama, R"({"name": "weather", "parameters": {"city": "Rome"}})",
-              R"([weather {"city":"Rome"}])");
+              R"([weather {"city": "Rome"}])");
   ExpectTaken(ToolStyle::kLlama,
               "\n{\"type\": \"function\", \"name\": \"now\", \"parameters\": {}}; "
               "{\"name\": \"now\", \"parameters\": {}}",
