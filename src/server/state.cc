@@ -62,8 +62,9 @@ std::string WriteState(const Model& model, const Metrics& m, const Gauges& g) {
 HttpReply PageReply(std::string_view body, std::string_view type) {
   return {.body = std::string(body),
           .type = std::string(type),
-          .policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-                    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"};
+          .policy =
+              "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+              "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"};
 }
 
 }  // namespace baton::server

@@ -46,7 +46,7 @@ std::vector<AnswerPart> ToolParser::Push(std::string_view text) {
           held_.clear();
           state_ = State::kText;
         } else if (style_ == ToolStyle::kHermes && held_.ends_with(kOpen)) {
-          held_.clear();  // the closing tag was left out
+          raw_ = std::exchange(held_, {});  // the closing tag was left out
           state_ = State::kCall;
         } else if (style_ == ToolStyle::kLlama && c == '{') {
           raw_ = std::exchange(held_, {});
@@ -63,10 +63,7 @@ std::vector<AnswerPart> ToolParser::Push(std::string_view text) {
 
 std::vector<AnswerPart> ToolParser::End() {
   if (state_ == State::kText) TextStep(true);
-  if (state_ == State::kCall && !begun_) {
-    raw_ = (style_ == ToolStyle::kHermes ? std::string(kOpen) : "") + raw_;
-    AddText(raw_);
-  }
+  if (state_ == State::kCall && !begun_) AddText(raw_);
   if (state_ == State::kTail && !kClose.starts_with(held_)) AddText(held_);
   return std::exchange(parts_, {});
 }
@@ -91,8 +88,8 @@ void ToolParser::TextStep(bool last) {
     size_t end = tag;
     while (end > 0 && IsSpace(held_[end - 1])) --end;
     AddText(std::string_view(held_).substr(0, end));
+    raw_ = held_.substr(end);
     held_.clear();
-    raw_.clear();
     state_ = State::kCall;
     return;
   }
@@ -127,6 +124,14 @@ void ToolParser::AddArguments(std::string_view text) {
 // their order; the latter's characters are passed on as they come.
 void ToolParser::Character(char c) {
   raw_ += c;
+  if (depth_ == 0) {
+    if (c == '{') {
+      depth_ = 1;
+    } else if (!IsSpace(c)) {
+      BackToText();
+    }
+    return;
+  }
   const bool arguments = in_value_ && (key_ == "arguments" || key_ == "parameters");
   if (in_string_) {
     if (escaped_) {
@@ -139,9 +144,9 @@ void ToolParser::Character(char c) {
   } else if (c == '"') {
     in_string_ = true;
   } else if (c == '{' || c == '[') {
-    if (++depth_ == 1) return;
+    ++depth_;
   } else if (c == '}' || c == ']') {
-    if (--depth_ <= 0) {
+    if (--depth_ == 0) {
       EndValue();
       return EndCall();
     }
@@ -153,10 +158,6 @@ void ToolParser::Character(char c) {
     value_.clear();
     in_value_ = true;
     if (std::ranges::find(kMembers, key_) == std::end(kMembers)) BackToText();
-    return;
-  }
-  if (depth_ < 1) {
-    if (!IsSpace(c)) BackToText();  // a call begins with a brace
     return;
   }
   if (depth_ == 1 && !in_string_ && IsSpace(c)) return;
@@ -195,8 +196,7 @@ void ToolParser::EndCall() {
 }
 
 void ToolParser::BackToText() {
-  std::string text = std::exchange(raw_, {});
-  if (style_ == ToolStyle::kHermes) text.insert(0, kOpen);
+  const std::string text = std::exchange(raw_, {});
   depth_ = 0;
   in_string_ = escaped_ = in_value_ = has_arguments_ = false;
   key_.clear();

@@ -14,7 +14,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const Tokenizer tokenizer = *Tokenizer::FromGguf(ByteTokenizerMetadata(kVocab));
   static GrammarCompiler compiler(tokenizer, kVocab);
   const std::string schema(reinterpret_cast<const char*>(data), size);
-  const auto constraint = compiler.Compile({.schema = schema, .around = "", .strict = size % 2 == 1});
+  const auto constraint =
+      compiler.Compile({.schema = schema, .around = "", .strict = size % 2 == 1});
   if (!constraint.ok()) {
     BATON_CHECK(constraint.error().ToString().find('\n') == std::string::npos);
     return 0;

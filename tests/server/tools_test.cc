@@ -235,6 +235,8 @@ TEST(ToolParserTest, WhatIsNoCallStaysText) {
   const auto hermes = [](const std::string& text) { ExpectTaken(ToolStyle::kHermes, text, text); };
   hermes(R"(<tool_call>{"name": "other", "arguments": {}}</tool_call>)");
   hermes("<tool_call>now()</tool_call>");
+  hermes("Write \n <tool_call>[1] there");
+  hermes("<tool_call>]}");
   hermes(R"(<tool_call>{"name": "no)");
   hermes(R"(<tool_call>{"a": 1}</tool_call> x)");
   const auto llama = [](const std::string& text) { ExpectTaken(ToolStyle::kLlama, text, text); };
