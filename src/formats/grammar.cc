@@ -42,6 +42,14 @@ constexpr std::array kIgnored = {
 // Members of a schema whose values are no schemas.
 constexpr std::array kData = {"const", "default", "enum", "example", "examples"};
 
+// A class of all characters but some holds quotes and control characters, which are no part of a
+// JSON string as they stand.
+bool IsNegated(const std::string& pattern) {
+  for (const char* negated : {"[^", "\\S", "\\D", "\\W"})
+    if (pattern.find(negated) != pattern.npos) return true;
+  return false;
+}
+
 bool Holds(const auto& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
@@ -55,6 +63,13 @@ Status Prepare(Json& j, bool strict, int level, bool names) {
     for (Json& item : j) BATON_TRY(Prepare(item, strict, level + 1, false));
   }
   if (!j.is_object()) return Status::Ok();
+  if (const Json pattern = names ? Json() : j.value("pattern", Json());
+      pattern.is_string() && IsNegated(pattern.get<std::string>())) {
+    if (strict)
+      return Error::Unsupported("JSON schema: a pattern with a negated class cannot be enforced")
+          .Hint("name the characters that may come");
+    j.erase("pattern");
+  }
   for (auto& [key, value] : j.items()) {
     if (!names && strict && Holds(kIgnored, key))
       return Error::Unsupported("JSON schema: {} cannot be enforced", key)

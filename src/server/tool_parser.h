@@ -51,8 +51,7 @@ class ToolParser {
   bool any_text_ = false;         // so far
   bool any_text_behind_ = false;  // the latest call
 
-  // Of the call at hand: its text, from what stood before its tag on, and where the scan of its
-  // JSON is.
+  // Of the call at hand: its text, and where the scan of its JSON is.
   std::string raw_;
   int depth_ = 0;
   bool in_string_ = false, escaped_ = false, in_value_ = false;

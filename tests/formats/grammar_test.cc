@@ -215,6 +215,8 @@ TEST_F(GrammarTest, StrictRefusesWhatCannotBeEnforced) {
   EXPECT_THAT(ErrorOf(spec), HasSubstr("uniqueItems cannot be enforced"));
   spec.schema = R"({"type": "object", "properties": {"not": {"const": {"if": 1}}}})";
   EXPECT_EQ(ErrorOf(spec), "") << "a name, and data, are no keywords";
+  spec.schema = R"({"type": "string", "pattern": "^[^a]+$"})";
+  EXPECT_THAT(ErrorOf(spec), HasSubstr("negated class"));
   spec.schema = R"({"type": "string", "pattern": "^a+$", "maxLength": 3})";
   EXPECT_THAT(ErrorOf(spec), HasSubstr("pattern"));
 }

@@ -105,9 +105,11 @@ TEST_F(ServeToolsTest, ANamedCallIsOfThatFunctionInEveryApi) {
   EXPECT_TRUE(Fits(Json::parse(arguments)));
 
   Json messages = Chat(3);
-  messages["tools"] = Json::array({{{"name", "order"}, {"input_schema", kSchema}},
-                                   {{"name", "stop"}, {"input_schema", {{"type", "object"},
-                                    {"properties", Json::object()}, {"additionalProperties", false}}}}});
+  messages["tools"] = Json::array(
+      {{{"name", "order"}, {"input_schema", kSchema}},
+       {{"name", "stop"},
+        {"input_schema",
+         {{"type", "object"}, {"properties", Json::object()}, {"additionalProperties", false}}}}});
   messages["tool_choice"] = {
       {"type", "tool"}, {"name", "order"}, {"disable_parallel_tool_use", true}};
   const Json message = server_.Post("/v1/messages", messages).json();
@@ -127,8 +129,11 @@ TEST_F(ServeToolsTest, ANamedCallIsOfThatFunctionInEveryApi) {
   EXPECT_EQ(order, "start0 stop0 ");
   EXPECT_EQ(Json::parse(streamed, nullptr, false), message["content"][0]["input"]);
 
-  Json responses{{"input", "order"}, {"seed", 3}, {"max_output_tokens", 300},
-                 {"logit_bias", kNoSpace}, {"parallel_tool_calls", false}};
+  Json responses{{"input", "order"},
+                 {"seed", 3},
+                 {"max_output_tokens", 300},
+                 {"logit_bias", kNoSpace},
+                 {"parallel_tool_calls", false}};
   responses["tools"] =
       Json::array({{{"type", "function"}, {"name", "order"}, {"parameters", kSchema}}});
   responses["tool_choice"] = {{"type", "function"}, {"name", "order"}};
@@ -162,8 +167,10 @@ TEST_F(ServeToolsTest, ToolsAndResultsStandInThePrompt) {
   body["messages"].push_back(
       {{"role", "assistant"},
        {"content", nullptr},
-       {"tool_calls", {{{"id", "1"}, {"type", "function"},
-                        {"function", {{"name", "order"}, {"arguments", R"({"size":"small"})"}}}}}}});
+       {"tool_calls",
+        {{{"id", "1"},
+          {"type", "function"},
+          {"function", {{"name", "order"}, {"arguments", R"({"size":"small"})"}}}}}}});
   body["messages"].push_back({{"role", "tool"}, {"tool_call_id", "1"}, {"content", "done"}});
   EXPECT_EQ(tokens(), described + 11 + 17 + 6 + 4) << "[assistant]{\"size\": \"small\"}[tool]done";
   EXPECT_EQ(server_.Post("/v1/chat/completions", body).status, 200);
@@ -179,32 +186,38 @@ TEST_F(ServeToolsTest, AnswersHaveTheFormThatIsAskedFor) {
       body["plan"] = plan;
       body["exact"] = exact;
       const Json answer = server_.Post("/v1/chat/completions", body).json();
-      EXPECT_TRUE(Fits(Json::parse(
-          answer["choices"][0]["message"]["content"].get<std::string>(), nullptr, false)))
+      EXPECT_TRUE(Fits(Json::parse(answer["choices"][0]["message"]["content"].get<std::string>(),
+                                   nullptr, false)))
           << answer;
       EXPECT_EQ(answer["choices"][0]["finish_reason"], "stop");
       EXPECT_GT(answer["timings"]["grammar_ms"], 0.0);
     }
   }
-  Json completion{{"prompt", "order"}, {"max_tokens", 300}, {"seed", 2}, {"n", 3},
+  Json completion{{"prompt", "order"},      {"max_tokens", 300},        {"seed", 2}, {"n", 3},
                   {"logit_bias", kNoSpace}, {"response_format", format}};
   for (const Json& choice : server_.Post("/v1/completions", completion).json()["choices"])
     EXPECT_TRUE(Fits(Json::parse(choice["text"].get<std::string>(), nullptr, false))) << choice;
-  Json response{{"input", "order"}, {"max_output_tokens", 300}, {"logit_bias", kNoSpace},
-                {"text", {{"format", {{"type", "json_schema"}, {"name", "order"}, {"schema", kSchema}}}}}};
+  Json response{
+      {"input", "order"},
+      {"max_output_tokens", 300},
+      {"logit_bias", kNoSpace},
+      {"text", {{"format", {{"type", "json_schema"}, {"name", "order"}, {"schema", kSchema}}}}}};
   const Json answer = server_.Post("/v1/responses", response).json();
-  EXPECT_TRUE(Fits(Json::parse(
-      answer["output"][0]["content"][0]["text"].get<std::string>(), nullptr, false)))
+  EXPECT_TRUE(Fits(
+      Json::parse(answer["output"][0]["content"][0]["text"].get<std::string>(), nullptr, false)))
       << answer;
 }
 
-TEST_F(ServeToolsTest, WhatCannotBeServedIsSaid) {
-  TestServer plain;
-  plain.Ready();
-  const HttpAnswer none = plain.Post("/v1/chat/completions", WithTools(Chat(1)));
+TEST(ServeToolsAloneTest, ATemplateWithoutCallsTakesNoTools) {
+  TestServer server;
+  server.Ready();
+  const HttpAnswer none = server.Post("/v1/chat/completions", WithTools(Chat(1)));
   EXPECT_EQ(none.status, 400);
   EXPECT_EQ(none.json()["error"]["param"], "tools");
   EXPECT_THAT(none.body, HasSubstr("chat template"));
+}
+
+TEST_F(ServeToolsTest, WhatCannotBeServedIsSaid) {
   Json body = Chat(1);
   body["response_format"] = {{"type", "json_schema"},
                              {"json_schema", {{"schema", {{"type", "nonsense"}}}}}};
@@ -223,7 +236,8 @@ TEST(WebPageTest, ThePageIsOpenAndTheStateIsNot) {
   const HttpAnswer page = Ask(server.port(), "GET", "/");
   EXPECT_EQ(page.status, 200);
   EXPECT_THAT(page.head, HasSubstr("Content-Type: text/html"));
-  EXPECT_THAT(page.head, HasSubstr("Content-Security-Policy: default-src 'none'; script-src 'self'"));
+  EXPECT_THAT(page.head,
+              HasSubstr("Content-Security-Policy: default-src 'none'; script-src 'self'"));
   EXPECT_THAT(page.body, testing::EndsWith("</html>\n"));
   EXPECT_THAT(page.body, testing::Not(HasSubstr("://"))) << "nothing from elsewhere";
   EXPECT_THAT(page.body, testing::Not(HasSubstr("style="))) << "the policy forbids it";
@@ -244,8 +258,11 @@ TEST(WebPageTest, ThePageIsOpenAndTheStateIsNot) {
 TEST(WebPageTest, TheStateTellsWhatPlansDid) {
   TestServer server;
   server.Ready();
-  const Json body{{"prompt", baton::test::RandomTokens(300, 1)}, {"max_tokens", 140},
-                  {"ignore_eos", true}, {"plan", "sparse"}, {"seed", 1}};
+  const Json body{{"prompt", baton::test::RandomTokens(300, 1)},
+                  {"max_tokens", 140},
+                  {"ignore_eos", true},
+                  {"plan", "sparse"},
+                  {"seed", 1}};
   ASSERT_EQ(server.Post("/v1/completions", body).status, 200);
   const Json state = Ask(server.port(), "GET", "/state").json();
   EXPECT_EQ(state["streamed_tokens"], 140);
