@@ -139,10 +139,10 @@ GrammarSpec GrammarOf(const Tools& tools, ToolStyle style) {
   constexpr std::string_view kBody =
       "tool_call_body ::= [ \\n]{0,2} root [ \\n]{0,2} \"</tool_call>\"\n";
   if (required) {
+    const bool several = tools.parallel && tools.only.empty();
     spec.around = fmt::format("answer ::= \"<tool_call>\" tool_call_body{}\n{}",
-                              tools.parallel ? " more_calls*" : "", kBody);
-    if (tools.parallel)
-      spec.around += "more_calls ::= [ \\n]{0,2} \"<tool_call>\" tool_call_body\n";
+                              several ? " more_calls*" : "", kBody);
+    if (several) spec.around += "more_calls ::= [ \\n]{0,2} \"<tool_call>\" tool_call_body\n";
   } else {
     spec.around = fmt::format(
         "answer ::= TagDispatch((\"<tool_call>\", tool_call_body), loop_after_dispatch={})\n{}",

@@ -55,6 +55,7 @@ class GrammarTest : public ::testing::Test {
   std::optional<std::string> RandomText(const Constraint& constraint, uint32_t seed, int most) {
     std::mt19937 random(seed);
     auto state = constraint.Begin();
+    StreamDecoder decoder(vocabulary_.tokenizer);  // as answers are decoded: always UTF-8
     std::string text;
     for (int i = 0; i < most; ++i) {
       const std::vector<int32_t> allowed = Allowed(*state);
@@ -62,9 +63,9 @@ class GrammarTest : public ::testing::Test {
       EXPECT_TRUE(state->Accept(token));
       if (token == vocabulary_.end) {
         EXPECT_TRUE(Allowed(*state).empty()) << "nothing follows the end";
-        return text;
+        return text + decoder.Flush();
       }
-      text += vocabulary_.tokenizer.Bytes(token);
+      text += decoder.Push(token);
     }
     return std::nullopt;
   }

@@ -55,7 +55,7 @@ function showLayers() {
   const captured = plan.watched.map((w) => w.captured), promoted = plan.watched.filter((w) => w.promoted).length;
   $("layer-note").textContent = captured.length
     ? `Latest watched answer: a borrowed set captured at least ${(100 * Math.min(...captured)).toFixed(1)} % of the attention mass; ` +
-      `${promoted} layers promoted.`
+      `${promoted} layers promoted (framed).`
     : "";
 }
 
