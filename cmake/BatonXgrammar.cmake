@@ -2,6 +2,9 @@
 # in groups, because most of a file's time goes into headers that all of them include.
 function(baton_xgrammar)
   set(root ${CMAKE_SOURCE_DIR}/build/xgrammar)
+  if(BATON_PYTHON AND NOT EXISTS ${root}/.state)
+    execute_process(COMMAND ${CMAKE_SOURCE_DIR}/scripts/get-xgrammar)
+  endif()
   if(NOT EXISTS ${root}/.state)
     message(FATAL_ERROR "the source of the grammar library is missing: run scripts/get-xgrammar (scripts/build does)")
   endif()
