@@ -85,9 +85,10 @@ RouterTrainer::RouterTrainer(const RoutedModel& model, const RouterSamples& samp
                             : std::array{recipe.price.of(s.answer), 0.0};
   }
   if (recipe.standardise && !gates.is_list()) {
-    const torch::IntArrayRef samples_dim{0};
-    gates.Standardise(teacher.pooled.mean(samples_dim),
-                      teacher.pooled.std(samples_dim, /*unbiased=*/true) + 1e-3);
+    // Not std(0): that 0 is a bool.
+    const std::vector<int64_t> over{0};
+    gates.Standardise(teacher.pooled.mean(over),
+                      teacher.pooled.std(over, /*unbiased=*/true) + 1e-3);
   }
 }
 
