@@ -1,6 +1,6 @@
 // Three ways to the same result. On a GPU, causal attention is one flash kernel, and a window is
-// chunks of rows against the sink, the chunk before and their own. All else goes by tiles of rows with an
-// additive mask, made anew in the backward pass, so that nothing of n x n is ever stored.
+// chunks of rows against the sink, the chunk before and their own. All else goes by tiles of rows
+// with an additive mask, made anew in the backward pass, so that nothing of n x n is ever stored.
 //
 // A sink needs no kernel of its own: the backward pass of softmax attention only sees o and lse, so
 // it is right when both include the sink; d sink = -sum p_sink (o . do).
@@ -236,8 +236,8 @@ Tensor ChunkBias(const Visible& visible, const Tensor& q, int64_t rows) {
 // Rows of a chunk for windows of this size; 0: chunks are no gain, or each document has its sink.
 int64_t ChunkRows(const Visible& visible, int64_t n) {
   const int64_t rows = (visible.recent + 63) / 64 * 64;
-  const bool usable = visible.kind == Visible::Kind::kWindow &&
-                      (visible.sink == 0 || !visible.starts.defined());
+  const bool usable =
+      visible.kind == Visible::Kind::kWindow && (visible.sink == 0 || !visible.starts.defined());
   return usable && n % rows == 0 && 2 * rows + visible.sink < n ? rows : 0;
 }
 

@@ -119,8 +119,8 @@ std::vector<double> LayerHarm(const RoutedModel& model, const RouterSamples& sam
     subjects.push_back({.name = std::to_string(l), .mask = mask});
   }
   std::vector<double> harm;
-  for (const RouterResult& r : EvaluateRouters(model, samples, teacher, subjects,
-                                               [&](size_t i) { return wanted[i]; }, device)) {
+  for (const RouterResult& r : EvaluateRouters(
+           model, samples, teacher, subjects, [&](size_t i) { return wanted[i]; }, device)) {
     std::map<std::string, Mean> tasks;
     std::array<Mean, 2> kinds;
     for (const RouterItem& item : r.items)
@@ -157,12 +157,9 @@ std::string ToJson(const RouterResult& result, const RouterSamples& samples,
   }
   nlohmann::json by_task;
   for (const auto& [name, m] : tasks) {
-    by_task[name] = {{"items", m[0].count},
-                     {"windows", Rounded(m[0].value())},
-                     {"kl", Rounded(m[1].value())},
-                     {"kl_standard_error", Rounded(m[1].error())},
-                     {"kept", Rounded(m[2].value())},
-                     {"top1", Rounded(m[3].value())}};
+    by_task[name] = {{"items", m[0].count},           {"windows", Rounded(m[0].value())},
+                     {"kl", Rounded(m[1].value())},   {"kl_standard_error", Rounded(m[1].error())},
+                     {"kept", Rounded(m[2].value())}, {"top1", Rounded(m[3].value())}};
   }
   const nlohmann::json line = {{"event", "routed"},
                                {"name", result.name},

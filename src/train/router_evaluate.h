@@ -9,8 +9,8 @@
 
 namespace baton::train {
 
-// What decides: gates, of which a window needs a difference of `margin`; or one letter a layer, F or
-// S (sink and window).
+// What decides: gates, of which a window needs a difference of `margin`; or one letter a layer, F
+// or S (sink and window).
 struct RouterSubject {
   std::string name;
   const Gates* gates = nullptr;
@@ -39,9 +39,9 @@ std::vector<RouterResult> EvaluateRouters(const RoutedModel& model, const Router
                                           const std::function<bool(size_t)>& wanted,
                                           torch::Device device);
 
-// Nats lost when one layer alone has a window, for each layer: the mean over tasks with answers plus
-// the mean over tasks of text, on up to `count` samples of each task, of the greatest length up to
-// `most`.
+// Nats lost when one layer alone has a window, for each layer: the mean over tasks with answers
+// plus the mean over tasks of text, on up to `count` samples of each task, of the greatest length
+// up to `most`.
 std::vector<double> LayerHarm(const RoutedModel& model, const RouterSamples& samples,
                               const Teacher& teacher, size_t count, int64_t most,
                               torch::Device device);

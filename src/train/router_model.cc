@@ -43,8 +43,7 @@ Tensor RoutedModel::Rows(const RouterBatch& batch, const GateFunction& gate,
 }
 
 Tensor RoutedModel::Logits(const RouterBatch& batch, const Tensor& rows) const {
-  const Tensor logits =
-      model_.Logits(rows.reshape({-1, rows.size(2)}).index_select(0, batch.at));
+  const Tensor logits = model_.Logits(rows.reshape({-1, rows.size(2)}).index_select(0, batch.at));
   return logits.to(SumType(logits));
 }
 

@@ -26,7 +26,8 @@ class RoutedModel {
   // The same and the whole stream, [B, n, C]; exact mode.
   Tensor Whole(const RouterBatch& batch, const GateFunction& gate) const;
 
-  Tensor Logits(const RouterBatch& batch, const Tensor& rows) const;  // [M, vocab], of scored tokens
+  Tensor Logits(const RouterBatch& batch,
+                const Tensor& rows) const;  // [M, vocab], of scored tokens
   // Nats from dense attention, [B]: means over each sample's scored tokens.
   Tensor Divergence(const RouterBatch& batch, const Tensor& dense, const Tensor& rows) const;
 
@@ -46,9 +47,9 @@ Tensor PerSample(const RouterBatch& batch, const Tensor& values);
 
 // Dense attention on all samples.
 struct Teacher {
-  Tensor stream;                // [N, R, C]
-  Tensor pooled;                // [N, L, D] f32
-  std::vector<bool> answered;   // every scored token of an answer is the likeliest; text: true
+  Tensor stream;               // [N, R, C]
+  Tensor pooled;               // [N, L, D] f32
+  std::vector<bool> answered;  // every scored token of an answer is the likeliest; text: true
 };
 Teacher Teach(const RoutedModel& model, const RouterSamples& samples, torch::Device device);
 

@@ -64,8 +64,8 @@ Result<RouterSamples> RouterSamples::Read(const std::string& folder, const std::
     if (id >= vocab)
       return Error::Corrupt("{}: token {}, the model's vocabulary has {}", data, id, vocab)
           .Hint("make the samples with this model: scripts/router-samples");
-  std::istringstream in(std::string(reinterpret_cast<const char*>(lines.bytes().data()),
-                                    lines.bytes().size()));
+  std::istringstream in(
+      std::string(reinterpret_cast<const char*>(lines.bytes().data()), lines.bytes().size()));
   std::string line;
   for (int number = 1; std::getline(in, line); ++number) {
     Result<RouterSample> sample = Parse(line);

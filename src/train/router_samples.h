@@ -15,9 +15,9 @@ namespace baton::train {
 
 struct RouterSample {
   std::string task;
-  bool answer = false;   // one that dense attention may get right; otherwise text
-  int64_t length = 0;    // tokens of the row that it is padded to
-  int64_t offset = 0;    // of its first token in the file
+  bool answer = false;               // one that dense attention may get right; otherwise text
+  int64_t length = 0;                // tokens of the row that it is padded to
+  int64_t offset = 0;                // of its first token in the file
   int64_t prompt = 0, response = 0;  // tokens
   std::vector<std::pair<int64_t, int64_t>> scored;  // [first, end) of the response
   int64_t scored_tokens() const;

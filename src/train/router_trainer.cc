@@ -30,9 +30,8 @@ class ChunkedCrossEntropy : public torch::autograd::Function<ChunkedCrossEntropy
     for (int64_t first = 0; first < rows.size(0); first += kChunkTokens) {
       const int64_t count = std::min(kChunkTokens, rows.size(0) - first);
       const Tensor logits = model->transformer().Logits(rows.narrow(0, first, count));
-      loss.push_back(torch::cross_entropy_loss(logits.to(SumType(logits)),
-                                               target.narrow(0, first, count), {},
-                                               at::Reduction::None));
+      loss.push_back(torch::cross_entropy_loss(
+          logits.to(SumType(logits)), target.narrow(0, first, count), {}, at::Reduction::None));
     }
     context->save_for_backward({rows, target});
     context->saved_data["model"] = reinterpret_cast<int64_t>(model);
@@ -81,8 +80,8 @@ RouterTrainer::RouterTrainer(const RoutedModel& model, const RouterSamples& samp
   }
   for (const RouterSample& s : samples.all()) {
     const bool paper = recipe.loss == RouterRecipe::Loss::kPaper;
-    prices_[s.task] = paper ? std::array{kPaperLambda, kPaperLambda}
-                            : std::array{recipe.price.of(s.answer), 0.0};
+    prices_[s.task] =
+        paper ? std::array{kPaperLambda, kPaperLambda} : std::array{recipe.price.of(s.answer), 0.0};
   }
   if (recipe.standardise && !gates.is_list()) {
     // Not std(0): that 0 is a bool.
@@ -203,8 +202,8 @@ Tensor RouterTrainer::Loss(const std::vector<size_t>& which, const Tensor& noise
 void RouterTrainer::Step() {
   BATON_CHECK(!done());
   const std::vector<size_t> which = Choose();
-  auto generator = at::detail::createCPUGenerator(model_.recipe().seed * 1000003 +
-                                                  static_cast<uint64_t>(step_));
+  auto generator =
+      at::detail::createCPUGenerator(model_.recipe().seed * 1000003 + static_cast<uint64_t>(step_));
   const Tensor u = torch::rand({model_.layers(), std::ssize(which), 2}, generator, torch::kFloat32);
   const Tensor noise = -torch::log(-torch::log(u + 1e-8) + 1e-8);
   Loss(which, noise.to(device_)).backward();

@@ -14,7 +14,7 @@ namespace baton::train {
 
 // Means over samples since the last report.
 struct RouterLosses {
-  ByKind loss, windows;  // the loss without penalty; the share of windows
+  ByKind loss, windows;           // the loss without penalty; the share of windows
   double answers = 0, texts = 0;  // samples of each kind
 };
 

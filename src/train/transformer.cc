@@ -41,12 +41,12 @@ bool ReadsMemory(const ModelConfig& c, const Branch& b) {
 
 Status CheckTrainable(const ModelConfig& c) {
   if (!c.plan.empty()) return Status::Ok();
-  const char* lacks = c.attention_bias                       ? "biases of q, k and v"
-                      : c.post_norms || c.norm_plus_one      ? "norms of Gemma's form"
-                      : c.activation != Activation::kSilu    ? "an activation other than SiLU"
-                      : c.rope.size() != 1                   ? "several rotary embeddings"
-                      : c.rope[0].attention_factor != 1.0f   ? "a scaled rotary embedding"
-                                                             : nullptr;
+  const char* lacks = c.attention_bias                     ? "biases of q, k and v"
+                      : c.post_norms || c.norm_plus_one    ? "norms of Gemma's form"
+                      : c.activation != Activation::kSilu  ? "an activation other than SiLU"
+                      : c.rope.size() != 1                 ? "several rotary embeddings"
+                      : c.rope[0].attention_factor != 1.0f ? "a scaled rotary embedding"
+                                                           : nullptr;
   for (const LayerConfig& l : c.layer)
     if (l.window > 0 || l.rope != 0) lacks = "windows, or layers without positions";
   if (lacks == nullptr) return Status::Ok();

@@ -1,6 +1,6 @@
 // The forward pass of every architecture that is trained here, over the same config, plan and
-// tensors that the engine runs (model/run/transformer.h): whole rows, with gradients. Ordinary models
-// of Llama's form run as well, their layers all full or routed.
+// tensors that the engine runs (model/run/transformer.h): whole rows, with gradients. Ordinary
+// models of Llama's form run as well, their layers all full or routed.
 #pragma once
 
 #include <functional>
@@ -22,8 +22,8 @@ struct Routing {
   int64_t pool = 0;  // rows at each end of a prompt; the gate sees the mean of their queries
   int64_t sink = 0, window = 0;
   Tensor prompts;  // [B] int64, tokens of each prompt: more than `pool`
-  // The share of full attention of a layer, [B], 0 to 1, from its pooled queries [B, D]: a mean over
-  // heads and rows, before positions are rotated in. Asked for layer after layer. Empty: 1.
+  // The share of full attention of a layer, [B], 0 to 1, from its pooled queries [B, D]: a mean
+  // over heads and rows, before positions are rotated in. Asked for layer after layer. Empty: 1.
   std::function<Tensor(int layer, const Tensor& pooled)> gate;
 };
 
@@ -62,9 +62,9 @@ class Transformer {
   Transformer(const ModelConfig& config, const Parameters& parameters, torch::ScalarType type);
 
   ForwardOutput Forward(const ForwardInput& in) const;
-  // Rows that follow prompts which attended to everything: `tokens` at positions `rows`, both [B, R],
-  // whose keys and values replace those of `kept`. Layers are routed for rows behind the prompt.
-  // The stream of these rows.
+  // Rows that follow prompts which attended to everything: `tokens` at positions `rows`, both [B,
+  // R], whose keys and values replace those of `kept`. Layers are routed for rows behind the
+  // prompt. The stream of these rows.
   Tensor ForwardRows(const Kept& kept, const Tensor& tokens, const Tensor& rows,
                      const Routing& routing) const;
   Tensor Logits(const Tensor& stream) const;  // [..., vocab]

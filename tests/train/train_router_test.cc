@@ -11,7 +11,7 @@ namespace baton::train {
 namespace {
 
 constexpr double kTolerance = 1e-4;
-constexpr int64_t kPrompt = 150, kTokens = 190;
+constexpr int64_t kPrompt = 300, kTokens = 320;  // windows go by chunks of 64 rows
 constexpr RouterSettings kSettings{.pool = 12, .sink = 8, .window = 32};
 
 SyntheticSpec Llama(bool gguf) {
@@ -107,8 +107,8 @@ TEST(RouterTest, WrittenRoutersHaveTheirLogitsInTheEngine) {
     const std::string path = PathOf(spec);
     const Toy toy(path, torch::kFloat32);
     const ModelConfig& config = toy.checkpoint.config;
-    Gates gates = Gates::Of(SyntheticRouter(kSettings, spec.layers, spec.head_dim, 7),
-                            torch::kFloat32);
+    Gates gates =
+        Gates::Of(SyntheticRouter(kSettings, spec.layers, spec.head_dim, 7), torch::kFloat32);
     const Tensor mean = torch::rand({spec.layers, spec.head_dim}) - 0.5;
     gates.Standardise(mean, torch::rand_like(mean) + 0.5);
     const RouterFile file = gates.ToFile(kSettings);
@@ -159,12 +159,13 @@ std::string SampleFolder(int count, int64_t vocab) {
   std::ofstream index(folder + "/train.jsonl");
   for (int i = 0; i < count; ++i) {
     const bool answer = i % 2 == 0;
-    index << fmt::format(
-        R"({{"task": "{}", "kind": "{}", "length": 256, "offset": {}, "prompt": {}, "response": 40, "scored": [[0, 30]]}})",
-        answer ? "a" : "t", answer ? "answer" : "text", ids.size(), 200 + i % 9)
-          << '\n';
+    index
+        << fmt::format(
+               R"({{"task": "{}", "kind": "{}", "length": 128, "offset": {}, "prompt": {}, "response": 30, "scored": [[0, 24]]}})",
+               answer ? "a" : "t", answer ? "answer" : "text", ids.size(), 80 + i % 9)
+        << '\n';
     const auto half = static_cast<uint32_t>(vocab / 2);
-    for (int t = 0; t < 240 + i % 9; ++t)
+    for (int t = 0; t < 110 + i % 9; ++t)
       ids.push_back(static_cast<uint16_t>(random() % half + (answer ? 0 : half)));
   }
   std::ofstream data(folder + "/train.u16", std::ios::binary);
@@ -176,8 +177,9 @@ struct Training {
   Training(const std::string& recipe_json, torch::ScalarType type, bool list, int count = 16)
       : toy(PathOf(Llama(true)), type),
         recipe(RouterRecipe::Parse(recipe_json).value()),
-        samples(RouterSamples::Read(SampleFolder(count, Llama(true).vocab), "train",
-                                    Llama(true).vocab).value()),
+        samples(
+            RouterSamples::Read(SampleFolder(count, Llama(true).vocab), "train", Llama(true).vocab)
+                .value()),
         model(toy.model, recipe),
         teacher(Teach(model, samples, torch::kCPU)),
         gates(list ? Gates::List(4, recipe.bias, type)
@@ -187,8 +189,9 @@ struct Training {
     trainer.emplace(model, samples, teacher, gates, torch::kCPU);
   }
   double DivergenceOf(const std::string& mask) {
-    const auto results = EvaluateRouters(model, samples, teacher, {{.name = "m", .mask = mask}},
-                                         [](size_t) { return true; }, torch::kCPU);
+    const auto results = EvaluateRouters(
+        model, samples, teacher, {{.name = "m", .mask = mask}}, [](size_t) { return true; },
+        torch::kCPU);
     double sum = 0;
     for (const RouterItem& item : results[0].items) sum += item.divergence;
     return sum / static_cast<double>(results[0].items.size());
@@ -203,7 +206,7 @@ struct Training {
 };
 
 std::string RecipeOf(const std::string& more) {
-  return R"({"pool": 12, "sink": 8, "window": 32, "tokens": 1024, )" + more + "}";
+  return R"({"pool": 12, "sink": 4, "window": 16, "tokens": 512, )" + more + "}";
 }
 
 // Gates that mix, in double precision; through the layers above as well.
@@ -256,7 +259,7 @@ TEST(RouterTest, ListsLearnWhatLayersCost) {
   for (const std::string mode : {"exact", "dense"}) {
     SCOPED_TRACE(mode);
     Training t(RecipeOf(fmt::format(
-                   R"("mode": "{}", "steps": 80, "target": {{"answer": 0.5, "text": 0.5}})", mode)),
+                   R"("mode": "{}", "steps": 60, "target": {{"answer": 0.5, "text": 0.5}})", mode)),
                torch::kFloat32, true);
     while (!t.trainer->done()) t.trainer->Step();
     t.trainer->MeetTarget();
@@ -275,13 +278,13 @@ TEST(RouterTest, ListsLearnWhatLayersCost) {
 
 // Full layers cost nothing at answers and much at text, and prompts differ.
 TEST(RouterTest, RoutersLearnToTellPromptsApart) {
-  Training t(RecipeOf(R"("mode": "dense", "steps": 80, "rate": 0.01, "bias": 1,
+  Training t(RecipeOf(R"("mode": "dense", "steps": 60, "rate": 0.01, "bias": 1,
                          "price": {"answer": 0, "text": 5})"),
              torch::kFloat32, false);
   while (!t.trainer->done()) t.trainer->Step();
-  const auto results =
-      EvaluateRouters(t.model, t.samples, t.teacher, {{.name = "router", .gates = &t.gates}},
-                      [](size_t) { return true; }, torch::kCPU);
+  const auto results = EvaluateRouters(
+      t.model, t.samples, t.teacher, {{.name = "router", .gates = &t.gates}},
+      [](size_t) { return true; }, torch::kCPU);
   double windows[2] = {0, 0};
   for (const RouterItem& item : results[0].items)
     windows[t.samples.all()[item.sample].answer ? 0 : 1] += item.windows() / 8;

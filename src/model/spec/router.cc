@@ -256,8 +256,8 @@ Status WriteRouter(const std::string& path, const RouterFile& router, bool bf16)
       const RouterLinear& linear = router.layers[l].linear[i];
       entries.push_back(Entry(Name(static_cast<int>(l), kLinears[i], "weight"),
                               {linear.outputs, linear.inputs}, linear.weight, bf16));
-      entries.push_back(
-          Entry(Name(static_cast<int>(l), kLinears[i], "bias"), {linear.outputs}, linear.bias, /*rounded=*/false));
+      entries.push_back(Entry(Name(static_cast<int>(l), kLinears[i], "bias"), {linear.outputs},
+                              linear.bias, /*rounded=*/false));
     }
   }
   return WriteSafetensors(path, entries, {{"baton.router", ToFlatConfig(m)}});

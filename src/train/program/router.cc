@@ -1,7 +1,7 @@
 #include <chrono>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "baton/plan.h"
 #include "train/program/commands.h"
@@ -234,9 +234,9 @@ Status EvalRouters(const RouterFlags& flags) {
   if (subjects.empty()) return Status::Ok();
   BATON_ASSIGN(const RouterSamples test, ReadSamples(flags, "test", model));
   const Teacher teacher = Teach(model, test, frozen->device);
-  for (const RouterResult& r :
-       EvaluateRouters(model, test, teacher, subjects,
-                       [&](size_t i) { return teacher.answered[i]; }, frozen->device))
+  for (const RouterResult& r : EvaluateRouters(
+           model, test, teacher, subjects, [&](size_t i) { return teacher.answered[i]; },
+           frozen->device))
     fmt::print("{}\n", ToJson(r, test, recipe.settings));
   return Status::Ok();
 }
