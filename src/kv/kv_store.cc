@@ -64,7 +64,7 @@ Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvCacheSpec> caches
     count = std::min(count, static_cast<size_t>((options.alias_bytes - 1) / arena_bytes + 1));
   std::vector<Buffer> arenas;
   for (size_t c = 0; c < count; ++c) {
-    auto arena = Buffer::Allocate(caches[c].layout.arena_bytes(pages), *options.device);
+    auto arena = Buffer::Reserve(caches[c].layout.arena_bytes(pages), *options.device);
     if (!arena.ok()) {
       return std::move(arena)
           .error()
@@ -106,6 +106,16 @@ int64_t KvStore::bytes_in_use() const {
     bytes += layout(a).arena_bytes(pages);
   }
   return bytes;
+}
+
+Status KvStore::Commit(int cache, int64_t pages) {
+  const PagePool& p = pool(cache);
+  const KvLayout& l = layout(cache);
+  Buffer& arena = arenas_[static_cast<size_t>(cache % arenas())];
+  const PageRange next = p.Next(pages);
+  BATON_TRY(arena.Commit(next.begin * l.page_bytes(), next.size() * l.page_bytes()));
+  return arena.Commit(p.max_pages() * l.page_bytes() + next.begin * l.low_bit_bytes(),
+                      next.size() * l.low_bit_bytes());
 }
 
 void KvStore::ReturnIdle(int cache) {

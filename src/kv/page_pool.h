@@ -33,6 +33,10 @@ class PagePool {
   // The id must be taken.
   void Release(int32_t id);
 
+  // From the lowest free id to one past the last that the next `pages` calls of Acquire give; as
+  // many must be free.
+  PageRange Next(int64_t pages) const;
+
   int64_t max_pages() const { return max_pages_; }
   int64_t free_pages() const { return free_; }
   int64_t used_pages() const { return max_pages_ - free_; }
