@@ -205,8 +205,8 @@ struct Training {
   std::optional<RouterTrainer> trainer;
 };
 
-std::string RecipeOf(const std::string& more) {
-  return R"({"pool": 12, "sink": 4, "window": 16, "tokens": 512, )" + more + "}";
+std::string RecipeOf(const std::string& more, int window = 16) {
+  return fmt::format(R"({{"pool": 12, "sink": 4, "window": {}, "tokens": 512, {}}})", window, more);
 }
 
 // Gates that mix, in double precision; through the layers above as well.
@@ -278,8 +278,8 @@ TEST(RouterTest, ListsLearnWhatLayersCost) {
 
 // Full layers cost nothing at answers and much at text, and prompts differ.
 TEST(RouterTest, RoutersLearnToTellPromptsApart) {
-  Training t(RecipeOf(R"("mode": "dense", "steps": 60, "rate": 0.01, "bias": 1,
-                         "price": {"answer": 0, "text": 5})"),
+  Training t(RecipeOf(R"("mode": "dense", "steps": 100, "rate": 0.01, "bias": 1,
+                         "price": {"answer": 0, "text": 2})", 4),
              torch::kFloat32, false);
   while (!t.trainer->done()) t.trainer->Step();
   const auto results = EvaluateRouters(
