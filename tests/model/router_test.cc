@@ -61,7 +61,8 @@ std::string ErrorOf(const std::string& path, const ModelConfig& model) {
   return r.ok() ? "no error" : r.error().ToString();
 }
 
-// A model with interleaved pairs reads the first matrices permuted; written back, they are the file's.
+// A model with interleaved pairs reads the first matrices permuted; written back, they are the
+// file's.
 TEST(Router, FileOrderIsWhatLoadingStartedFrom) {
   const RouterFile made = SyntheticRouter(kSettings, kLayers, kDim, 7);
   ModelConfig model = Model();

@@ -279,7 +279,8 @@ TEST(RouterTest, ListsLearnWhatLayersCost) {
 // Full layers cost nothing at answers and much at text, and prompts differ.
 TEST(RouterTest, RoutersLearnToTellPromptsApart) {
   Training t(RecipeOf(R"("mode": "dense", "steps": 100, "rate": 0.01, "bias": 1,
-                         "price": {"answer": 0, "text": 2})", 4),
+                         "price": {"answer": 0, "text": 2})",
+                      4),
              torch::kFloat32, false);
   while (!t.trainer->done()) t.trainer->Step();
   const auto results = EvaluateRouters(
