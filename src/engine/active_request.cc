@@ -105,6 +105,40 @@ PrefillOrder ActiveRequest::DecidedOrder() const {
 }
 
 void ActiveRequest::StartPrompt(PrefillOrder order) {
+  order_ = order;
+  if (engine_.prefix && request_.prefix_cache && !conversation_) FindPrefix();
+  if (!prefix_ || !prefix_->loading()) RunPrompt();
+}
+
+void ActiveRequest::FindPrefix() {
+  if (routing_ && routing_->open()) {
+    result_.stats.prefix.miss = "layers are routed by all of the prompt";
+    return;
+  }
+  const ResolvedPlan& plan = request_.exact ? engine_.model_plan : sequence_.plan;
+  const int64_t wanted = request_.prompt_logprobs < 0 ? sequence_.prompt_tokens - 1 : 0;
+  prefix_ = engine_.prefix->Find({.key = {CachesKey(caches_, rollback_), PromptKey(plan)},
+                                  .store = &sequence_.store,
+                                  .kv = &sequence_.kv,
+                                  .tokens = sequence_.tokens,
+                                  .shape = &engine_.shape(),
+                                  .prefill = {.begin = 0,
+                                              .end = sequence_.prompt_tokens,
+                                              .wanted = wanted,
+                                              .chunk = engine_.options.prompt_chunk,
+                                              .order = order_},
+                                  .unit = engine_.PromptUnit(plan)});
+}
+
+void ActiveRequest::RunPrompt() {
+  if (prefix_) {
+    engine_.prefix->Adopt(*prefix_, sequence_.kv);
+    engine_.prefix->Count(*prefix_);
+    result_.stats.prefix = prefix_->report();
+    result_.stats.reused_tokens = sequence_.prompt_position = prefix_->hit();
+    sequence_.kv.KeepTokens(0,
+                            std::span(sequence_.tokens).first(static_cast<size_t>(prefix_->hit())));
+  }
   const auto length = static_cast<size_t>(sequence_.kv.length());
   prompt_.emplace(
       engine_,
@@ -114,8 +148,14 @@ void ActiveRequest::StartPrompt(PrefillOrder order) {
                    .on_logits = [this](int64_t first,
                                        View<const float> logits) { PromptLogits(first, logits); },
                    .wanted = request_.prompt_logprobs < 0 ? 1 : sequence_.prompt_tokens,
-                   .order = order,
-                   .routing = order == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
+                   .began = prefix_ ? 0 : -1,
+                   .on_pass =
+                       [this] {
+                         if (prefix_)
+                           engine_.prefix->Keep(*prefix_, sequence_.tokens, sequence_.kv);
+                       },
+                   .order = order_,
+                   .routing = order_ == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
 }
 
 // Of wanted rows: the prompt's last one picks a token, the others score the token that follows.
@@ -135,6 +175,11 @@ void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
 
 // One pass of the prompt, or of the routing that runs ahead of it.
 Status ActiveRequest::StepPrompt() {
+  if (prefix_ && prefix_->loading()) {
+    engine_.prefix->Load(*prefix_, sequence_.tokens, sequence_.kv, engine_.options.prompt_chunk);
+    if (!prefix_->loading()) RunPrompt();
+    return Status::Ok();
+  }
   if (!ahead_) return prompt_->Step();
   BATON_TRY(ahead_->Step());
   if (!ahead_->done()) return Status::Ok();
@@ -156,6 +201,7 @@ void ActiveRequest::PromptPass() {
     callbacks_.on_prompt(sequence_.prompt_position, sequence_.prompt_tokens);
   }
   if (!prompt_->done()) return;
+  if (prefix_) engine_.prefix->Save(*prefix_);
   AdvanceByPicked();
 }
 
@@ -381,6 +427,7 @@ void ActiveRequest::Finish() {
   BATON_CHECK(done_);
   if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
   sequence_.Release();
+  prefix_.reset();
   RequestStats& s = result_.stats;
   s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
   const double steps = static_cast<double>(std::max<int64_t>(1, decode_steps_));

@@ -46,7 +46,7 @@ class ActiveRequest {
   bool done() const { return done_; }
   bool failed() const { return error_.has_value(); }
   bool admitted() const { return admitted_; }
-  bool in_prompt() const { return ahead_ || (prompt_ && !prompt_->done()); }
+  bool in_prompt() const { return !prompt_ || !prompt_->done(); }
 
   // Gives it a cache: an empty one of `store`, or one that already holds the first `length` tokens
   // of its prompt.
@@ -106,6 +106,8 @@ class ActiveRequest {
   Status StartRouting();
   PrefillOrder DecidedOrder() const;
   void StartPrompt(PrefillOrder order);
+  void FindPrefix();
+  void RunPrompt();
   Status StepPrompt();
 
   Engine::Impl& engine_;
@@ -121,7 +123,9 @@ class ActiveRequest {
   std::unique_ptr<Routing> routing_;          // of a routed request whose prompt starts its cache
   std::optional<RoutingReport> kept_routes_;  // of one that continues a cache
   std::unique_ptr<RoutingAhead> ahead_;       // decides before the prompt is processed
-  std::optional<PromptRun> prompt_;           // points into sequence_
+  std::optional<PrefixCache::Use> prefix_;    // what the prefix cache has of its prompt
+  PrefillOrder order_ = PrefillOrder::kTokenMajor;
+  std::optional<PromptRun> prompt_;  // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;
   std::vector<Picked> picked_;  // by Accept, not yet seen by Advance

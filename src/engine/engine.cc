@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <map>
+#include <numeric>
 
 #include "base/buffer.h"
 #include "engine/engine_impl.h"
@@ -101,6 +102,15 @@ std::string HashLogits(const float* logits, int64_t count) {
   for (; i < count; ++i) h = mix(h, std::bit_cast<uint32_t>(logits[i]));
   for (const uint64_t lane : lanes) h = mix(h, lane);
   return fmt::format("{:08x}", static_cast<uint32_t>(h ^ (h >> 32)));
+}
+
+// On the host, tiles of prompts begin at multiples of sizes that divide a page. Estimates of sparse
+// prompts, and other devices, know only where a pass begins.
+int64_t Engine::Impl::PromptUnit(const ResolvedPlan& plan) const {
+  const bool pages = ops->device().host() && !plan.prefill.sparse;
+  const int64_t chunk = options.prompt_chunk;
+  return pages && chunk % KvLayout::kSlots == 0 ? KvLayout::kSlots
+                                                : std::lcm(chunk, int64_t{KvLayout::kSlots});
 }
 
 KvElement Engine::Impl::cache_element() const {
@@ -211,6 +221,13 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
                                               ShapeOf(c, impl->checkpoint.fingerprint));
   impl->model_plan = ModelPlan(impl->model->shape());
   DescribeLayers(*impl, info);
+  if (impl->options.prefix_cache_tokens != 0 && options.weights) {
+    BATON_ASSIGN(impl->prefix,
+                 PrefixCache::Create(
+                     impl->options,
+                     fmt::format("{};{};{};chunk {};", info.fingerprint, info.backend,
+                                 Info(CacheType(options.kv)).name, impl->options.prompt_chunk)));
+  }
   info.load_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
@@ -220,6 +237,12 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 const ModelInfo& Engine::info() const { return impl_->info; }
 const EngineOptions& Engine::options() const { return impl_->options; }
+PrefixCacheUse Engine::prefix_cache_use() const {
+  return impl_->prefix ? impl_->prefix->use() : PrefixCacheUse{};
+}
+void Engine::ClearPrefixCache() {
+  if (impl_->prefix) impl_->prefix->Clear();
+}
 
 std::vector<int32_t> Engine::Tokenize(std::string_view text, bool bos, bool special) const {
   return impl_->tokenizer->Encode(text, {.bos = bos, .special = special});

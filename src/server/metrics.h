@@ -41,6 +41,7 @@ struct Metrics {
 struct Gauges {
   int64_t connections = 0, running = 0, waiting = 0;
   CacheUse cache;
+  PrefixCacheUse prefix;
 };
 
 std::string WriteMetrics(const Metrics& metrics, const Gauges& gauges, const std::string& model);

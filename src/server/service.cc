@@ -193,6 +193,7 @@ void Service::WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchang
   }
   const Model* model = engine_.model();
   if (model) g.cache = model->engine->cache_use();
+  if (model) g.prefix = model->engine->prefix_cache_use();
   Reply(*exchange, {.body = server::WriteMetrics(metrics_, g, model ? model->name : ""),
                     .type = "text/plain; version=0.0.4"});
 }
