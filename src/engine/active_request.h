@@ -107,6 +107,12 @@ class ActiveRequest {
   PrefillOrder DecidedOrder() const;
   void StartPrompt(PrefillOrder order);
   void FindPrefix();
+  void FindRoutedPrefix(PrefixCache::Query query);
+  bool RoutedByRows() const;
+  std::string RoutedKey() const;
+  void SetLifetimes(const std::string& bitmap);
+  void SettlePrefix();
+  Status Restart();
   void RunPrompt();
   Status StepPrompt();
 
@@ -116,6 +122,7 @@ class ActiveRequest {
   const std::vector<CacheSpec> caches_;
   const int64_t rollback_;
   const std::string plan_hash_;
+  const ResolvedPlan plan_;  // of a routed request, before it is routed
   const bool conversation_;
   RequestCallbacks callbacks_;
   Sequence sequence_;
@@ -124,7 +131,10 @@ class ActiveRequest {
   std::optional<RoutingReport> kept_routes_;  // of one that continues a cache
   std::unique_ptr<RoutingAhead> ahead_;       // decides before the prompt is processed
   std::optional<PrefixCache::Use> prefix_;    // what the prefix cache has of its prompt
+  std::string restarted_;                     // why it no longer goes on from there
   PrefillOrder order_ = PrefillOrder::kTokenMajor;
+  std::shared_ptr<const RoutedPrefix> routed_prefix_;  // that it goes on from
+  bool routed_by_rows_ = false;  // its routed layers are decided as their turn comes
   std::optional<PromptRun> prompt_;  // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;

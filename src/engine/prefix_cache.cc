@@ -110,6 +110,7 @@ int64_t PrefixCache::Usable(const Use& use, const KvSequence& kv, int64_t blocks
   }
   for (int64_t tokens = Down(std::min(blocks * kBlock, use.limit_), use.unit_); tokens > 0;
        tokens -= use.unit_) {
+    if (tokens < use.least_) return 0;
     bool held = true;
     for (int c = 0; c < caches && held; ++c) {
       if (!use.whole_[static_cast<size_t>(c)] || kv.recent(c) == 0) continue;
@@ -134,7 +135,8 @@ PrefixCache::Use PrefixCache::Find(const Query& q) {
   use.key_ = RootKey(q.key);
   use.unit_ = q.unit;
   use.prompt_tokens_ = std::ssize(q.tokens);
-  use.limit_ = Down(MostDone(*q.shape, q.prefill), q.unit);
+  use.least_ = q.least;
+  use.limit_ = std::max<int64_t>(0, Down(std::min(q.most, MostDone(*q.shape, q.prefill)), q.unit));
   use.whole_ = WholeCaches(*q.shape, q.prefill);
   use.seen_.assign(use.whole_.size(), 0);
   PrefixReport& report = use.report_;
@@ -281,6 +283,25 @@ void PrefixCache::Keep(Use& use, std::span<const int32_t> tokens, const KvSequen
   }
 }
 
+PrefixCache::Routed PrefixCache::Nearest(const PrefixKey& begins, std::span<const int32_t> tokens,
+                                         int64_t block) {
+  const std::string key = tree_.Nearest(begins.caches + "|" + begins.prompt, tokens);
+  if (key.empty()) return {};
+  const PrefixPath path = tree_.Find(key, tokens, nullptr);
+  if (path.size() <= block) return {};
+  const auto at = static_cast<int64_t>(begins.caches.size()) + 1;
+  return {std::string(key.begin() + at, key.end() - 1), path[block].state};
+}
+
+void PrefixCache::Settle(Use& use, const PrefixKey& key, int64_t block,
+                         std::shared_ptr<const void> state) {
+  if (!use.path_) return;
+  const std::string to = RootKey(key);
+  if (to != use.key_) tree_.Move(use.path_, to);
+  use.key_ = to;
+  if (use.path_.size() > block) use.path_[block].state = std::move(state);
+}
+
 void PrefixCache::Save(Use& use) {
   if (!disk_ || !use.path_) return;
   KvStore& store = use.path_.store();
@@ -292,13 +313,13 @@ void PrefixCache::Save(Use& use) {
                         .has = std::vector<uint8_t>(static_cast<size_t>(store.caches())),
                         .checksum = 0};
     std::vector<PrefixDisk::Page> pages;
+    const std::string hash = PrefixHash(before, block.tokens);
     for (int c = 0; c < store.caches(); ++c) {
       const auto i = static_cast<size_t>(c);
-      if (block.pages[i] < 0 || block.saved[i]) continue;
+      if (block.pages[i] < 0 || block.saved[i] || disk_->Has(hash, c)) continue;
       out.has[i] = 1;
       pages.push_back({store.PageBytes(c, block.pages[i])});
     }
-    const std::string hash = PrefixHash(before, block.tokens);
     if (pages.empty() && job.pages.empty()) {  // it is there already
       before = hash;
       job.header.first_block = b + 1;

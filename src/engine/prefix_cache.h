@@ -50,6 +50,7 @@ class PrefixCache {
     Use(Use&&) = default;
     Use& operator=(Use&&) = default;
     bool loading() const { return next_load_ < loads_.size(); }
+    void Miss(std::string why) { report_.miss = std::move(why); }
     int64_t hit() const { return hit_; }
     const PrefixReport& report() const { return report_; }
 
@@ -60,7 +61,7 @@ class PrefixCache {
       std::vector<int> caches;
     };
     std::string key_;
-    int64_t unit_ = 0, limit_ = 0, prompt_tokens_ = 0;
+    int64_t unit_ = 0, least_ = 0, limit_ = 0, prompt_tokens_ = 0;
     std::vector<bool> whole_;  // [caches] see WholeCaches
     PrefixPath path_;
     int64_t hit_ = 0;
@@ -78,6 +79,8 @@ class PrefixCache {
     std::span<const int32_t> tokens;
     const ModelShape* shape = nullptr;
     PrefillRequest prefill;  // of the whole prompt
+    // Tokens that go on from the cache: no more than `most`, and none if fewer than `least`.
+    int64_t least = 0, most = int64_t{1} << 60;
     int64_t unit = 0;
   };
   // The longest beginning that is cached. What is on disk is read by Load, step by step, while
@@ -88,6 +91,17 @@ class PrefixCache {
   // After a pass of the prompt, before its rings drop anything: takes part in the pages that are
   // complete.
   void Keep(Use& use, std::span<const int32_t> tokens, const KvSequence& kv);
+  // For prompts whose key is known at their end alone. Nearest: of the keys that begin with this,
+  // the one with the longest beginning, and the state that Settle put at the block; an empty prompt
+  // key: none. Settle moves what was kept to the key, and puts the state there.
+  struct Routed {
+    std::string prompt;
+    std::shared_ptr<const void> state;
+  };
+  Routed Nearest(const PrefixKey& begins, std::span<const int32_t> tokens, int64_t block);
+  // Forget drops what a prompt kept that never came to its end.
+  void Forget(Use& use) { tree_.Forget(std::move(use.path_)); }
+  void Settle(Use& use, const PrefixKey& key, int64_t block, std::shared_ptr<const void> state);
   // After the prompt: writes to disk what is not there.
   void Save(Use& use);
   void Count(const Use& use);

@@ -152,17 +152,53 @@ bool PrefixTree::DropOldest(const KvStore* store) {
   // before what it stands on, and the search ends soon.
   for (auto at = order_.rbegin(); at != order_.rend(); ++at) {
     PrefixBlock& block = **at;
-    PrefixRoot& root = *block.root;
-    if (block.pins > 0 || !block.children.empty() || (store && root.store.get() != store)) continue;
-    for (size_t c = 0; c < block.pages.size(); ++c) {
-      if (block.pages[c] >= 0) root.store->Drop(static_cast<int>(c), block.pages[c]);
-    }
-    order_.erase(block.place);
-    std::erase_if(ChildrenOf(root, block.parent), [&](const auto& c) { return c.get() == &block; });
-    if (root.children.empty() && root.paths == 0) roots_.erase(std::string(root.key));
+    if (block.pins > 0 || !block.children.empty()) continue;
+    if (store && block.root->store.get() != store) continue;
+    Drop(block);
     return true;
   }
   return false;
+}
+
+void PrefixTree::Drop(PrefixBlock& block) {
+  PrefixRoot& root = *block.root;
+  for (size_t c = 0; c < block.pages.size(); ++c) {
+    if (block.pages[c] >= 0) root.store->Drop(static_cast<int>(c), block.pages[c]);
+  }
+  order_.erase(block.place);
+  std::erase_if(ChildrenOf(root, block.parent), [&](const auto& c) { return c.get() == &block; });
+  if (root.children.empty() && root.paths == 0) roots_.erase(std::string(root.key));
+}
+
+std::string PrefixTree::Nearest(const std::string& key_prefix,
+                                std::span<const int32_t> tokens) const {
+  std::string nearest;
+  int64_t most = KvLayout::kSlots - 1;
+  for (auto at = roots_.lower_bound(key_prefix);
+       at != roots_.end() && at->first.starts_with(key_prefix); ++at) {
+    const int64_t common = Walk(*at->second, tokens, nullptr);
+    if (common > most) most = common, nearest = at->first;
+  }
+  return nearest;
+}
+
+void PrefixTree::Move(PrefixPath& path, const std::string& key) {
+  PrefixPath to = Open(key, path.root_->store);
+  BATON_CHECK(to);
+  for (PrefixBlock* block : path.blocks_) {
+    Extend(to, block->tokens);
+    for (size_t c = 0; c < block->pages.size(); ++c)
+      if (block->pages[c] >= 0) Share(*to.blocks_.back(), static_cast<int>(c), block->pages[c]);
+  }
+  std::swap(path, to);
+  Forget(std::move(to));
+}
+
+void PrefixTree::Forget(PrefixPath path) {
+  const std::vector<PrefixBlock*> blocks = path.blocks_;
+  path = {};
+  for (auto block = blocks.rbegin(); block != blocks.rend(); ++block)
+    if ((*block)->pins == 0 && (*block)->children.empty()) Drop(**block);
 }
 
 void PrefixTree::Pin(PrefixPath& path) {

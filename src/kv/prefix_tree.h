@@ -29,6 +29,7 @@ struct PrefixBlock {
   std::array<int32_t, KvLayout::kSlots> tokens = {};
   std::vector<int32_t> pages;  // [caches], -1: none
   std::vector<bool> saved;     // [caches] the owner has written the page to disk
+  std::shared_ptr<const void> state;  // of the owner: what such a prompt leaves beside its pages
   std::vector<std::unique_ptr<PrefixBlock>> children;
   int64_t pins = 0;
   std::list<PrefixBlock*>::iterator place;  // among all blocks, the latest first
@@ -74,6 +75,13 @@ class PrefixTree {
   // receives how many tokens agree, those of a block that differs later included. A false path
   // where nothing has this key.
   PrefixPath Find(const std::string& key, std::span<const int32_t> tokens, int64_t* common);
+  // The key, of those that begin like this, whose root has the longest such path; empty: none has
+  // a block of it.
+  std::string Nearest(const std::string& key_prefix, std::span<const int32_t> tokens) const;
+  // The same blocks under another key, which has the same store; those of the path that nobody else
+  // uses go.
+  void Move(PrefixPath& path, const std::string& key);
+  void Forget(PrefixPath path);  // just those go
   // The most tokens that agree with what any root has.
   int64_t MostCommon(std::span<const int32_t> tokens) const;
   // An empty path. The root is made if there is none; false if there is one of another store.
@@ -101,6 +109,7 @@ class PrefixTree {
   void Pin(PrefixPath& path);
   void Unpin(PrefixPath& path);
   void Touch(const PrefixPath& path);
+  void Drop(PrefixBlock& block);
   static int64_t Walk(const PrefixRoot& root, std::span<const int32_t> tokens,
                       std::vector<PrefixBlock*>* blocks);
 

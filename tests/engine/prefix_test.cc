@@ -9,6 +9,7 @@
 #include "engine/prefix_cache.h"
 #include "kv/prefix_file.h"
 #include "tests/engine/native_test_util.h"
+#include "tests/engine/routed_run.h"
 #include "tests/engine/test_requests.h"
 
 namespace baton {
@@ -232,6 +233,67 @@ TEST_P(PrefixTest, CachedPagesGiveWayToRequests) {
   const RequestStats s = Answer(*engine, Ask(Prompt({{500, 5}, {480, 9}}), {}, 40)).stats;
   EXPECT_EQ(s.reused_tokens, 448);
   EXPECT_LE(engine->prefix_cache_use().held, 1024);
+}
+
+// Routed in each of the ways, some by masks, some drafting for exact answers: bits, decisions and
+// caches held are those of the prompt alone. Decisions often depend on a prompt's last rows, so some
+// prompts begin anew.
+TEST_P(PrefixTest, RoutedAnswersAreThoseWithoutACache) {
+  const SyntheticSpec spec = TinySpec();
+  const RouterFile router = BalancedRouter(spec, {.pool = 20, .sink = 16, .window = 80}, 3);
+  const std::string path = ModelFile(spec);
+  auto cold = LoadWithRouter(path, router, GetParam(), {.prompt_chunk = 128});
+  std::map<std::string, int> hits;
+  int restarts = 0;
+  const bool ok = rc::check([&] {
+    auto warm = LoadWithRouter(path, router, GetParam(),
+                               {.kv_tokens = *rc::gen::element<int64_t>(2000, 8000),
+                                .prompt_chunk = 128,
+                                .prefix_cache_tokens = -1});
+    std::vector<std::unique_ptr<Seen>> seen;
+    std::vector<Request> asked;
+    for (int i = *rc::gen::inRange(4, 12); i > 0; --i) {
+      Request r = Ask(Prompt({{*rc::gen::element<int64_t>(10, 200, 450), 1},
+                              {*rc::gen::inRange<int64_t>(1, 80), *rc::gen::inRange<uint64_t>(1, 4)}}));
+      r.route = RouteOptions{
+          .mode = *rc::gen::element(Mode::kExact, Mode::kExact, Mode::kDense, Mode::kDense,
+                                    Mode::kProbe, Mode::kTwoPass),
+          .mask = *rc::gen::element<std::string>("", "", "", "?S?SFF", "FSFFSF")};
+      if (*rc::gen::inRange(0, 6) == 0) r.exact = ExactOptions{.lookup = true};
+      if (*rc::gen::inRange(0, 6) == 0) r.route.reset();
+      if (*rc::gen::inRange(0, 6) == 0) r.plan = Evicting(), r.route.reset();
+      asked.push_back(r);
+      seen.push_back(std::make_unique<Seen>());
+      const RequestId id = Submit(*warm, r, *seen.back());
+      for (int steps = *rc::gen::inRange(0, 40); steps > 0; --steps) warm->Step();
+      if (*rc::gen::inRange(0, 10) == 0) warm->CancelRequest(id);
+    }
+    StepUntilIdle(*warm);
+    for (size_t i = 0; i < seen.size(); ++i) {
+      RC_ASSERT(seen[i]->ok());
+      const Generation& got = seen[i]->generation();
+      if (got.stop == Generation::Stop::kCancelled) continue;
+      const Generation alone = Answer(*cold, asked[i]);
+      RC_ASSERT(Fingerprint(got) == Fingerprint(alone));
+      RC_ASSERT(got.stats.kv_bytes_held == alone.stats.kv_bytes_held);
+      RC_ASSERT(got.stats.routing.has_value() == alone.stats.routing.has_value());
+      if (got.stats.routing) {
+        RC_ASSERT(got.stats.routing->bitmap == alone.stats.routing->bitmap);
+        RC_ASSERT(got.stats.routing->logits == alone.stats.routing->logits);
+      }
+      const char* kModes[] = {"exact", "probe", "two_pass", "dense"};
+      const char* mode = asked[i].route ? kModes[static_cast<int>(asked[i].route->mode)] : "none";
+      hits[mode] += got.stats.reused_tokens > 0;
+      restarts += got.stats.prefix.miss.find("routed otherwise") != std::string::npos;
+    }
+    warm->ClearPrefixCache();
+    warm->Step();
+    RC_ASSERT(warm->prefix_cache_use().held == 0);
+  });
+  EXPECT_TRUE(ok);
+  for (const char* mode : {"exact", "probe", "two_pass", "dense", "none"})
+    EXPECT_GT(hits[mode], 0) << mode;
+  EXPECT_GT(restarts, 0);
 }
 
 class PrefixDiskTest : public PrefixTest {

@@ -1,5 +1,7 @@
 // Headers of prefix cache files: any bytes give a header or an error; a header is written as it was
 // read, up to padding.
+#include <span>
+
 #include "base/check.h"
 #include "kv/prefix_file.h"
 
