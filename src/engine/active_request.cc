@@ -140,7 +140,8 @@ void ActiveRequest::FindRoutedPrefix(PrefixCache::Query query) {
   routing_->Record();
   const std::string open = fmt::format("routing {};", id_);  // until SettlePrefix
   const PrefixKey begins{query.key.caches, dense ? query.key.prompt + "|" : RoutedKey()};
-  PrefixCache::Routed known = engine_.prefix->Nearest(begins, query.tokens, (pool - 1) / kPageTokens);
+  PrefixCache::Routed known =
+      engine_.prefix->Nearest(begins, query.tokens, (pool - 1) / kPageTokens);
   auto state = std::static_pointer_cast<const RoutedPrefix>(known.state);
   std::string miss = "no cached prompt begins like it and was routed";
   if (state && restarted_.empty() && routing_->CanResume(*state)) {

@@ -134,7 +134,7 @@ class ActiveRequest {
   std::string restarted_;                     // why it no longer goes on from there
   PrefillOrder order_ = PrefillOrder::kTokenMajor;
   std::shared_ptr<const RoutedPrefix> routed_prefix_;  // that it goes on from
-  bool routed_by_rows_ = false;  // its routed layers are decided as their turn comes
+  bool routed_by_rows_ = false;      // its routed layers are decided as their turn comes
   std::optional<PromptRun> prompt_;  // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;

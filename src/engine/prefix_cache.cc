@@ -183,7 +183,8 @@ PrefixCache::Use PrefixCache::Find(const Query& q) {
     }
   }
   if (use.limit_ == 0) {
-    report.miss = fmt::format("fewer than {} tokens before the first whose logits are wanted", q.unit);
+    report.miss =
+        fmt::format("fewer than {} tokens before the first whose logits are wanted", q.unit);
   } else if (report.common >= use.limit_) {
     report.miss = "the layers' windows at that place are gone";  // if it was a miss: see Adopt
   } else if (const int64_t most = tree_.MostCommon(q.tokens); most >= report.common + kBlock) {

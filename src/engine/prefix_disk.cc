@@ -167,8 +167,9 @@ void PrefixDisk::Forget(const std::shared_ptr<File>& file) {
 
 void PrefixDisk::Shrink() {
   while (counts_.bytes > counts_.most_bytes && !files_.empty()) {
-    const auto oldest = std::min_element(
-        files_.begin(), files_.end(), [](const auto& a, const auto& b) { return a->used < b->used; });
+    const auto oldest =
+        std::min_element(files_.begin(), files_.end(),
+                         [](const auto& a, const auto& b) { return a->used < b->used; });
     Forget(std::shared_ptr<File>(*oldest));
   }
 }
@@ -259,7 +260,8 @@ bool PrefixDisk::Has(const std::string& hash) const {
 bool PrefixDisk::Has(const std::string& hash, int cache) const {
   const std::lock_guard lock(mutex_);
   const auto at = places_.find(hash);
-  return at != places_.end() && std::any_of(at->second.begin(), at->second.end(), [&](const Place& p) {
+  return at != places_.end() &&
+         std::any_of(at->second.begin(), at->second.end(), [&](const Place& p) {
            const PrefixFileBlock& b = p.first->header.blocks[p.second];
            return static_cast<size_t>(cache) < b.has.size() && b.has[static_cast<size_t>(cache)];
          });
@@ -277,8 +279,9 @@ void PrefixDisk::Read(const std::string& hash, std::span<const int32_t> tokens,
   for (const auto& [file, index] : places) {
     const PrefixFileHeader& h = file->header;
     const PrefixFileBlock& block = h.blocks[index];
-    bool useful = h.page_bytes.size() == wanted.size() &&
-                  std::equal(tokens.begin(), tokens.end(), block.tokens.begin(), block.tokens.end());
+    bool useful =
+        h.page_bytes.size() == wanted.size() &&
+        std::equal(tokens.begin(), tokens.end(), block.tokens.begin(), block.tokens.end());
     bool more = false;
     for (size_t c = 0; c < wanted.size() && useful; ++c) {
       const int64_t size = std::ssize(wanted[c].bytes[0]) + std::ssize(wanted[c].bytes[1]);

@@ -74,8 +74,7 @@ Error Damaged(const char* what) { return Error::Corrupt("prefix cache file: {}",
 
 int64_t PrefixFileHeader::PayloadBytes(size_t block) const {
   int64_t bytes = 0;
-  for (size_t c = 0; c < page_bytes.size(); ++c)
-    bytes += blocks[block].has[c] ? page_bytes[c] : 0;
+  for (size_t c = 0; c < page_bytes.size(); ++c) bytes += blocks[block].has[c] ? page_bytes[c] : 0;
   return bytes;
 }
 

@@ -29,7 +29,8 @@ struct PrefixFileBlock {
 
 struct PrefixFileHeader {
   std::string key;
-  std::string before;  // PrefixHash of the blocks before the first; at the start the hash of the key
+  std::string
+      before;  // PrefixHash of the blocks before the first; at the start the hash of the key
   int64_t first_block = 0;
   std::vector<int64_t> page_bytes;  // [caches] with low-bit copies
   std::vector<PrefixFileBlock> blocks;

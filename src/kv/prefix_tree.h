@@ -27,8 +27,8 @@ struct PrefixBlock {
   PrefixRoot* root = nullptr;
   PrefixBlock* parent = nullptr;  // null: at the prompt's start
   std::array<int32_t, KvLayout::kSlots> tokens = {};
-  std::vector<int32_t> pages;  // [caches], -1: none
-  std::vector<bool> saved;     // [caches] the owner has written the page to disk
+  std::vector<int32_t> pages;         // [caches], -1: none
+  std::vector<bool> saved;            // [caches] the owner has written the page to disk
   std::shared_ptr<const void> state;  // of the owner: what such a prompt leaves beside its pages
   std::vector<std::unique_ptr<PrefixBlock>> children;
   int64_t pins = 0;
