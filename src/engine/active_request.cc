@@ -67,7 +67,7 @@ void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t
 void ActiveRequest::Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length) {
   BATON_CHECK(!admitted_ && length < sequence_.prompt_tokens);
   admitted_ = true;
-  if (request_.exact) exact_.emplace(*request_.exact, engine_.pass_times[plan_hash_]);
+  if (request_.exact) exact_.emplace(*request_.exact, engine_.draft_history[plan_hash_]);
   sequence_.store = std::move(store);
   sequence_.kv = std::move(kv);
   sequence_.kv.Truncate(length);
@@ -505,8 +505,8 @@ void ActiveRequest::CountCache() {
   if (routing) CountHeld(sequence_.plan, sequence_.kv, *routing);
   if (!exact_) return;
   result_.stats.exact = exact_->report();
-  if (engine_.pass_times.size() > kPlansTimed) engine_.pass_times.clear();
-  engine_.pass_times[plan_hash_] = exact_->times();
+  if (engine_.draft_history.size() > kPlansTimed) engine_.draft_history.clear();
+  engine_.draft_history[plan_hash_] = exact_->history();
 }
 
 void ActiveRequest::Finish() {

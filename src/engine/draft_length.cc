@@ -11,6 +11,13 @@ constexpr double kRowGuess = 0.1;  // what another row adds, until some was seen
 // Times are noisy: what is expected to save less than this is not worth it.
 constexpr double kLeastGain = 0.02;
 constexpr int64_t kMostPatience = 1024;
+constexpr double kRemembered = 12;  // drafts of earlier requests that count in a new one
+
+double Tokens(double accepted, int64_t n) {
+  double tokens = 0, likely = 1;
+  for (int64_t i = 0; i <= n; ++i, likely *= accepted) tokens += likely;
+  return tokens;
+}
 
 void Smooth(double& mean, double value) {
   mean = mean == 0 ? value : mean + kSmooth * (value - mean);
@@ -24,7 +31,15 @@ void PassTimes::Drafted(double seconds) {
 
 void PassTimes::Verified(int64_t rows, double seconds) {
   if (rows == 1) return Smooth(dense_seconds_, seconds);
-  if (dense_known()) Smooth(verify_[static_cast<size_t>(rows)], seconds / dense_seconds_);
+  if (!dense_known()) return;
+  Smooth(verify_[static_cast<size_t>(rows)], seconds / dense_seconds_);
+  seen_[static_cast<size_t>(rows)]++;
+}
+
+int64_t PassTimes::Untried() const {
+  int64_t rows = std::ssize(seen_) - 1;
+  while (rows > 1 && seen_[static_cast<size_t>(rows)] < 2) --rows;
+  return rows + 1;
 }
 
 double PassTimes::Verify(int64_t rows) const {
@@ -41,10 +56,8 @@ double PassTimes::Verify(int64_t rows) const {
 }
 
 double DraftCost(const PassTimes& times, bool free, double accepted, int64_t n) {
-  double tokens = 0, likely = 1;
-  for (int64_t i = 0; i <= n; ++i, likely *= accepted) tokens += likely;
   const double drafts = free ? 0 : static_cast<double>(n) * times.draft();
-  return (drafts + times.Verify(n + 1)) / tokens;
+  return (drafts + times.Verify(n + 1)) / Tokens(accepted, n);
 }
 
 int64_t CheapestDrafts(const PassTimes& times, bool free, double accepted, int64_t most) {
@@ -61,8 +74,7 @@ int64_t DraftLength::Next() {
   if (!adaptive_) return most_;
   if (!times_.dense_known()) return 0;  // what all is measured by
   if (!free_ && !times_.draft_known()) return 1;
-  const int64_t most = std::min(most_, 1 + static_cast<int64_t>(seen_ / 2));
-  const int64_t best = CheapestDrafts(times_, free_, accepted_ / (accepted_ + rejected_), most);
+  const int64_t best = BestOrTry(std::min(most_, 1 + static_cast<int64_t>(acceptance_.seen / 2)));
   if (best > 0) {
     idle_ = 0;
     patience_ = 64;
@@ -74,10 +86,33 @@ int64_t DraftLength::Next() {
   return 1;
 }
 
-void DraftLength::Verified(int64_t drafts, int64_t accepted) {
-  accepted_ = accepted_ * kDecay + static_cast<double>(accepted);
-  seen_ = seen_ * kDecay + static_cast<double>(accepted);
-  rejected_ = rejected_ * kDecay + (accepted < drafts ? 1 : 0);
+int64_t DraftLength::BestOrTry(int64_t most) const {
+  const double share = acceptance_.share();
+  const int64_t best = CheapestDrafts(times_, free_, share, most);
+  const int64_t untried = times_.Untried() - 1;  // drafts
+  if (untried > most) return best;
+  // The cheapest that the further row may be.
+  const double drafts = free_ ? 0 : static_cast<double>(untried) * times_.draft();
+  const double cost = (drafts + times_.Verify(untried) + kRowGuess) / Tokens(share, untried);
+  const bool better = cost < std::min(1 - kLeastGain, DraftCost(times_, free_, share, best));
+  return better ? untried : best;
+}
+
+void Acceptance::Add(int64_t drafts, int64_t drafts_accepted) {
+  accepted = accepted * kDecay + static_cast<double>(drafts_accepted);
+  seen = seen * kDecay + static_cast<double>(drafts_accepted);
+  rejected = rejected * kDecay + (drafts_accepted < drafts ? 1 : 0);
+}
+
+Acceptance Acceptance::Faded() const {
+  const double fade = std::min(1.0, kRemembered / (accepted + rejected));
+  return {.accepted = accepted * fade, .rejected = rejected * fade, .seen = seen * fade};
+}
+
+DraftHistory DraftHistory::ForNext() const {
+  DraftHistory next{times, plan.Faded(), short_match.Faded(), long_match.Faded()};
+  next.times.ForgetDense();
+  return next;
 }
 
 }  // namespace baton

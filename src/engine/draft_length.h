@@ -10,8 +10,7 @@ namespace baton {
 // Rows of one verification: the newest token and the drafts after it.
 constexpr int64_t kMostDrafts = 15;
 
-// What passes took, in dense passes of one row. Requests of one engine and plan hand it on, so that
-// each begins with what earlier ones saw; what a dense pass takes is each one's own.
+// What passes took, in dense passes of one row.
 class PassTimes {
  public:
   void Drafted(double seconds);                 // one pass of the plan
@@ -24,11 +23,35 @@ class PassTimes {
   double draft() const { return draft_; }
   // Between row counts that were seen, and beyond them, on straight lines.
   double Verify(int64_t rows) const;
+  // The fewest rows beyond all that were seen twice: only a try tells what they take.
+  int64_t Untried() const;
 
  private:
   double dense_seconds_ = 0;                      // 0: no dense pass of one row was seen
   double draft_ = 0;                              // 0: none was seen
   std::array<double, kMostDrafts + 2> verify_{};  // by rows; 0: not seen
+  std::array<int, kMostDrafts + 2> seen_{};       // passes, by rows
+};
+
+// What became of the drafts of one source: decayed counts, which begin with a guess that tries
+// drafts, and gives up after few rejections.
+struct Acceptance {
+  double accepted = 3, rejected = 0.5;
+  double seen = 0;  // of `accepted`, without the guess
+
+  double share() const { return accepted / (accepted + rejected); }
+  void Add(int64_t drafts, int64_t drafts_accepted);
+  // For a new request, whose own drafts are to count more.
+  Acceptance Faded() const;
+};
+
+// Requests of one engine and plan hand it on, so that each begins with what earlier ones saw; what
+// a dense pass takes is each one's own.
+struct DraftHistory {
+  PassTimes times;
+  Acceptance plan, short_match, long_match;
+
+  DraftHistory ForNext() const;
 };
 
 // Expected time per token with n drafts for each verification, in dense passes: each draft is
@@ -40,22 +63,24 @@ int64_t CheapestDrafts(const PassTimes& times, bool free, double accepted, int64
 
 class DraftLength {
  public:
-  // `times` outlives it.
-  DraftLength(int64_t most, bool adaptive, bool free, const PassTimes& times)
-      : most_(most), adaptive_(adaptive), free_(free), times_(times) {}
+  // `times` and `acceptance` outlive it.
+  DraftLength(int64_t most, bool adaptive, bool free, const PassTimes& times,
+              Acceptance& acceptance)
+      : most_(most), adaptive_(adaptive), free_(free), times_(times), acceptance_(acceptance) {}
 
   // 0: drafting does not pay, or no dense pass was timed yet. Then one draft is made at growing
   // intervals, so that a change is noticed. Long drafts are made once some were accepted.
   int64_t Next();
-  void Verified(int64_t drafts, int64_t accepted);
+  void Verified(int64_t drafts, int64_t accepted) { acceptance_.Add(drafts, accepted); }
 
  private:
+  // The best number, or one more than was tried where a cheap further row would make that better.
+  int64_t BestOrTry(int64_t most) const;
+
   const int64_t most_;
   const bool adaptive_, free_;
   const PassTimes& times_;
-  // Decayed counts. They begin with a guess that tries drafts, and gives up after few rejections.
-  double accepted_ = 3, rejected_ = 0.5;
-  double seen_ = 0;                   // of accepted_, without the guess
+  Acceptance& acceptance_;
   int64_t idle_ = 0, patience_ = 64;  // turns without drafts, and after how many to try
 };
 

@@ -46,9 +46,9 @@ struct Engine::Impl {
     std::optional<RoutingReport> routing;
     int64_t prompt_tokens = 0;  // of `tokens`; the rest was generated
   } conversation;
-  std::map<std::string, PassTimes> pass_times;  // of exact requests, by hash of their plan
-  std::unique_ptr<PrefixCache> prefix;          // null: off
-  Scheduler scheduler{*this};                   // after what its requests use
+  std::map<std::string, DraftHistory> draft_history;  // of exact requests, by hash of their plan
+  std::unique_ptr<PrefixCache> prefix;                // null: off
+  Scheduler scheduler{*this};                         // after what its requests use
 
   const ModelShape& shape() const { return model->shape(); }
   Result<ResolvedPlan> ResolvePlan(const Plan& plan, std::vector<std::string>* warnings) const {

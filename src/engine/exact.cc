@@ -38,13 +38,15 @@ Lookup::Found Lookup::Find(std::span<const int32_t> tokens) const {
   return found;
 }
 
-ExactDrafts::ExactDrafts(const ExactOptions& options, const PassTimes& times)
+ExactDrafts::ExactDrafts(const ExactOptions& options, const DraftHistory& history)
     : options_(options),
-      times_(times),
-      plan_length_(options.most_drafts, options.adaptive, /*free=*/false, times_),
-      short_match_(options.most_drafts, options.adaptive, /*free=*/true, times_),
-      long_match_(options.most_drafts, options.adaptive, /*free=*/true, times_) {
-  times_.ForgetDense();
+      history_(history.ForNext()),
+      plan_length_(options.most_drafts, options.adaptive, /*free=*/false, history_.times,
+                   history_.plan),
+      short_match_(options.most_drafts, options.adaptive, /*free=*/true, history_.times,
+                   history_.short_match),
+      long_match_(options.most_drafts, options.adaptive, /*free=*/true, history_.times,
+                  history_.long_match) {
   report_.accepted_at.resize(static_cast<size_t>(options.most_drafts));
   report_.drafted_at.resize(report_.accepted_at.size());
 }
@@ -74,7 +76,7 @@ void ExactDrafts::LookUp(std::span<const int32_t> tokens, int64_t room) {
 }
 
 void ExactDrafts::Drafted(double seconds, double share) {
-  times_.Drafted(seconds * share);
+  history_.times.Drafted(seconds * share);
   report_.draft_seconds += seconds;
 }
 
@@ -82,8 +84,8 @@ void ExactDrafts::Verified(int64_t accepted, double seconds, double share) {
   BATON_CHECK(begun_);
   begun_ = false;
   const int64_t drafts = std::ssize(drafts_);
-  times_.Verified(drafts + 1, seconds * share);
-  report_.dense_pass_seconds = times_.dense_seconds();
+  history_.times.Verified(drafts + 1, seconds * share);
+  report_.dense_pass_seconds = history_.times.dense_seconds();
   if (drafts > 0) source_->Verified(drafts, accepted);
   (source_ == &plan_length_ ? report_.drafted : report_.looked_up) += drafts;
   report_.accepted += accepted;

@@ -37,9 +37,9 @@ class Lookup {
 // verification of drafts().
 class ExactDrafts {
  public:
-  // `times`: what earlier requests of this plan saw.
-  ExactDrafts(const ExactOptions& options, const PassTimes& times);
-  ExactDrafts(const ExactDrafts&) = delete;  // lengths look at times
+  // `history`: of earlier requests of this plan.
+  ExactDrafts(const ExactOptions& options, const DraftHistory& history);
+  ExactDrafts(const ExactDrafts&) = delete;  // lengths look at the history
 
   // `tokens`: the prompt and what was generated. `room`: drafts that may be made at most.
   void Begin(std::span<const int32_t> tokens, int64_t room);
@@ -54,13 +54,13 @@ class ExactDrafts {
   void Verified(int64_t accepted, double seconds, double share);
 
   const ExactReport& report() const { return report_; }
-  const PassTimes& times() const { return times_; }
+  const DraftHistory& history() const { return history_; }
 
  private:
   void LookUp(std::span<const int32_t> tokens, int64_t room);
 
   const ExactOptions options_;
-  PassTimes times_;
+  DraftHistory history_;
   Lookup lookup_;
   // A long match is continued rightly far more often than a short one.
   DraftLength plan_length_, short_match_, long_match_;

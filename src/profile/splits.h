@@ -12,7 +12,7 @@
 namespace baton {
 
 // Contexts of a split: as many as fit five minutes of planning on two cores at 8K, but one at least
-// of each kind of text. Kinds take turns: context i is of kind i % kinds.
+// of each kind of text, three in the test split. Kinds take turns: context i is of kind i % kinds.
 int Contexts(const Corpus& corpus, Corpus::Split split);
 // Rows of text that are scored in each: more where there are few contexts, and in the test split,
 // which few plans are decoded on.

@@ -205,13 +205,14 @@ PassTimes Times(double draft, double row) {
   PassTimes times;
   times.Verified(1, 1.0);
   times.Drafted(draft);
-  for (int64_t rows : {3, 8}) times.Verified(rows, 1 + row * static_cast<double>(rows - 1));
+  for (int64_t rows : {3, 8, 3, 8}) times.Verified(rows, 1 + row * static_cast<double>(rows - 1));
   return times;
 }
 
 TEST(DraftLength, DraftsMoreTheMoreIsAccepted) {
   const PassTimes times = Times(0.5, 0.05);
-  DraftLength good(15, true, false, times), bad(15, true, false, times);
+  Acceptance well, badly;
+  DraftLength good(15, true, false, times, well), bad(15, true, false, times, badly);
   for (int i = 0; i < 50; ++i) {
     good.Verified(4, 4);
     bad.Verified(4, 0);
@@ -223,7 +224,8 @@ TEST(DraftLength, DraftsMoreTheMoreIsAccepted) {
 TEST(DraftLength, RejectionsFromTheStartCostLittle) {
   const PassTimes times = Times(0.3, 0.3);
   for (const bool free : {false, true}) {
-    DraftLength d(15, true, free, times);
+    Acceptance acceptance;
+    DraftLength d(15, true, free, times, acceptance);
     double lost = 0;
     for (int turn = 0; turn < 128; ++turn) {
       const int64_t n = d.Next();
@@ -236,23 +238,32 @@ TEST(DraftLength, RejectionsFromTheStartCostLittle) {
 
 TEST(DraftLength, RowsThatCostAStepEachArePaidByNoDraft) {
   for (const bool free : {false, true}) {
-    const PassTimes times = Times(0.1, 1.0);
-    DraftLength d(15, true, free, times);
+    PassTimes times = Times(0.1, 1.0);
+    Acceptance acceptance;
+    DraftLength d(15, true, free, times, acceptance);
     for (int i = 0; i < 50; ++i) d.Verified(4, 4);
+    // Longer passes than were seen are tried, each at most twice.
+    for (int i = 0; i < 16; ++i) {
+      const int64_t rows = d.Next() + 1;
+      EXPECT_TRUE(rows == 1 || rows > 8) << rows;
+      if (rows > 1) times.Verified(rows, static_cast<double>(rows));
+    }
     EXPECT_EQ(d.Next(), 0);
   }
 }
 
 TEST(DraftLength, FreeDraftsAreMadeWhereThoseOfAPassAreNot) {
   const PassTimes times = Times(1.0, 0.2);
-  DraftLength plan(15, true, false, times), lookup(15, true, true, times);
+  Acceptance of_plan, of_lookup;
+  DraftLength plan(15, true, false, times, of_plan), lookup(15, true, true, times, of_lookup);
   EXPECT_EQ(plan.Next(), 0);
   EXPECT_GT(lookup.Next(), 0);
 }
 
 TEST(DraftLength, ADenseStepIsTimedFirst) {
   PassTimes times;
-  DraftLength d(15, true, false, times);
+  Acceptance acceptance;
+  DraftLength d(15, true, false, times, acceptance);
   EXPECT_EQ(d.Next(), 0);
   times.Verified(1, 1.0);
   EXPECT_GT(d.Next(), 0) << "the plan's pass is not known";
@@ -263,7 +274,8 @@ TEST(DraftLength, ADenseStepIsTimedFirst) {
 
 TEST(DraftLength, ComesBackWhenDraftsPayAgain) {
   const PassTimes times = Times(0.3, 0.05);
-  DraftLength d(15, true, false, times);
+  Acceptance acceptance;
+  DraftLength d(15, true, false, times, acceptance);
   for (int i = 0; i < 50; ++i) d.Verified(3, 0);
   int64_t turns = 0;
   while (turns < 100 && d.Next() == 0) ++turns;
@@ -275,6 +287,33 @@ TEST(DraftLength, ComesBackWhenDraftsPayAgain) {
   }
   EXPECT_GE(drafted, 200);
   EXPECT_GT(d.Next(), 2);
+}
+
+TEST(DraftLength, OneMoreRowThanWasSeenIsTriedWhereItMayPay) {
+  PassTimes times;
+  times.Verified(1, 1.0);
+  times.Drafted(0.5);
+  for (int i = 0; i < 2; ++i) times.Verified(2, 1.5);  // on a straight line three rows take 2.0
+  Acceptance acceptance{.accepted = 19, .rejected = 1, .seen = 16};
+  DraftLength d(15, true, false, times, acceptance);
+  EXPECT_EQ(CheapestDrafts(times, false, acceptance.share(), 15), 0);
+  EXPECT_EQ(d.Next(), 2);
+  for (int i = 0; i < 2; ++i) times.Verified(3, 2.4);
+  EXPECT_EQ(d.Next(), 0) << "it was tried and does not pay";
+}
+
+TEST(DraftHistory, ANewRequestBeginsWithWhatEarlierOnesSaw) {
+  DraftHistory history;
+  history.times = Times(0.5, 0.05);
+  for (int i = 0; i < 200; ++i) history.plan.Add(4, 4), history.short_match.Add(4, 0);
+  DraftHistory next = history.ForNext();
+  EXPECT_FALSE(next.times.dense_known());
+  EXPECT_DOUBLE_EQ(next.times.draft(), 0.5);
+  EXPECT_GT(next.plan.share(), 0.95);
+  EXPECT_LT(next.short_match.share(), 0.1);
+  EXPECT_LT(next.long_match.accepted, 4) << "nothing was seen";
+  for (int i = 0; i < 12; ++i) next.plan.Add(4, 0);
+  EXPECT_LT(next.plan.share(), 0.6) << "its own drafts count more";
 }
 
 TEST(PassTimes, RowsThatWereNotSeenLieOnStraightLines) {
