@@ -210,7 +210,7 @@ void PrefixCache::Load(Use& use, std::span<const int32_t> tokens, const KvSequen
     for (const int c : load.caches) {
       const auto i = static_cast<size_t>(c);
       pages[i] = store.Take(c);
-      if (pages[i] >= 0) wanted[i].bytes = store.PageBytes(c, pages[i]);
+      if (pages[i] >= 0) wanted[i] = store.PageBytes(c, pages[i]);
     }
     disk_->Read(use.hashes_[static_cast<size_t>(load.block)], BlockOf(tokens, load.block), wanted,
                 &read);
@@ -312,14 +312,14 @@ void PrefixCache::Save(Use& use) {
     PrefixBlock& block = use.path_[b];
     PrefixFileBlock out{.tokens = block.tokens,
                         .has = std::vector<uint8_t>(static_cast<size_t>(store.caches())),
-                        .checksum = 0};
+                        .checksums = {}};
     std::vector<PrefixDisk::Page> pages;
     const std::string hash = PrefixHash(before, block.tokens);
     for (int c = 0; c < store.caches(); ++c) {
       const auto i = static_cast<size_t>(c);
       if (block.pages[i] < 0 || block.saved[i] || disk_->Has(hash, c)) continue;
       out.has[i] = 1;
-      pages.push_back({store.PageBytes(c, block.pages[i])});
+      pages.push_back(store.PageBytes(c, block.pages[i]));
     }
     if (pages.empty() && job.pages.empty()) {  // it is there already
       before = hash;

@@ -9,6 +9,8 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <optional>
+#include <utility>
 
 #include "base/atomic_file.h"
 #include "base/check.h"
@@ -69,6 +71,8 @@ Result<PrefixFileHeader> ReadHeader(const OpenFile& file, int64_t size, int64_t*
   if (header.PayloadBytes() != size - *payload) return Error::Corrupt("payload of another size");
   return header;
 }
+
+uint64_t ChecksumOf(const PrefixDisk::Page& page) { return Checksum(page[1], Checksum(page[0])); }
 
 std::vector<std::string> HashesOf(const PrefixFileHeader& header) {
   std::vector<std::string> hashes;
@@ -213,17 +217,12 @@ void PrefixDisk::WriteJobs() {
 }
 
 Status PrefixDisk::Write(Job& job) {
-  std::vector<std::byte> payload;
-  const auto gather = [&](size_t block) {
-    payload.clear();
-    for (const Page& page : job.pages[block]) {
-      for (const std::span<std::byte>& part : page.bytes)
-        payload.insert(payload.end(), part.begin(), part.end());
-    }
-  };
   for (size_t b = 0; b < job.pages.size(); ++b) {
-    gather(b);
-    job.header.blocks[b].checksum = Checksum(payload);
+    PrefixFileBlock& block = job.header.blocks[b];
+    block.checksums.assign(block.has.size(), 0);
+    auto page = job.pages[b].begin();
+    for (size_t c = 0; c < block.has.size(); ++c)
+      if (block.has[c]) block.checksums[c] = ChecksumOf(*page++);
   }
   auto file = std::make_shared<File>();
   {
@@ -235,9 +234,9 @@ Status PrefixDisk::Write(Job& job) {
   const std::vector<std::byte> head = EncodePrefixFile(job.header);
   BATON_ASSIGN(AtomicFile out, AtomicFile::Create(file->path));
   BATON_TRY(out.Write(head));
-  for (size_t b = 0; b < job.pages.size(); ++b) {
-    gather(b);
-    BATON_TRY(out.Write(payload));
+  for (const std::vector<Page>& block : job.pages) {
+    for (const Page& page : block)
+      for (const std::span<std::byte>& part : page) BATON_TRY(out.Write(part));
   }
   BATON_TRY(out.Commit());
   file->header = std::move(job.header);
@@ -275,45 +274,32 @@ void PrefixDisk::Read(const std::string& hash, std::span<const int32_t> tokens,
     if (const auto at = places_.find(hash); at != places_.end()) places = at->second;
   }
   read->assign(wanted.size(), false);
-  std::vector<std::byte> payload;
   for (const auto& [file, index] : places) {
     const PrefixFileHeader& h = file->header;
     const PrefixFileBlock& block = h.blocks[index];
-    bool useful =
-        h.page_bytes.size() == wanted.size() &&
-        std::equal(tokens.begin(), tokens.end(), block.tokens.begin(), block.tokens.end());
-    bool more = false;
-    for (size_t c = 0; c < wanted.size() && useful; ++c) {
-      const int64_t size = std::ssize(wanted[c].bytes[0]) + std::ssize(wanted[c].bytes[1]);
-      if (size == 0 || !block.has[c] || (*read)[c]) continue;
-      more = true;
-      useful = size == h.page_bytes[c];
-    }
-    if (!useful || !more) continue;
-    payload.resize(static_cast<size_t>(h.PayloadBytes(index)));
-    const OpenFile open(file->path);
-    if (!open.Read(payload, file->offsets[index]) || Checksum(payload) != block.checksum) {
-      const std::lock_guard lock(mutex_);
-      if (std::find(files_.begin(), files_.end(), file) == files_.end()) continue;  // by then gone
-      ++counts_.damaged;
-      Forget(file);
+    if (h.page_bytes.size() != wanted.size() ||
+        !std::equal(tokens.begin(), tokens.end(), block.tokens.begin(), block.tokens.end()))
       continue;
-    }
-    const std::byte* at = payload.data();
-    for (size_t c = 0; c < wanted.size(); ++c) {
+    std::optional<OpenFile> open;
+    int64_t bytes = 0, at = file->offsets[index];
+    bool whole = true;
+    for (size_t c = 0; c < wanted.size() && whole; ++c) {
       if (!block.has[c]) continue;
-      const std::byte* from = at;
-      at += h.page_bytes[c];
-      if (wanted[c].bytes[0].empty() || (*read)[c]) continue;
-      for (const std::span<std::byte>& to : wanted[c].bytes) {
-        std::memcpy(to.data(), from, to.size());
-        from += to.size();
-      }
-      (*read)[c] = true;
+      const int64_t from = std::exchange(at, at + h.page_bytes[c]);
+      const auto rows = std::ssize(wanted[c][0]), copy = std::ssize(wanted[c][1]);
+      if (rows == 0 || (*read)[c] || rows + copy != h.page_bytes[c]) continue;
+      if (!open) open.emplace(file->path);
+      whole = open->Read(wanted[c][0], from) && open->Read(wanted[c][1], from + rows) &&
+              ChecksumOf(wanted[c]) == block.checksums[c];
+      (*read)[c] = whole;
+      bytes += rows + copy;
     }
     const std::lock_guard lock(mutex_);
-    counts_.read_bytes += std::ssize(payload);
-    if (file->used < Now() - 1'000'000'000) {
+    counts_.read_bytes += bytes;
+    if (!whole && std::find(files_.begin(), files_.end(), file) != files_.end()) {
+      ++counts_.damaged;
+      Forget(file);
+    } else if (bytes > 0 && file->used < Now() - 1'000'000'000) {
       file->used = Now();
       (void)::utimensat(AT_FDCWD, file->path.c_str(), nullptr, 0);
     }

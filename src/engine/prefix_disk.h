@@ -28,9 +28,7 @@ class PrefixDisk {
   // Blocks of a path to write: pages[i] are those of header.blocks[i], in the order of its caches.
   // `path` pins them; it comes back through Written. The checksums are still to be made. False, and
   // nothing is written, when the disk is behind by too much.
-  struct Page {
-    std::array<std::span<std::byte>, 2> bytes;
-  };
+  using Page = std::array<std::span<std::byte>, 2>;  // KvStore::PageBytes
   struct Job {
     PrefixFileHeader header;
     std::vector<std::vector<Page>> pages;
@@ -44,9 +42,9 @@ class PrefixDisk {
   // Whether the block whose path has this hash has a page of this cache.
   bool Has(const std::string& hash, int cache) const;
   bool Has(const std::string& hash) const;
-  // Reads pages of the block that are wanted ([caches], empty spans: not this one); each is marked
-  // by an entry in `read`. A file that is damaged or gone is forgotten, counted, and its pages are
-  // not read.
+  // Reads pages of the block into those that are wanted ([caches], empty spans: not this one), and
+  // marks them in `read`; what the others hold then is undefined. A file that is damaged or gone is
+  // forgotten and counted.
   void Read(const std::string& hash, std::span<const int32_t> tokens,
             const std::vector<Page>& wanted, std::vector<bool>* read);
 

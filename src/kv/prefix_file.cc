@@ -95,7 +95,7 @@ std::vector<std::byte> EncodePrefixFile(const PrefixFileHeader& h) {
   for (const PrefixFileBlock& b : h.blocks) {
     body.Bytes(b.tokens.data(), sizeof(b.tokens));
     body.Bytes(b.has.data(), b.has.size());
-    body.Number(b.checksum);
+    body.Bytes(b.checksums.data(), b.checksums.size() * sizeof(uint64_t));
   }
   Writer file;
   file.Bytes(kMagic, 8);
@@ -142,7 +142,7 @@ Result<PrefixFileHeader> ParsePrefixFile(std::span<const std::byte> bytes) {
   if (!r.ok() || h.first_block < 0 || h.first_block > kMostPage || caches < 1 ||
       caches > kMostCaches || h.before.size() != kHashLength)
     return Damaged("header out of range");
-  const uint64_t per_block = sizeof(PrefixFileBlock::tokens) + caches + sizeof(uint64_t);
+  const uint64_t per_block = sizeof(PrefixFileBlock::tokens) + caches * (1 + sizeof(uint64_t));
   if (r.left() != caches * sizeof(int64_t) + blocks * per_block)
     return Damaged("header of another length than its blocks");
   for (uint32_t c = 0; c < caches; ++c) {
@@ -155,7 +155,8 @@ Result<PrefixFileHeader> ParsePrefixFile(std::span<const std::byte> bytes) {
     b.has.resize(caches);
     r.Bytes(b.tokens.data(), sizeof(b.tokens));
     r.Bytes(b.has.data(), caches);
-    b.checksum = r.Number<uint64_t>();
+    b.checksums.resize(caches);
+    r.Bytes(b.checksums.data(), caches * sizeof(uint64_t));
     for (const uint8_t has : b.has)
       if (has > 1) return Damaged("block out of range");
   }

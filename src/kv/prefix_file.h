@@ -2,7 +2,7 @@
 //
 //   magic, version, size and checksum of the header
 //   header   key; the hash of the blocks before; how many those are; bytes of a page in each cache;
-//            per block: 64 tokens, which caches' pages follow, their checksum
+//            per block: 64 tokens, which caches' pages follow, a checksum of each
 //   payload  from a multiple of 64 on: per block the pages of its caches, in ascending order
 //
 // Numbers are little-endian. A file is for the machine that wrote it or one like it: the key names
@@ -23,8 +23,8 @@ namespace baton {
 
 struct PrefixFileBlock {
   std::array<int32_t, KvLayout::kSlots> tokens = {};
-  std::vector<uint8_t> has;  // [caches] 0 or 1
-  uint64_t checksum = 0;     // of its part of the payload
+  std::vector<uint8_t> has;         // [caches] 0 or 1
+  std::vector<uint64_t> checksums;  // [caches] of the page's bytes, then of its low-bit copy's
 };
 
 struct PrefixFileHeader {

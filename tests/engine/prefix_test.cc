@@ -199,6 +199,25 @@ TEST_P(PrefixTest, AnswersAreThoseWithoutACache) {
   }
 }
 
+// What the cache stands on: on the host, passes may be cut between any two pages.
+TEST_P(PrefixTest, ChunksOfWholePagesGiveTheSameBits) {
+  if (GetParam().backend == Backend::kCuda) GTEST_SKIP() << "tiles begin where passes do";
+  for (const Kind& kind : Kinds()) {
+    const std::string path = FileOf(kind.spec);
+    for (const bool portable : {false, true}) {
+      std::string whole;
+      for (const int64_t chunk : {1024, 512, 192, 64}) {
+        auto engine = Load(path, GetParam(), {.portable = portable, .prompt_chunk = chunk});
+        std::string bits;
+        for (const int64_t tokens : {63, 64, 65, 500, 512, 517, 769, 1000})
+          bits += Fingerprint(Answer(*engine, Ask(RandomTokens(tokens, 7)))) + "\n";
+        if (whole.empty()) whole = bits;
+        EXPECT_EQ(bits, whole) << kind.name << ", chunks of " << chunk;
+      }
+    }
+  }
+}
+
 // How much is found: all of the common beginning, in whole pages, but for the prompt's last token.
 TEST_P(PrefixTest, ACommonBeginningIsNotProcessedAgain) {
   auto engine = LoadEngine(TinySpec(), GetParam(), {.prefix_cache_tokens = -1});
@@ -438,6 +457,7 @@ TEST(PrefixFile, HostileHeadersAreErrors) {
   h.blocks.resize(3);
   for (size_t b = 0; b < 3; ++b) {
     h.blocks[b].has = {1, static_cast<uint8_t>(b == 1)};
+    h.blocks[b].checksums = {b, 7};
     h.blocks[b].tokens.fill(static_cast<int32_t>(b));
   }
   const std::vector<std::byte> good = EncodePrefixFile(h);
