@@ -41,7 +41,7 @@ struct EngineOptions {
   int64_t kv_tokens = 0, kv_contexts = 1;
   int64_t prompt_chunk = 512;  // prompt tokens per forward pass
   // Prompts that begin like an earlier one go on from its cache, bit for bit as without it. Most
-  // tokens that it may hold beside running requests, within kv_tokens; 0: off, negative: kv_tokens.
+  // tokens that it holds beside requests, within kv_tokens; 0: off, negative: a quarter of memory.
   // Chats of Engine::Generate have their own way.
   int64_t prefix_cache_tokens = 0;
   // A folder that keeps it across restarts, of at most as many bytes. CPU backends.

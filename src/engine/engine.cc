@@ -1,5 +1,7 @@
 #include "baton/engine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -63,6 +65,10 @@ void CountWeights(const Checkpoint& c, ModelInfo& info) {
     info.weight_types +=
         fmt::format("{}{} x {}", info.weight_types.empty() ? "" : ", ", count, name);
   }
+}
+
+int64_t PhysicalBytes() {
+  return std::max<int64_t>(0, int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE));
 }
 
 // A model of token ids alone has none; a tokenizer that cannot be read is an error.
@@ -221,7 +227,12 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
                                               ShapeOf(c, impl->checkpoint.fingerprint));
   impl->model_plan = ModelPlan(impl->model->shape());
   DescribeLayers(*impl, info);
-  if (impl->options.prefix_cache_tokens != 0 && options.weights) {
+  int64_t& cached = impl->options.prefix_cache_tokens;
+  if (cached < 0) cached = PhysicalBytes() / 4 / std::max<int64_t>(1, info.kv_bytes_per_token);
+  if (cached == 0 && !options.cache_dir.empty())
+    return Error::InvalidArgument("cache_dir {}: there is no prefix cache to keep",
+                                  options.cache_dir);
+  if (cached > 0 && options.weights) {
     BATON_ASSIGN(impl->prefix,
                  PrefixCache::Create(
                      impl->options,

@@ -53,9 +53,7 @@ Result<std::unique_ptr<PrefixCache>> PrefixCache::Create(const EngineOptions& op
                                                          std::string identity) {
   std::unique_ptr<PrefixCache> cache(new PrefixCache());
   cache->identity_ = std::move(identity);
-  cache->most_tokens_ = options.prefix_cache_tokens < 0
-                            ? options.kv_tokens
-                            : std::min(options.prefix_cache_tokens, options.kv_tokens);
+  cache->most_tokens_ = std::min(options.prefix_cache_tokens, options.kv_tokens);
   if (!options.cache_dir.empty()) {
     if (options.backend == Backend::kCuda)
       return Error::Unsupported("a prefix cache on disk needs a backend on the CPU")

@@ -104,8 +104,7 @@ TEST(SharedPages, ARingLetsGoOfItsShareAlone) {
   ASSERT_TRUE(b.Reserve(900).ok());
   b.Evict();
   a = store->NewSequence();
-  for (const int64_t p : {0, 3, 63, 800, 899})
-    EXPECT_GE(b.View(0).pages[p / kSlots], 0) << p;
+  for (const int64_t p : {0, 3, 63, 800, 899}) EXPECT_GE(b.View(0).pages[p / kSlots], 0) << p;
   EXPECT_TRUE(Reads(b, 0, 3, 3));
   EXPECT_EQ(b.View(0).pages[600 / kSlots], -1);
   b = {};
@@ -126,8 +125,8 @@ RC_GTEST_PROP(PrefixTree, HoldsWhatItWasGivenUntilItIsDropped, ()) {
   std::vector<PrefixPath> pinned;
   const int steps = *rc::gen::inRange(1, 60);
   for (int i = 0; i < steps; ++i) {
-    const auto blocks =
-        *rc::gen::container<std::vector<int>>(*rc::gen::inRange<size_t>(1, 5), rc::gen::inRange(0, 3));
+    const auto blocks = *rc::gen::container<std::vector<int>>(*rc::gen::inRange<size_t>(1, 5),
+                                                              rc::gen::inRange(0, 3));
     const int action = *rc::gen::inRange(0, 5);
     if (action <= 1) {
       PrefixPath path = tree->Open("key", store);
