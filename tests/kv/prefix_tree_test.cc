@@ -131,7 +131,7 @@ RC_GTEST_PROP(PrefixTree, HoldsWhatItWasGivenUntilItIsDropped, ()) {
     if (action <= 1) {
       PrefixPath path = tree->Open("key", store);
       for (size_t b = 0; b < blocks.size(); ++b) {
-        tree->Extend(path, std::span(Tokens({blocks[b]})));
+        tree->Extend(path, Tokens({blocks[b]}));
         const std::vector<int> prefix(blocks.begin(), blocks.begin() + static_cast<int64_t>(b) + 1);
         PrefixBlock& block = path[static_cast<int64_t>(b)];
         RC_ASSERT((block.pages[0] >= 0) == model.contains(prefix));
