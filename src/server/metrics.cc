@@ -49,7 +49,6 @@ void Histogram::Write(std::string_view name, std::string_view labels, std::strin
 void Metrics::CountAnswer(const Generation& g) {
   const RequestStats& s = g.stats;
   prompt_tokens += s.prompt_tokens;
-  cached_tokens += s.reused_tokens;
   generated_tokens += s.generated_tokens;
   const auto steps = static_cast<double>(std::max<int64_t>(0, s.generated_tokens - 1));
   kv_bytes_read += steps * s.kv_bytes_per_token;
