@@ -206,9 +206,10 @@ Plan PlanSearcher::ToPlan(const std::vector<LayerRole>& layers) const {
   Plan plan;
   plan.architecture = profile_.architecture;
   plan.fingerprint = profile_.fingerprint;
+  // Also the length up to which the plan stays dense: well below the context that it is for.
   plan.budget = {std::max(o.budgets.front(), o.sink + o.recent), 0};
   for (int64_t b : o.budgets) {
-    if (b <= 512) plan.budget.tokens = b;
+    if (b <= std::min<int64_t>(512, o.context / 2)) plan.budget.tokens = b;
   }
   plan.sink = o.sink;
   plan.recent = o.recent;
