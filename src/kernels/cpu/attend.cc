@@ -243,7 +243,10 @@ void CpuOps::AttendState::Plan(const AttendParams& p, int64_t prompt_rows) {
         const int64_t position = s.rows.position + row;
         int64_t end = std::min(s.rows.count, row + tile - position % tile);
         if (index) end = std::min(end, (row / s.keys.rows_per_set + 1) * s.keys.rows_per_set);
-        f(s, row, end, end - row >= kPromptRows);
+        // One by one: together they would need scratch for all their heads.
+        const bool few = end - row < kPromptRows;
+        if (few) end = row + 1;
+        f(s, row, end, !few);
         row = end;
       }
     }
