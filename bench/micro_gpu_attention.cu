@@ -416,19 +416,23 @@ void Ranking(Bench& bench) {
 }
 
 void TopK(Bench& bench, Device& device) {
-  constexpr int64_t kKeys = 131072, kTop = 2048;
-  for (int64_t rows : {1, 8, 64}) {
-    const std::string name = fmt::format("top 2048 of {} x 128K", rows);
+  constexpr int64_t kTop = 2048;
+  struct Case {
+    int64_t rows, keys;
+  };
+  for (const auto& [rows, keys] :
+       {Case{1, 131072}, Case{8, 131072}, Case{64, 131072}, Case{1, int64_t{1} << 20}}) {
+    const std::string name = fmt::format("top 2048 of {} x {}", rows, keys > 131072 ? "1M" : "128K");
     if (!bench.Wants(name)) continue;
     constexpr int kInputs = 4;  // more than the cache holds, with 64 rows
-    float* mass = RandomFloats(kInputs * rows * kKeys, 1, 3);
+    float* mass = RandomFloats(kInputs * rows * keys, 1, 3);
     IndexSets out(device);
     out.Reset(rows, 1, kTop);
-    const std::vector<int64_t> visible(static_cast<size_t>(rows), kKeys),
+    const std::vector<int64_t> visible(static_cast<size_t>(rows), keys),
         k(static_cast<size_t>(rows), kTop), recent(static_cast<size_t>(rows), 64);
     const auto run = [&](int i) {
-      const SelectParams::Segment segment{.mass = mass + i * rows * kKeys,
-                                          .mass_stride = kKeys,
+      const SelectParams::Segment segment{.mass = mass + i * rows * keys,
+                                          .mass_stride = keys,
                                           .sets = rows,
                                           .visible = visible,
                                           .k = k,
@@ -436,17 +440,17 @@ void TopK(Bench& bench, Device& device) {
                                           .out = &out};
       Select(*bench.recorder, *bench.scratch, {.sink = 4, .segments = {&segment, 1}});
     };
-    bench.Run(name, kInputs, static_cast<double>(rows * kKeys * 4), run);
+    bench.Run(name, kInputs, static_cast<double>(rows * keys * 4), run);
     bench.Once([&] { run(0); });
     const auto list = Download(out.list(rows - 1, 0), kTop);
-    auto keys = Download(mass + (rows - 1) * kKeys, kKeys);
-    for (int64_t i = 0; i < kKeys; ++i) {
-      if (i < 4 || i >= kKeys - 64) keys[static_cast<size_t>(i)] = INFINITY;
+    auto masses = Download(mass + (rows - 1) * keys, keys);
+    for (int64_t i = 0; i < keys; ++i) {
+      if (i < 4 || i >= keys - 64) masses[static_cast<size_t>(i)] = INFINITY;
     }
-    std::vector<int32_t> want(kKeys);
+    std::vector<int32_t> want(static_cast<size_t>(keys));
     for (size_t i = 0; i < want.size(); ++i) want[i] = static_cast<int32_t>(i);
     std::stable_sort(want.begin(), want.end(), [&](int32_t a, int32_t b) {
-      return keys[static_cast<size_t>(a)] > keys[static_cast<size_t>(b)];
+      return masses[static_cast<size_t>(a)] > masses[static_cast<size_t>(b)];
     });
     want.resize(kTop);
     std::sort(want.begin(), want.end());

@@ -1,7 +1,7 @@
-// Speed of products on a GPU: `micro_gpu_linear [out in]`, by default the matrices of an 8B model.
-// Decode: matrices enough that none is in the cache when its turn comes, multiplied in one pass, as
-// a step does; GB/s is what reading the weights comes to, beside what a copy of the same size moves
-// (read and written). Prompts: TFLOP/s of 512 to 8,192 rows.
+// Speed of products on a GPU: `micro_gpu_linear [type out in]`, by default the matrices of an 8B
+// model. Decode: matrices enough that none is in the cache when its turn comes, multiplied in one
+// pass, as a step does; GB/s is what reading the weights comes to, beside what a copy of the same
+// size moves (read and written). Prompts: TFLOP/s of 512 to 8,192 rows.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -143,12 +143,20 @@ int main(int argc, char** argv) {
     DType type;
     int64_t out, in;
   };
-  std::vector<Shape> shapes = {{DType::kBF16, 14336, 4096}, {DType::kBF16, 4096, 14336},
-                               {DType::kBF16, 4096, 4096},  {DType::kBF16, 1024, 4096},
-                               {DType::kBF16, 576, 576},    {DType::kBF16, 128256, 4096},
-                               {DType::kQ4_K, 14336, 4096}, {DType::kQ4_K, 4096, 4096},
-                               {DType::kQ8_0, 14336, 4096}, {DType::kQ6_K, 14336, 4096}};
-  if (argc == 3) shapes = {{DType::kBF16, std::atoll(argv[1]), std::atoll(argv[2])}};
+  std::vector<Shape> shapes = {
+      {DType::kBF16, 14336, 4096}, {DType::kBF16, 4096, 14336}, {DType::kBF16, 4096, 4096},
+      {DType::kBF16, 1024, 4096},  {DType::kBF16, 576, 576},    {DType::kBF16, 128256, 4096},
+      {DType::kQ4_K, 14336, 4096}, {DType::kQ4_K, 4096, 4096},  {DType::kQ8_0, 14336, 4096},
+      {DType::kQ6_K, 14336, 4096}, {DType::kQ4_0, 14336, 4096}};
+  if (argc == 4) {
+    std::erase_if(shapes, [&](const Shape& s) { return Info(s.type).name != argv[1]; });
+    if (shapes.empty()) {
+      fmt::print(stderr, "micro_gpu_linear: expected BF16, Q4_0, Q4_K, Q8_0 or Q6_K, got {}\n",
+                 argv[1]);
+      return 2;
+    }
+    shapes = {{shapes[0].type, std::atoll(argv[2]), std::atoll(argv[3])}};
+  }
   fmt::print("{}\n", (*ops)->name());
   for (const Shape& s : shapes) {
     Bench bench(**ops, s.type, s.out, s.in);

@@ -77,12 +77,12 @@ Result<std::vector<EvalResult>> Evaluate(Engine& engine, const std::string& text
 struct BenchOptions {
   std::optional<Plan> plan;  // also measured besides dense
   std::vector<int64_t> depths = {0};
-  int64_t prompt = 512;      // prompt tokens timed at each depth; 0: none
-  int64_t decode = 32;       // decode steps timed at each depth
-  int repeats = 3;           // medians are reported
-  int batch = 1;             // sequences decoded together
-  int64_t whole_prompt = 0;  // also time a whole prompt of this many tokens from depth 0
-  bool ops = false;          // also time the operations of a prompt chunk and a decode step
+  int64_t prompt = 512;            // prompt tokens timed at each depth; 0: none
+  int64_t decode = 32;             // decode steps timed at each depth
+  int repeats = 3;                 // medians are reported
+  std::vector<int> batches = {1};  // sequences decoded together, at each depth
+  int64_t whole_prompt = 0;        // also time a whole prompt of this many tokens from depth 0
+  bool ops = false;                // also time the operations of a prompt chunk and a decode step
   // Also what exact requests do: dense passes of several rows at each depth and, where a text is
   // given, answers of `decode` tokens to `repeats` prompts out of it, dense and exact.
   std::optional<ExactOptions> exact;
@@ -100,7 +100,7 @@ struct BenchRow {
   double kv_bytes_per_token = 0, weight_bytes_per_token = 0;
   int64_t kv_bytes_held = 0;  // of cache, per sequence, after the timed steps
   double decode_bytes_per_s = 0, share_of_read_bandwidth = 0;
-  double read_bandwidth = 0;  // bytes/s, measured just before on huge pages with all threads
+  double read_bandwidth = 0;  // bytes/s, measured just before (MeasureReadBandwidth)
   std::string logits_hash;
   bool aliased = false;            // layers shared synthetic KV
   std::vector<OpTime> ops;         // of one decode step; empty unless asked for
@@ -134,6 +134,8 @@ struct BenchResult {
 Result<BenchResult> RunBench(Engine& engine, const BenchOptions& options,
                              const OnProgress& progress = nullptr);
 
-double MeasureReadBandwidth(int threads);
+// Bytes per second that the memory of the engine's device moves: reads by all threads on the host,
+// reads and writes of a copy on a GPU. 0 where there is no memory to measure with.
+double MeasureReadBandwidth(Engine& engine);
 
 }  // namespace baton

@@ -44,7 +44,11 @@ void AddOptions(CLI::App* command, BenchFlags& o) {
   count("-p,--prompt", b.prompt, "Prompt tokens timed at each depth; 0: none", 0);
   count("-n,--decode", b.decode, "Decode steps timed at each depth", 1);
   count("-r,--repeats", b.repeats, "Repetitions; medians are reported", 1);
-  count("--batch", b.batch, "Sequences decoded together", 1);
+  command->add_option("--batch", b.batches, "Sequences decoded together, for example 1,8")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(AtLeast(1))
+      ->capture_default_str();
   count("--whole", b.whole_prompt, "Also time a whole prompt of N tokens; 0: no", 0);
   command->add_flag("--ops", b.ops,
                     "Time of each operation in a prompt chunk and in a decode step");
@@ -136,14 +140,14 @@ std::string ExactText(const BenchResult& r) {
 }
 
 std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& model) {
-  Table table({"attention", "depth", "prompt tok/s", "decode tok/s", "ms/token", "KV/token",
-               "KV held", "GB/s", "limit", "share", "logits"});
+  Table table({"attention", "depth", "batch", "prompt tok/s", "decode tok/s", "ms/token",
+               "KV/token", "KV held", "GB/s", "limit", "share", "logits"});
   bool aliased = false;
   for (const BenchRow& row : r.rows) {
     aliased |= row.aliased;
     table.Row(
         {row.plan == "dense" ? "dense" : "plan", Count(row.depth) + (row.aliased ? "*" : ""),
-         row.prompt_tokens_per_s > 0 ? Number(row.prompt_tokens_per_s) : "-",
+         Count(row.batch), row.prompt_tokens_per_s > 0 ? Number(row.prompt_tokens_per_s) : "-",
          Number(row.decode_tokens_per_s),
          row.decode_tokens_per_s > 0 ? Number(1e3 / row.decode_tokens_per_s * row.batch) : "-",
          Bytes(row.kv_bytes_per_token), Bytes(static_cast<double>(row.kv_bytes_held)),
@@ -153,8 +157,9 @@ std::string ToText(const BenchResult& r, const BenchFlags& o, const ModelInfo& m
   std::string out = table.ToString();
   if (const std::string note = NoteOf(o); !note.empty())
     out += fmt::format("{}: {}\n", o.shape, note);
-  out += fmt::format("batch {}; limit: what memory reads, measured beside each depth\n",
-                     o.options.batch);
+  out +=
+      "limit: what memory reads (a GPU's: reads and writes of a copy), measured beside each "
+      "depth\n";
   out += fmt::format("loaded in {:.2f} s; memory: peak {}, weights and largest cache {}\n",
                      model.load_seconds, Bytes(static_cast<double>(r.peak_memory_bytes)),
                      Bytes(static_cast<double>(r.expected_memory_bytes)));

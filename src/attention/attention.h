@@ -122,6 +122,9 @@ class Attention {
   void Rank(int layer, Publish::Ranking ranking, bool itself, const View<const float>& q);
   void RankAlike(int layer, std::span<Part* const> parts, const View<const float>& q);
   void SelectSets(int layer, std::span<Part* const> parts);
+  size_t AskForSets(int layer, Part& part, std::span<int64_t> visible, std::span<int64_t> recent,
+                    std::span<int64_t> k);
+  void GrowBadPositions(int64_t more);
   int64_t* BadPosition(int layer, const AttentionSegment& segment);
   void SampleWatch(int layer, const View<float>& q);
   void Observe(int layer, const View<float>& q);

@@ -7,10 +7,10 @@
 namespace baton {
 namespace {
 
-// Parts whose scores one call of Mass can pool.
+// Parts whose scores one call of Mass can pool, and whose sets one call of Select can find.
 bool Alike(const Publish& a, const Publish& b) {
   return a.scope == b.scope && a.pool == b.pool && a.score == b.score && a.block == b.block &&
-         a.index_scale == b.index_scale;
+         a.sink == b.sink && a.index_scale == b.index_scale;
 }
 
 // How large the list of a set with `visible` keys is, in tokens, a multiple of the block.
@@ -94,89 +94,108 @@ void Attention::RankAlike(int layer, std::span<Part* const> parts, const View<co
 
 // Index sets of a publisher's ranking, one for each budget that it or a later layer uses.
 void Attention::SelectSets(int layer, std::span<Part* const> parts) {
-  for (Part* part : parts) {
-    const Publish& r = *part->layer(layer).publish;
-    const PrefillMode& prefill = part->segment->plan->prefill;
-    const bool tiles = part->tiles();
-    const int64_t lists = Lists(r, shape_);
-    const int64_t sets = part->sets();
-    asked_.clear();
-    for (const Budget& k : r.budgets) {
-      if (const Budget own = part->ListBudget(k);
-          std::find(asked_.begin(), asked_.end(), own) == asked_.end())
-        asked_.push_back(own);
-    }
-    visible_.resize(static_cast<size_t>(sets));
-    recent_.resize(visible_.size());
-    k_.resize(visible_.size() * asked_.size());
-    int64_t largest = 0;
-    for (size_t a = 0; a < asked_.size(); ++a) {
-      for (int64_t s = 0; s < sets; ++s) {
-        const auto i = static_cast<size_t>(s);
-        visible_[i] = part->Visible(s);
-        const int64_t rows =
-            std::min(part->rows_per_set, part->rows.count - s * part->rows_per_set);
-        ListSize size = ModelList(r, asked_[a], visible_[i]);
-        if (r.forced_inside) {
-          // A tile's own keys are always selected, as are the recent ones of its first query (which
-          // counts itself), so that a tile of one query has the sets of decode.
-          size.recent = tiles ? rows - 1 + std::max<int64_t>(r.recent, 1) : r.recent;
-          const int64_t budget =
-              tiles ? std::max(prefill.min,
-                               static_cast<int64_t>(
-                                   prefill.fraction * static_cast<double>(visible_[i]) + 0.5))
-                    : asked_[a].At(visible_[i]);
-          // Whole blocks within the budget; a budget that covers every key also takes the last,
-          // partial block.
-          const int64_t tokens = budget >= visible_[i]
-                                     ? visible_[i]
-                                     : std::min(visible_[i], std::max(budget / r.block * r.block,
-                                                                      r.sink + size.recent));
-          size.k = RoundUp(tokens, r.block);
-        }
-        recent_[i] = size.recent;
-        k_[a * visible_.size() + i] = size.k;
-        largest = std::max(largest, size.k);
-      }
-    }
-    int64_t* bad_position = BadPosition(layer, *part->segment);
-    select_segments_.clear();
-    for (size_t a = 0; a < asked_.size(); ++a) {
-      if (part->live == part->published.size())
-        part->published.push_back(std::make_unique<Part::Published>(ops_.device()));
-      Part::Published& published = *part->published[part->live++];
-      published.publisher = layer;
-      published.k = asked_[a];
-      published.gathered = -1;
-      published.sets.Reset(sets, lists, largest + r.block);
-      select_segments_.push_back({.mass = mass_.data() + part->mass_offset,
-                                  .mass_stride = mass_stride_,
-                                  .sets = sets,
-                                  .visible = visible_,
-                                  .k = std::span(k_).subspan(a * visible_.size(), visible_.size()),
-                                  .recent = recent_,
-                                  .out = &published.sets,
-                                  .bad_position = bad_position});
-    }
-    ops_.Select({.groups = lists,
-                 .sink = r.sink,
-                 .block = r.block,
-                 .block_score = r.score == Publish::Score::kMass ? SelectParams::BlockScore::kSum
-                                                                 : SelectParams::BlockScore::kMax,
-                 .segments = select_segments_});
+  const Publish& first = *parts.front()->layer(layer).publish;
+  size_t sets = 0, lists = 0;
+  for (const Part* part : parts) {
+    const auto own = static_cast<size_t>(part->sets());
+    sets += own;
+    lists += own * part->layer(layer).publish->budgets.size();
   }
+  visible_.resize(sets);
+  recent_.resize(sets);
+  k_.resize(lists);
+  GrowBadPositions(std::ssize(parts));
+  select_segments_.clear();
+  sets = lists = 0;
+  for (Part* part : parts) {
+    const auto own = static_cast<size_t>(part->sets());
+    lists += AskForSets(layer, *part, std::span(visible_).subspan(sets, own),
+                        std::span(recent_).subspan(sets, own), std::span(k_).subspan(lists));
+    sets += own;
+  }
+  ops_.Select({.groups = Lists(first, shape_),
+               .sink = first.sink,
+               .block = first.block,
+               .block_score = first.score == Publish::Score::kMass ? SelectParams::BlockScore::kSum
+                                                                   : SelectParams::BlockScore::kMax,
+               .segments = select_segments_});
 }
 
-// Where Select reports a NaN in a ranking.
+// Adds a segment for each of a part's budgets. `k` has room for all; the result is what they took.
+size_t Attention::AskForSets(int layer, Part& part, std::span<int64_t> visible,
+                             std::span<int64_t> recent, std::span<int64_t> k) {
+  const Publish& r = *part.layer(layer).publish;
+  const PrefillMode& prefill = part.segment->plan->prefill;
+  const bool tiles = part.tiles();
+  asked_.clear();
+  for (const Budget& b : r.budgets) {
+    if (const Budget own = part.ListBudget(b);
+        std::find(asked_.begin(), asked_.end(), own) == asked_.end())
+      asked_.push_back(own);
+  }
+  int64_t largest = 0;
+  for (size_t a = 0; a < asked_.size(); ++a) {
+    for (size_t i = 0; i < visible.size(); ++i) {
+      const auto s = static_cast<int64_t>(i);
+      visible[i] = part.Visible(s);
+      const int64_t rows = std::min(part.rows_per_set, part.rows.count - s * part.rows_per_set);
+      ListSize size = ModelList(r, asked_[a], visible[i]);
+      if (r.forced_inside) {
+        // A tile's own keys are always selected, as are the recent ones of its first query (which
+        // counts itself), so that a tile of one query has the sets of decode.
+        size.recent = tiles ? rows - 1 + std::max<int64_t>(r.recent, 1) : r.recent;
+        const int64_t budget =
+            tiles ? std::max(prefill.min,
+                             static_cast<int64_t>(
+                                 prefill.fraction * static_cast<double>(visible[i]) + 0.5))
+                  : asked_[a].At(visible[i]);
+        // Whole blocks within the budget; a budget that covers every key also takes the last,
+        // partial block.
+        const int64_t tokens =
+            budget >= visible[i]
+                ? visible[i]
+                : std::min(visible[i], std::max(budget / r.block * r.block, r.sink + size.recent));
+        size.k = RoundUp(tokens, r.block);
+      }
+      recent[i] = size.recent;
+      k[a * visible.size() + i] = size.k;
+      largest = std::max(largest, size.k);
+    }
+  }
+  int64_t* bad_position = BadPosition(layer, *part.segment);
+  for (size_t a = 0; a < asked_.size(); ++a) {
+    if (part.live == part.published.size())
+      part.published.push_back(std::make_unique<Part::Published>(ops_.device()));
+    Part::Published& published = *part.published[part.live++];
+    published.publisher = layer;
+    published.k = asked_[a];
+    published.gathered = -1;
+    published.sets.Reset(part.sets(), Lists(r, shape_), largest + r.block);
+    select_segments_.push_back({.mass = mass_.data() + part.mass_offset,
+                                .mass_stride = mass_stride_,
+                                .sets = part.sets(),
+                                .visible = visible,
+                                .k = k.subspan(a * visible.size(), visible.size()),
+                                .recent = recent,
+                                .out = &published.sets,
+                                .bad_position = bad_position});
+  }
+  return asked_.size() * visible.size();
+}
+
+// Growing keeps the reports made so far, but moves them.
+void Attention::GrowBadPositions(int64_t more) {
+  const auto used = static_cast<int64_t>(rankings_.size());
+  if (used + more <= bad_positions_.capacity()) return;
+  std::vector<int64_t> all(static_cast<size_t>(std::max<int64_t>(256, 2 * (used + more))), -1);
+  if (used > 0) bad_positions_.Download(std::span(all).first(rankings_.size()));
+  bad_positions_.Reserve(std::ssize(all));
+  bad_positions_.Upload(all);
+}
+
+// Where Select reports a NaN in a ranking. There must be room.
 int64_t* Attention::BadPosition(int layer, const AttentionSegment& segment) {
   const auto used = static_cast<int64_t>(rankings_.size());
-  if (used == bad_positions_.capacity()) {
-    // Growing keeps the reports made so far.
-    std::vector<int64_t> all(static_cast<size_t>(std::max<int64_t>(256, 2 * used)), -1);
-    if (used > 0) bad_positions_.Download(std::span(all).first(rankings_.size()));
-    bad_positions_.Reserve(std::ssize(all));
-    bad_positions_.Upload(all);
-  }
   rankings_.push_back({layer, &segment});
   return bad_positions_.data() + used;
 }

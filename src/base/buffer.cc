@@ -30,6 +30,19 @@ Result<Buffer> Buffer::Allocate(int64_t bytes, Device& device) {
   return b;
 }
 
+Result<Buffer> Buffer::Reserve(int64_t bytes, Device& device) {
+  Buffer b;
+  BATON_ASSIGN(b.data_, device.Reserve(bytes));
+  b.device_ = &device;
+  b.size_ = bytes;
+  return b;
+}
+
+Status Buffer::Commit(int64_t begin, int64_t bytes) {
+  BATON_CHECK(begin >= 0 && bytes >= 0 && bytes <= size_ - begin);
+  return bytes > 0 ? device_->Commit(data_, begin, bytes) : Status::Ok();
+}
+
 Buffer Buffer::AllocateOrDie(int64_t bytes, Device& device) {
   Result<Buffer> b = Allocate(bytes, device);
   BATON_CHECK(b.ok());

@@ -27,12 +27,19 @@ class Buffer {
   // Zeroed. On the host 2 MiB aligned and advised as huge pages; address space is reserved, memory
   // is used when touched.
   static Result<Buffer> Allocate(int64_t bytes, Device& device = Device::Host());
-  // As above, for sizes that fail only when the machine is out of memory; aborts then.
+  // The same without the memory: only what Commit was called for may be used. On the host both are
+  // Allocate, whose memory is used when touched.
+  static Result<Buffer> Reserve(int64_t bytes, Device& device = Device::Host());
+  // Gives [begin, begin + bytes) memory, zeroed where it has none. Errors: Resource.
+  Status Commit(int64_t begin, int64_t bytes);
+  // As Allocate, for sizes that fail only when the machine is out of memory; aborts then.
   static Buffer AllocateOrDie(int64_t bytes, Device& device = Device::Host());
 
-  // Returns the whole 2 MiB pages within [begin, begin + bytes) to the system. They then read as
-  // zeros and take memory again when touched. Smaller pieces are kept: returning them would split
-  // huge pages. Result: the bytes returned, 0 also where the system declines.
+  // Returns the whole 2 MiB pages (of reserved memory: what its device maps at a time) within
+  // [begin, begin + bytes) to the system. On the host they then read as zeros and take memory again
+  // when touched; reserved memory of other devices has to be committed again. Smaller pieces are
+  // kept: returning them would split huge pages. Result: the bytes returned, 0 also where the
+  // system declines.
   int64_t Discard(int64_t begin, int64_t bytes);
 
   std::byte* data() const { return data_; }

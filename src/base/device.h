@@ -32,6 +32,9 @@ class Device {
   friend class Buffer;
   // Zeroed, aligned for any operation. Errors: Resource.
   virtual Result<std::byte*> Allocate(int64_t bytes) = 0;
+  // See Buffer::Reserve and Buffer::Commit. Here: memory that is used when touched needs neither.
+  virtual Result<std::byte*> Reserve(int64_t bytes) { return Allocate(bytes); }
+  virtual Status Commit(std::byte*, int64_t, int64_t) { return Status::Ok(); }
   virtual void Free(std::byte* data, int64_t bytes) = 0;
   // See Buffer::Discard; `data` and `size` describe one allocation.
   virtual int64_t Discard(std::byte* data, int64_t size, int64_t begin, int64_t bytes) = 0;

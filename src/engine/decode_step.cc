@@ -24,7 +24,7 @@ void DecodeStep::Forward(Transformer& model, const OnLogits& on_logits, ForwardB
   batch.tokens = tokens_;
   batch.segments = segments_;
   std::vector<int64_t> all;
-  if (on_logits && batch.logit_rows.empty()) {
+  if ((on_logits || batch.on_greedy) && batch.logit_rows.empty()) {
     all.resize(tokens_.size());
     std::iota(all.begin(), all.end(), int64_t{0});
     batch.logit_rows = all;

@@ -35,9 +35,9 @@ class DecodeStep {
   using OnLogits = std::function<void(size_t part, int64_t first, View<const float> logits)>;
 
   // Runs the pass and drops what rings no longer keep. on_logits sees the wanted rows of parts that
-  // did not fail, in order; null: no logits are made. batch.logit_rows: the wanted rows of the
-  // step; empty: all. `batch` may also bring an observer, layers and what enters or is captured
-  // there.
+  // did not fail, in order; null: no logits are made, unless batch.on_greedy asks for tokens (of
+  // all parts). batch.logit_rows: the wanted rows of the step; empty: all. `batch` may also bring
+  // an observer, layers and what enters or is captured there.
   void Forward(Transformer& model, const OnLogits& on_logits, ForwardBatch batch = {});
 
   // After Forward, by part.

@@ -1,6 +1,6 @@
 // What the machine can read from memory, measured the way decode reads: all threads streaming
 // through huge pages. Virtual machines of one kind differ by more than two, so a speed is only
-// worth something beside the limit of the same run.
+// worth something beside the limit of the same run. Of a GPU: what a large copy reads and writes.
 #include <algorithm>
 #include <chrono>
 #include <vector>
@@ -8,6 +8,7 @@
 #include "base/buffer.h"
 #include "base/thread_pool.h"
 #include "baton/eval.h"
+#include "engine/engine_impl.h"
 
 namespace baton {
 namespace {
@@ -25,9 +26,28 @@ uint64_t Sum(const uint64_t* x, int64_t n) {
   return s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
 }
 
-}  // namespace
+constexpr int64_t kCopyBytes = int64_t{1} << 30;
+constexpr int kCopies = 8;
 
-double MeasureReadBandwidth(int threads) {
+double MeasureCopyBandwidth(Device& device) {
+  Result<Buffer> from = Buffer::Allocate(kCopyBytes, device);
+  Result<Buffer> to = Buffer::Allocate(kCopyBytes, device);
+  if (!from.ok() || !to.ok()) return 0;
+  std::byte end;
+  double best = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    device.Download(&end, to->data(), 1);  // waits for what was started
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < kCopies; ++i) device.Copy(to->data(), from->data(), kCopyBytes);
+    device.Download(&end, to->data(), 1);
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, 2.0 * kCopies * static_cast<double>(kCopyBytes) / seconds);
+  }
+  return best;
+}
+
+double MeasureHostBandwidth(int threads) {
   ThreadPool pool(threads);
   Result<Buffer> buffer = Buffer::Allocate(kBytes);
   if (!buffer.ok()) return 0;
@@ -51,6 +71,13 @@ double MeasureReadBandwidth(int threads) {
   volatile uint64_t sink = sums[0] + sums.back();
   (void)sink;
   return best;
+}
+
+}  // namespace
+
+double MeasureReadBandwidth(Engine& engine) {
+  Device& device = engine.impl().ops->device();
+  return device.host() ? MeasureHostBandwidth(engine.info().threads) : MeasureCopyBandwidth(device);
 }
 
 }  // namespace baton

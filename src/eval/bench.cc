@@ -9,7 +9,6 @@
 #include "base/buffer.h"
 #include "baton/eval.h"
 #include "engine/decode_step.h"
-#include "engine/sampler.h"
 #include "engine/session.h"
 #include "eval/bench_exact.h"
 #include "eval/steps.h"
@@ -31,6 +30,8 @@ constexpr int64_t kMostOwnDepth = 131072;
 constexpr double kMostShareOfMemory = 0.8;
 // What layers that share keep apart: far more than any processor cache holds.
 constexpr int64_t kAliasBytes = int64_t{1} << 30;
+// Of a GPU's memory, for activations and index sets.
+constexpr int64_t kDeviceHeadroom = int64_t{2} << 30;
 
 double AvailableMemory() {
   double kib = 8e6;  // where the system does not say
@@ -145,7 +146,8 @@ class Lane {
     return ops;
   }
 
-  // One forward pass with a row of every sequence. The last one's logits are kept.
+  // One forward pass with a row of every sequence, whose largest logits give the next tokens; of
+  // the last step the first sequence's logits are kept instead.
   Status Step(bool last) {
     Engine::Impl& impl = engine_->impl();
     if (impl.cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
@@ -155,16 +157,22 @@ class Lane {
                           .plan = plan_ ? plan_ : &impl.model_plan,
                           .tokens = std::span<const int32_t>(tokens_).subspan(i, 1)}));
     }
-    std::vector<int32_t> next = tokens_;
-    step.Forward(*impl.model, [&](size_t part, int64_t, View<const float> logits) {
-      const std::span<const float> row(logits.row(0), static_cast<size_t>(logits.dim(1)));
-      next[part] = sampler_.Sample(row, {});
-      if (last && part == 0) logits_.assign(row.begin(), row.end());
-    });
+    ForwardBatch batch;
+    if (!last) {
+      batch.on_greedy = [&](int64_t first, std::span<const int32_t> tokens) {
+        for (const int32_t token : tokens)
+          tokens_[static_cast<size_t>(first++)] = std::max(token, 0);
+      };
+    }
+    step.Forward(
+        *impl.model,
+        [&](size_t part, int64_t, View<const float> logits) {
+          if (part == 0) logits_.assign(logits.row(0), logits.row(0) + logits.dim(1));
+        },
+        batch);
     for (size_t i = 0; i < sessions_.size(); ++i) {
       if (step.failure(i).failed()) return step.failure(i).ToError();
     }
-    tokens_ = std::move(next);
     return Status::Ok();
   }
 
@@ -173,8 +181,7 @@ class Lane {
   const ResolvedPlan* plan_;
   int64_t depth_;
   std::vector<int32_t> tokens_;  // the latest of each sequence
-  Sampler sampler_{Sampling{}};
-  std::vector<float> logits_;  // of the first sequence's last step
+  std::vector<float> logits_;    // of the first sequence's last step
   double kv_bytes_ = 0;
   std::string hash_;
 };
@@ -192,12 +199,17 @@ Status CheckOptions(const BenchOptions& o) {
   if (o.prompt < 0 || o.prompt > kMost) return bad("prompt", 0, kMost, o.prompt);
   if (o.decode < 1 || o.decode > kMost) return bad("decode", 1, kMost, o.decode);
   if (o.repeats < 1) return bad("repeats", 1, kMost, o.repeats);
-  if (o.batch < 1 || o.batch > 256) return bad("batch", 1, 256, o.batch);
+  if (o.batches.empty()) return Error::InvalidArgument("bench: no batches given");
+  for (int batch : o.batches) {
+    if (batch < 1 || batch > 256) return bad("a batch", 1, 256, batch);
+  }
   if (o.whole_prompt < 0 || o.whole_prompt > kMost)
     return bad("the whole prompt", 0, kMost, o.whole_prompt);
-  if (o.exact && o.batch > 1)
-    return Error::Unsupported("bench: exact requests are timed one at a time, got a batch of {}",
-                              o.batch);
+  for (int batch : o.batches) {
+    if (o.exact && batch > 1)
+      return Error::Unsupported("bench: exact requests are timed one at a time, got a batch of {}",
+                                batch);
+  }
   return Status::Ok();
 }
 
@@ -209,17 +221,20 @@ class Bench {
         options_(options),
         plans_({nullptr}),
         summary_(std::move(summary)),
-        steps_(progress, static_cast<double>(options.depths.size()) + (options.whole_prompt > 0) +
+        steps_(progress, static_cast<double>(options.depths.size() * options.batches.size()) +
+                             (options.whole_prompt > 0) +
                              (options.exact && !options.text.empty())) {
     if (plan) plans_.push_back(plan);
   }
 
   Result<BenchResult> Run() {
     for (int64_t depth : options_.depths) {
-      const std::string what = fmt::format("depth {}", depth);
-      steps_.Begin(what);
-      BATON_TRY(Depth(depth));
-      steps_.Done(1, what);
+      for (int batch : options_.batches) {
+        const std::string what = fmt::format("depth {}, batch {}", depth, batch);
+        steps_.Begin(what);
+        BATON_TRY(Depth(depth, batch));
+        steps_.Done(1, what);
+      }
     }
     if (options_.whole_prompt > 0) BATON_TRY(WholePrompt());
     if (options_.exact && !options_.text.empty()) {
@@ -238,29 +253,34 @@ class Bench {
   // GB/s seen). The buffer for it is no memory that the depth needs.
   double ReadBandwidth() {
     KeepPeak();
-    const double bytes_per_s = MeasureReadBandwidth(engine_.info().threads);
+    const double bytes_per_s = MeasureReadBandwidth(engine_);
     ResetPeakResidentBytes();
     result_.read_bandwidth = std::max(result_.read_bandwidth, bytes_per_s);
     return bytes_per_s;
   }
 
-  // Sequences of `depth` made-up tokens with room for more, in caches that suit every plan.
+  // Sequences of `depth` made-up tokens with room for more, in caches that suit every plan. Layers
+  // share caches where these take too much memory, or on the host too long to fill.
   Result<std::vector<Session>> Fill(int64_t depth, int64_t room, int batch) {
     std::vector<CacheSpec> caches = engine_.impl().model_plan.caches;
     if (plans_.back()) caches = Together(caches, plans_.back()->caches);
-    const double tokens = static_cast<double>(depth + room) * batch;
-    const double available = AvailableMemory();
-    double bytes = 0;
-    for (const CacheSpec& c : caches) {
-      const KvLayout layout = engine_.impl().LayoutOf(c);
-      const int64_t held = std::min(depth + room, c.Held(depth + room) + room);
-      bytes += static_cast<double>(layout.arena_bytes(1)) / KvLayout::kSlots *
-               static_cast<double>(held * batch);
+    if (engine_.impl().ops->device().host()) {
+      const double bytes = CacheBytes(caches, depth + room, room) * batch;
+      const bool large = depth > kMostOwnDepth || bytes > kMostShareOfMemory * AvailableMemory();
+      const bool alias = large && bytes > static_cast<double>(kAliasBytes) && caches.size() > 1 &&
+                         MakeAlike(caches);
+      return Fill(caches, depth, room, batch, alias);
     }
+    auto sessions = Fill(caches, depth, room, batch, /*alias=*/false);
+    const bool full = !sessions.ok() && sessions.error().code() == Error::Code::kResource;
+    if (!full || caches.size() == 1 || !MakeAlike(caches)) return sessions;
+    return Fill(caches, depth, room, batch, /*alias=*/true);
+  }
+
+  Result<std::vector<Session>> Fill(const std::vector<CacheSpec>& caches, int64_t depth,
+                                    int64_t room, int batch, bool alias) {
+    Device& device = engine_.impl().ops->device();
     KvStoreOptions store;
-    const bool large = depth > kMostOwnDepth || bytes > kMostShareOfMemory * available;
-    const bool alias =
-        large && bytes > static_cast<double>(kAliasBytes) && caches.size() > 1 && MakeAlike(caches);
     if (alias) store.alias_bytes = kAliasBytes / batch;
     std::vector<Session> sessions;
     for (int i = 0; i < batch; ++i) {
@@ -268,25 +288,42 @@ class Bench {
                                               {.store = store, .rollback = room}));
       sessions.push_back(std::move(s));
     }
-    if (alias) bytes = sessions[0].store().bytes_per_token() * tokens;
-    if (bytes > available) {
+    const auto tokens = static_cast<double>(depth + room);
+    const double bytes = batch * (alias ? sessions[0].store().bytes_per_token() * tokens
+                                        : CacheBytes(caches, depth + room, room));
+    if (const double available = AvailableMemory(); device.host() && bytes > available) {
       return Error::Resource("bench: a cache of {} x {} tokens takes {:.1f} GB, {:.1f} are free",
                              batch, depth + room, bytes / 1e9, available / 1e9)
           .Hint("lower --depth or --batch");
     }
     // The first sequence is the same in every batch, and so is its logits hash unless layers share.
     for (size_t i = 0; i < sessions.size(); ++i) BATON_TRY(sessions[i].FillSynthetic(depth, i + 1));
+    if (!device.host()) {
+      BATON_ASSIGN([[maybe_unused]] Buffer room_left, Buffer::Allocate(kDeviceHeadroom, device));
+    }
     result_.expected_memory_bytes =
         std::max(result_.expected_memory_bytes,
                  engine_.impl().model->weights().bytes_per_token + static_cast<int64_t>(bytes));
     return sessions;
   }
 
+  // Of one sequence.
+  double CacheBytes(const std::vector<CacheSpec>& caches, int64_t tokens, int64_t room) const {
+    double bytes = 0;
+    for (const CacheSpec& c : caches) {
+      const KvLayout layout = engine_.impl().LayoutOf(c);
+      const int64_t held = std::min(tokens, c.Held(tokens) + room);
+      bytes +=
+          static_cast<double>(layout.arena_bytes(1)) / KvLayout::kSlots * static_cast<double>(held);
+    }
+    return bytes;
+  }
+
   // Dense and planned take turns within every repeat, so a slow moment of the machine hits both.
-  Status Depth(int64_t depth) {
+  Status Depth(int64_t depth, int batch) {
     const int64_t room = std::max({options_.prompt, options_.decode + 1, kMostDrafts + 1});
     const std::vector<int32_t> prompt = MadeUpTokens(options_.prompt, engine_.info().vocab, 1);
-    BATON_ASSIGN(std::vector<Session> sessions, Fill(depth, room, options_.batch));
+    BATON_ASSIGN(std::vector<Session> sessions, Fill(depth, room, batch));
     std::vector<Lane> lanes;
     for (const ResolvedPlan* plan : plans_) lanes.emplace_back(engine_, sessions, plan, depth);
     const double read_bandwidth = ReadBandwidth();
@@ -308,7 +345,7 @@ class Bench {
       }
     }
     for (size_t i = 0; i < lanes.size(); ++i) {
-      BenchRow row{.depth = depth, .read_bandwidth = read_bandwidth};
+      BenchRow row{.depth = depth, .batch = batch, .read_bandwidth = read_bandwidth};
       if (options_.ops && options_.prompt > 0) {
         BATON_ASSIGN(row.prompt_ops, lanes[i].TracePrompt(prompt));
       }
@@ -324,15 +361,14 @@ class Bench {
 
   void AddRow(BenchRow row, Lane& lane, double prompt_seconds, double decode_seconds) {
     row.plan = lane.plan() ? summary_ : "dense";
-    row.batch = options_.batch;
     if (prompt_seconds > 0)
       row.prompt_tokens_per_s = static_cast<double>(options_.prompt) / prompt_seconds;
     const double steps_per_s = static_cast<double>(options_.decode) / decode_seconds;
-    row.decode_tokens_per_s = steps_per_s * options_.batch;
+    row.decode_tokens_per_s = steps_per_s * row.batch;
     row.kv_bytes_per_token = lane.kv_bytes();
     // The weights are read once for all sequences of a step.
     row.weight_bytes_per_token =
-        static_cast<double>(engine_.impl().model->weights().bytes_per_token) / options_.batch;
+        static_cast<double>(engine_.impl().model->weights().bytes_per_token) / row.batch;
     row.decode_bytes_per_s =
         (row.weight_bytes_per_token + row.kv_bytes_per_token) * row.decode_tokens_per_s;
     if (row.read_bandwidth > 0)

@@ -163,6 +163,7 @@ Status KvSequence::Reserve(int64_t tokens) {
     if (missing <= 0) continue;
     grows = true;
     if (!store_->MakeRoom(i, missing)) return FullError(i, tokens - at(i).length);
+    BATON_TRY(store_->Commit(i, missing));
   }
   for (int i = 0; i < store_->caches(); ++i) {
     Cache& c = at(i);
@@ -182,7 +183,9 @@ Status KvSequence::Reserve(int cache, int64_t begin, int64_t end) {
   if (begin > c.length) return StartRing(cache, begin, end);
   const int64_t size = PagesOf(end);
   if (size > c.size()) {
-    if (!store_->MakeRoom(cache, size - c.size())) return FullError(cache, end - c.length);
+      const int64_t missing = size - c.size();
+      if (!store_->MakeRoom(cache, missing)) return FullError(cache, end - c.length);
+      BATON_TRY(store_->Commit(cache, missing));
     Reshape(cache, c.hole, size);
   }
   c.length = end;
@@ -207,6 +210,9 @@ Status KvSequence::StartRing(int cache, int64_t begin, int64_t end) {
   }
   if (!store_->MakeRoom(cache, size - hole.size() - kept - freed))
     return FullError(cache, end - begin);
+  // Pages that it gives up first have memory.
+  BATON_TRY(store_->Commit(cache, std::min(std::max<int64_t>(0, size - hole.size() - kept),
+                                           store_->pool(cache).free_pages())));
   Reshape(cache, hole, size);
   Zero(cache, c.length, begin, before);
   store_->ReturnIdle(cache);
@@ -262,6 +268,7 @@ Status KvSequence::Resize(int64_t tokens) {
     const int64_t need = size - Dead(i, tokens).size();
     if (tokens > store_->max_tokens() || need - c.held_pages() > store_->pool(i).free_pages())
       return FullError(i, tokens);
+    BATON_TRY(store_->Commit(i, std::min(need, store_->pool(i).free_pages())));
   }
   for (int i = 0; i < store_->caches(); ++i) {
     Cache& c = at(i);

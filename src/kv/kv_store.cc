@@ -64,7 +64,7 @@ Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvCacheSpec> caches
     count = std::min(count, static_cast<size_t>((options.alias_bytes - 1) / arena_bytes + 1));
   std::vector<Buffer> arenas;
   for (size_t c = 0; c < count; ++c) {
-    auto arena = Buffer::Allocate(caches[c].layout.arena_bytes(pages), *options.device);
+    auto arena = Buffer::Reserve(caches[c].layout.arena_bytes(pages), *options.device);
     if (!arena.ok()) {
       return std::move(arena)
           .error()
@@ -113,7 +113,9 @@ bool KvStore::MakeRoom(int cache, int64_t pages) {
   return pool(cache).free_pages() >= pages;
 }
 
-int32_t KvStore::Take(int cache) { return MakeRoom(cache, 1) ? pool(cache).Acquire() : -1; }
+int32_t KvStore::Take(int cache) {
+  return MakeRoom(cache, 1) && Commit(cache, 1).ok() ? pool(cache).Acquire() : -1;
+}
 
 void KvStore::Drop(int cache, int32_t page) {
   pool(cache).Release(page);
@@ -126,6 +128,16 @@ std::array<std::span<std::byte>, 2> KvStore::PageBytes(int cache, int32_t page) 
   std::byte* low_bits = arena + pool(cache).max_pages() * l.page_bytes();
   return {std::span(arena + page * l.page_bytes(), static_cast<size_t>(l.page_bytes())),
           std::span(low_bits + page * l.low_bit_bytes(), static_cast<size_t>(l.low_bit_bytes()))};
+}
+
+Status KvStore::Commit(int cache, int64_t pages) {
+  const PagePool& p = pool(cache);
+  const KvLayout& l = layout(cache);
+  Buffer& arena = arenas_[static_cast<size_t>(cache % arenas())];
+  const PageRange next = p.Next(pages);
+  BATON_TRY(arena.Commit(next.begin * l.page_bytes(), next.size() * l.page_bytes()));
+  return arena.Commit(p.max_pages() * l.page_bytes() + next.begin * l.low_bit_bytes(),
+                      next.size() * l.low_bit_bytes());
 }
 
 void KvStore::ReturnIdle(int cache) {

@@ -47,10 +47,11 @@ struct KvStoreOptions {
 
 class KvStore {
  public:
-  // Reserves address space for `max_tokens` (rounded up to pages) of every cache; memory is used
-  // when first touched. Errors: no caches, a layout without heads or with a head size that is not a
-  // positive multiple of 16 (of 32 with a low-bit copy), a dtype other than F32, BF16 and I8, a
-  // lifetime out of range, max_tokens < 1, layouts that differ under alias_bytes, address space.
+  // Reserves address space for `max_tokens` (rounded up to pages) of every cache; memory is used by
+  // the pages that were handed out. Errors: no caches, a layout without heads or with a head size
+  // that is not a positive multiple of 16 (of 32 with a low-bit copy), a dtype other than F32, BF16
+  // and I8, a lifetime out of range, max_tokens < 1, layouts that differ under alias_bytes, address
+  // space.
   static Result<std::unique_ptr<KvStore>> Create(std::vector<KvCacheSpec> caches,
                                                  int64_t max_tokens, KvStoreOptions options = {});
   ~KvStore();  // every sequence must be gone
@@ -94,6 +95,8 @@ class KvStore {
 
   const PagePool& pool(int cache) const { return pools_[static_cast<size_t>(cache)]; }
   PagePool& pool(int cache) { return pools_[static_cast<size_t>(cache)]; }
+  // Gives memory to the pages that a cache hands out next. Errors: Resource.
+  Status Commit(int cache, int64_t pages);
   // Returns free 2 MiB stretches of a cache's arena to the system if enough pages are idle.
   void ReturnIdle(int cache);
   bool MakeRoom(int cache, int64_t pages);
@@ -120,7 +123,8 @@ class KvSequence {
   ~KvSequence();
 
   // Makes room for the positions up to `tokens` in every cache and sets length() to at least that.
-  // Error::Resource when a cache is full, and then nothing has changed in any. Rings drop nothing
+  // Error::Resource when a cache is full or the device's memory is, and then nothing has changed in
+  // any. Rings drop nothing
   // before Evict, so that all rows of a pass find their windows. Invalidates views made before.
   Status Reserve(int64_t tokens);
   // Makes room for positions [begin, end) of one cache and sets length(cache) to at least `end`;

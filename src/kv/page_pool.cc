@@ -44,6 +44,26 @@ int32_t PagePool::Acquire() {
   return static_cast<int32_t>(id);
 }
 
+PageRange PagePool::Next(int64_t pages) const {
+  BATON_CHECK(pages >= 0 && pages <= free_);
+  PageRange range;
+  for (int64_t i = 0; pages > 0;) {
+    const uint64_t rest = levels_[0][static_cast<size_t>(i / 64)] >> (i % 64);
+    if (rest == 0) {
+      i = (i / 64 + 1) * 64;
+      continue;
+    }
+    i += std::countr_zero(rest);
+    if (range.empty()) range.begin = i;
+    const int64_t run = std::min<int64_t>(
+        std::countr_one(levels_[0][static_cast<size_t>(i / 64)] >> (i % 64)), pages);
+    i += run;
+    pages -= run;
+    range.end = i;
+  }
+  return range;
+}
+
 void PagePool::Share(int32_t id) {
   BATON_CHECK_GT(holders(id), 0);
   const auto at = static_cast<size_t>(id);

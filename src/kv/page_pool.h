@@ -35,6 +35,10 @@ class PagePool {
   void Release(int32_t id);
   int holders(int32_t id) const;
 
+  // From the lowest free id to one past the last that the next `pages` calls of Acquire give; as
+  // many must be free.
+  PageRange Next(int64_t pages) const;
+
   int64_t max_pages() const { return max_pages_; }
   int64_t free_pages() const { return free_; }
   int64_t used_pages() const { return max_pages_ - free_; }

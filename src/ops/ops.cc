@@ -232,6 +232,13 @@ void Ops::CopyRows(const CopyRowsParams& p) {
   DoCopyRows(p);
 }
 
+void Ops::Argmax(const ArgmaxParams& p) {
+  BATON_CHECK(p.x.contiguous() && p.index != nullptr);
+  if (p.x.dim(0) == 0) return;
+  Trace::Scope scope(trace_, OpKind::kArgmax, 4.0 * static_cast<double>(p.x.size()), 0);
+  DoArgmax(p);
+}
+
 void Ops::Add(const AddParams& p) {
   BATON_CHECK(p.x.contiguous() && p.y.contiguous());
   BATON_CHECK_EQ(p.x.size(), p.y.size());

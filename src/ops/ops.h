@@ -60,6 +60,7 @@ class Ops {
 
   void Embed(const EmbedParams& p);
   void CopyRows(const CopyRowsParams& p);
+  void Argmax(const ArgmaxParams& p);
   void Add(const AddParams& p);
   void RotaryTable(const RotaryTableParams& p);
   void Route(const RouteParams& p);
@@ -84,6 +85,7 @@ class Ops {
   virtual void DoGather(const GatherParams& p);
   virtual void DoEmbed(const EmbedParams& p);
   virtual void DoCopyRows(const CopyRowsParams& p);
+  virtual void DoArgmax(const ArgmaxParams& p);
   virtual void DoAdd(const AddParams& p);
   virtual void DoRotaryTable(const RotaryTableParams& p);
   virtual void DoRoute(const RouteParams& p);

@@ -91,6 +91,13 @@ struct CopyRowsParams {
   View<float> to;                 // [n, C]; no part of `from`
 };
 
+// index[i] = where row i is largest, the lower of equal ones; -1 where nothing is above -inf. NaN
+// is never the largest.
+struct ArgmaxParams {
+  View<const float> x;       // [n, C], contiguous
+  int32_t* index = nullptr;  // [n]
+};
+
 // x += y, any equal shapes, contiguous.
 struct AddParams {
   View<float> x;

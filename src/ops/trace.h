@@ -24,6 +24,7 @@ enum class OpKind {
   kSelect,
   kEmbed,
   kCopyRows,
+  kArgmax,
   kAdd,
   kRotaryTable,
   kRoute,
@@ -32,8 +33,8 @@ enum class OpKind {
 
 constexpr std::string_view Name(OpKind op) {
   constexpr std::string_view kNames[] = {
-      "linear", "glu",    "output layer", "norm",      "store", "gather",       "attend", "merge",
-      "mass",   "select", "embed",        "copy rows", "add",   "rotary table", "route"};
+      "linear", "glu",    "output layer", "norm",      "store",  "gather", "attend",       "merge",
+      "mass",   "select", "embed",        "copy rows", "argmax", "add",    "rotary table", "route"};
   static_assert(std::size(kNames) == static_cast<size_t>(OpKind::kCount));
   return kNames[static_cast<int>(op)];
 }

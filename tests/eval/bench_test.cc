@@ -102,7 +102,7 @@ TEST(Bench, HashDoesNotDependOnThreadsOrBatch) {
     std::vector<std::string> first;
     for (const auto& [threads, batch] : {std::pair{1, 1}, {2, 1}, {3, 1}, {2, 3}}) {
       auto engine = LoadSynthetic({.backend = backend, .threads = threads});
-      options.batch = batch;
+      options.batches = {batch};
       std::vector<std::string> hashes;
       for (const BenchRow& row : MustRun(*engine, options).rows) hashes.push_back(row.logits_hash);
       if (first.empty()) first = hashes;
@@ -122,7 +122,7 @@ TEST(Bench, ThePlanBesideItDoesNotChangeTheDenseHash) {
   for (const int batch : {1, 2}) {
     auto engine = LoadSynthetic(testing::Quick());
     BenchOptions options = Small();
-    options.batch = batch;
+    options.batches = {batch};
     const BenchResult alone = MustRun(*engine, options);
     options.plan = ScanPlan();
     const BenchResult both = MustRun(*engine, options);
@@ -138,13 +138,12 @@ TEST(Bench, DenseAndPlannedShareOneCache) {
   auto engine = LoadSynthetic(testing::Quick());
   BenchOptions options = Small();
   options.depths = {5000, 100};
-  options.batch = 2;
+  options.batches = {2};
   const auto cache_bytes = [&](std::optional<Plan> plan) {
     options.plan = std::move(plan);
     const BenchResult r = MustRun(*engine, options);
     EXPECT_GE(r.peak_memory_bytes, r.expected_memory_bytes);
-    return static_cast<double>(r.expected_memory_bytes) -
-           r.rows[0].weight_bytes_per_token * options.batch;
+    return static_cast<double>(r.expected_memory_bytes) - r.rows[0].weight_bytes_per_token * 2;
   };
   // 4 layers x K and V x 2 heads x 32 channels x 2 bytes; the deepest of the depths.
   const double dense = cache_bytes(std::nullopt);
@@ -168,7 +167,7 @@ TEST(Bench, ACacheThatNoMemoryHoldsIsAnErrorBeforeItIsFilled) {
   auto engine = LoadSynthetic();
   BenchOptions options = Small();
   options.depths = {int64_t{1} << 32};
-  options.batch = 16;
+  options.batches = {16};
   const auto result = RunBench(*engine, options);
   ASSERT_FALSE(result.ok());
   EXPECT_EQ(result.error().code(), Error::Code::kResource);
@@ -216,7 +215,7 @@ TEST(Bench, ExactAnswersNeedATextAsLongAsADepth) {
   EXPECT_FALSE(RunBench(*engine, options).ok());
   options.text = "";
   EXPECT_FALSE(MustRun(*engine, options).exact);
-  options.batch = 2;
+  options.batches = {2};
   EXPECT_FALSE(RunBench(*engine, options).ok());
 }
 
@@ -231,7 +230,7 @@ TEST(Bench, BadOptionsAreErrors) {
   EXPECT_TRUE(fails([](BenchOptions& o) { o.depths = {-1}; }));
   EXPECT_TRUE(fails([](BenchOptions& o) { o.decode = 0; }));
   EXPECT_TRUE(fails([](BenchOptions& o) { o.repeats = 0; }));
-  EXPECT_TRUE(fails([](BenchOptions& o) { o.batch = 0; }));
+  EXPECT_TRUE(fails([](BenchOptions& o) { o.batches = {0}; }));
   EXPECT_TRUE(fails([](BenchOptions& o) { o.plan = Plan::Dense(9); }));
 }
 

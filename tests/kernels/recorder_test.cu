@@ -106,6 +106,27 @@ TEST_F(RecorderTest, APassThatDiffersIsNotReplayed) {
   EXPECT_EQ(recorder.counts().replays, 4);
 }
 
+TEST_F(RecorderTest, LongPassesStartBeforeTheyEnd) {
+  Recorder recorder(stream_, {});
+  CudaDevice device(recorder);
+  Array<float> x(device);
+  x.Reserve(kValues);
+  std::vector<float> want(kValues), got(kValues);
+  constexpr int kPasses = 4, kLaunches = 300;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const auto first = static_cast<float>(10 * pass);
+    recorder.BeginPass();
+    for (int l = 0; l < kLaunches; ++l)
+      Launch(recorder, x.data(), Ramp(first + static_cast<float>(l)), 0.5f);
+    recorder.EndPass();
+    Apply(want, kLaunches, first);
+  }
+  x.Download(got);
+  EXPECT_EQ(got, want);
+  EXPECT_GT(recorder.counts().captures, 1) << "pieces of a pass";
+  EXPECT_EQ(recorder.counts().replays, (kPasses - 1) * recorder.counts().captures);
+}
+
 TEST_F(RecorderTest, TablesOutgrowTheirMemory) {
   Recorder recorder(stream_, {});
   CudaDevice device(recorder);

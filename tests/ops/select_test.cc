@@ -380,6 +380,41 @@ TEST_P(SelectTest, SetsAndGroupsAreIndependent) {
   }
 }
 
+// One call with sets of the shapes that a backend may treat each in its own way: long, short, with
+// too large a budget, sorted, concentrated, with masses that are not aligned.
+TEST_P(SelectTest, LongSetsOfOneCallEqualSorting) {
+  constexpr int64_t kSets = 6;
+  for (int64_t stride : {200'004, 200'003}) {
+    std::vector<float> mass = Masses(11, kSets * stride, 0);
+    const auto row = [&](int64_t s) { return mass.begin() + s * stride; };
+    std::sort(row(2), row(3));
+    for (float& m : std::span(row(3), row(4))) m = 1 + 1e-3f * m;
+    for (float& m : std::span(row(4), row(5))) m = std::round(4 * m);
+    *(row(5) + 150'000) = INFINITY;
+    const std::vector<int64_t> visible = {200'003, 100, 200'001, 131'072, 65'536, 190'000};
+    const std::vector<int64_t> k = {2048, 50, 2048, 2048, 2048, 60'000};
+    const std::vector<int64_t> recent = {64, 10, 0, 200, 64, 64};
+    IndexSets out(test::TestMemory());
+    out.Reset(kSets, 1, 60'000);
+    const SelectParams::Segment segment{.mass = mass.data(),
+                                        .mass_stride = stride,
+                                        .sets = kSets,
+                                        .visible = visible,
+                                        .k = k,
+                                        .recent = recent,
+                                        .out = &out};
+    ops_->Select({.sink = 4, .segments = {&segment, 1}});
+    for (int64_t s = 0; s < kSets; ++s) {
+      const auto i = static_cast<size_t>(s);
+      const Set one{
+          .mass = {row(s), row(s) + visible[i]}, .k = k[i], .sink = 4, .recent = recent[i]};
+      EXPECT_EQ(std::vector<int32_t>(out.list(s, 0), out.list(s, 0) + out.count(s, 0)),
+                BruteForce(one))
+          << stride << " set " << s;
+    }
+  }
+}
+
 TEST_P(SelectTest, RandomSetsEqualSorting) {
   EXPECT_TRUE(rc::check([&] {
     const auto n = *rc::gen::inRange<int64_t>(1, 3000);

@@ -100,9 +100,34 @@ Result<std::byte*> CudaDevice::Allocate(int64_t bytes) {
   return static_cast<std::byte*>(data);
 }
 
+Result<std::byte*> CudaDevice::Reserve(int64_t bytes) {
+  BATON_ASSIGN(AddressRange range, AddressRange::Reserve(bytes));
+  std::byte* const data = range.data();
+  reserved_.emplace(data, std::move(range));
+  return data;
+}
+
+Status CudaDevice::Commit(std::byte* data, int64_t begin, int64_t bytes) {
+  const auto range = reserved_.find(data);
+  if (range == reserved_.end()) return Status::Ok();
+  return range->second.Map(begin, bytes, [&](int64_t first, int64_t size) {
+    BATON_CUDA(cudaMemsetAsync(data + first, 0, static_cast<size_t>(size), recorder_.stream()));
+  });
+}
+
 void CudaDevice::Free(std::byte* data, int64_t) {
   recorder_.Wait();
-  BATON_CUDA(cudaFree(data));
+  if (reserved_.erase(data) == 0) BATON_CUDA(cudaFree(data));
+}
+
+int64_t CudaDevice::Discard(std::byte* data, int64_t size, int64_t begin, int64_t bytes) {
+  const auto range = reserved_.find(data);
+  if (range == reserved_.end()) return 0;
+  // The rest of the last piece belongs to nothing else.
+  if (begin + bytes == size) bytes += range->second.piece_bytes();
+  if (!range->second.MapsWithin(begin, bytes)) return 0;
+  recorder_.Wait();
+  return range->second.Unmap(begin, bytes);
 }
 
 }  // namespace baton::cuda

@@ -4,8 +4,10 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 
 #include "base/device.h"
+#include "kernels/cuda/address_range.h"
 #include "kernels/cuda/recorder.h"
 
 namespace baton::cuda {
@@ -48,12 +50,15 @@ class CudaDevice final : public Device {
   void SendStaging(std::byte* to, int64_t bytes);
 
   Result<std::byte*> Allocate(int64_t bytes) override;
+  Result<std::byte*> Reserve(int64_t bytes) override;
+  Status Commit(std::byte* data, int64_t begin, int64_t bytes) override;
   void Free(std::byte* data, int64_t bytes) override;
-  int64_t Discard(std::byte*, int64_t, int64_t, int64_t) override { return 0; }
+  int64_t Discard(std::byte* data, int64_t size, int64_t begin, int64_t bytes) override;
 
   Recorder& recorder_;
   std::array<Staging, 3> staging_;
   size_t next_ = 0;
+  std::map<std::byte*, AddressRange> reserved_;  // by address
 };
 
 }  // namespace baton::cuda

@@ -23,9 +23,8 @@ __global__ void __launch_bounds__(kThreads)
   if (row >= rows) return;
   const std::byte* block = blocks + i / 32 * block_bytes;
   const uint4 words = reinterpret_cast<const uint4*>(block)[lane];
-  // Scales are stored by the quad that multiplies with them: rows 2q and 2q + 1 with quad q.
-  const auto* scales = reinterpret_cast<const __half*>(block + QuantBytes(kFormat)) +
-                       (lane / 8 * kSlabs * kParts) * 2 + lane / 4 % 2;
+  const auto* scales =
+      reinterpret_cast<const __half*>(block + QuantBytes(kFormat)) + lane / 4 * kSlabs * kParts;
   const __half* minima = scales + ScaleBytes(kFormat) / 2;
 #pragma unroll
   for (int j = 0; j < kSlabs; ++j) {
@@ -35,7 +34,7 @@ __global__ void __launch_bounds__(kThreads)
     if (first - quad * 4 >= cols) break;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int at = (j * kParts + (kParts == 2 ? half : 0)) * 2;
+      const int at = j * kParts + (kParts == 2 ? half : 0);
       const float scale = __half2float(scales[at]);
       const float minimum = has_min ? __half2float(minima[at]) : 0.0f;
       uint2 out;

@@ -1,10 +1,13 @@
 // The kernel of FewRows, compiled for one format per .cu file.
 //
-// A block computes some tiles of W (8 rows each) for 16 tokens. Its eight warps share the columns:
-// warp w takes groups w, w + 8, ... and copies them to shared memory some stages ahead, the first
-// ones before the preceding kernel has ended. A lane multiplies eight columns of a slab and one row
-// at a time. The order of columns within a slab is free as long as x and W have the same, so these
-// eight are the lane's elements of two mma.m16n8k16 (x: 16 tokens, W: 8 rows).
+// A block computes some tiles of W (8 rows each) for 8 or 16 tokens. Its eight warps share the
+// columns: warp w takes groups w, w + 8, ... and copies them to shared memory some stages ahead,
+// the first ones before the preceding kernel has ended. A lane multiplies eight columns of a slab,
+// of one row of each tile and one token of eight. The order of columns within a slab is free as
+// long as x and W have the same, so these eight are the lane's elements of two mma.m16n8k16 (W: the
+// 16 rows of two tiles, x: 8 tokens): the x of a lane is the operand as it was loaded, and one
+// instruction takes in two tiles. With W as the 8 columns and x as 16 rows a slab and tile took 57
+// instructions, a quarter of them moves.
 //
 // Tensor cores add in f32 but round towards zero, so the sum of a long chain would drift. Therefore
 // they sum only a slab's four products (two of 16 columns, high and low half of x), and the slabs'
@@ -24,25 +27,26 @@ namespace baton::cuda {
 
 constexpr int kFewWarps = 8;
 constexpr int kFewThreads = kFewWarps * kWarp;
-constexpr int kFewTokens = 16;
 
-// Shared memory of one tile's group, and stages of a block: two blocks to a multiprocessor.
+// Warps of a multiprocessor: as many as their registers allow.
+constexpr int kResidentWarps[2] = {24, 16};  // for one and for two octets of tokens
+
+// Shared memory of one tile's group, and stages of a warp: 8 KB, or 12 for more than two tiles.
 template <Format kFormat>
 constexpr int kTileBytes = QuantBytes(kFormat) +
                            ScaleBytes(kFormat) * (kFormat == Format::kQ8Halves ? 1 : 2);
 template <Format kFormat, int kTiles>
-constexpr int kStagesThatFit = (kTiles > 2 ? 96 : 64) * 1024 / kFewWarps /
-                               (kTiles * kTileBytes<kFormat>);
+constexpr int kStagesThatFit = (kTiles > 2 ? 12 : 8) * 1024 / (kTiles * kTileBytes<kFormat>);
 template <Format kFormat, int kTiles>
 constexpr int kStages = kStagesThatFit<kFormat, kTiles> > 8 ? 8 : kStagesThatFit<kFormat, kTiles>;
 
-// c += a b: a 16 x 16 (tokens by columns), b 16 x 8 (columns by rows of W).
-__device__ inline void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                           uint32_t b0, uint32_t b1) {
+// c += w x: w 16 x 16 (rows by columns), x 16 x 8 (columns by tokens).
+__device__ inline void Mma(float (&c)[4], uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3,
+                           uint32_t x0, uint32_t x1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+      : "r"(w0), "r"(w1), "r"(w2), "r"(w3), "r"(x0), "r"(x1));
 }
 
 __device__ inline void CopyAsync(std::byte* to, const std::byte* from) {
@@ -94,66 +98,107 @@ struct Tiles {
   }
 };
 
-// A slab of x: a lane's columns of tokens `group` and `group + 8`.
+// A slab of x: a lane's columns of tokens lane / 4 (and lane / 4 + 8), and what the columns of
+// tokens 2 quad and 2 quad + 1 (and of those + 8) come to.
+template <int kOctets>
 struct SlabOfX {
-  uint4 high[2], low[2];
-  float sum[2];
+  uint4 high[kOctets], low[kOctets];
+  float sum[kOctets][2];
 };
 
+template <int kOctets>
 struct PairOfX {
-  SlabOfX slab[2];
+  SlabOfX<kOctets> slab[2];
 };
 
-// Adds the products of one slab with one tile; `tile` points to the tile in shared memory.
-template <Format kFormat, bool kMin>
-__device__ inline void MultiplySlab(const SlabOfX& x, const std::byte* tile, int j, int lane,
-                                    const FewRowsArgs& args, float (&sum)[4]) {
-  const auto product = [&](float(&part)[4], const uint32_t(&w)[4], int half) {
-    const auto pick = [half](const uint4& v, int i) {
-      return half == 0 ? (i == 0 ? v.x : v.y) : (i == 0 ? v.z : v.w);
-    };
-    Mma(part, pick(x.low[0], 0), pick(x.low[1], 0), pick(x.low[0], 1), pick(x.low[1], 1),
-        w[half * 2], w[half * 2 + 1]);
-    Mma(part, pick(x.high[0], 0), pick(x.high[1], 0), pick(x.high[0], 1), pick(x.high[1], 1),
-        w[half * 2], w[half * 2 + 1]);
-  };
-  float part[2][4] = {};
-  uint32_t w[4];
-  if constexpr (kFormat == Format::kBf16) {
-    const uint4 words = reinterpret_cast<const uint4*>(tile)[j * kWarp + lane];
-    w[0] = words.x, w[1] = words.y, w[2] = words.z, w[3] = words.w;
-    product(part[0], w, 0);
-    product(part[0], w, 1);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] += part[0][i];
-  } else {
-    constexpr int kParts = kFormat == Format::kQ8Halves ? 2 : 1;
-    ExpandSlab<kFormat>(reinterpret_cast<const uint4*>(tile)[lane], j, args.zero, w);
-    product(part[0], w, 0);
-    product(part[kParts - 1], w, 1);
-    // Scales of rows 2 quad and 2 quad + 1.
-    const auto* scales = reinterpret_cast<const __half2*>(tile + QuantBytes(kFormat)) +
-                         lane % 4 * SlabsOf(kFormat) * kParts;
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      const float2 scale = __half22float2(scales[j * kParts + p]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[i] += part[p][i] * (i % 2 == 0 ? scale.x : scale.y);
+// The scales (or minima) of a lane's row in one group of a tile.
+template <Format kFormat>
+struct RowScales {
+  static constexpr int kParts = kFormat == Format::kQ8Halves ? 2 : 1;
+  static constexpr int kWords = SlabsOf(kFormat) * kParts / 2;
+  __half2 words[kWords];
+
+  __device__ void Load(const std::byte* of_tile, int row) {
+    const auto* from = reinterpret_cast<const __half2*>(of_tile) + row * kWords;
+    if constexpr (kWords == 2) {
+      *reinterpret_cast<uint2*>(words) = *reinterpret_cast<const uint2*>(from);
+    } else {
+      words[0] = from[0];
     }
-    if constexpr (kMin) {
-      const float2 minimum = __half22float2(scales[ScaleBytes(kFormat) / 4 + j]);
+  }
+  __device__ float at(int slab, int part) const {
+    const int i = slab * kParts + part;
+    return i % 2 == 0 ? __low2float(words[i / 2]) : __high2float(words[i / 2]);
+  }
+};
+
+// Two tiles' rows in one group: what a lane has read of them beside the quants.
+template <Format kFormat, bool kMin>
+struct PairScales {
+  RowScales<kFormat> scale[2], minimum[2];
+
+  __device__ void Load(const std::byte* const (&tiles)[2], int lane) {
+    if constexpr (kFormat != Format::kBf16) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum[i] += x.sum[i / 2] * (i % 2 == 0 ? minimum.x : minimum.y);
+      for (int n = 0; n < 2; ++n) {
+        scale[n].Load(tiles[n] + QuantBytes(kFormat), lane / 4);
+        if constexpr (kMin)
+          minimum[n].Load(tiles[n] + QuantBytes(kFormat) + ScaleBytes(kFormat), lane / 4);
+      }
+    }
+  }
+};
+
+// Adds the products of slab j of x with a pair of tiles in shared memory. sum: rows lane / 4 of the
+// first tile and of the second, tokens 2 quad and 2 quad + 1 of each.
+template <Format kFormat, bool kMin, int kOctets>
+__device__ inline void MultiplySlab(const SlabOfX<kOctets>& x, const std::byte* const (&tiles)[2],
+                                    const PairScales<kFormat, kMin>& scales, int j, int lane,
+                                    float zero, float (&sum)[kOctets][4]) {
+  constexpr int kParts = kFormat == Format::kQ8Halves ? 2 : 1;
+  uint32_t w[2][4];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    if constexpr (kFormat == Format::kBf16) {
+      const uint4 words = reinterpret_cast<const uint4*>(tiles[n])[j * kWarp + lane];
+      w[n][0] = words.x, w[n][1] = words.y, w[n][2] = words.z, w[n][3] = words.w;
+    } else {
+      ExpandSlab<kFormat>(reinterpret_cast<const uint4*>(tiles[n])[lane], j, zero, w[n]);
+    }
+  }
+#pragma unroll
+  for (int o = 0; o < kOctets; ++o) {
+    float part[kParts][4] = {};
+    const auto product = [&](const uint4& columns, int half, float(&to)[4]) {
+      Mma(to, w[0][half * 2], w[1][half * 2], w[0][half * 2 + 1], w[1][half * 2 + 1],
+          half == 0 ? columns.x : columns.z, half == 0 ? columns.y : columns.w);
+    };
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      product(x.low[o], half, part[half * (kParts - 1)]);
+      product(x.high[o], half, part[half * (kParts - 1)]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (kFormat == Format::kBf16) {
+        sum[o][i] += part[0][i];
+      } else {
+#pragma unroll
+        for (int p = 0; p < kParts; ++p) sum[o][i] += part[p][i] * scales.scale[i / 2].at(j, p);
+        if constexpr (kMin) sum[o][i] += x.sum[o][i % 2] * scales.minimum[i / 2].at(j, 0);
+      }
     }
   }
 }
 
 // kMin: the type has minima (a branch on this would keep the tiles' products from overlapping).
-// kGlu: tiles alternate between gate and up.
-template <Format kFormat, bool kMin, int kTiles, bool kGlu>
-__global__ void __launch_bounds__(kFewThreads, 2)
+// kOctets: of tokens; a row's sums do not depend on it. kGlu: tiles alternate between gate and up.
+template <Format kFormat, bool kMin, int kTiles, int kOctets, bool kGlu>
+__global__ void __launch_bounds__(kFewThreads, kResidentWarps[kOctets - 1] / kFewWarps)
     FewRowsKernel(const __grid_constant__ FewRowsArgs args) {
   constexpr int kRows = kTiles * kTileRows;  // sums per token
+  constexpr int kPairs = (kTiles + 1) / 2;   // a single tile is multiplied twice
+  constexpr int kTokens = kOctets * 8;
   constexpr int kOutputs = kGlu ? kRows / 2 : kRows;
   constexpr int kSlabs = SlabsOf(kFormat);
   constexpr int kDepth = kStages<kFormat, kTiles>;
@@ -163,7 +208,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   // Blocks with the same rows and different tokens are neighbours: they read the weights together.
   const int block = static_cast<int>(blockIdx.x) / args.token_groups;
-  const int first_token = static_cast<int>(blockIdx.x) % args.token_groups * kFewTokens;
+  const int first_token = static_cast<int>(blockIdx.x) % args.token_groups * kTokens;
   int o = 0;
   while (o + 1 < args.count && block >= args.outs[o + 1].first_block) ++o;
   const FewRowsArgs::Out& out = args.outs[o];
@@ -184,40 +229,51 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   AwaitPrevious();
 
   // Lanes without a token repeat the last one; their sums are not written.
-  const uint4* x[2];
-  const float* sums[2];
+  const uint4* x[kOctets];
+  const float* sums[kOctets][2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int t = min(first_token + lane / 4 + 8 * i, args.tokens - 1);
-    x[i] = args.x + t * args.x_slabs * 8 + lane % 4 * 2;
-    sums[i] = args.x_sums + t * args.x_slabs;
+  for (int i = 0; i < kOctets; ++i) {
+    const int first = first_token + 8 * i;
+    x[i] = args.x + min(first + lane / 4, args.tokens - 1) * args.x_slabs * 8 + lane % 4 * 2;
+#pragma unroll
+    for (int t = 0; t < 2; ++t)
+      sums[i][t] = args.x_sums + min(first + lane % 4 * 2 + t, args.tokens - 1) * args.x_slabs;
   }
-  const bool second = first_token + 8 < args.tokens;  // tokens beyond the first eight
   const int last_pair = static_cast<int>(args.x_slabs) - 2;
   const auto load = [&](int slab) {
-    PairOfX p = {};
+    PairOfX<kOctets> p;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (i == 1 && !second) break;
+    for (int i = 0; i < kOctets; ++i) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         p.slab[j].high[i] = x[i][(slab + j) * 8];
         p.slab[j].low[i] = x[i][(slab + j) * 8 + 1];
-        if constexpr (kMin) p.slab[j].sum[i] = sums[i][slab + j];
+        if constexpr (kMin) {
+          p.slab[j].sum[i][0] = sums[i][0][slab + j];
+          p.slab[j].sum[i][1] = sums[i][1][slab + j];
+        }
       }
     }
     return p;
   };
-  float sum[kTiles][4] = {};
-  PairOfX next = load(min(warp * kSlabs, last_pair));
+  float sum[kPairs][kOctets][4] = {};
+  PairOfX<kOctets> next = load(min(warp * kSlabs, last_pair));
   int stage = 0;
   for (int group = warp; group < args.groups; group += kFewWarps) {
     const std::byte* tile = mine + stage * kStageBytes;
     AwaitCopies<kDepth - 1>();
     __syncwarp();
+    const std::byte* pairs[kPairs][2];
+    PairScales<kFormat, kMin> scales[kPairs];
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n) {
+      pairs[n][0] = tile + 2 * n * kTileBytes<kFormat>;
+      pairs[n][1] = tile + min(2 * n + 1, kTiles - 1) * kTileBytes<kFormat>;
+      scales[n].Load(pairs[n], lane);
+    }
 #pragma unroll
     for (int pair = 0; pair < kSlabs; pair += 2) {
-      const PairOfX now = next;
+      const PairOfX<kOctets> now = next;
       // Loads one pair ahead: a load from the second-level cache takes as long as a slab's
       // arithmetic.
       next = load(min(pair + 2 < kSlabs ? group * kSlabs + pair + 2 : (group + kFewWarps) * kSlabs,
@@ -225,9 +281,9 @@ __global__ void __launch_bounds__(kFewThreads, 2)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
-        for (int n = 0; n < kTiles; ++n)
-          MultiplySlab<kFormat, kMin>(now.slab[j], tile + n * kTileBytes<kFormat>, pair + j, lane,
-                                      args, sum[n]);
+        for (int n = 0; n < kPairs; ++n)
+          MultiplySlab<kFormat, kMin>(now.slab[j], pairs[n], scales[n], pair + j, lane, args.zero,
+                                      sum[n]);
       }
     }
     __syncwarp();
@@ -237,12 +293,14 @@ __global__ void __launch_bounds__(kFewThreads, 2)
 
   // [warp][token][row]; reuses the shared memory of the weights.
   __syncthreads();
-  auto* partial = reinterpret_cast<float(*)[kFewTokens][kRows]>(shared);
+  auto* partial = reinterpret_cast<float(*)[kTokens][kRows]>(shared);
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      partial[warp][lane / 4 + i / 2 * 8][n * kTileRows + lane % 4 * 2 + i % 2] = sum[n][i];
+    for (int i = 0; i < kTokens / 4; ++i) {  // two of an octet
+      partial[warp][i / 2 * 8 + lane % 4 * 2 + i % 2][n * kTileRows + lane / 4] =
+          sum[n / 2][i / 2][n % 2 * 2 + i % 2];
+    }
   }
   __syncthreads();
   const auto total = [&](int token, int row) {
@@ -251,7 +309,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
     for (int w = 0; w < kFewWarps; ++w) all += partial[w][token][row];
     return all;
   };
-  for (int i = threadIdx.x; i < kFewTokens * kOutputs; i += kFewThreads) {
+  for (int i = threadIdx.x; i < kTokens * kOutputs; i += kFewThreads) {
     const int t = i / kOutputs, r = i % kOutputs;
     if (first_token + t >= args.tokens || first_row + r >= out.rows) continue;
     float& y = out.y[int64_t{first_token + t} * out.rows + first_row + r];
@@ -266,9 +324,10 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   }
 }
 
-template <Format kFormat, bool kMin, int kTiles, bool kGlu>
+template <Format kFormat, bool kMin, int kTiles, int kOctets, bool kGlu>
 void StartTiles(Recorder& recorder, FewRowsArgs args) {
   constexpr int kRows = kTiles * kTileRows, kOutputs = kRows / (kGlu ? 2 : 1);
+  constexpr int kTokens = kOctets * 8;
   constexpr size_t kStageBytes =
       size_t{kFewWarps} * kStages<kFormat, kTiles> * kTiles * kTileBytes<kFormat>;
   int blocks = 0;
@@ -276,14 +335,13 @@ void StartTiles(Recorder& recorder, FewRowsArgs args) {
     args.outs[o].first_block = blocks;
     blocks += (args.outs[o].rows + kOutputs - 1) / kOutputs;
   }
-  args.token_groups = (args.tokens + kFewTokens - 1) / kFewTokens;
-  recorder.Launch(
-      FewRowsKernel<kFormat, kMin, kTiles, kGlu>,
-      {.grid = static_cast<unsigned>(blocks * args.token_groups),
-       .block = kFewThreads,
-       .shared_bytes = std::max(kStageBytes, size_t{kFewWarps} * kFewTokens * kRows * 4),
-       .overlapped = true},
-      args);
+  args.token_groups = (args.tokens + kTokens - 1) / kTokens;
+  recorder.Launch(FewRowsKernel<kFormat, kMin, kTiles, kOctets, kGlu>,
+                  {.grid = static_cast<unsigned>(blocks * args.token_groups),
+                   .block = kFewThreads,
+                   .shared_bytes = std::max(kStageBytes, size_t{kFewWarps} * kTokens * kRows * 4),
+                   .overlapped = true},
+                  args);
 }
 
 // More rows per block read x less often; fewer rows give every multiprocessor some blocks. The sums
@@ -293,15 +351,18 @@ void StartFormat(Recorder& recorder, const FewRowsArgs& args) {
   constexpr int64_t kBlocks = 264;  // two to a multiprocessor of an H200
   int64_t rows = 0;
   for (int o = 0; o < args.count; ++o) rows += args.outs[o].rows * (args.outs[o].up ? 2 : 1);
-  const bool many = args.tokens > 8 && rows >= 4 * kTileRows * kBlocks;
+  const bool few = args.tokens <= 8, many = !few && rows >= 4 * kTileRows * kBlocks;
+  const auto start = [&](auto start_few, auto start_more) {
+    few ? start_few(recorder, args) : start_more(recorder, args);
+  };
   if (args.outs[0].up) {
-    many ? StartTiles<kFormat, kMin, 4, true>(recorder, args)
-         : StartTiles<kFormat, kMin, 2, true>(recorder, args);
+    many ? StartTiles<kFormat, kMin, 4, 2, true>(recorder, args)
+         : start(StartTiles<kFormat, kMin, 2, 1, true>, StartTiles<kFormat, kMin, 2, 2, true>);
   } else if (rows < kTileRows * kBlocks) {
-    StartTiles<kFormat, kMin, 1, false>(recorder, args);
+    start(StartTiles<kFormat, kMin, 1, 1, false>, StartTiles<kFormat, kMin, 1, 2, false>);
   } else {
-    many ? StartTiles<kFormat, kMin, 4, false>(recorder, args)
-         : StartTiles<kFormat, kMin, 2, false>(recorder, args);
+    many ? StartTiles<kFormat, kMin, 4, 2, false>(recorder, args)
+         : start(StartTiles<kFormat, kMin, 2, 1, false>, StartTiles<kFormat, kMin, 2, 2, false>);
   }
 }
 

@@ -143,8 +143,11 @@ class Pieces {
       LaunchLowBit(recorder_, call_, units_, rows_, keys_,
                    scratch_.Get<std::byte>(Scratch::kMass, rows_ * BytesOfRow(keys_)));
     } else {
+      const bool fours = std::ranges::all_of(segments_, [](const MassSegment& s) {
+        return s.score_stride % 4 == 0 && reinterpret_cast<uintptr_t>(s.scores) % 16 == 0;
+      });
       LaunchPoolScores(recorder_, call_, std::ssize(units_), keys_,
-                       p_.score == MassParams::Score::kLogProbability);
+                       p_.score == MassParams::Score::kLogProbability, fours);
     }
     units_.clear(), segments_.clear();
     rows_ = keys_ = 0;

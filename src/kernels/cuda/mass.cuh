@@ -47,9 +47,10 @@ __device__ __forceinline__ float LargerOrNan(float a, float b) {
   return a >= b || isnan(a) ? a : b;
 }
 
-// `keys`: most keys of a unit, in coarse steps; `units` of the table.
+// `keys`: most keys of a unit, in coarse steps; `units` of the table; `fours`: scores begin at
+// multiples of 16 bytes.
 void LaunchPoolScores(Recorder& recorder, const MassCall& call, int64_t units, int64_t keys,
-                      bool log);
+                      bool log, bool fours);
 
 // Rows [row, row + rows) of a segment, all of one set or single-row sets, ranked by the 4-bit copy.
 // Returns the bytes of scratch for a row of `keys` keys.

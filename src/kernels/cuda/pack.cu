@@ -21,6 +21,8 @@ void Choose(DType dtype, CudaMatrix& m) {
       return;
     case DType::kQ5_0:
     case DType::kQ8_0:
+    case DType::kIQ4_NL:
+    case DType::kIQ4_XS:
       m.format = Format::kQ8, m.zero = 128;
       return;
     case DType::kQ5_1:
@@ -28,6 +30,7 @@ void Choose(DType dtype, CudaMatrix& m) {
       m.format = Format::kQ8, m.has_min = true;
       return;
     case DType::kQ6_K:
+    case DType::kQ3_K:
       m.format = Format::kQ8Halves, m.zero = 128;
       return;
     default:
@@ -59,7 +62,7 @@ bool PackQuantRow(const RawMatrix& raw, const CudaMatrix& m, int64_t row, std::b
       fits = fits && !Overflows(value);
       const uint16_t bits = FloatToHalf(value);
       std::memcpy(block + QuantBytes(m.format) + (minimum ? ScaleBytes(m.format) : 0) +
-                      ((r / 2 * slabs + j) * parts + part) * 4 + r % 2 * 2,
+                      ((r * slabs + j) * parts + part) * 2,
                   &bits, 2);
     };
     for (int part = 0; part < parts; ++part) half(scales.scale[part], part, false);

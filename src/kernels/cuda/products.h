@@ -28,8 +28,8 @@ constexpr int kTileRows = 8;
 //
 // kBf16: rows in order, padded to whole groups with zeros: [rows, groups, 64 columns].
 // The others: [tiles, groups] blocks of 512 bytes of quants, 16 of each lane, then f16 scales
-// [quad][slab or half slab][rows 2 quad, 2 quad + 1] and, where the type has them, minima in the
-// same order: w = scale * (quant - zero) + minimum.
+// [row][slab or half slab] and, where the type has them, minima in the same order: w = scale *
+// (quant - zero) + minimum.
 enum class Format {
   kBf16,      // groups of 2 slabs
   kQ4,        // groups of 4 slabs, 4 bits

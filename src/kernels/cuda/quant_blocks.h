@@ -52,7 +52,24 @@ inline SubBlock ScalesOf(DType dtype, const std::byte* row, int64_t index) {
       };
       return {{scale(0), scale(1)}, 0};
     }
-    default:  // Q4_0, Q5_0, Q8_0
+    case DType::kQ3_K: {
+      // Sixteen 6-bit scales: the low four bits of scale j are in byte j % 8, the high two in byte
+      // 8 + j % 4.
+      const std::byte* p = b + 96;
+      const auto scale = [&](int j) {
+        const int low = byte(p + j % 8) >> (j < 8 ? 0 : 4) & 15;
+        const int high = byte(p + 8 + j % 4) >> (j / 4 * 2) & 3;
+        return HalfAt(b + 108) * static_cast<float>((low | high << 4) - 32);
+      };
+      return {{scale(2 * s), scale(2 * s + 1)}, 0};
+    }
+    case DType::kIQ4_XS: {
+      const int low = byte(b + 4 + s / 2) >> (s % 2 * 4) & 15;
+      const int high = (byte(b + 2) | byte(b + 3) << 8) >> (2 * s) & 3;
+      const float d = HalfAt(b) * static_cast<float>((low | high << 4) - 32);
+      return {{d, d}, 0};
+    }
+    default:  // Q4_0, Q5_0, Q8_0, IQ4_NL
       return {{HalfAt(b), HalfAt(b)}, 0};
   }
 }

@@ -10,7 +10,10 @@ constexpr size_t kGenerations = 4;
 constexpr size_t kFirstTableBytes = size_t{1} << 20;
 // Launching shorter runs one by one is as fast.
 constexpr size_t kGraphActions = 8;
-constexpr size_t kMaxGraphs = 64;
+constexpr size_t kMaxGraphs = 256;
+// Of a longer pass, this many actions start while the host records the next ones; the first ones
+// sooner, so that the device has little to wait.
+constexpr size_t kFirstActions = 16, kActionsAhead = 96;
 constexpr size_t kDefaultShared = 48 << 10;
 
 constexpr size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
@@ -94,6 +97,7 @@ Recorder::~Recorder() { cudaStreamSynchronize(stream_); }
 void Recorder::BeginPass() {
   BATON_CHECK(!in_pass_ && depth_ == 0);
   in_pass_ = true;
+  pieces_ = 0;
   ++counts_.passes;
   BeginTables();
 }
@@ -110,7 +114,14 @@ void Recorder::Enter() {
 }
 
 void Recorder::Leave() {
-  if (--depth_ > 0 || in_pass_) return;
+  if (--depth_ > 0) return;
+  if (in_pass_) {
+    if (actions_.size() >= std::min(kActionsAhead, kFirstActions << pieces_)) {
+      Flush();
+      pieces_ = std::min(pieces_ + 1, 8);
+    }
+    return;
+  }
   Flush();
   EndTables();
 }

@@ -1,12 +1,12 @@
 // Kernel launches of a forward pass, recorded on the host and started together.
 //
 // Within a pass an operation records actions (a kernel and its arguments) and tables (segments,
-// positions, lengths: whatever describes the step). When the pass ends, or something is downloaded,
-// all tables go to the device in one copy and the actions run in order. Tables of equal sizes in
-// equal order get equal addresses, so a decode step repeats the actions of the previous step byte
-// for byte and differs only in the tables. Such a run of actions is captured as a CUDA graph the
-// second time it occurs, and replayed from then on. Outside a pass, an operation's work starts when
-// the operation ends.
+// positions, lengths: whatever describes the step). When the pass ends, something is downloaded, or
+// enough is recorded to keep the device busy, the tables go to the device in one copy and the
+// actions run in order. Tables of equal sizes in equal order get equal addresses, so a decode step
+// repeats the actions of the previous step byte for byte and differs only in the tables. Such a run
+// of actions is captured as a CUDA graph the second time it occurs, and replayed from then on.
+// Outside a pass, an operation's work starts when the operation ends.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -151,7 +151,8 @@ class Recorder {
   Counts counts_;
   bool overlaps_ = false;  // the GPU has programmatic dependent launch
   bool in_pass_ = false;
-  int depth_ = 0;  // of operations
+  int depth_ = 0;   // of operations
+  int pieces_ = 0;  // of this pass that have started before its end
   size_t generation_ = 0;
   std::vector<std::unique_ptr<Chunk>> chunks_;
   // Actions since the last flush: headers, arguments and keys one after another.

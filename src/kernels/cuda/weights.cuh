@@ -28,7 +28,10 @@ __device__ inline void ExpandQ4(uint32_t word, float zero, uint32_t (&pairs)[4])
   const __nv_bfloat162 offset = __float2bfloat162_rn(128.0f + zero);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const uint32_t biased = (word >> (4 * i) & 0x000f000fu) | 0x43004300u;
+    uint32_t biased;  // (word >> 4i & 0x000f000f) | 0x43004300, which the compiler makes two of
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;"
+        : "=r"(biased)
+        : "r"(word >> (4 * i)), "r"(0x000f000fu), "r"(0x43004300u));
     pairs[i] = Bits(__hsub2(*reinterpret_cast<const __nv_bfloat162*>(&biased), offset));
   }
 }

@@ -36,7 +36,8 @@ Transformer::Transformer(const ModelConfig& config, Weights weights, Ops& ops, M
       shape_(std::move(shape)),
       attention_(ops, shape_, config.attention_scale),
       own_cache_(static_cast<size_t>(config.layers), -1),
-      feeds_(static_cast<size_t>(config.layers) + 1) {
+      feeds_(static_cast<size_t>(config.layers) + 1),
+      greedy_(ops.device()) {
   for (Array<float>* a : {&x_, &q_, &k_, &v_, &o_, &index_q_, &gates_[0], &gates_[1], &branch_,
                           &ffn_, &rows_x_, &logits_})
     *a = Array<float>(ops.device());
@@ -300,7 +301,7 @@ void Transformer::PrepareRope(const ForwardBatch& batch) {
 }
 
 void Transformer::Output(const ForwardBatch& batch) {
-  if (!batch.on_logits) return attention_.Finish();
+  if (!batch.on_logits && !batch.on_greedy) return attention_.Finish();
   const auto wanted = static_cast<int64_t>(batch.logit_rows.size());
   for (int64_t first = 0; first < wanted; first += kLogitRows) {
     const int64_t n = std::min(kLogitRows, wanted - first);
@@ -316,6 +317,13 @@ void Transformer::Output(const ForwardBatch& batch) {
                  .norm_eps = config_.norm_eps,
                  .outs = std::span(&out, 1),
                  .fine = true});
+    if (batch.on_greedy) {
+      int32_t* const tokens = greedy_.Reserve(n);
+      ops_.Argmax({.x = logits, .index = tokens});
+      if (first == 0) attention_.Finish();
+      batch.on_greedy(first, greedy_.OnHost(n, host_greedy_));
+      continue;
+    }
     if (first == 0) attention_.Finish();
     const float* on_host = logits_.OnHost(logits.size(), host_logits_).data();
     batch.on_logits(first, View<const float>(on_host, {n, config_.vocab}));

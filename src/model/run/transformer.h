@@ -20,6 +20,9 @@ struct ForwardBatch {
   // logit_rows[first, first + n). Not called where the pass ends before the last layer. Failures of
   // segments are known by then.
   std::function<void(int64_t first, View<const float> logits)> on_logits;
+  // Called instead of on_logits where it is given: the tokens of the wanted rows' largest logits
+  // (Ops::Argmax). The logits stay on the device.
+  std::function<void(int64_t first, std::span<const int32_t> tokens)> on_greedy;
 
   // Layers [first_layer, end_layer) run (end_layer -1: all that are left); see plan/
   // prefill_schedule.h for fed and feed_end. The residual stream that enters first_layer is given,
@@ -92,7 +95,9 @@ class Transformer {
   std::vector<LinearParams::Out> outs_;
   // In the device's memory.
   Array<float> x_, q_, k_, v_, o_, index_q_, gates_[2], branch_, ffn_, rows_x_, logits_;
+  Array<int32_t> greedy_;
   std::vector<float> host_logits_;  // of a device that is not the host
+  std::vector<int32_t> host_greedy_;
 };
 
 }  // namespace baton
