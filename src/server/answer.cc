@@ -86,6 +86,18 @@ Usage UsageOf(const Answer& answer) {
   return usage;
 }
 
+namespace {
+
+// What the prefix cache had, and why not more.
+Json CacheOf(const RequestStats& s) {
+  Json cache = {{"hit_tokens", s.prefix.tokens}};
+  if (s.prefix.from_disk > 0) cache["from_disk"] = s.prefix.from_disk;
+  if (!s.prefix.miss.empty()) cache["miss"] = s.prefix.miss;
+  return cache;
+}
+
+}  // namespace
+
 Json TimingsOf(const RequestStats& s) {
   const auto per_second = [](int64_t n, double seconds) {
     return seconds > 0 ? static_cast<double>(n) / seconds : 0;
@@ -103,6 +115,7 @@ Json TimingsOf(const RequestStats& s) {
           {"grammar_ms", s.constraint_seconds * 1e3},
           {"kv_bytes_per_token", s.kv_bytes_per_token},
           {"kv_bytes_per_token_dense", s.kv_bytes_per_token_dense},
+          {"cache", CacheOf(s)},
           {"logits_hash", s.logits_hash}};
 }
 

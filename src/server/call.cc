@@ -172,6 +172,7 @@ void ReadCommon(Fields& f, Call& call) {
   base.max_tokens = -1;
   f.Read("stop", kMostStops, base.stop);
   f.Read("ignore_eos", base.ignore_end);
+  f.Read("cache_prompt", base.prefix_cache);
   f.Read("n", 1, kMostChoices, call.n);
   f.Read("stream", call.stream);
   f.Read("plan", call.plan);

@@ -30,7 +30,7 @@ struct Metrics {
   int64_t connections_opened = 0, connections_refused = 0;
   int64_t slow_readers = 0;  // streams that were ended because nobody read them
   int64_t disconnects = 0;   // clients that left before their answer ended
-  int64_t prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
+  int64_t prompt_tokens = 0, generated_tokens = 0;
   int64_t streamed_tokens = 0;                       // the same, counted as they come
   double kv_bytes_read = 0, kv_bytes_dense = 0;      // by decode steps; what dense steps would read
   int64_t promotions = 0;                            // layers that a watch made full
@@ -51,6 +51,7 @@ struct Metrics {
 struct Gauges {
   int64_t connections = 0, running = 0, waiting = 0;
   CacheUse cache;
+  PrefixCacheUse prefix;
 };
 
 std::string WriteMetrics(const Metrics& metrics, const Gauges& gauges, const std::string& model);

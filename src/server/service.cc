@@ -206,7 +206,10 @@ Gauges Service::Now() const {
     const Active& call = *calls_.at(id);
     g.waiting += static_cast<int64_t>(call.prepared.requests.size() - call.submitted);
   }
-  if (const Model* model = engine_.model()) g.cache = model->engine->cache_use();
+  if (const Model* model = engine_.model()) {
+    g.cache = model->engine->cache_use();
+    g.prefix = model->engine->prefix_cache_use();
+  }
   return g;
 }
 

@@ -54,7 +54,7 @@ std::string WriteState(const Model& model, const Metrics& m, const Gauges& g) {
                {"kv_bytes_read", m.kv_bytes_read},
                {"kv_bytes_dense", m.kv_bytes_dense},
                {"prompt_tokens", m.prompt_tokens},
-               {"cached_tokens", m.cached_tokens},
+               {"cached_tokens", g.prefix.hits},
                {"streamed_tokens", m.streamed_tokens},
                {"promotions", m.promotions}});
 }
