@@ -23,6 +23,7 @@
 #include <string_view>
 #include <vector>
 
+#include "baton/constraint.h"
 #include "baton/error.h"
 #include "baton/plan.h"
 
@@ -40,6 +41,13 @@ struct EngineOptions {
   // Most tokens of cache, all requests together; 0: kv_contexts full contexts.
   int64_t kv_tokens = 0, kv_contexts = 1;
   int64_t prompt_chunk = 512;  // prompt tokens per forward pass
+  // Prompts that begin like an earlier one go on from its cache, bit for bit as without it. Most
+  // tokens that it holds beside requests, within kv_tokens; 0: off, negative: a quarter of memory.
+  // Chats of Engine::Generate have their own way.
+  int64_t prefix_cache_tokens = 0;
+  // A folder that keeps it across restarts, of at most as many bytes. CPU backends.
+  std::string cache_dir;
+  int64_t cache_dir_bytes = int64_t{16} << 30;
   // Layer routers: a router file, or the model's own path where a published checkpoint holds them.
   // Empty: none. `router_flavour` must say "flux" for published checkpoints.
   std::string router, router_flavour;
@@ -188,11 +196,21 @@ struct Request {
   // scores the prompt alone.
   int prompt_logprobs = -1;
   bool ignore_end = false;   // keep generating past the end-of-generation token
+  bool prefix_cache = true;  // its prompt may be found there, and is kept there
   std::optional<Plan> plan;  // none: dense
   WatchOptions watch;
   // Routed layers; without a plan that names them: every layer that sees the whole context.
   std::optional<RouteOptions> route;
   std::optional<ExactOptions> exact;
+  std::shared_ptr<const Constraint> constraint;  // that its tokens obey; none: all may come
+};
+
+// What the prefix cache had of a prompt.
+struct PrefixReport {
+  int64_t tokens = 0;     // that were not processed again
+  int64_t from_disk = 0;  // of these
+  int64_t common = 0;     // tokens that agree with a cached prompt
+  std::string miss;       // why it was not more; empty: nothing to explain, or no prefix cache
 };
 
 struct LayerWatch {
@@ -203,8 +221,9 @@ struct LayerWatch {
 
 struct RequestStats {
   int64_t prompt_tokens = 0, generated_tokens = 0;
-  int64_t reused_tokens = 0;  // prompt tokens whose cache was still there (chat)
+  int64_t reused_tokens = 0;  // prompt tokens whose cache was still there
   double prompt_seconds = 0, decode_seconds = 0;
+  double constraint_seconds = 0;  // of decode_seconds: asking what may come next
   // Means over decode steps: read, and what a dense step reads (of models trained for sparse
   // attention: a model of the same shape with a full cache in every layer).
   double kv_bytes_per_token = 0, kv_bytes_per_token_dense = 0;
@@ -213,6 +232,7 @@ struct RequestStats {
   std::optional<RoutingReport> routing;
   std::optional<ExactReport> exact;
   std::vector<LayerWatch> watched;
+  PrefixReport prefix;
 };
 
 // Of the model's own distribution: at temperature 1, before penalties and cuts.
@@ -246,6 +266,17 @@ struct CacheUse {
   int64_t claimed_tokens = 0;  // set aside for them, of `most_tokens`
   int64_t most_tokens = 0;
   int64_t held_bytes = 0;  // of pages that their tokens fill
+};
+
+// The prefix cache. Tokens, unless a name says otherwise.
+struct PrefixCacheUse {
+  int64_t held = 0, most = 0;                         // held: beside running requests and by them
+  int64_t queries = 0, hits = 0, hits_from_disk = 0;  // of prompts, since the start
+  int64_t dropped = 0;
+  int64_t disk_bytes = 0, disk_most_bytes = 0, disk_files = 0;
+  int64_t disk_written_bytes = 0, disk_read_bytes = 0;
+  int64_t disk_damaged = 0;  // files that were dropped
+  int64_t disk_skipped = 0;  // prompts that were not written: the disk was too slow, or full
 };
 
 struct MemoryUse {
@@ -296,6 +327,10 @@ class Engine {
   Result<ChatPrompt> MakeChatPrompt(const std::vector<ChatTurn>& chat,
                                     const ChatOptions& options = {}) const;
 
+  // For Request::constraint. Errors: a schema that is none, or cannot be enforced. Safe from any
+  // thread.
+  Result<std::shared_ptr<const Constraint>> CompileGrammar(const GrammarSpec& spec) const;
+
   // Checks that a plan fits this model; `warnings` may be null.
   Status CheckPlan(const Plan& plan, std::vector<std::string>* warnings) const;
   // Bytes of KV that one decode step reads with `visible` keys: under the plan, and dense.
@@ -344,7 +379,11 @@ class Engine {
   void Cancel();
   void ResetCancel();
 
-  CacheUse cache_use() const;  // as the latest step left it; safe from any thread
+  CacheUse cache_use() const;               // as the latest step left it; safe from any thread
+  PrefixCacheUse prefix_cache_use() const;  // likewise
+  // Empties the prefix cache, but for what running requests use and what is on disk. On the thread
+  // that steps.
+  void ClearPrefixCache();
 
   void SetTracing(bool on);  // per-operation times, off by default
   std::vector<OpTime> OpTimes() const;

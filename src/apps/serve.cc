@@ -14,7 +14,7 @@ struct ServeCommand {
   std::vector<std::string> plans;
   std::string key_file, name, chat_template;
   RouteOptions route;
-  int keep_alive_s = 10, grace_s = 30, body_mib = 16;
+  int keep_alive_s = 10, grace_s = 30, body_mib = 16, cache_gib = 16;
 };
 
 void AddLimits(CLI::App* command, ServeCommand& o) {
@@ -28,6 +28,14 @@ void AddLimits(CLI::App* command, ServeCommand& o) {
   add("--queue", o.server.service.queue, 0, "Requests that may wait behind them");
   add("--kv-tokens", o.engine.options.kv_tokens, 0,
       "Tokens of KV cache, all answers together; 0: four full contexts");
+  o.engine.options.prefix_cache_tokens = -1;
+  add("--prefix-cache-tokens", o.engine.options.prefix_cache_tokens, -1,
+      "Most tokens of prompts to keep for later ones; -1: a quarter of memory, 0: none");
+  command
+      ->add_option("--cache-dir", o.engine.options.cache_dir,
+                   "Folder that keeps cached prompts across restarts")
+      ->group("Limits");
+  add("--cache-gib", o.cache_gib, 1, "Most that the folder may hold, in GiB");
   add("--prompt-chunk", o.engine.options.prompt_chunk, 1,
       "Prompt tokens per pass: what a prompt delays the tokens of others by");
   add("--connections", o.server.connections, 1, "Open connections");
@@ -78,6 +86,7 @@ Result<server::Model> LoadModel(const ServeCommand& o) {
   server::Model model;
   EngineFlags flags = o.engine;
   flags.options.kv_contexts = 4;
+  flags.options.cache_dir_bytes = int64_t{o.cache_gib} << 30;
   if (!o.chat_template.empty()) {
     BATON_ASSIGN(flags.options.chat_template, ReadFile(o.chat_template));
   }

@@ -1,6 +1,7 @@
 #include "attention/attention.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "attention/part.h"
@@ -64,7 +65,11 @@ int64_t Attention::SetsOfPart(const AttentionSegment& s, bool planned) const {
   if (s.rows_alone) return 1;
   const int64_t keys = RoundUp(s.rows.position + s.rows.count, 16);
   const int64_t most = std::max<int64_t>(1, kMassElements / (lists * keys));
-  return ranks_every_row_ ? std::min(most, kRankedSets) : most;
+  // A power of two: parts of two passes that are cut at a page begin at the same rows.
+  return ranks_every_row_
+             ? std::min(static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(most))),
+                        kRankedSets)
+             : most;
 }
 
 void Attention::AddParts(const AttentionSegment& s, int64_t begin, int64_t end, bool planned,

@@ -11,6 +11,7 @@ namespace baton {
 namespace {
 
 constexpr size_t kPlansTimed = 64;  // whose times an engine keeps
+constexpr int32_t kNothing = -1;
 
 // What fills the cache: a conversation goes on only where it is the same.
 std::string HashOf(const Request& r, const ResolvedPlan& plan) {
@@ -32,6 +33,7 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
       caches_(prepared.plan.caches),
       rollback_(prepared.rollback),
       plan_hash_(HashOf(request_, prepared.plan)),
+      plan_(request_.route ? prepared.plan : ResolvedPlan{}),
       conversation_(prepared.conversation),
       callbacks_(std::move(callbacks)),
       sampler_(request_.sampling),
@@ -44,6 +46,10 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
   watch.interval = sequence_.plan.changes_layers && !request_.exact ? request_.watch.interval : 0;
   watch.threshold = request_.watch.threshold;
   if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
+  if (request_.constraint) {
+    constraint_ = request_.constraint->Begin();
+    mask_.resize(static_cast<size_t>(engine.info.vocab + 31) / 32);
+  }
   result_.stats.prompt_tokens = sequence_.prompt_tokens;
   if (request_.max_tokens == 0 && request_.prompt_logprobs < 0) Stop(Generation::Stop::kLength);
 }
@@ -105,6 +111,122 @@ PrefillOrder ActiveRequest::DecidedOrder() const {
 }
 
 void ActiveRequest::StartPrompt(PrefillOrder order) {
+  order_ = order;
+  if (engine_.prefix && request_.prefix_cache && !conversation_) FindPrefix();
+  if (!prefix_ || !prefix_->loading()) RunPrompt();
+}
+
+void ActiveRequest::FindPrefix() {
+  const bool dense = request_.exact.has_value();
+  const ResolvedPlan& plan = dense ? engine_.model_plan : sequence_.plan;
+  const int64_t wanted = request_.prompt_logprobs < 0 ? sequence_.prompt_tokens - 1 : 0;
+  PrefixCache::Query query{.key = {CachesKey(caches_, rollback_), PromptKey(plan)},
+                           .store = &sequence_.store,
+                           .kv = &sequence_.kv,
+                           .tokens = sequence_.tokens,
+                           .shape = &engine_.shape(),
+                           .prefill = {.begin = 0,
+                                       .end = sequence_.prompt_tokens,
+                                       .wanted = wanted,
+                                       .chunk = engine_.options.prompt_chunk,
+                                       .order = order_},
+                           .unit = engine_.PromptUnit(plan)};
+  if (RoutedByRows()) return FindRoutedPrefix(std::move(query));
+  prefix_ = engine_.prefix->Find(query);
+}
+
+// A prompt whose layers are decided one by one, by the stream of its first and its last rows. Those
+// of the first are kept with the cache; the last are always processed. A window also hides keys
+// from the rows of the prompt, unless that is dense: then K and V depend on the decisions, and go
+// on only as long as these are the same.
+void ActiveRequest::FindRoutedPrefix(PrefixCache::Query query) {
+  const bool dense = request_.route->mode == RouteOptions::Mode::kDense;
+  const int64_t pool = engine_.router->settings.pool;
+  routing_->Record();
+  const std::string open = fmt::format("routing {};", id_);  // until SettlePrefix
+  const PrefixKey begins{query.key.caches, dense ? query.key.prompt + "|" : RoutedKey()};
+  PrefixCache::Routed known =
+      engine_.prefix->Nearest(begins, query.tokens, (pool - 1) / kPageTokens);
+  auto state = std::static_pointer_cast<const RoutedPrefix>(known.state);
+  std::string miss = "no cached prompt begins like it and was routed";
+  if (state && restarted_.empty() && routing_->CanResume(*state)) {
+    query.least = pool;
+    query.most = sequence_.prompt_tokens - pool;
+    if (!dense) {
+      query.key.prompt = known.prompt;
+      SetLifetimes(state->bitmap);
+    }
+    prefix_ = engine_.prefix->Find(query);
+    if (prefix_->hit() > 0 && !prefix_->loading()) {
+      routed_prefix_ = std::move(state);
+      return;
+    }
+    miss = prefix_->report().miss;
+    prefix_.reset();
+    if (!dense) SetLifetimes("");
+  }
+  query.most = 0;
+  query.key.prompt = dense ? query.key.prompt : open;
+  prefix_ = engine_.prefix->Find(query);
+  prefix_->Miss(restarted_.empty() ? miss : restarted_);
+}
+
+bool ActiveRequest::RoutedByRows() const {
+  return routing_ && engine_.router && order_ == PrefillOrder::kLayerMajor && routing_->open() &&
+         !routing_->forced();
+}
+
+std::string ActiveRequest::RoutedKey() const {
+  return fmt::format("routed {} {} {};", sequence_.plan.hash, request_.route->margin,
+                     request_.route->mask);
+}
+
+// Of the caches of routed layers, as the decisions make them; all of them, where there are none.
+void ActiveRequest::SetLifetimes(const std::string& bitmap) {
+  for (size_t l = 0; l < plan_.layers.size(); ++l) {
+    const LayerPlan& layer = plan_.layers[l];
+    if (layer.role != Role::kRoute) continue;
+    const bool sparse = l < bitmap.size() && bitmap[l] == 'S';
+    sequence_.kv.Keep(plan_.OwnCache(static_cast<int>(l)), sparse ? layer.route.sink : 0,
+                      sparse ? layer.route.recent : 0);
+  }
+}
+
+// The prompt is done: what it left stays in the cache.
+void ActiveRequest::SettlePrefix() {
+  engine_.prefix->Count(*prefix_);
+  if (!routed_by_rows_) return engine_.prefix->Save(*prefix_);
+  // The decisions are known: what was kept gets its key. It is not found again on disk.
+  const bool dense = request_.route->mode == RouteOptions::Mode::kDense;
+  PrefixKey key{CachesKey(caches_, rollback_),
+                dense ? "" : RoutedKey() + PromptKey(sequence_.plan)};
+  engine_.prefix->Settle(*prefix_, key, (engine_.router->settings.pool - 1) / kPageTokens,
+                         std::make_shared<const RoutedPrefix>(routing_->Recorded()));
+}
+
+// From the prompt's start, since the layers are routed otherwise than those of the cache.
+Status ActiveRequest::Restart() {
+  restarted_ = fmt::format("layer {} is routed otherwise", routing_->diverged());
+  prompt_.reset();
+  prefix_.reset();
+  routing_.reset();
+  routed_by_rows_ = false;
+  sequence_.kv = sequence_.store->NewSequence();
+  sequence_.plan = plan_;
+  result_.stats.reused_tokens = sequence_.prompt_position = 0;
+  return StartRouting();
+}
+
+void ActiveRequest::RunPrompt() {
+  if (prefix_) {
+    engine_.prefix->Adopt(*prefix_, sequence_.kv);
+    routed_by_rows_ = RoutedByRows();
+    if (routing_) routing_->Resume(prefix_->hit(), std::move(routed_prefix_));
+    result_.stats.prefix = prefix_->report();
+    result_.stats.reused_tokens = sequence_.prompt_position = prefix_->hit();
+    sequence_.kv.KeepTokens(0,
+                            std::span(sequence_.tokens).first(static_cast<size_t>(prefix_->hit())));
+  }
   const auto length = static_cast<size_t>(sequence_.kv.length());
   prompt_.emplace(
       engine_,
@@ -114,8 +236,14 @@ void ActiveRequest::StartPrompt(PrefillOrder order) {
                    .on_logits = [this](int64_t first,
                                        View<const float> logits) { PromptLogits(first, logits); },
                    .wanted = request_.prompt_logprobs < 0 ? 1 : sequence_.prompt_tokens,
-                   .order = order,
-                   .routing = order == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
+                   .began = prefix_ ? 0 : -1,
+                   .on_pass =
+                       [this] {
+                         if (prefix_)
+                           engine_.prefix->Keep(*prefix_, sequence_.tokens, sequence_.kv);
+                       },
+                   .order = order_,
+                   .routing = order_ == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
 }
 
 // Of wanted rows: the prompt's last one picks a token, the others score the token that follows.
@@ -135,7 +263,15 @@ void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
 
 // One pass of the prompt, or of the routing that runs ahead of it.
 Status ActiveRequest::StepPrompt() {
-  if (!ahead_) return prompt_->Step();
+  if (prefix_ && prefix_->loading()) {
+    engine_.prefix->Load(*prefix_, sequence_.tokens, sequence_.kv, engine_.options.prompt_chunk);
+    if (!prefix_->loading()) RunPrompt();
+    return Status::Ok();
+  }
+  if (!ahead_) {
+    Status status = prompt_->Step();
+    return status.ok() || !routing_ || routing_->diverged() < 0 ? std::move(status) : Restart();
+  }
   BATON_TRY(ahead_->Step());
   if (!ahead_->done()) return Status::Ok();
   routing_->DecideAs(ahead_->routing());
@@ -156,6 +292,7 @@ void ActiveRequest::PromptPass() {
     callbacks_.on_prompt(sequence_.prompt_position, sequence_.prompt_tokens);
   }
   if (!prompt_->done()) return;
+  if (prefix_) SettlePrefix();
   AdvanceByPicked();
 }
 
@@ -176,6 +313,7 @@ DecodeStep::Part ActiveRequest::NextPart() {
   if (verifying_) {
     // What the drafts left in the cache is the plan's.
     sequence_.kv.Truncate(base_);
+    if (constraint_) constraint_->Rollback(std::exchange(told_, 0));
     rows_.insert(rows_.end(), drafts.begin(), drafts.end());
     part.plan = &engine_.model_plan;
     part.rows_alone = true;
@@ -194,26 +332,57 @@ int64_t ActiveRequest::DraftRoom() const {
 }
 
 void ActiveRequest::Pick(std::span<const float> logits) {
-  if (!HoldNumber(logits)) {
-    if (!picked_.empty()) return;  // the next turn begins here, and fails
-    return Fail(
-        Error::Corrupt("the logits after position {} hold no number", sequence_.tokens.size() - 1)
-            .Hint("weights that are not numbers, or values that overflow the cache's "
-                  "type; compare with --backend ref"));
-  }
-  Picked picked{.token = sampler_.Sample(logits, sequence_.tokens),
+  const auto no_number = [&](const char* what) {
+    return Error::Corrupt("the logits after position {} hold no number{}",
+                          sequence_.tokens.size() - 1, what)
+        .Hint(
+            "weights that are not numbers, or values that overflow the cache's type; compare "
+            "with --backend ref");
+  };
+  if (!HoldNumber(logits)) return FailPick(no_number(""));
+  const Result<bool> more = Constrain();
+  if (!more.ok()) return FailPick(more.error());
+  if (!*more) return picked_.push_back({.token = kNothing});
+  Picked picked{.token = sampler_.Sample(logits, sequence_.tokens, mask_),
                 .hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()))};
+  if (constraint_ && !constraint_->Accept(picked.token))
+    return FailPick(no_number(" among the tokens that the grammar allows"));
   if (request_.logprobs >= 0) picked.logprobs = LogprobsOf(logits, picked.token, request_.logprobs);
   picked_.push_back(std::move(picked));
 }
 
+// What was picked in this turn goes out first: the next turn begins here, and fails.
+void ActiveRequest::FailPick(Error error) {
+  if (picked_.empty()) Fail(std::move(error));
+}
+
+Result<bool> ActiveRequest::Constrain() {
+  if (!constraint_) return true;
+  const auto start = std::chrono::steady_clock::now();
+  Result<bool> more = constraint_->Next(mask_);
+  result_.stats.constraint_seconds +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return more;
+}
+
+// After the drafts so far, which need not be what the constraint allows.
+bool ActiveRequest::ConstrainDraft() {
+  if (!constraint_) return true;
+  const std::span<const int32_t> drafts = exact_->drafts();
+  for (; told_ < std::ssize(drafts); ++told_) {
+    if (!constraint_->Accept(drafts[static_cast<size_t>(told_)])) return false;
+  }
+  const Result<bool> more = Constrain();
+  return more.ok() && *more;
+}
+
 // The plan's next token, drawn by what will draw dense decoding's.
 void ActiveRequest::Draft(std::span<const float> logits) {
-  if (!HoldNumber(logits)) return exact_->StopDrafting();
+  if (!HoldNumber(logits) || !ConstrainDraft()) return exact_->StopDrafting();
   const size_t size = sequence_.tokens.size();
   const std::span<const int32_t> drafts = exact_->drafts();
   sequence_.tokens.insert(sequence_.tokens.end(), drafts.begin(), drafts.end());
-  const int32_t token = draft_sampler_->Sample(logits, sequence_.tokens);
+  const int32_t token = draft_sampler_->Sample(logits, sequence_.tokens, mask_);
   sequence_.tokens.resize(size);
   exact_->AddDraft(token);
 }
@@ -262,8 +431,9 @@ void ActiveRequest::AdvanceByPicked() {
 
 void ActiveRequest::AdvanceBy(Picked& picked) {
   const int32_t token = picked.token;
+  if (token == kNothing) return Stop(Generation::Stop::kEndOfText);
   result_.stats.logits_hash = std::move(picked.hash);
-  if (!request_.ignore_end && engine_.tokenizer->IsEndOfGeneration(token))
+  if ((!request_.ignore_end || constraint_) && engine_.tokenizer->IsEndOfGeneration(token))
     return Stop(Generation::Stop::kEndOfText);
   if (CompletesStop(token)) return Stop(Generation::Stop::kStopString);
   result_.tokens.push_back(token);
@@ -381,6 +551,8 @@ void ActiveRequest::Finish() {
   BATON_CHECK(done_);
   if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
   sequence_.Release();
+  if (prefix_ && routed_by_rows_ && !prompt_->done()) engine_.prefix->Forget(*prefix_);
+  prefix_.reset();
   RequestStats& s = result_.stats;
   s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
   const double steps = static_cast<double>(std::max<int64_t>(1, decode_steps_));

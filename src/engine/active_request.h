@@ -46,7 +46,7 @@ class ActiveRequest {
   bool done() const { return done_; }
   bool failed() const { return error_.has_value(); }
   bool admitted() const { return admitted_; }
-  bool in_prompt() const { return ahead_ || (prompt_ && !prompt_->done()); }
+  bool in_prompt() const { return !prompt_ || !prompt_->done(); }
 
   // Gives it a cache: an empty one of `store`, or one that already holds the first `length` tokens
   // of its prompt.
@@ -86,13 +86,17 @@ class ActiveRequest {
  private:
   // A token, and what the logits that it was picked from were.
   struct Picked {
-    int32_t token = 0;
+    int32_t token = 0;  // kNothing: the constraint says that the answer is complete
     std::string hash;
     Generation::Logprobs logprobs;
   };
   void Emit(std::string piece, bool last);
   void CountDecode(double seconds, const ResolvedPlan& plan);
   void Pick(std::span<const float> logits);
+  void FailPick(Error error);
+  // Sets mask_ to what the constraint lets come next; without one it stays empty. As Next.
+  Result<bool> Constrain();
+  bool ConstrainDraft();
   void PromptLogits(int64_t first, View<const float> logits);
   void AdvanceByPicked();
   void AdvanceBy(Picked& picked);
@@ -106,6 +110,14 @@ class ActiveRequest {
   Status StartRouting();
   PrefillOrder DecidedOrder() const;
   void StartPrompt(PrefillOrder order);
+  void FindPrefix();
+  void FindRoutedPrefix(PrefixCache::Query query);
+  bool RoutedByRows() const;
+  std::string RoutedKey() const;
+  void SetLifetimes(const std::string& bitmap);
+  void SettlePrefix();
+  Status Restart();
+  void RunPrompt();
   Status StepPrompt();
 
   Engine::Impl& engine_;
@@ -114,6 +126,7 @@ class ActiveRequest {
   const std::vector<CacheSpec> caches_;
   const int64_t rollback_;
   const std::string plan_hash_;
+  const ResolvedPlan plan_;  // of a routed request, before it is routed
   const bool conversation_;
   RequestCallbacks callbacks_;
   Sequence sequence_;
@@ -121,10 +134,18 @@ class ActiveRequest {
   std::unique_ptr<Routing> routing_;          // of a routed request whose prompt starts its cache
   std::optional<RoutingReport> kept_routes_;  // of one that continues a cache
   std::unique_ptr<RoutingAhead> ahead_;       // decides before the prompt is processed
-  std::optional<PromptRun> prompt_;           // points into sequence_
+  std::optional<PrefixCache::Use> prefix_;    // what the prefix cache has of its prompt
+  std::string restarted_;                     // why it no longer goes on from there
+  PrefillOrder order_ = PrefillOrder::kTokenMajor;
+  std::shared_ptr<const RoutedPrefix> routed_prefix_;  // that it goes on from
+  bool routed_by_rows_ = false;      // its routed layers are decided as their turn comes
+  std::optional<PromptRun> prompt_;  // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;
-  std::vector<Picked> picked_;  // by Accept, not yet seen by Advance
+  std::vector<Picked> picked_;                   // by Accept, not yet seen by Advance
+  std::unique_ptr<ConstraintState> constraint_;  // has seen what was picked, and told_ drafts
+  std::vector<uint32_t> mask_;
+  int told_ = 0;
   std::optional<ExactDrafts> exact_;
   std::optional<Sampler> draft_sampler_;  // draws what the sampler would draw next
   std::vector<int32_t> rows_;             // of the pass at hand: a draft's, or a verification's

@@ -1,10 +1,13 @@
 #include "baton/engine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <chrono>
 #include <cstring>
 #include <map>
+#include <numeric>
 
 #include "base/buffer.h"
 #include "engine/engine_impl.h"
@@ -64,6 +67,10 @@ void CountWeights(const Checkpoint& c, ModelInfo& info) {
   }
 }
 
+int64_t PhysicalBytes() {
+  return std::max<int64_t>(0, int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE));
+}
+
 // A model of token ids alone has none; a tokenizer that cannot be read is an error.
 Result<Tokenizer> TokenizerOf(const Checkpoint& c) {
   Result<Tokenizer> tokenizer = c.LoadTokenizer();
@@ -101,6 +108,15 @@ std::string HashLogits(const float* logits, int64_t count) {
   for (; i < count; ++i) h = mix(h, std::bit_cast<uint32_t>(logits[i]));
   for (const uint64_t lane : lanes) h = mix(h, lane);
   return fmt::format("{:08x}", static_cast<uint32_t>(h ^ (h >> 32)));
+}
+
+// On the host, tiles of prompts begin at multiples of sizes that divide a page. Estimates of sparse
+// prompts, and other devices, know only where a pass begins.
+int64_t Engine::Impl::PromptUnit(const ResolvedPlan& plan) const {
+  const bool pages = ops->device().host() && !plan.prefill.sparse;
+  const int64_t chunk = options.prompt_chunk;
+  return pages && chunk % KvLayout::kSlots == 0 ? KvLayout::kSlots
+                                                : std::lcm(chunk, int64_t{KvLayout::kSlots});
 }
 
 KvElement Engine::Impl::cache_element() const {
@@ -205,12 +221,25 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   BATON_ASSIGN(impl->chat, impl->checkpoint.LoadChatSource());
   if (!options.chat_template.empty()) impl->chat.by_name = {{"default", options.chat_template}};
   info.has_chat_template = impl->chat.Choose(/*tools=*/false) != nullptr;
+  impl->grammars = std::make_unique<GrammarCompiler>(*impl->tokenizer, c.vocab);
   info.backend = impl->ops->name();
   info.threads = impl->pool.threads();
   impl->model = std::make_unique<Transformer>(c, std::move(weights), *impl->ops,
                                               ShapeOf(c, impl->checkpoint.fingerprint));
   impl->model_plan = ModelPlan(impl->model->shape());
   DescribeLayers(*impl, info);
+  int64_t& cached = impl->options.prefix_cache_tokens;
+  if (cached < 0) cached = PhysicalBytes() / 4 / std::max<int64_t>(1, info.kv_bytes_per_token);
+  if (cached == 0 && !options.cache_dir.empty())
+    return Error::InvalidArgument("cache_dir {}: there is no prefix cache to keep",
+                                  options.cache_dir);
+  if (cached > 0 && options.weights) {
+    BATON_ASSIGN(impl->prefix,
+                 PrefixCache::Create(
+                     impl->options,
+                     fmt::format("{};{};{};chunk {};", info.fingerprint, info.backend,
+                                 Info(CacheType(options.kv)).name, impl->options.prompt_chunk)));
+  }
   info.load_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
@@ -220,6 +249,12 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 const ModelInfo& Engine::info() const { return impl_->info; }
 const EngineOptions& Engine::options() const { return impl_->options; }
+PrefixCacheUse Engine::prefix_cache_use() const {
+  return impl_->prefix ? impl_->prefix->use() : PrefixCacheUse{};
+}
+void Engine::ClearPrefixCache() {
+  if (impl_->prefix) impl_->prefix->Clear();
+}
 
 std::vector<int32_t> Engine::Tokenize(std::string_view text, bool bos, bool special) const {
   return impl_->tokenizer->Encode(text, {.bos = bos, .special = special});

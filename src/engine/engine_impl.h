@@ -11,8 +11,10 @@
 #include "base/thread_pool.h"
 #include "baton/engine.h"
 #include "engine/draft_length.h"
+#include "engine/prefix_cache.h"
 #include "engine/scheduler.h"
 #include "formats/chat_source.h"
+#include "formats/grammar.h"
 #include "kv/kv_store.h"
 #include "model/run/router_weights.h"
 #include "model/run/transformer.h"
@@ -30,6 +32,7 @@ struct Engine::Impl {
   std::unique_ptr<Ops> ops;
   Checkpoint checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<GrammarCompiler> grammars;  // of answers
   ChatSource chat;
   std::unique_ptr<Transformer> model;
   ResolvedPlan model_plan;       // what runs without a user's plan
@@ -46,6 +49,7 @@ struct Engine::Impl {
     int64_t prompt_tokens = 0;  // of `tokens`; the rest was generated
   } conversation;
   std::map<std::string, DraftHistory> draft_history;  // of exact requests, by hash of their plan
+  std::unique_ptr<PrefixCache> prefix;                // null: off
   Scheduler scheduler{*this};                         // after what its requests use
 
   const ModelShape& shape() const { return model->shape(); }
@@ -54,6 +58,8 @@ struct Engine::Impl {
   }
   // For what runs without a request: an error where layers are routed.
   Result<ResolvedPlan> ResolveUnrouted(const Plan& plan) const;
+  // Where a prompt may be cut without changing its bits: at multiples of this many tokens.
+  int64_t PromptUnit(const ResolvedPlan& plan) const;
   KvElement cache_element() const;
   KvLayout LayoutOf(const CacheSpec& cache) const;
   // The shared store when its caches are exactly these and it has room for `tokens` more;

@@ -16,11 +16,13 @@ PromptRun::PromptRun(Engine::Impl& engine, PromptParams params)
   end_ = begin_ + static_cast<int64_t>(params_.tokens.size());
   wanted_ = end_ - std::clamp<int64_t>(params_.wanted, 1, std::max<int64_t>(1, end_ - begin_));
   if (begin_ == end_) return;
-  schedule_ = MakePrefillSchedule(engine.shape(), {.begin = begin_,
-                                                   .end = end_,
-                                                   .wanted = wanted_,
-                                                   .chunk = engine.options.prompt_chunk,
-                                                   .order = params_.order});
+  schedule_ =
+      MakePrefillSchedule(engine.shape(), {.begin = params_.began < 0 ? begin_ : params_.began,
+                                           .end = end_,
+                                           .wanted = wanted_,
+                                           .chunk = engine.options.prompt_chunk,
+                                           .order = params_.order,
+                                           .done = begin_});
   kept_.Reserve((end_ - schedule_.keep_from) * engine.info.width);
 }
 
@@ -97,6 +99,7 @@ Status PromptRun::Step() {
   engine_.model->Forward(batch);
   if (failure.failed()) return failure.ToError();
   ++next_;
+  if (params_.on_pass) params_.on_pass();
   if (params_.routing) params_.routing->After(pass);
   if (params_.only_decide && pass.end_row == end_) {
     const int cache = params_.plan->OwnCache(pass.first_layer);

@@ -24,6 +24,11 @@ struct PromptParams {
   // in order. May be empty: no logits are made.
   std::function<void(int64_t first, View<const float> logits)> on_logits;
   int64_t wanted = 1;
+  // Where the prompt began, if not at the first of `tokens`: its passes are cut as if all of it
+  // ran here, and give the bits that this gives. Negative: at the first of `tokens`.
+  int64_t began = -1;
+  // After each pass, before its rings drop anything. May be empty.
+  std::function<void()> on_pass;
   PrefillOrder order = PrefillOrder::kTokenMajor;
   // Decides routed layers as their turn comes, in the plan that `plan` points at; null: none.
   Routing* routing = nullptr;

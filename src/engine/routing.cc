@@ -43,6 +43,7 @@ Routing::Routing(Engine::Impl& engine, const Router* router, const RouteOptions&
       kv_(kv),
       decisions_(plan->layers.size(), Decision::kOpen),
       logits_(plan->layers.size()),
+      rows_(plan->layers.size()),
       x_(engine.ops->device()),
       q_(engine.ops->device()),
       answer_(engine.ops->device()) {
@@ -114,9 +115,24 @@ void Routing::Narrow(int layer) {
   kv_->Keep(cache, spec.sink, spec.recent);
 }
 
+void Routing::Resume(int64_t done, std::shared_ptr<const RoutedPrefix> prefix) {
+  done_ = done;
+  prefix_ = std::move(prefix);
+}
+
+bool Routing::CanResume(const RoutedPrefix& prefix) const {
+  for (size_t l = 1; l < routed_.size(); ++l) {
+    const bool asks = routed_[l] && Forced(static_cast<int>(l)) == Decision::kOpen;
+    if (asks && (l >= prefix.rows.size() || prefix.rows[l].empty())) return false;
+  }
+  return true;
+}
+
+RoutedPrefix Routing::Recorded() const { return {.bitmap = Report().bitmap, .rows = rows_}; }
+
 Status Routing::Before(const Pass& pass, const float* kept) {
   const int l = pass.first_layer;
-  if (pass.end_layer != l + 1 || pass.first_row > 0 || !Routed(l)) return Status::Ok();
+  if (pass.end_layer != l + 1 || pass.first_row > done_ || !Routed(l)) return Status::Ok();
   if (decisions_[static_cast<size_t>(l)] != Decision::kOpen) return Status::Ok();
   const Decision forced = Forced(l);
   if (forced == Decision::kOpen) {
@@ -124,7 +140,13 @@ Status Routing::Before(const Pass& pass, const float* kept) {
   } else {
     Decide(l, forced == Decision::kFull);
   }
-  if (options_.mode != RouteOptions::Mode::kDense) Narrow(l);
+  if (options_.mode == RouteOptions::Mode::kDense) return Status::Ok();
+  const char decided = decisions_[static_cast<size_t>(l)] == Decision::kSparse ? 'S' : 'F';
+  if (done_ > 0 && prefix_->bitmap[static_cast<size_t>(l)] != decided) {
+    diverged_ = l;
+    return Error::Unsupported("layer {} is routed otherwise", l);
+  }
+  Narrow(l);
   return Status::Ok();
 }
 
@@ -156,8 +178,20 @@ Status Routing::Ask(int l, const float* kept) {
                .tokens = tokens,
                .scale = c.embedding_scale,
                .x = x});
-  } else {
+  } else if (done_ == 0) {
     ops.CopyRows({.from = View<const float>(kept, {total, c.width}), .rows = rows, .to = x});
+  } else {
+    x_.Upload(prefix_->rows[static_cast<size_t>(l)]);
+    std::vector<int64_t> latest(rows.begin() + pool, rows.end());
+    for (int64_t& row : latest) row -= done_;
+    ops.CopyRows({.from = View<const float>(kept, {total - done_, c.width}),
+                  .rows = latest,
+                  .to = x.Slice(pool, n)});
+  }
+  if (record_ && l > 0) {
+    std::vector<float>& first = rows_[static_cast<size_t>(l)];
+    first.resize(static_cast<size_t>(std::min(total, pool) * c.width));
+    x_.Download(std::span(first));
   }
   engine_.model->Queries(l, x, q);
   std::array<float, 2>& z = logits_[static_cast<size_t>(l)];

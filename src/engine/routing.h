@@ -3,7 +3,9 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/engine_impl.h"
@@ -19,6 +21,14 @@ Plan RouteEveryLayer(const ModelShape& model, const RouterSettings& settings);
 
 // What the sequence of a request whose layers are decided holds.
 void CountHeld(const ResolvedPlan& plan, const KvSequence& kv, RoutingReport& report);
+
+// What a prompt that was routed layer by layer leaves beside its caches, for those that begin like
+// it.
+struct RoutedPrefix {
+  std::string bitmap;  // [layers] F full, S sparse
+  // [layers] the stream that enters a layer that was asked, of the router's first rows: [pool, C].
+  std::vector<std::vector<float>> rows;
+};
 
 class Routing {
  public:
@@ -36,6 +46,19 @@ class Routing {
   void DecideForced();
   // Takes the decisions of a routing that ran ahead.
   void DecideAs(const Routing& other);
+
+  // The prompt's rows below `done` are in the caches, as a prompt left them that was routed as
+  // `prefix` says; the streams that Before gets begin at `done`. Where a layer is now decided
+  // otherwise (prompts that attend fully aside), Before fails and diverged() tells the layer: the
+  // prompt has to be processed from its start. `prefix` may be null where no layer is asked; else
+  // the router's first rows lie below `done`, and its last rows do not.
+  void Resume(int64_t done, std::shared_ptr<const RoutedPrefix> prefix);
+  int diverged() const { return diverged_; }
+  // Whether `prefix` has the rows of all layers that will be asked.
+  bool CanResume(const RoutedPrefix& prefix) const;
+  // What Before saw, if that was asked for.
+  void Record() { record_ = true; }
+  RoutedPrefix Recorded() const;
 
   // Before a layer-major pass: decides the layer if its turn has come. `kept`: [T, C] on the
   // device, the stream that enters it; the first layer's is embedded here. An error if a router's
@@ -66,6 +89,11 @@ class Routing {
   std::vector<std::array<float, 2>> logits_;  // [layers]
   bool asked_ = false, keeps_caches_ = false;
   int64_t rows_pooled_ = 0;
+  int64_t done_ = 0;
+  std::shared_ptr<const RoutedPrefix> prefix_;
+  bool record_ = false;
+  std::vector<std::vector<float>> rows_;  // as RoutedPrefix's
+  int diverged_ = -1;
   Array<float> x_, q_, answer_;  // on the device
 };
 

@@ -42,8 +42,10 @@ bool Scheduler::Step() {
   TakeInbox();
   FinishDone();  // frees the caches of cancelled requests for those that wait
   AdmitWaiting();
+  TrimPrefixes();
   RunPass();
   FinishDone();
+  TrimPrefixes();
   stepping_ = false;
   const CacheUse use = CountUse();
   const std::lock_guard lock(mutex_);
@@ -96,6 +98,16 @@ void Scheduler::AdmitWaiting() {
   }
 }
 
+// Admitted requests have pinned what they go on from.
+void Scheduler::TrimPrefixes() {
+  if (!engine_.prefix) return;
+  int64_t pages = PagesOf(engine_.conversation.sequence.length());
+  for (const auto& r : requests_) {
+    if (r->admitted()) pages += r->claimed_pages();
+  }
+  engine_.prefix->Trim(std::max<int64_t>(0, max_pages() - pages) * KvLayout::kSlots);
+}
+
 bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
   const int64_t pages = used_pages + r.claimed_pages();
   if (pages > max_pages()) {
@@ -136,6 +148,9 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
 // Requests whose plans need the same caches share a store; all stores together hold no more
 // than max_pages(), and each could.
 Result<std::shared_ptr<KvStore>> Scheduler::StoreFor(ActiveRequest& r) {
+  if (engine_.prefix) {
+    if (auto store = engine_.prefix->StoreOf(CachesKey(r.caches(), r.rollback()))) return store;
+  }
   for (auto& other : requests_) {
     if (other->admitted() && other->caches() == r.caches() && other->rollback() == r.rollback())
       return other->sequence().store;

@@ -54,6 +54,8 @@ class Scheduler {
   void DecodePass(std::span<ActiveRequest* const> requests);
   void FinishDone();
   CacheUse CountUse() const;
+  // What the prefix cache may hold beside requests.
+  void TrimPrefixes();
 
   Engine::Impl& engine_;
   // In order of arrival; those that are not admitted wait for cache.

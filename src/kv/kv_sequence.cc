@@ -19,7 +19,7 @@ PageRange Union(PageRange hole, PageRange more) {
 
 }  // namespace
 
-PageRange KvSequence::DeadPages(int cache, int64_t length) const {
+PageRange KvSequence::Dead(int cache, int64_t length) const {
   const Cache& c = at(cache);
   const int64_t recent = c.recent + store_->spec(cache).rollback;
   if (c.recent == 0 || length <= recent) return {};
@@ -108,15 +108,61 @@ void KvSequence::UploadTable(int cache, PageRange changed) {
                  changed.begin);
 }
 
+void KvSequence::Adopt(int64_t tokens, std::span<const std::vector<int32_t>> pages) {
+  BATON_CHECK(store_ != nullptr && length_ == 0 && tokens % KvLayout::kSlots == 0);
+  BATON_CHECK_EQ(pages.size(), caches_.size());
+  for (int i = 0; i < store_->caches(); ++i) {
+    Cache& c = at(i);
+    BATON_CHECK_EQ(c.length, 0);
+    if (pages[static_cast<size_t>(i)].empty()) continue;
+    c.pages = pages[static_cast<size_t>(i)];
+    BATON_CHECK_EQ(c.size(), tokens / KvLayout::kSlots);
+    const auto none = [](int32_t page) { return page < 0; };
+    const auto first = std::find_if(c.pages.begin(), c.pages.end(), none);
+    const auto last = std::find_if_not(first, c.pages.end(), none);
+    c.hole = {first - c.pages.begin(), last - c.pages.begin()};
+    if (c.hole.empty()) c.hole = {};
+    const PageRange dead = Dead(i, tokens);
+    BATON_CHECK(c.hole.empty() || (c.hole.begin >= dead.begin && c.hole.end <= dead.end));
+    for (const int32_t page : c.pages) {
+      if (page >= 0) store_->Hold(i, page);
+    }
+    BATON_CHECK(std::none_of(last, c.pages.end(), none));
+    c.length = tokens;
+    UploadTable(i, {0, c.size()});
+  }
+  length_ = tokens;
+}
+
+bool KvSequence::CopyShared(int cache) {
+  Cache& c = at(cache);
+  if (c.length % KvLayout::kSlots == 0) return true;
+  const int64_t last = c.length / KvLayout::kSlots;
+  int32_t& page = c.pages[static_cast<size_t>(last)];
+  if (page < 0 || store_->holders(cache, page) == 1) return true;
+  const int32_t copy = store_->Take(cache);
+  if (copy < 0) return false;
+  const auto from = store_->PageBytes(cache, page), to = store_->PageBytes(cache, copy);
+  for (size_t i = 0; i < from.size(); ++i) {
+    if (!from[i].empty())
+      store_->device().Copy(to[i].data(), from[i].data(), static_cast<int64_t>(from[i].size()));
+  }
+  store_->pool(cache).Release(page);
+  page = copy;
+  UploadTable(cache, {last, last + 1});
+  return true;
+}
+
 Status KvSequence::Reserve(int64_t tokens) {
   BATON_CHECK(store_ != nullptr && tokens >= 0);
   const int64_t size = PagesOf(tokens);
   bool grows = false;
   for (int i = 0; i < store_->caches(); ++i) {
+    if (tokens > at(i).length && !CopyShared(i)) return FullError(i, tokens - at(i).length);
     const int64_t missing = size - at(i).size();
     if (missing <= 0) continue;
     grows = true;
-    if (missing > store_->pool(i).free_pages()) return FullError(i, tokens - at(i).length);
+    if (!store_->MakeRoom(i, missing)) return FullError(i, tokens - at(i).length);
     BATON_TRY(store_->Commit(i, missing));
   }
   for (int i = 0; i < store_->caches(); ++i) {
@@ -133,11 +179,12 @@ Status KvSequence::Reserve(int cache, int64_t begin, int64_t end) {
   BATON_CHECK(begin >= 0 && begin <= end);
   Cache& c = at(cache);
   if (begin == end || end <= c.length) return Status::Ok();
+  if (!CopyShared(cache)) return FullError(cache, end - c.length);
   if (begin > c.length) return StartRing(cache, begin, end);
   const int64_t size = PagesOf(end);
   if (size > c.size()) {
     const int64_t missing = size - c.size();
-    if (missing > store_->pool(cache).free_pages()) return FullError(cache, end - c.length);
+    if (!store_->MakeRoom(cache, missing)) return FullError(cache, end - c.length);
     BATON_TRY(store_->Commit(cache, missing));
     Reshape(cache, c.hole, size);
   }
@@ -156,7 +203,12 @@ Status KvSequence::StartRing(int cache, int64_t begin, int64_t end) {
   const int64_t before = c.size(), size = PagesOf(end);
   const PageRange old{std::min(hole.begin, before), std::min(hole.end, before)};
   const int64_t kept = before - old.size();
-  if (size - hole.size() - kept > store_->pool(cache).free_pages() + c.held_pages() - kept)
+  int64_t freed = 0;  // pages that nobody else holds
+  for (int64_t i = old.begin; i < old.end; ++i) {
+    const int32_t page = c.pages[static_cast<size_t>(i)];
+    freed += page >= 0 && store_->holders(cache, page) == 1;
+  }
+  if (!store_->MakeRoom(cache, size - hole.size() - kept - freed))
     return FullError(cache, end - begin);
   // Pages that it gives up first have memory.
   BATON_TRY(store_->Commit(cache, std::min(std::max<int64_t>(0, size - hole.size() - kept),
@@ -213,7 +265,7 @@ Status KvSequence::Resize(int64_t tokens) {
   const int64_t size = PagesOf(tokens);
   for (int i = 0; i < store_->caches(); ++i) {
     const Cache& c = at(i);
-    const int64_t need = size - DeadPages(i, tokens).size();
+    const int64_t need = size - Dead(i, tokens).size();
     if (tokens > store_->max_tokens() || need - c.held_pages() > store_->pool(i).free_pages())
       return FullError(i, tokens);
     BATON_TRY(store_->Commit(i, std::min(need, store_->pool(i).free_pages())));
@@ -221,7 +273,7 @@ Status KvSequence::Resize(int64_t tokens) {
   for (int i = 0; i < store_->caches(); ++i) {
     Cache& c = at(i);
     Reshape(i, {}, 0);
-    Reshape(i, DeadPages(i, tokens), size);
+    Reshape(i, Dead(i, tokens), size);
     store_->ReturnIdle(i);
     c.length = tokens;
     c.gap_begin = c.gap_end = 0;
@@ -243,7 +295,7 @@ void KvSequence::Keep(int cache, int64_t sink, int64_t recent) {
 void KvSequence::Evict(int cache) {
   BATON_CHECK(store_ != nullptr && cache >= 0 && cache < store_->caches());
   const Cache& c = at(cache);
-  const PageRange hole = Union(c.hole, DeadPages(cache, c.length));
+  const PageRange hole = Union(c.hole, Dead(cache, c.length));
   if (hole.begin == c.hole.begin && hole.end == c.hole.end) return;
   Reshape(cache, hole, c.size());
   store_->ReturnIdle(cache);

@@ -108,6 +108,28 @@ int64_t KvStore::bytes_in_use() const {
   return bytes;
 }
 
+bool KvStore::MakeRoom(int cache, int64_t pages) {
+  if (pool(cache).free_pages() < pages && on_full) on_full(cache, pages);
+  return pool(cache).free_pages() >= pages;
+}
+
+int32_t KvStore::Take(int cache) {
+  return MakeRoom(cache, 1) && Commit(cache, 1).ok() ? pool(cache).Acquire() : -1;
+}
+
+void KvStore::Drop(int cache, int32_t page) {
+  pool(cache).Release(page);
+  ReturnIdle(cache);
+}
+
+std::array<std::span<std::byte>, 2> KvStore::PageBytes(int cache, int32_t page) {
+  const KvLayout& l = layout(cache);
+  std::byte* arena = arenas_[static_cast<size_t>(cache % arenas())].data();
+  std::byte* low_bits = arena + pool(cache).max_pages() * l.page_bytes();
+  return {std::span(arena + page * l.page_bytes(), static_cast<size_t>(l.page_bytes())),
+          std::span(low_bits + page * l.low_bit_bytes(), static_cast<size_t>(l.low_bit_bytes()))};
+}
+
 Status KvStore::Commit(int cache, int64_t pages) {
   const PagePool& p = pool(cache);
   const KvLayout& l = layout(cache);

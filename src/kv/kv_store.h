@@ -1,9 +1,14 @@
 // The KV cache. A cache has a layout and a lifetime, whatever reads it: one layer, many layers, an
 // indexer. The store has per cache an arena (its pages, then their low-bit copies) and a pool of
 // pages; a sequence has per cache a page table and a length.
+//
+// Sequences that begin alike may share pages, with each other and with a prefix tree
+// (kv/prefix_tree.h). A shared page is not written: who would append to one gets a copy first.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -71,6 +76,18 @@ class KvStore {
   // count once.
   double bytes_per_token() const { return static_cast<double>(page_bytes_) / KvLayout::kSlots; }
 
+  // Pages held beside the sequences. Hold: a taken page has one holder more. Take: an unused page
+  // for a holder that fills it, -1 if the cache is full. Drop: one holder less.
+  void Hold(int cache, int32_t page) { pool(cache).Share(page); }
+  int32_t Take(int cache);
+  void Drop(int cache, int32_t page);
+  int holders(int cache, int32_t page) const { return pool(cache).holders(page); }
+  int64_t free_pages(int cache) const { return pool(cache).free_pages(); }
+  // A page's bytes in the device's memory: rows and scales, then its low-bit copy (may be empty).
+  std::array<std::span<std::byte>, 2> PageBytes(int cache, int32_t page);
+  // Called when a cache has fewer free pages than are wanted; it may drop some.
+  std::function<void(int cache, int64_t pages)> on_full;
+
  private:
   friend class KvSequence;
   KvStore(std::vector<KvCacheSpec> specs, std::vector<Buffer> arenas, int64_t pages,
@@ -82,6 +99,7 @@ class KvStore {
   Status Commit(int cache, int64_t pages);
   // Returns free 2 MiB stretches of a cache's arena to the system if enough pages are idle.
   void ReturnIdle(int cache);
+  bool MakeRoom(int cache, int64_t pages);
 
   Device& device_;
   std::vector<KvCacheSpec> specs_;
@@ -120,6 +138,13 @@ class KvSequence {
   // For a ring that started inside the sequence: its tokens below `end`, at most length(cache),
   // were computed from a truncated window. No Truncate may make later rows read them.
   void MarkInexact(int cache, int64_t end);
+
+  // Fills an empty sequence with pages that others hold too, and becomes one more holder: the first
+  // `tokens` positions, a multiple of 64. pages[cache]: [tokens / 64], -1 where a ring holds none
+  // (one stretch, within Dead(cache, tokens)); empty for a cache that stays empty.
+  void Adopt(int64_t tokens, std::span<const std::vector<int32_t>> pages);
+  // The pages that a sequence of `length` tokens need not hold under its present lifetimes.
+  PageRange Dead(int cache, int64_t length) const;
 
   // From now on this sequence's cache has a narrower lifetime (the next Evict drops what it no
   // longer keeps). A wider one is a bug once tokens are gone. recent = 0: every token.
@@ -186,8 +211,9 @@ class KvSequence {
   Cache& at(int cache) { return caches_[static_cast<size_t>(cache)]; }
   const Cache& at(int cache) const { return caches_[static_cast<size_t>(cache)]; }
   static bool CanTruncate(const Cache& c, int64_t tokens);
-  // Pages that a sequence of `length` tokens need not hold.
-  PageRange DeadPages(int cache, int64_t length) const;
+  // Before positions from length(cache) on are written: they may lie in a page that others hold.
+  // False if there is no page for the copy.
+  bool CopyShared(int cache);
   Status FullError(int cache, int64_t tokens) const;
   // Holds the pages [0, size) except `hole`, which includes the present one. There must be room.
   void Reshape(int cache, PageRange hole, int64_t size);

@@ -64,10 +64,28 @@ PageRange PagePool::Next(int64_t pages) const {
   return range;
 }
 
-void PagePool::Release(int32_t id) {
+void PagePool::Share(int32_t id) {
+  BATON_CHECK_GT(holders(id), 0);
+  const auto at = static_cast<size_t>(id);
+  if (at >= more_holders_.size()) more_holders_.resize(at + 1);
+  ++more_holders_[at];
+}
+
+int PagePool::holders(int32_t id) const {
   BATON_CHECK(id >= 0 && id < max_pages_);
+  const auto at = static_cast<size_t>(id);
+  if (levels_[0][at / 64] >> (at % 64) & 1) return 0;
+  return 1 + (at < more_holders_.size() ? more_holders_[at] : 0);
+}
+
+void PagePool::Release(int32_t id) {
+  const int held = holders(id);
+  BATON_CHECK_GT(held, 0);
   auto at = static_cast<size_t>(id);
-  BATON_CHECK((levels_[0][at / 64] >> (at % 64) & 1) == 0);
+  if (held > 1) {
+    --more_holders_[at];
+    return;
+  }
   for (std::vector<uint64_t>& level : levels_) {
     level[at / 64] |= uint64_t{1} << (at % 64);
     at /= 64;

@@ -27,11 +27,13 @@ class PagePool {
 
   explicit PagePool(int64_t max_pages);
 
-  // The lowest free id in [0, max_pages), or -1 when every page is taken. O(log64 max_pages), as is
-  // Release.
+  // The lowest free id in [0, max_pages), or -1 when every page is taken. It has one holder.
+  // O(log64 max_pages), as is Release.
   int32_t Acquire();
-  // The id must be taken.
+  // One holder more, and one less: with the last one the page is free. The id must be taken.
+  void Share(int32_t id);
   void Release(int32_t id);
+  int holders(int32_t id) const;
 
   // From the lowest free id to one past the last that the next `pages` calls of Acquire give; as
   // many must be free.
@@ -56,6 +58,7 @@ class PagePool {
   // level is one word.
   std::vector<std::vector<uint64_t>> levels_;
   std::vector<uint64_t> resident_;  // bit i: page i was acquired since its memory was last returned
+  std::vector<int32_t> more_holders_;  // [ids ever shared] beside the first one
   int64_t resident_pages_ = 0;
   int64_t touched_end_ = 0;  // one past the highest id ever acquired
   int64_t idle_floor_ = 0;   // pages left idle by the last CollectIdle, or the fewest since

@@ -74,7 +74,10 @@ int64_t FirstExactRow(const ModelShape& model, int from, int64_t row, int layer)
   return row;
 }
 
-PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillRequest& r) {
+namespace {
+
+// Of all rows, as if none were done.
+PrefillSchedule WholeSchedule(const ModelShape& model, const PrefillRequest& r) {
   BATON_CHECK(r.begin < r.end && r.chunk > 0 && r.wanted >= r.begin && r.wanted < r.end);
   PrefillSchedule s{.passes = {}, .keep_from = r.end};
   const auto add = [&](int first, int end, int64_t begin, int64_t stop, bool fed, bool feed_end) {
@@ -106,6 +109,32 @@ PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillReques
   add(exit, model.layers, r.wanted, r.end, true, false);
   s.keep_from = cut < exit ? tail : r.wanted;
   return s;
+}
+
+}  // namespace
+
+PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillRequest& r) {
+  PrefillSchedule s = WholeSchedule(model, r);
+  if (r.done <= r.begin) return s;
+  BATON_CHECK_LE(r.done, MostDone(model, r));
+  std::erase_if(s.passes, [&](const Pass& p) { return p.end_row <= r.done; });
+  for (Pass& p : s.passes) p.first_row = std::max(p.first_row, r.done);
+  s.keep_from = std::max(s.keep_from, r.done);
+  return s;
+}
+
+int64_t MostDone(const ModelShape& model, const PrefillRequest& r) {
+  if (r.order == PrefillOrder::kLayerMajor) return r.wanted;
+  return std::min(r.wanted, WholeSchedule(model, r).keep_from);
+}
+
+std::vector<bool> WholeCaches(const ModelShape& model, const PrefillRequest& r) {
+  std::vector<bool> whole(model.caches.size());
+  for (const Pass& p : WholeSchedule(model, r).passes) {
+    for (size_t c = 0; c < whole.size(); ++c)
+      if (p.first_row == r.begin && p.Writes(model.caches[c])) whole[c] = true;
+  }
+  return whole;
 }
 
 }  // namespace baton

@@ -39,6 +39,9 @@ struct PrefillRequest {
   int64_t wanted = 0;          // the first position whose logits are wanted, begin..end - 1
   int64_t chunk = 512;         // rows of a pass
   PrefillOrder order = PrefillOrder::kTokenMajor;
+  // Rows [begin, done) are in the caches already, as the passes over [begin, end) leave them: the
+  // passes are cut as if they were not, and then go without them. At most MostDone.
+  int64_t done = 0;
 };
 
 struct PrefillSchedule {
@@ -53,6 +56,13 @@ struct PrefillSchedule {
 // shared cache and the exit, these see just the rows that a wanted row can still feel. Lists live
 // for one pass: an exit between a publisher and a reader moves down behind the reader.
 PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillRequest& request);
+
+// The most rows from `begin` on that caches can hold beforehand: later ones are wanted, or go on
+// from a pass over all rows to one over the last.
+int64_t MostDone(const ModelShape& model, const PrefillRequest& request);
+
+// [caches] Whether a schedule writes every row of a cache; others start inside the prompt.
+std::vector<bool> WholeCaches(const ModelShape& model, const PrefillRequest& request);
 
 // Rows at the end of a prompt, for `wanted` wanted ones, that layers from `from` (returned) up to
 // the exit must see; -1: all rows (no exit, a layer that looks further than a window between,

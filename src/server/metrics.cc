@@ -46,17 +46,18 @@ void Histogram::Write(std::string_view name, std::string_view labels, std::strin
   Value(out, fmt::format("{}_count", name), labels, static_cast<double>(below));
 }
 
-void Metrics::CountAnswer(const Generation& g) {
+void Metrics::CountAnswer(const Generation& g, const std::string& plan) {
   const RequestStats& s = g.stats;
   prompt_tokens += s.prompt_tokens;
-  cached_tokens += s.reused_tokens;
   generated_tokens += s.generated_tokens;
   const auto steps = static_cast<double>(std::max<int64_t>(0, s.generated_tokens - 1));
   kv_bytes_read += steps * s.kv_bytes_per_token;
   kv_bytes_dense += steps * s.kv_bytes_per_token_dense;
   promotions += std::count_if(s.watched.begin(), s.watched.end(),
                               [](const LayerWatch& w) { return w.promoted; });
+  if (!s.watched.empty()) plans[plan].watched = s.watched;
   if (!s.routing) return;
+  plans[plan].routed = s.routing->bitmap;
   const std::string& bitmap = s.routing->bitmap;
   routed_sparse += std::count(bitmap.begin(), bitmap.end(), 'S');
   routed_full += std::count(bitmap.begin(), bitmap.end(), 'F');
@@ -83,8 +84,9 @@ std::string WriteMetrics(const Metrics& m, const Gauges& g, const std::string& m
   gauge("vllm:num_requests_waiting", number(g.waiting), "Requests that wait for their turn.");
   gauge("vllm:kv_cache_usage_perc", used, "Share of the KV cache that is set aside; 1 is all.");
   gauge("vllm:gpu_cache_usage_perc", used, "The same under its older name.");
-  counter("vllm:prefix_cache_queries_total", number(m.prompt_tokens), "Prompt tokens.");
-  counter("vllm:prefix_cache_hits_total", number(m.cached_tokens),
+  counter("vllm:prefix_cache_queries_total", number(g.prefix.queries),
+          "Prompt tokens that were looked up.");
+  counter("vllm:prefix_cache_hits_total", number(g.prefix.hits),
           "Prompt tokens whose cache was there.");
   counter("vllm:prompt_tokens_total", number(m.prompt_tokens), "Prompt tokens of answers.");
   counter("vllm:generation_tokens_total", number(m.generated_tokens), "Tokens generated.");
@@ -114,6 +116,21 @@ std::string WriteMetrics(const Metrics& m, const Gauges& g, const std::string& m
   counter("baton_kv_dense_bytes_total", m.kv_bytes_dense,
           "Bytes of KV that dense decode steps would have read.");
   counter("baton_promotions_total", number(m.promotions), "Layers that a watch made full.");
+  gauge("baton_prefix_cache_tokens", number(g.prefix.held), "Tokens of prompts that are cached.");
+  gauge("baton_prefix_cache_most_tokens", number(g.prefix.most), "What it may hold.");
+  counter("baton_prefix_cache_dropped_tokens_total", number(g.prefix.dropped),
+          "Tokens that were dropped for others.");
+  counter("baton_prefix_cache_disk_hits_total", number(g.prefix.hits_from_disk),
+          "Prompt tokens whose cache came from disk.");
+  gauge("baton_prefix_cache_disk_bytes", number(g.prefix.disk_bytes), "Bytes in --cache-dir.");
+  counter("baton_prefix_cache_disk_written_bytes_total", number(g.prefix.disk_written_bytes),
+          "Bytes written there.");
+  counter("baton_prefix_cache_disk_read_bytes_total", number(g.prefix.disk_read_bytes),
+          "Bytes read from there.");
+  counter("baton_prefix_cache_disk_damaged_total", number(g.prefix.disk_damaged),
+          "Files that were damaged, and dropped.");
+  counter("baton_prefix_cache_disk_skipped_total", number(g.prefix.disk_skipped),
+          "Prompts that were not written, because the disk was behind or full.");
   Describe(out, "baton_routed_layers_total", "counter", "Layers that a router decided.");
   Value(out, "baton_routed_layers_total", labels + ",kind=\"sparse\"", number(m.routed_sparse));
   Value(out, "baton_routed_layers_total", labels + ",kind=\"full\"", number(m.routed_full));

@@ -267,6 +267,34 @@ TEST(ServeTest, AConnectionServesRequestsInTheirOrder) {
   EXPECT_EQ(client.Read().json()["choices"], first["choices"]);
 }
 
+TEST(ServeTest, APromptGoesOnFromTheOneBeforeAndSaysSo) {
+  TestServer server({}, [] { return LoadTiny({.prefix_cache_tokens = -1}); });
+  server.Ready();
+  Json body = Completion(200, 1, 4);
+  const Json first = server.Post("/v1/completions", body).json();
+  const Json second = server.Post("/v1/completions", body).json();
+  body["cache_prompt"] = false;
+  const Json without = server.Post("/v1/completions", body).json();
+  const auto cached = [](const Json& answer) {
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"].get<int64_t>();
+  };
+  EXPECT_EQ(cached(first), 0);
+  EXPECT_EQ(first["timings"]["cache"]["miss"], "nothing is cached");
+  EXPECT_EQ(cached(second), 192);
+  EXPECT_EQ(second["timings"]["cache"], Json({{"hit_tokens", 192}}));
+  EXPECT_EQ(cached(without), 0);
+  EXPECT_EQ(without["timings"]["cache"], Json({{"hit_tokens", 0}}));
+  for (const Json& answer : {second, without}) {
+    EXPECT_EQ(answer["choices"], first["choices"]);
+    EXPECT_EQ(answer["timings"]["logits_hash"], first["timings"]["logits_hash"]);
+  }
+  const int64_t tokens = first["usage"]["prompt_tokens"].get<int64_t>();
+  EXPECT_EQ(server.Metric("vllm:prefix_cache_queries_total"), 2 * tokens);
+  EXPECT_EQ(server.Metric("vllm:prefix_cache_hits_total"), 192);
+  EXPECT_EQ(server.Metric("baton_prefix_cache_tokens"), 192);
+  EXPECT_TRUE(server.Becomes("baton_kv_held_bytes", 0));
+}
+
 TEST(ServeTest, AClientThatLeavesFreesTheCache) {
   TestServer server({.service = {.parallel = 2}});
   server.Ready();

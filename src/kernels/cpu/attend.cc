@@ -6,6 +6,7 @@
 // size, one unit of work each, so that one long sequence fills all threads; when all units are
 // done, the chunks of each group are merged in their order.
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "base/buffer.h"
@@ -17,8 +18,9 @@
 namespace baton::cpu {
 namespace {
 
-constexpr int64_t kPromptRows =
-    8;  // with fewer rows, a segment or index set is computed row by row
+// With fewer rows, a tile or index set is computed row by row.
+constexpr int64_t kPromptRows = 8;
+constexpr int64_t kTileTokens = KvLayout::kSlots;  // at most
 constexpr int kDecodeBlock =
     32;  // keys; small, so that a unit's first block stalls only briefly on memory
 // The keys of a token, range or list, are cut into about 16 chunks: few enough to start and merge
@@ -154,8 +156,8 @@ struct CpuOps::AttendState {
 
  private:
   void AddGroup(const AttendParams& p, Group group);
-  void PlanPrompt(const AttendParams& p, const Segment& s, int64_t prompt_rows);
-  void PlanRows(const AttendParams& p, const Segment& s);
+  void PlanTile(const AttendParams& p, const Segment& s, int64_t begin, int64_t end);
+  void PlanRows(const AttendParams& p, const Segment& s, int64_t begin, int64_t end);
   std::span<AttendTile> Begin(const AttendParams& p, const AttendKernels& kernels,
                               const Group& group, Thread& thread);
 };
@@ -175,29 +177,22 @@ void CpuOps::AttendState::AddGroup(const AttendParams& p, Group group) {
   groups.push_back(group);
 }
 
-void CpuOps::AttendState::PlanPrompt(const AttendParams& p, const Segment& s, int64_t prompt_rows) {
-  const int kv_heads = s.kv.layout.kv_heads;
-  const int64_t tile = std::max<int64_t>(1, prompt_rows / (p.q.dim(1) / kv_heads));
-  for (int64_t row = 0; row < s.rows.count;) {
-    int64_t end = std::min(s.rows.count, row + tile);
-    if (s.keys.kind == KeySet::Kind::kIndex) {
-      end = std::min(end, (row / s.keys.rows_per_set + 1) * s.keys.rows_per_set);
-    }
-    for (int h = 0; h < kv_heads; ++h) {
-      AddGroup(p, {.segment = &s,
-                   .row = row,
-                   .rows = end - row,
-                   .kv_head = h,
-                   .kv_heads = 1,
-                   .keys = KeysOf(s, row, end - row, h),
-                   .chunk = kPromptChunk,
-                   .prompt = true});
-    }
-    row = end;
+void CpuOps::AttendState::PlanTile(const AttendParams& p, const Segment& s, int64_t begin,
+                                   int64_t end) {
+  for (int h = 0; h < s.kv.layout.kv_heads; ++h) {
+    AddGroup(p, {.segment = &s,
+                 .row = begin,
+                 .rows = end - begin,
+                 .kv_head = h,
+                 .kv_heads = 1,
+                 .keys = KeysOf(s, begin, end - begin, h),
+                 .chunk = kPromptChunk,
+                 .prompt = true});
   }
 }
 
-void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s) {
+void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s, int64_t begin,
+                                   int64_t stop) {
   // One unit serves all heads of a token, unless they read different keys.
   const bool by_head = s.keys.kind == KeySet::Kind::kIndex && s.keys.index->groups > 1;
   const int kv_heads = by_head ? 1 : s.kv.layout.kv_heads;
@@ -206,10 +201,10 @@ void CpuOps::AttendState::PlanRows(const AttendParams& p, const Segment& s) {
   const auto chunks = [](int64_t keys) {
     return std::pair(RowChunk(keys), (keys - 1) / RowChunk(keys));
   };
-  for (int64_t row = 0, end = 0; row < s.rows.count; row = end) {
+  for (int64_t row = begin, end = 0; row < stop; row = end) {
     end = row + 1;
     const int64_t first = s.rows.position + end;  // keys of that row
-    while (s.keys.kind == KeySet::Kind::kAll && s.scores == nullptr && end < s.rows.count &&
+    while (s.keys.kind == KeySet::Kind::kAll && s.scores == nullptr && end < stop &&
            chunks(s.rows.position + end + 1) == chunks(first))
       ++end;
     for (int h = 0; h < s.kv.layout.kv_heads; h += kv_heads) {
@@ -230,20 +225,40 @@ void CpuOps::AttendState::Plan(const AttendParams& p, int64_t prompt_rows) {
   units.clear();
   split.clear();
   parts = max_rows = max_tiles = 0;
-  const auto is_prompt = [](const Segment& s) {
-    const int64_t together = s.keys.kind == KeySet::Kind::kIndex
-                                 ? std::min(s.rows.count, s.keys.rows_per_set)
-                                 : s.rows.count;
-    return together >= kPromptRows && !s.rows_alone;
+  // Calls f(segment, begin, end, is a tile) for pieces of all segments. Tiles begin at absolute
+  // multiples of their size, a power of two that divides a page: a prompt that is cut between two
+  // pages, to be continued from there, has the tiles, and so the bits, of the whole one.
+  const auto for_pieces = [&](auto&& f) {
+    for (const Segment& s : p.segments) {
+      const int64_t most = std::max<int64_t>(1, prompt_rows * s.kv.layout.kv_heads / p.q.dim(1));
+      const auto above = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(most)));
+      const int64_t tile = std::min<int64_t>(2 * above > 3 * most ? above / 2 : above, kTileTokens);
+      const bool index = s.keys.kind == KeySet::Kind::kIndex;
+      if (s.rows_alone || s.rows.count < kPromptRows ||
+          (index && s.keys.rows_per_set < kPromptRows)) {
+        f(s, int64_t{0}, s.rows.count, false);
+        continue;
+      }
+      for (int64_t row = 0; row < s.rows.count;) {
+        const int64_t position = s.rows.position + row;
+        int64_t end = std::min(s.rows.count, row + tile - position % tile);
+        if (index) end = std::min(end, (row / s.keys.rows_per_set + 1) * s.keys.rows_per_set);
+        // One by one: together they would need scratch for all their heads.
+        const bool few = end - row < kPromptRows;
+        if (few) end = row + 1;
+        f(s, row, end, !few);
+        row = end;
+      }
+    }
   };
   // Large units first, so that little is left to balance between threads at the end.
-  for (const Segment& s : p.segments) {
-    if (is_prompt(s)) PlanPrompt(p, s, prompt_rows);
-  }
+  for_pieces([&](const Segment& s, int64_t begin, int64_t end, bool tile) {
+    if (tile) PlanTile(p, s, begin, end);
+  });
   std::reverse(units.begin(), units.end());
-  for (const Segment& s : p.segments) {
-    if (!is_prompt(s)) PlanRows(p, s);
-  }
+  for_pieces([&](const Segment& s, int64_t begin, int64_t end, bool tile) {
+    if (!tile) PlanRows(p, s, begin, end);
+  });
 }
 
 void CpuOps::AttendState::Reserve(int thread_count, int64_t head_dim) {
