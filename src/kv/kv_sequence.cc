@@ -183,9 +183,9 @@ Status KvSequence::Reserve(int cache, int64_t begin, int64_t end) {
   if (begin > c.length) return StartRing(cache, begin, end);
   const int64_t size = PagesOf(end);
   if (size > c.size()) {
-      const int64_t missing = size - c.size();
-      if (!store_->MakeRoom(cache, missing)) return FullError(cache, end - c.length);
-      BATON_TRY(store_->Commit(cache, missing));
+    const int64_t missing = size - c.size();
+    if (!store_->MakeRoom(cache, missing)) return FullError(cache, end - c.length);
+    BATON_TRY(store_->Commit(cache, missing));
     Reshape(cache, c.hole, size);
   }
   c.length = end;
