@@ -23,6 +23,7 @@
 #include <string_view>
 #include <vector>
 
+#include "baton/constraint.h"
 #include "baton/error.h"
 #include "baton/plan.h"
 
@@ -201,6 +202,7 @@ struct Request {
   // Routed layers; without a plan that names them: every layer that sees the whole context.
   std::optional<RouteOptions> route;
   std::optional<ExactOptions> exact;
+  std::shared_ptr<const Constraint> constraint;  // that its tokens obey; none: all may come
 };
 
 // What the prefix cache had of a prompt.
@@ -221,6 +223,7 @@ struct RequestStats {
   int64_t prompt_tokens = 0, generated_tokens = 0;
   int64_t reused_tokens = 0;  // prompt tokens whose cache was still there
   double prompt_seconds = 0, decode_seconds = 0;
+  double constraint_seconds = 0;  // of decode_seconds: asking what may come next
   // Means over decode steps: read, and what a dense step reads (of models trained for sparse
   // attention: a model of the same shape with a full cache in every layer).
   double kv_bytes_per_token = 0, kv_bytes_per_token_dense = 0;
@@ -323,6 +326,10 @@ class Engine {
   // Text and tokens of a chat request's prompt.
   Result<ChatPrompt> MakeChatPrompt(const std::vector<ChatTurn>& chat,
                                     const ChatOptions& options = {}) const;
+
+  // For Request::constraint. Errors: a schema that is none, or cannot be enforced. Safe from any
+  // thread.
+  Result<std::shared_ptr<const Constraint>> CompileGrammar(const GrammarSpec& spec) const;
 
   // Checks that a plan fits this model; `warnings` may be null.
   Status CheckPlan(const Plan& plan, std::vector<std::string>* warnings) const;

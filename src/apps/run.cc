@@ -14,7 +14,7 @@ namespace {
 struct RunOptions {
   EngineFlags engine;
   TextSource text;
-  std::string plan, system, token_file, seed, chat_template, tools;
+  std::string plan, system, token_file, seed, chat_template, tools, json_schema;
   RouteOptions route;
   ExactFlags exact;
   Request request;  // everything but what it asks and the plan
@@ -91,6 +91,7 @@ void AddSampling(CLI::App* command, RunOptions& o) {
   add("--logprobs", request.logprobs,
       "With --json: each token's log probability, and those of the N likeliest")
       ->check(Between(0, 1000));
+  add("--json-schema", o.json_schema, "File with a JSON Schema that the answer obeys");
   command
       ->add_flag("--ignore-end,--ignore-eos", request.ignore_end,
                  "Go on past the model's end token")
@@ -342,6 +343,10 @@ Result<int> Run(const RunOptions& o, const Invocation& invocation) {
   BATON_ASSIGN(Request request, BaseRequest(o));
   BATON_ASSIGN(auto engine, LoadEngine(o));
   BATON_ASSIGN(request.plan, LoadPlan(*engine, o.plan));
+  if (!o.json_schema.empty()) {
+    BATON_ASSIGN(std::string schema, ReadFile(o.json_schema));
+    BATON_ASSIGN(request.constraint, engine->CompileGrammar({std::move(schema), "", true}));
+  }
   std::vector<int64_t> visible;
   if (!o.engine.options.router.empty() || !o.route.mask.empty()) request.route = o.route;
   request.exact = o.exact.Given();

@@ -11,6 +11,7 @@ namespace baton {
 namespace {
 
 constexpr size_t kPlansTimed = 64;  // whose times an engine keeps
+constexpr int32_t kNothing = -1;
 
 // What fills the cache: a conversation goes on only where it is the same.
 std::string HashOf(const Request& r, const ResolvedPlan& plan) {
@@ -45,6 +46,10 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
   watch.interval = sequence_.plan.changes_layers && !request_.exact ? request_.watch.interval : 0;
   watch.threshold = request_.watch.threshold;
   if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
+  if (request_.constraint) {
+    constraint_ = request_.constraint->Begin();
+    mask_.resize(static_cast<size_t>(engine.info.vocab + 31) / 32);
+  }
   result_.stats.prompt_tokens = sequence_.prompt_tokens;
   if (request_.max_tokens == 0 && request_.prompt_logprobs < 0) Stop(Generation::Stop::kLength);
 }
@@ -309,6 +314,7 @@ DecodeStep::Part ActiveRequest::NextPart() {
   if (verifying_) {
     // What the drafts left in the cache is the plan's.
     sequence_.kv.Truncate(base_);
+    if (constraint_) constraint_->Rollback(std::exchange(told_, 0));
     rows_.insert(rows_.end(), drafts.begin(), drafts.end());
     part.plan = &engine_.model_plan;
     part.rows_alone = true;
@@ -327,26 +333,57 @@ int64_t ActiveRequest::DraftRoom() const {
 }
 
 void ActiveRequest::Pick(std::span<const float> logits) {
-  if (!HoldNumber(logits)) {
-    if (!picked_.empty()) return;  // the next turn begins here, and fails
-    return Fail(
-        Error::Corrupt("the logits after position {} hold no number", sequence_.tokens.size() - 1)
-            .Hint("weights that are not numbers, or values that overflow the cache's "
-                  "type; compare with --backend ref"));
-  }
-  Picked picked{.token = sampler_.Sample(logits, sequence_.tokens),
+  const auto no_number = [&](const char* what) {
+    return Error::Corrupt("the logits after position {} hold no number{}",
+                          sequence_.tokens.size() - 1, what)
+        .Hint(
+            "weights that are not numbers, or values that overflow the cache's type; compare "
+            "with --backend ref");
+  };
+  if (!HoldNumber(logits)) return FailPick(no_number(""));
+  const Result<bool> more = Constrain();
+  if (!more.ok()) return FailPick(more.error());
+  if (!*more) return picked_.push_back({.token = kNothing});
+  Picked picked{.token = sampler_.Sample(logits, sequence_.tokens, mask_),
                 .hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()))};
+  if (constraint_ && !constraint_->Accept(picked.token))
+    return FailPick(no_number(" among the tokens that the grammar allows"));
   if (request_.logprobs >= 0) picked.logprobs = LogprobsOf(logits, picked.token, request_.logprobs);
   picked_.push_back(std::move(picked));
 }
 
+// What was picked in this turn goes out first: the next turn begins here, and fails.
+void ActiveRequest::FailPick(Error error) {
+  if (picked_.empty()) Fail(std::move(error));
+}
+
+Result<bool> ActiveRequest::Constrain() {
+  if (!constraint_) return true;
+  const auto start = std::chrono::steady_clock::now();
+  Result<bool> more = constraint_->Next(mask_);
+  result_.stats.constraint_seconds +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return more;
+}
+
+// After the drafts so far, which need not be what the constraint allows.
+bool ActiveRequest::ConstrainDraft() {
+  if (!constraint_) return true;
+  const std::span<const int32_t> drafts = exact_->drafts();
+  for (; told_ < std::ssize(drafts); ++told_) {
+    if (!constraint_->Accept(drafts[static_cast<size_t>(told_)])) return false;
+  }
+  const Result<bool> more = Constrain();
+  return more.ok() && *more;
+}
+
 // The plan's next token, drawn by what will draw dense decoding's.
 void ActiveRequest::Draft(std::span<const float> logits) {
-  if (!HoldNumber(logits)) return exact_->StopDrafting();
+  if (!HoldNumber(logits) || !ConstrainDraft()) return exact_->StopDrafting();
   const size_t size = sequence_.tokens.size();
   const std::span<const int32_t> drafts = exact_->drafts();
   sequence_.tokens.insert(sequence_.tokens.end(), drafts.begin(), drafts.end());
-  const int32_t token = draft_sampler_->Sample(logits, sequence_.tokens);
+  const int32_t token = draft_sampler_->Sample(logits, sequence_.tokens, mask_);
   sequence_.tokens.resize(size);
   exact_->AddDraft(token);
 }
@@ -395,8 +432,9 @@ void ActiveRequest::AdvanceByPicked() {
 
 void ActiveRequest::AdvanceBy(Picked& picked) {
   const int32_t token = picked.token;
+  if (token == kNothing) return Stop(Generation::Stop::kEndOfText);
   result_.stats.logits_hash = std::move(picked.hash);
-  if (!request_.ignore_end && engine_.tokenizer->IsEndOfGeneration(token))
+  if ((!request_.ignore_end || constraint_) && engine_.tokenizer->IsEndOfGeneration(token))
     return Stop(Generation::Stop::kEndOfText);
   if (CompletesStop(token)) return Stop(Generation::Stop::kStopString);
   result_.tokens.push_back(token);

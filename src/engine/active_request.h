@@ -86,13 +86,17 @@ class ActiveRequest {
  private:
   // A token, and what the logits that it was picked from were.
   struct Picked {
-    int32_t token = 0;
+    int32_t token = 0;  // kNothing: the constraint says that the answer is complete
     std::string hash;
     Generation::Logprobs logprobs;
   };
   void Emit(std::string piece, bool last);
   void CountDecode(double seconds, const ResolvedPlan& plan);
   void Pick(std::span<const float> logits);
+  void FailPick(Error error);
+  // Sets mask_ to what the constraint lets come next; without one it stays empty. As Next.
+  Result<bool> Constrain();
+  bool ConstrainDraft();
   void PromptLogits(int64_t first, View<const float> logits);
   void AdvanceByPicked();
   void AdvanceBy(Picked& picked);
@@ -138,7 +142,10 @@ class ActiveRequest {
   std::optional<PromptRun> prompt_;  // points into sequence_
   Sampler sampler_;
   StreamDecoder decoder_;
-  std::vector<Picked> picked_;  // by Accept, not yet seen by Advance
+  std::vector<Picked> picked_;                   // by Accept, not yet seen by Advance
+  std::unique_ptr<ConstraintState> constraint_;  // has seen what was picked, and told_ drafts
+  std::vector<uint32_t> mask_;
+  int told_ = 0;
   std::optional<ExactDrafts> exact_;
   std::optional<Sampler> draft_sampler_;  // draws what the sampler would draw next
   std::vector<int32_t> rows_;             // of the pass at hand: a draft's, or a verification's

@@ -221,6 +221,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   BATON_ASSIGN(impl->chat, impl->checkpoint.LoadChatSource());
   if (!options.chat_template.empty()) impl->chat.by_name = {{"default", options.chat_template}};
   info.has_chat_template = impl->chat.Choose(/*tools=*/false) != nullptr;
+  impl->grammars = std::make_unique<GrammarCompiler>(*impl->tokenizer, c.vocab);
   info.backend = impl->ops->name();
   info.threads = impl->pool.threads();
   impl->model = std::make_unique<Transformer>(c, std::move(weights), *impl->ops,

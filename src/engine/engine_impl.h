@@ -14,6 +14,7 @@
 #include "engine/prefix_cache.h"
 #include "engine/scheduler.h"
 #include "formats/chat_source.h"
+#include "formats/grammar.h"
 #include "kv/kv_store.h"
 #include "model/run/router_weights.h"
 #include "model/run/transformer.h"
@@ -31,6 +32,7 @@ struct Engine::Impl {
   std::unique_ptr<Ops> ops;
   Checkpoint checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<GrammarCompiler> grammars;  // of answers
   ChatSource chat;
   std::unique_ptr<Transformer> model;
   ResolvedPlan model_plan;       // what runs without a user's plan

@@ -135,6 +135,13 @@ Status Engine::CheckRequest(const Request& request) const {
   return Status::Ok();
 }
 
+Result<std::shared_ptr<const Constraint>> Engine::CompileGrammar(const GrammarSpec& spec) const {
+  if (!impl_->info.has_tokenizer)
+    return Error::NotFound("{}: the model has no tokenizer", impl_->info.path)
+        .Hint("a grammar needs the texts of tokens");
+  return impl_->grammars->Compile(spec);
+}
+
 CacheUse Engine::cache_use() const { return impl_->scheduler.cache_use(); }
 bool Engine::Step() { return impl_->scheduler.Step(); }
 void Engine::CancelRequest(RequestId id) { impl_->scheduler.Cancel(id); }

@@ -93,14 +93,22 @@ double Sampler::NextUniform() {
 }
 
 std::span<const float> Sampler::Adjusted(std::span<const float> input,
-                                         std::span<const int32_t> history) {
+                                         std::span<const int32_t> history,
+                                         std::span<const uint32_t> mask) {
   const bool unpenalized = options_.repetition_penalty == 1 && options_.presence_penalty == 0 &&
                            options_.frequency_penalty == 0;
   const bool penalized = !unpenalized && !history.empty();
-  if (!penalized && options_.logit_bias.empty()) return input;
+  if (!penalized && options_.logit_bias.empty() && mask.empty()) return input;
   logits_.assign(input.begin(), input.end());
   for (const LogitBias& b : options_.logit_bias) logits_[static_cast<size_t>(b.token)] += b.bias;
-  if (!penalized) return logits_;
+  if (penalized) Penalize(history);
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  for (size_t i = 0; !mask.empty() && i < logits_.size(); ++i)
+    logits_[i] = mask[i / 32] >> (i % 32) & 1 ? logits_[i] : kNever;
+  return logits_;
+}
+
+void Sampler::Penalize(std::span<const int32_t> history) {
   const size_t window = std::min(history.size(), static_cast<size_t>(options_.penalty_window));
   std::vector<int32_t> seen(history.end() - static_cast<ptrdiff_t>(window), history.end());
   std::sort(seen.begin(), seen.end());
@@ -111,11 +119,11 @@ std::span<const float> Sampler::Adjusted(std::span<const float> input,
     l = l > 0 ? l / options_.repetition_penalty : l * options_.repetition_penalty;
     l -= options_.presence_penalty + options_.frequency_penalty * static_cast<float>(i - begin);
   }
-  return logits_;
 }
 
-int32_t Sampler::Sample(std::span<const float> input, std::span<const int32_t> history) {
-  const std::span<const float> logits = Adjusted(input, history);
+int32_t Sampler::Sample(std::span<const float> input, std::span<const int32_t> history,
+                        std::span<const uint32_t> mask) {
+  const std::span<const float> logits = Adjusted(input, history, mask);
   const int32_t best = Largest(logits);
   const float largest = logits[static_cast<size_t>(best)];
   if (options_.temperature == 0 || std::isnan(largest)) return best;
@@ -128,7 +136,8 @@ int32_t Sampler::Sample(std::span<const float> input, std::span<const int32_t> h
   if (options_.top_k == 0 && least == 0) return Draw(total);
   order_.clear();
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (options_.top_k > 0 || weights_[i] >= least) order_.push_back(static_cast<int32_t>(i));
+    if (weights_[i] > 0 && (options_.top_k > 0 || weights_[i] >= least))
+      order_.push_back(static_cast<int32_t>(i));
   }
   size_t keep = options_.top_k > 0 ? std::min(order_.size(), static_cast<size_t>(options_.top_k))
                                    : order_.size();

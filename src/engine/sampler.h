@@ -13,15 +13,19 @@ class Sampler {
  public:
   explicit Sampler(const Sampling& options) : options_(options), state_(options.seed) {}
 
-  // Picks a token: biases, then penalties over the latest `history`, then temperature, top-k,
-  // top-p, min-p. Temperature 0 takes the largest logit, the lower id on ties. Logits that are not
-  // numbers are never picked.
-  int32_t Sample(std::span<const float> logits, std::span<const int32_t> history);
+  // Picks a token: biases, then penalties over the latest `history`, then those of `mask` (bit
+  // t % 32 of mask[t / 32]; empty: all), then temperature, top-k, top-p, min-p. Temperature 0 takes
+  // the largest logit, the lower id on ties. Logits that are not numbers, and tokens outside the
+  // mask, are only picked if there is nothing else.
+  int32_t Sample(std::span<const float> logits, std::span<const int32_t> history,
+                 std::span<const uint32_t> mask = {});
 
  private:
-  // The logits with biases and penalties: `input` itself where there are none.
-  std::span<const float> Adjusted(std::span<const float> input, std::span<const int32_t> history);
-  double NextUniform();  // [0, 1)
+  // The logits with biases, penalties and the mask: `input` itself where there are none.
+  std::span<const float> Adjusted(std::span<const float> input, std::span<const int32_t> history,
+                                  std::span<const uint32_t> mask);
+  void Penalize(std::span<const int32_t> history);  // logits_
+  double NextUniform();                             // [0, 1)
   // Sets weights_ to e^((logit - largest) / temperature), sums_ to what each block of them comes
   // to, and returns the sum of all.
   double Weigh(std::span<const float> logits, float largest);

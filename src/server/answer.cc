@@ -1,6 +1,10 @@
 #include "server/answer.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 #include "server/messages.h"
 #include "server/openai.h"
@@ -14,11 +18,55 @@ const Writer& WriterOf(Api api) {
   return *writers[static_cast<int>(api)];
 }
 
-std::string_view FinishReason(const Generation& ended) {
-  switch (ended.stop) {
+namespace {
+
+// One piece for each part; the first has all tokens.
+std::vector<Piece> PiecesOf(const Answer& answer, Choice& c, std::vector<AnswerPart> parts) {
+  std::vector<Piece> pieces;
+  for (AnswerPart& part : parts) {
+    if (part.call < 0 && part.text.empty()) {  // tokens alone
+      pieces.emplace_back();
+      continue;
+    }
+    if (c.parts.empty() || c.parts.back().call != part.call) {
+      c.parts.push_back({.call = part.call});
+      if (part.call >= 0)
+        c.parts.back().id = fmt::format("call-{}-{}-{}", answer.id, c.index, part.call);
+    }
+    AnswerPart& whole = c.parts.back();
+    whole.text += part.text;
+    whole.name += part.name;
+    whole.arguments += part.arguments;
+    part.id = whole.id;
+    c.text += part.text;
+    Piece piece{.text = std::exchange(part.text, {}), .at = c.parts.size() - 1};
+    piece.part = std::move(part);
+    pieces.push_back(std::move(piece));
+  }
+  if (!pieces.empty()) pieces[0].tokens = std::exchange(c.unsent, {});
+  return pieces;
+}
+
+}  // namespace
+
+std::vector<Piece> TakePiece(const Answer& answer, Choice& c, Piece piece) {
+  std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(c.unsent));
+  return PiecesOf(answer, c, c.parser.Push(piece.text));
+}
+
+std::vector<Piece> TakeEnd(const Answer& answer, Choice& c) {
+  std::vector<AnswerPart> parts = c.parser.End();
+  if (parts.empty() && !c.unsent.empty()) parts.emplace_back();
+  return PiecesOf(answer, c, std::move(parts));
+}
+
+std::string_view FinishReason(const Choice& choice) {
+  switch (choice.ended->stop) {
     case Generation::Stop::kEndOfText:
-    case Generation::Stop::kStopString:
-      return "stop";
+    case Generation::Stop::kStopString: {
+      const auto called = [](const AnswerPart& part) { return part.call >= 0; };
+      return std::any_of(choice.parts.begin(), choice.parts.end(), called) ? "tool_calls" : "stop";
+    }
     case Generation::Stop::kLength:
     case Generation::Stop::kContext:
     case Generation::Stop::kCancelled:
@@ -64,6 +112,9 @@ Json TimingsOf(const RequestStats& s) {
           {"predicted_n", s.generated_tokens},
           {"predicted_ms", s.decode_seconds * 1e3},
           {"predicted_per_second", per_second(decoded, s.decode_seconds)},
+          {"grammar_ms", s.constraint_seconds * 1e3},
+          {"kv_bytes_per_token", s.kv_bytes_per_token},
+          {"kv_bytes_per_token_dense", s.kv_bytes_per_token_dense},
           {"cache", CacheOf(s)},
           {"logits_hash", s.logits_hash}};
 }

@@ -10,21 +10,27 @@
 
 #include "server/call.h"
 #include "server/json.h"
+#include "server/tool_parser.h"
 
 namespace baton::server {
 
-// A part of an answer: some text, and the tokens that came since the part before.
+// What came of an answer: some text, or a part of a call, and the tokens since the piece before.
 struct Piece {
   std::string text;
   std::vector<Generation::Logprobs> tokens;
+  AnswerPart part;  // of a call; its text is the piece's
+  size_t at = 0;    // in the choice's parts
 };
 
-// One answer. Its text and its tokens are those of its pieces; tokens that were streamed are not
-// kept.
+// One answer. Its text, its parts and its tokens are those of its pieces; tokens that were streamed
+// are not kept.
 struct Choice {
   int index = 0;
-  std::string text;
+  std::string text;               // without calls
+  std::vector<AnswerPart> parts;  // texts and whole calls, in their order
   std::vector<Generation::Logprobs> tokens;
+  ToolParser parser;
+  std::vector<Generation::Logprobs> unsent;  // of text that the parser holds back
   int64_t prompt_tokens = 0;
   std::string prompt_text;          // of an echo
   std::vector<int32_t> prompt_ids;  // of an echo with logprobs
@@ -39,7 +45,13 @@ struct Answer {
   std::vector<Choice> choices;
   std::function<std::string(int32_t)> token_bytes;
   int64_t events = 0;  // written so far, where an API counts them
+  size_t written = 0;  // of the only choice's parts: those that have begun in a stream
 };
+
+// Adds a piece to its choice, as the pieces that are written: its text taken apart by the parser.
+std::vector<Piece> TakePiece(const Answer& answer, Choice& choice, Piece piece);
+// What the parser held back.
+std::vector<Piece> TakeEnd(const Answer& answer, Choice& choice);
 
 // How an API writes an answer: events of a stream, or one document.
 struct Writer {
@@ -48,7 +60,7 @@ struct Writer {
   std::string (*progress)(Answer&, const Choice&, int64_t done, int64_t total);
   std::string (*piece)(Answer&, Choice&, const Piece&);
   // After a choice's last piece, and after the last choice.
-  std::string (*end_choice)(Answer&, const Choice&);
+  std::string (*end_choice)(Answer&, Choice&);
   std::string (*end)(Answer&);
   // Ends a stream that cannot go on.
   std::string (*fail)(const ApiError&);
@@ -57,8 +69,8 @@ struct Writer {
 };
 const Writer& WriterOf(Api api);
 
-// "stop" or "length"
-std::string_view FinishReason(const Generation& ended);
+// "stop", "length" or "tool_calls", of a choice that has ended.
+std::string_view FinishReason(const Choice& choice);
 // Tokens of the prompts (each once), and of all answers.
 struct Usage {
   int64_t prompt = 0, cached = 0, completion = 0;

@@ -16,9 +16,6 @@ constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max();
 
 bool Nothing(const Json& v) { return v.empty() || v == false || v == 0; }
 bool NoTool(const Json& v) { return v == "none" || v == "auto"; }
-bool PlainText(const Json& v) {
-  return v.is_object() && (v.empty() || v.value("type", Json()) == "text");
-}
 bool One(const Json& v) { return v == 1; }
 bool TextAlone(const Json& v) { return v == Json::array({"text"}); }
 
@@ -28,11 +25,8 @@ struct Refused {
   bool (*harmless)(const Json&);
 };
 constexpr Refused kRefused[] = {
-    {"tools", Nothing},
     {"functions", Nothing},
-    {"tool_choice", NoTool},
     {"function_call", NoTool},
-    {"response_format", PlainText},
     {"grammar", Nothing},
     {"json_schema", Nothing},
     {"guided_json", Nothing},
@@ -144,6 +138,7 @@ void ReadCompletion(Fields& f, Call& call) {
   if (call.echo && call.stream && call.base.logprobs >= 0)
     f.Fail(ApiError{.message = "echo: with logprobs it cannot be streamed", .param = "echo"});
   ReadPrompts(f, call);
+  ReadResponseFormat(f, "response_format", call);
 }
 
 void ReadVariables(Fields& f, ChatOptions& options) {
@@ -163,6 +158,8 @@ void ReadChat(Fields& f, Call& call) {
     f.Fail("top_logprobs", "logprobs: true beside it");
   if (logprobs) call.base.logprobs = top;
   ReadVariables(f, call.chat_options);
+  ReadTools(f, call.tools, call.chat_options.tools);
+  ReadResponseFormat(f, "response_format", call);
   call.chat = ReadTurns(f, "messages");
 }
 
@@ -187,55 +184,6 @@ void ReadCommon(Fields& f, Call& call) {
     inner.Read("include_usage", call.include_usage);
     f.Adopt("stream_options", inner);
   }
-}
-
-bool TextOfContent(const Json& content, std::string& text) {
-  if (content.is_null()) return true;
-  if (content.is_string()) return text = content.get<std::string>(), true;
-  if (!content.is_array()) return false;
-  for (const Json& part : content) {
-    if (!part.is_object()) return false;
-    const Json type = part.value("type", Json());
-    const Json piece = part.value("text", Json());
-    if ((type != "text" && type != "input_text" && type != "output_text") || !piece.is_string())
-      return false;
-    text += piece.get_ref<const std::string&>();
-  }
-  return true;
-}
-
-std::vector<ChatTurn> ReadTurns(Fields& f, std::string_view name) {
-  std::vector<ChatTurn> turns;
-  const Json* messages = f.ok() ? f.Find(name) : nullptr;
-  if (!f.ok()) return turns;
-  if (!messages || !messages->is_array() || messages->empty())
-    return f.Fail(name, "an array of messages"), turns;
-  for (const Json& message : *messages) {
-    const std::string place = fmt::format("{}[{}]", name, turns.size());
-    const auto fail = [&](std::string_view expected) {
-      f.Fail(ApiError{.message = fmt::format("{}: expected {}", place, expected),
-                      .param = std::string(name)});
-      return std::vector<ChatTurn>();
-    };
-    if (!message.is_object()) return fail("an object, got " + KindOf(message));
-    ChatTurn turn;
-    Json members = Json::object();
-    for (const auto& [key, value] : message.items()) {
-      if (key == "role" && value.is_string()) {
-        turn.role = value.get<std::string>();
-      } else if (key == "content") {
-        if (!TextOfContent(value, turn.content))
-          return fail("a content that is a text, or an array of parts of type text");
-      } else if (!value.is_null() && key != "role") {
-        members[key] = value;
-      }
-    }
-    if (turn.role.empty()) return fail("a role");
-    if (turn.role == "developer") turn.role = "system";  // the name that templates know
-    if (!members.empty()) turn.members = Dump(members);
-    turns.push_back(std::move(turn));
-  }
-  return turns;
 }
 
 std::optional<ApiError> ParseCall(Api api, std::string_view body, Call& call) {
@@ -268,6 +216,8 @@ std::optional<ApiError> ParseTokenize(std::string_view body, TokenCall& call) {
   f.Read("add_special_tokens", call.special);
   f.Read("add_special", call.special);
   if (f.Find("messages")) {
+    Tools tools;
+    ReadTools(f, tools, call.chat_options.tools);
     call.chat = ReadTurns(f, "messages");
   } else if (!f.Read("content", call.text) && !f.Read("prompt", call.text)) {
     f.Fail("prompt", "a text, or messages");
@@ -279,6 +229,8 @@ std::optional<ApiError> ParseCountTokens(std::string_view body, TokenCall& call)
   Json object;
   if (auto error = ParseObject(body, object)) return error;
   Fields f(object);
+  Tools tools;
+  ReadMessagesTools(f, tools, call.chat_options.tools);
   call.chat = ReadMessagesTurns(f);
   return f.error();
 }

@@ -9,6 +9,7 @@
 
 #include "baton/engine.h"
 #include "server/api_error.h"
+#include "server/tools.h"
 
 namespace baton::server {
 
@@ -27,6 +28,8 @@ struct Call {
   std::vector<CallPrompt> prompts;
   std::vector<ChatTurn> chat;
   ChatOptions chat_options;
+  Tools tools;          // functions that the answer may call
+  GrammarSpec grammar;  // of response_format; no schema: any text
   // All but the prompt and the plan. max_tokens < 0: what the context leaves.
   Request base;
   bool seeded = false;  // base.sampling.seed was given
@@ -54,6 +57,7 @@ std::optional<ApiError> ParseCall(Api api, std::string_view body, Call& call);
 struct TokenCall {
   std::string text;
   std::vector<ChatTurn> chat;
+  ChatOptions chat_options;
   std::vector<int32_t> tokens;
   bool special = true;  // BOS where the model adds it
 };

@@ -40,6 +40,11 @@ std::string WriteReply(const HttpReply& reply, bool keep_alive) {
   if (!reply.allow.empty()) text += fmt::format("Allow: {}\r\n", reply.allow);
   if (reply.status == 401) text += "WWW-Authenticate: Bearer\r\n";
   if (reply.retry_after_s > 0) text += fmt::format("Retry-After: {}\r\n", reply.retry_after_s);
+  if (!reply.policy.empty())
+    text += fmt::format(
+        "Content-Security-Policy: {}\r\nX-Content-Type-Options: nosniff\r\n"
+        "Referrer-Policy: no-referrer\r\nCache-Control: no-cache\r\n",
+        reply.policy);
   fmt::format_to(std::back_inserter(text), "Content-Length: {}\r\n\r\n", reply.body.size());
   return text + reply.body;
 }

@@ -18,6 +18,7 @@ struct HttpReply {
   std::string type = "application/json";
   std::string allow;      // of 405: the method that there is
   int retry_after_s = 0;  // 0: no such header
+  std::string policy;     // of a web page: its Content-Security-Policy; empty: this is none
 };
 
 std::string_view ReasonOf(int status);

@@ -46,7 +46,7 @@ void Histogram::Write(std::string_view name, std::string_view labels, std::strin
   Value(out, fmt::format("{}_count", name), labels, static_cast<double>(below));
 }
 
-void Metrics::CountAnswer(const Generation& g) {
+void Metrics::CountAnswer(const Generation& g, const std::string& plan) {
   const RequestStats& s = g.stats;
   prompt_tokens += s.prompt_tokens;
   generated_tokens += s.generated_tokens;
@@ -55,7 +55,9 @@ void Metrics::CountAnswer(const Generation& g) {
   kv_bytes_dense += steps * s.kv_bytes_per_token_dense;
   promotions += std::count_if(s.watched.begin(), s.watched.end(),
                               [](const LayerWatch& w) { return w.promoted; });
+  if (!s.watched.empty()) plans[plan].watched = s.watched;
   if (!s.routing) return;
+  plans[plan].routed = s.routing->bitmap;
   const std::string& bitmap = s.routing->bitmap;
   routed_sparse += std::count(bitmap.begin(), bitmap.end(), 'S');
   routed_full += std::count(bitmap.begin(), bitmap.end(), 'F');

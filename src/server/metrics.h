@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "baton/engine.h"
 
@@ -30,12 +31,21 @@ struct Metrics {
   int64_t slow_readers = 0;  // streams that were ended because nobody read them
   int64_t disconnects = 0;   // clients that left before their answer ended
   int64_t prompt_tokens = 0, generated_tokens = 0;
+  int64_t streamed_tokens = 0;                       // the same, counted as they come
   double kv_bytes_read = 0, kv_bytes_dense = 0;      // by decode steps; what dense steps would read
   int64_t promotions = 0;                            // layers that a watch made full
   int64_t routed_sparse = 0, routed_full = 0;        // layers that a router decided
   Histogram first_token, inter_token, whole_answer;  // seconds
 
-  void CountAnswer(const Generation& g);
+  // By plan ("": routed), of the latest answer that was watched, or routed.
+  struct PlanSeen {
+    std::vector<LayerWatch> watched;
+    std::string routed;  // [layers] F full, S sparse
+  };
+  std::map<std::string, PlanSeen, std::less<>> plans;
+
+  // `plan`: the one that it ran under.
+  void CountAnswer(const Generation& g, const std::string& plan);
 };
 
 struct Gauges {

@@ -56,6 +56,41 @@ std::optional<ApiError> FitIn(const Engine& engine, Request& request) {
   return std::nullopt;
 }
 
+// What the answer's tokens must be, and how it is taken apart.
+std::optional<ApiError> SetConstraint(const Model& m, const Call& call, Request& request,
+                                      ToolStyle& style) {
+  GrammarSpec grammar = call.grammar;
+  const char* param = "response_format";
+  if (call.tools.on()) {
+    if (!grammar.schema.empty())
+      return ApiError{.message = "response_format: expected text beside tools that may be called",
+                      .param = param,
+                      .code = "unsupported_parameter"};
+    const std::string* chat = m.engine->impl().chat.Choose(/*tools=*/true);
+    style = chat ? StyleOf(*chat) : ToolStyle::kNone;
+    param = "tools";
+    if (style == ToolStyle::kNone)
+      return ApiError{
+          .message =
+              "tools: the model's chat template has no calls, or writes them in a way that "
+              "is not read: Hermes (<tool_call>) and Llama 3 (JSON) are; serve it with "
+              "--chat-template FILE",
+          .param = param,
+          .code = "unsupported_parameter"};
+    grammar = GrammarOf(call.tools, style);
+  }
+  if (grammar.schema.empty()) return std::nullopt;
+  Result<std::shared_ptr<const Constraint>> constraint = m.engine->CompileGrammar(grammar);
+  if (!constraint.ok()) {
+    ApiError error = ApiError::From(constraint.error());
+    error.message = fmt::format("{}: {}", param, error.message);
+    error.param = param;
+    return error;
+  }
+  request.constraint = *std::move(constraint);
+  return std::nullopt;
+}
+
 std::vector<int32_t> TokensOf(const Model& m, const CallPrompt& prompt) {
   return prompt.tokens.empty() ? m.engine->Tokenize(prompt.text, /*bos=*/true, /*special=*/true)
                                : prompt.tokens;
@@ -74,7 +109,7 @@ std::optional<ApiError> TokensOfCall(const Model& m, const TokenCall& call,
     tokens = m.engine->Tokenize(call.text, call.special, /*special=*/true);
     return std::nullopt;
   }
-  Result<ChatPrompt> chat = m.engine->MakeChatPrompt(call.chat);
+  Result<ChatPrompt> chat = m.engine->MakeChatPrompt(call.chat, call.chat_options);
   if (!chat.ok()) return ApiError::From(chat.error());
   tokens = std::move(chat->tokens);
   return std::nullopt;
@@ -87,12 +122,13 @@ std::string EchoOf(const Model& m, const Call& call, const CallPrompt& prompt) {
 }
 
 // One answer for each of the call's n, from the request of their prompt.
-void AddChoices(const Request& request, std::string echo, Prepared& p) {
+void AddChoices(const Request& request, std::string echo, ToolStyle style, Prepared& p) {
   const Call& call = p.call;
   for (int i = 0; i < call.n; ++i) {
     Choice choice{.index = static_cast<int>(p.choices.size()),
                   .prompt_tokens = std::ssize(request.tokens),
                   .prompt_text = echo};
+    choice.parser = ToolParser(style, call.tools);
     if (request.prompt_logprobs >= 0) choice.prompt_ids = request.tokens;
     p.choices.push_back(std::move(choice));
     p.requests.push_back(request);
@@ -134,10 +170,12 @@ std::optional<ApiError> Prepare(const Model& model, Call call, Prepared& p) {
     }
     if (!error) error = FitIn(*model.engine, request);
     if (!error) error = SetPlan(model, p.call, request);
+    ToolStyle style = ToolStyle::kNone;
+    if (!error) error = SetConstraint(model, p.call, request, style);
     if (error) return error;
     if (const Status fits = model.engine->CheckRequest(request); !fits.ok())
       return ApiError::From(fits.error());
-    AddChoices(request, prompt ? EchoOf(model, p.call, *prompt) : "", p);
+    AddChoices(request, prompt ? EchoOf(model, p.call, *prompt) : "", style, p);
   }
   p.call.prompts.clear();
   p.call.chat.clear();

@@ -113,14 +113,42 @@ std::string ChatProgress(Answer& a, const Choice& c, int64_t done, int64_t total
   return ProgressEvent(a, kChatChunk, c, done, total);
 }
 
-std::string ChatPiece(Answer& a, Choice& c, const Piece& p) {
-  return ChunkEvent(a, kChatChunk,
-                    ChatDelta(c, {{"content", p.text}}, ChatLogprobs(a, p.tokens), nullptr));
+// A call, or what a stream adds to it: its id and its name come once.
+Json ToolCall(const AnswerPart& part) {
+  Json call = Json::object(), function = Json::object();
+  if (!part.name.empty()) {
+    call = {{"id", part.id}, {"type", "function"}};
+    function["name"] = part.name;
+  }
+  function["arguments"] = part.arguments;
+  call["function"] = std::move(function);
+  return call;
 }
 
-std::string ChatEndChoice(Answer& a, const Choice& c) {
-  return ChunkEvent(a, kChatChunk, ChatDelta(c, Json::object(), nullptr, FinishReason(*c.ended)),
+std::string ChatPiece(Answer& a, Choice& c, const Piece& p) {
+  Json delta{{"content", p.text}};
+  if (p.part.call >= 0) {
+    Json call{{"index", p.part.call}};
+    call.update(ToolCall(p.part));
+    delta = {{"tool_calls", Json::array({std::move(call)})}};
+  }
+  return ChunkEvent(a, kChatChunk,
+                    ChatDelta(c, std::move(delta), ChatLogprobs(a, p.tokens), nullptr));
+}
+
+std::string ChatEndChoice(Answer& a, Choice& c) {
+  return ChunkEvent(a, kChatChunk, ChatDelta(c, Json::object(), nullptr, FinishReason(c)),
                     TimingsOf(c.ended->stats));
+}
+
+Json ChatMessage(const Choice& c) {
+  Json message{{"role", "assistant"}, {"content", c.text}}, calls = Json::array();
+  for (const AnswerPart& part : c.parts)
+    if (part.call >= 0) calls.push_back(ToolCall(part));
+  if (calls.empty()) return message;
+  if (c.text.empty()) message["content"] = nullptr;
+  message["tool_calls"] = std::move(calls);
+  return message;
 }
 
 std::string ChatEnd(Answer& a) { return End(a, kChatChunk); }
@@ -129,9 +157,9 @@ std::string ChatWhole(Answer& a) {
   Json choices = Json::array();
   for (const Choice& c : a.choices)
     choices.push_back({{"index", c.index},
-                       {"message", {{"role", "assistant"}, {"content", c.text}}},
+                       {"message", ChatMessage(c)},
                        {"logprobs", ChatLogprobs(a, c.tokens)},
-                       {"finish_reason", FinishReason(*c.ended)}});
+                       {"finish_reason", FinishReason(c)}});
   return Dump(Whole(a, "chat.completion", std::move(choices)));
 }
 
@@ -204,8 +232,8 @@ std::string CompletionPiece(Answer& a, Choice& c, const Piece& p) {
                     CompletionChoice(c, p.text, AnswerLogprobs(a, c, p.tokens), nullptr));
 }
 
-std::string CompletionEndChoice(Answer& a, const Choice& c) {
-  return ChunkEvent(a, kCompletion, CompletionChoice(c, "", nullptr, FinishReason(*c.ended)),
+std::string CompletionEndChoice(Answer& a, Choice& c) {
+  return ChunkEvent(a, kCompletion, CompletionChoice(c, "", nullptr, FinishReason(c)),
                     TimingsOf(c.ended->stats));
 }
 
@@ -225,7 +253,7 @@ std::string CompletionWhole(Answer& a) {
       logprobs = AnswerLogprobs(a, c, c.tokens);
     }
     choices.push_back(CompletionChoice(c, a.call->echo ? c.prompt_text + c.text : c.text,
-                                       std::move(logprobs), FinishReason(*c.ended)));
+                                       std::move(logprobs), FinishReason(c)));
   }
   return Dump(Whole(a, kCompletion, std::move(choices)));
 }

@@ -7,6 +7,9 @@
 #include <ctime>
 #include <utility>
 
+#include "server/page.h"
+#include "server/state.h"
+
 namespace baton::server {
 
 // A call whose answers are being made.
@@ -80,6 +83,18 @@ const std::vector<Service::Route>& Service::Routes() {
       {"GET", "/health", true, [](Service& s, const R& r, E e) { s.Health(r, std::move(e)); }},
       {"GET", "/metrics", true,
        [](Service& s, const R& r, E e) { s.WriteMetrics(r, std::move(e)); }},
+      {"GET", "/", true,
+       [](Service& s, const R&, E e) {
+         s.Reply(*e, PageReply(kPageHtml, "text/html; charset=utf-8"));
+       }},
+      {"GET", "/page.css", true,
+       [](Service& s, const R&, E e) { s.Reply(*e, PageReply(kPageCss, "text/css")); }},
+      {"GET", "/page.js", true,
+       [](Service& s, const R&, E e) { s.Reply(*e, PageReply(kPageJs, "text/javascript")); }},
+      {"GET", "/state", false,
+       [](Service& s, const R&, E e) {
+         s.Reply(*e, {.body = WriteState(*s.engine_.model(), s.metrics_, s.Now())});
+       }},
       {"GET", "/v1/models", false, [](Service& s, const R& r, E e) { s.Models(r, std::move(e)); }},
       {"GET", "/tokenizer_info", false,
        [](Service& s, const R&, E e) {
@@ -185,16 +200,22 @@ void Service::Models(const HttpRequest&, std::shared_ptr<Exchange> exchange) {
   Reply(*exchange, {.body = Dump({{"object", "list"}, {"data", Json::array({model})}})});
 }
 
-void Service::WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchange) {
+Gauges Service::Now() const {
   Gauges g{.connections = connections, .running = running_, .waiting = preparing_};
   for (const int64_t id : turns_) {
     const Active& call = *calls_.at(id);
     g.waiting += static_cast<int64_t>(call.prepared.requests.size() - call.submitted);
   }
+  if (const Model* model = engine_.model()) {
+    g.cache = model->engine->cache_use();
+    g.prefix = model->engine->prefix_cache_use();
+  }
+  return g;
+}
+
+void Service::WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchange) {
   const Model* model = engine_.model();
-  if (model) g.cache = model->engine->cache_use();
-  if (model) g.prefix = model->engine->prefix_cache_use();
-  Reply(*exchange, {.body = server::WriteMetrics(metrics_, g, model ? model->name : ""),
+  Reply(*exchange, {.body = server::WriteMetrics(metrics_, Now(), model ? model->name : ""),
                     .type = "text/plain; version=0.0.4"});
 }
 
@@ -322,10 +343,21 @@ void Service::OnPiece(Active& a, Choice& choice, Event& event) {
   (latest ? metrics_.inter_token : metrics_.first_token)
       .Add(std::chrono::duration<double>(event.at - latest.value_or(a.arrived)).count());
   latest = event.at;
-  choice.text += event.piece->text;
-  if (a.call().stream) return Write(a, a.writer().piece(a.answer, choice, *event.piece));
-  std::move(event.piece->tokens.begin(), event.piece->tokens.end(),
-            std::back_inserter(choice.tokens));
+  metrics_.streamed_tokens += std::ssize(event.piece->tokens);
+  Write(a, WritePieces(a, choice, TakePiece(a.answer, choice, std::move(*event.piece))));
+}
+
+// What a stream says of them; without one their tokens are kept.
+std::string Service::WritePieces(Active& a, Choice& choice, std::vector<Piece> pieces) {
+  std::string events;
+  for (Piece& piece : pieces) {
+    if (a.call().stream) {
+      events += a.writer().piece(a.answer, choice, piece);
+    } else {
+      std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(choice.tokens));
+    }
+  }
+  return events;
 }
 
 void Service::OnDone(Active& a, Choice& choice, Event& event) {
@@ -335,10 +367,13 @@ void Service::OnDone(Active& a, Choice& choice, Event& event) {
     return FailCall(a, ApiError::From(event.done->error()));
   }
   choice.ended = std::move(*event.done).value();
-  metrics_.CountAnswer(*choice.ended);
-  metrics_.finished[std::string(FinishReason(*choice.ended))]++;
+  const Model& m = *engine_.model();
+  const std::string& plan = a.call().plan.empty() ? m.plan : a.call().plan;
+  metrics_.CountAnswer(*choice.ended, plan.empty() && !m.route ? "dense" : plan);
+  std::string events = WritePieces(a, choice, TakeEnd(a.answer, choice));
+  metrics_.finished[std::string(FinishReason(choice))]++;
   metrics_.whole_answer.Add(std::chrono::duration<double>(event.at - a.arrived).count());
-  if (a.call().stream) Write(a, a.writer().end_choice(a.answer, choice));
+  if (a.call().stream) Write(a, events + a.writer().end_choice(a.answer, choice));
   if (++a.ended == a.answer.choices.size()) EndCall(a);
 }
 

@@ -66,6 +66,7 @@ class Service {
   void Reply(Exchange& exchange, HttpReply reply);
   void Refuse(Exchange& exchange, const ApiError& error);
   bool Allowed(const std::string& key) const;
+  Gauges Now() const;
   void Health(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   void Models(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   void WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchange);
@@ -78,6 +79,7 @@ class Service {
   void Submit(Active& call);
   void OnEvent(Event& event);
   void OnPiece(Active& call, Choice& choice, Event& event);
+  std::string WritePieces(Active& call, Choice& choice, std::vector<Piece> pieces);
   void OnDone(Active& call, Choice& choice, Event& event);
   void EndCall(Active& call);
   void FailCall(Active& call, const ApiError& error);

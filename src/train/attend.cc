@@ -1,6 +1,6 @@
 // Three ways to the same result. On a GPU, causal attention is one flash kernel, and a window is
-// chunks of rows against the chunk before and their own. All else goes by tiles of rows with an
-// additive mask, made anew in the backward pass, so that nothing of n x n is ever stored.
+// chunks of rows against the sink, the chunk before and their own. All else goes by tiles of rows
+// with an additive mask, made anew in the backward pass, so that nothing of n x n is ever stored.
 //
 // A sink needs no kernel of its own: the backward pass of softmax attention only sees o and lse, so
 // it is right when both include the sink; d sink = -sum p_sink (o . do).
@@ -202,40 +202,51 @@ Tensor Chunks(const Tensor& t, int64_t rows) {
       .reshape({-1, t.size(1), rows, t.size(3)});
 }
 
-// Every chunk with the one before it; before the first lie zeros, which the mask hides.
-Tensor WithBefore(const Tensor& t, int64_t rows) {
+// Every chunk with the sink and the chunk before it; before the first lie zeros, which the mask
+// hides.
+Tensor WithBefore(const Tensor& t, int64_t rows, int64_t sink) {
   const Tensor before = torch::constant_pad_nd(t, {0, 0, rows, 0}).narrow(2, 0, t.size(2));
-  return torch::cat({Chunks(before, rows), Chunks(t, rows)}, 2);
+  const Tensor first = t.narrow(2, 0, sink)
+                           .unsqueeze(1)
+                           .expand({t.size(0), t.size(2) / rows, t.size(1), sink, t.size(3)})
+                           .reshape({-1, t.size(1), sink, t.size(3)});
+  return torch::cat({first, Chunks(before, rows), Chunks(t, rows)}, 2);
 }
 
-// [B * chunks, 1, rows, 2 rows], 0 or -inf.
+// [B * chunks, 1, rows, sink + 2 rows], 0 or -inf. Keys of the sink count there alone.
 Tensor ChunkBias(const Visible& visible, const Tensor& q, int64_t rows) {
   const int64_t chunks = q.size(2) / rows;
   const auto options = torch::TensorOptions(q.device()).dtype(torch::kInt64);
   const Tensor chunk = torch::arange(chunks, options).reshape({-1, 1, 1}) * rows;
   const Tensor row = chunk + torch::arange(rows, options).reshape({1, -1, 1});
   const Tensor key = chunk - rows + torch::arange(2 * rows, options).reshape({1, 1, -1});
-  Tensor mask = (key <= row) & (row - key < visible.recent) & (key >= 0);
+  Tensor mask = (key <= row) & (row - key < visible.recent) & (key >= visible.sink);
+  if (visible.sink > 0) {
+    const Tensor in_sink = torch::arange(visible.sink, options).reshape({1, 1, -1}) <= row;
+    mask = torch::cat({in_sink, mask}, 2);
+  }
   mask = visible.starts.defined()
              ? mask.unsqueeze(0) & (key >= visible.starts.reshape({q.size(0), chunks, rows, 1}))
              : mask.unsqueeze(0).expand({q.size(0), -1, -1, -1});
   const Tensor bias =
       torch::zeros(mask.sizes(), q.options()).masked_fill_(mask.logical_not(), kNever);
-  return bias.reshape({-1, 1, rows, 2 * rows});
+  return bias.reshape({-1, 1, rows, mask.size(3)});
 }
 
-// Rows of a chunk for windows of this size; 0: chunks are no gain.
+// Rows of a chunk for windows of this size; 0: chunks are no gain, or each document has its sink.
 int64_t ChunkRows(const Visible& visible, int64_t n) {
   const int64_t rows = (visible.recent + 63) / 64 * 64;
-  const bool usable = visible.kind == Visible::Kind::kWindow && visible.sink == 0;
-  return usable && n % rows == 0 && 2 * rows < n ? rows : 0;
+  const bool usable =
+      visible.kind == Visible::Kind::kWindow && (visible.sink == 0 || !visible.starts.defined());
+  return usable && n % rows == 0 && 2 * rows + visible.sink < n ? rows : 0;
 }
 
 Tensor Window(const AttendInput& in, const Tensor& k, const Tensor& v, const Tensor& sink,
               int64_t rows) {
-  const Tensor o =
-      MaskedAttention::apply(Chunks(in.q, rows), WithBefore(k, rows), WithBefore(v, rows), sink,
-                             ChunkBias(*in.visible, in.q, rows), in.scale);
+  const int64_t first = in.visible->sink;
+  const Tensor o = MaskedAttention::apply(Chunks(in.q, rows), WithBefore(k, rows, first),
+                                          WithBefore(v, rows, first), sink,
+                                          ChunkBias(*in.visible, in.q, rows), in.scale);
   const int64_t batch = in.q.size(0), heads = in.q.size(1);
   return o.reshape({batch, -1, heads, rows, o.size(3)})
       .transpose(1, 2)
@@ -269,6 +280,12 @@ AttendOutput Attend(const AttendInput& in, bool need_lse) {
   if (rows > 0 && !need_lse) return {Window(in, k, v, sink, rows), Tensor()};
   const variable_list out = RowTiles::apply(in.q, k, v, sink, in.visible, in.scale);
   return {out[0], out[1]};
+}
+
+Tensor AttendBiased(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
+                    double scale) {
+  return MaskedAttention::apply(q, Repeated(k, q.size(1)), Repeated(v, q.size(1)),
+                                torch::empty({0}, q.options()), bias, scale);
 }
 
 }  // namespace baton::train

@@ -21,4 +21,9 @@ struct AttendOutput {
 // lse is undefined unless `need_lse`: most kernels do not return it.
 AttendOutput Attend(const AttendInput& in, bool need_lse = false);
 
+// Of rows that need not be the last: each sees the keys whose bias [B, 1, n, N] is 0 and not -inf.
+// q: [B, Hq, n, D]; k, v: [B, Hkv, N, D].
+Tensor AttendBiased(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
+                    double scale);
+
 }  // namespace baton::train

@@ -54,6 +54,13 @@ Optimizer::Optimizer(const Parameters& parameters, const OptimizerOptions& optio
   }
 }
 
+Optimizer::Optimizer(const std::vector<Tensor>& values, const OptimizerOptions& options)
+    : options_(options) {
+  for (const Tensor& v : values)
+    adam_.push_back({fmt::format("{}", adam_.size()), v, torch::zeros_like(v), torch::zeros_like(v),
+                     v.dim() == 2, true});
+}
+
 void Optimizer::Step(double rate) {
   const torch::NoGradGuard no_gradients;
   ++steps_;

@@ -21,6 +21,8 @@ struct OptimizerOptions {
 class Optimizer {
  public:
   Optimizer(const Parameters& parameters, const OptimizerOptions& options);
+  // AdamW alone; matrices decay.
+  Optimizer(const std::vector<Tensor>& values, const OptimizerOptions& options);
 
   // One step by the gradients of the parameters; one without a gradient counts as zero.
   void Step(double rate);

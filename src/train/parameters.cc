@@ -94,6 +94,10 @@ void Parameters::ZeroGradients() {
   for (Parameter& p : all_) p.value.mutable_grad() = Tensor();
 }
 
+void Parameters::Freeze() {
+  for (Parameter& p : all_) p.value.set_requires_grad(false);
+}
+
 Result<ModelFile> ModelFile::Read(const std::string& path, int64_t vocab) {
   ModelFile model;
   const std::string file = fs::is_directory(path) ? path + "/config.json" : path;

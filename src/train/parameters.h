@@ -36,6 +36,8 @@ class Parameters {
   const std::vector<Parameter>& all() const { return all_; }
   int64_t count() const;
   void ZeroGradients();
+  // No value learns any more.
+  void Freeze();
 
  private:
   using Set = std::array<Tensor, kTensorRoles>;

@@ -3,66 +3,21 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numbers>
-#include <set>
 
 #include "base/check.h"
+#include "train/json_reader.h"
 
 namespace baton::train {
 namespace {
 
 using nlohmann::json;
 
-// Reads the keys of one object; what nobody asked for is unknown.
-class Reader {
- public:
-  explicit Reader(const json& object) : object_(object) {}
-
-  template <typename T>
-  void Read(const char* key, T& value, double low, double high) {
-    const json* v = Find(key);
-    if (v == nullptr) return;
-    if (!v->is_number() || !(v->get<double>() >= low && v->get<double>() <= high) ||
-        (std::is_integral_v<T> && !v->is_number_integer())) {
-      Fail(fmt::format("{} is {}, expected {} from {} to {}", key, v->dump(),
-                       std::is_integral_v<T> ? "an integer" : "a number", low, high));
-      return;
-    }
-    value = v->get<T>();
-  }
-  void Read(const char* key, bool& value) {
-    const json* v = Find(key);
-    if (v == nullptr) return;
-    if (!v->is_boolean())
-      return Fail(fmt::format("{} is {}, expected true or false", key, v->dump()));
-    value = v->get<bool>();
-  }
-  const json* Find(const char* key) {
-    known_.insert(key);
-    const auto it = object_.find(key);
-    return it == object_.end() ? nullptr : &*it;
-  }
-  void Fail(std::string message) {
-    if (message_.empty()) message_ = std::move(message);
-  }
-  Status Finish() {
-    for (const auto& [key, value] : object_.items())
-      if (!known_.contains(key)) Fail(fmt::format("{}: unknown", key));
-    if (!message_.empty()) return Error::InvalidArgument("recipe: {}", message_);
-    return Status::Ok();
-  }
-
- private:
-  const json& object_;
-  std::set<std::string> known_;
-  std::string message_;
-};
-
 constexpr double kMost = 1e9;
 
 Result<Stage> ReadStage(const json& object) {
   Stage s;
   if (!object.is_object()) return Error::InvalidArgument("recipe: stages holds no objects");
-  Reader r(object);
+  JsonReader r(object, "recipe");
   r.Read("steps", s.steps, 1, kMost);
   r.Read("n", s.n, 2, kMost);
   r.Read("rows", s.rows, 1, kMost);
@@ -71,7 +26,7 @@ Result<Stage> ReadStage(const json& object) {
   return s;
 }
 
-void ReadSchedule(Reader& r, Recipe& recipe) {
+void ReadSchedule(JsonReader& r, Recipe& recipe) {
   const json* v = r.Find("schedule");
   if (v == nullptr) return;
   if (*v == "wsd") {
@@ -91,7 +46,7 @@ Result<Recipe> Recipe::Parse(const std::string& text) {
   const json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return Error::Corrupt("recipe: no JSON object");
   Recipe recipe;
-  Reader r(object);
+  JsonReader r(object, "recipe");
   OptimizerOptions& o = recipe.optimizer;
   r.Read("seed", recipe.seed, 0, kMost);
   r.Read("rate", recipe.rate, 0, 1);

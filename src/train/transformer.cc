@@ -1,5 +1,7 @@
 #include "train/transformer.h"
 
+#include <limits>
+
 #include "base/check.h"
 #include "train/distil.h"
 #include "train/lists.h"
@@ -14,19 +16,51 @@ constexpr TensorRole kSinks[] = {kAttnSinks, kAttnSinksLocal};
 
 Tensor RoundedToBf16(const Tensor& x) { return x.to(torch::kBFloat16).to(x.scalar_type()); }
 
+// Ordinary models have their layers' plans and caches made.
+ModelConfig WithLayers(ModelConfig config) {
+  const ModelShape shape = ShapeOf(config, "");
+  config.plan = shape.plan;
+  config.caches = shape.caches;
+  return config;
+}
+
+// [B, Hq, n, D] -> [B, D]: the mean over heads and the first and last `pool` rows of each prompt.
+Tensor Pooled(const Tensor& q, const Routing& routing) {
+  const Tensor row = torch::arange(routing.pool, routing.prompts.options()).unsqueeze(0);
+  const Tensor last = routing.prompts.unsqueeze(1) - routing.pool + row;
+  const Tensor at = torch::cat({row.expand_as(last), last}, 1).unsqueeze(1).unsqueeze(3);
+  const Tensor taken = q.gather(2, at.expand({q.size(0), q.size(1), at.size(2), q.size(3)}));
+  return taken.to(SumType(q)).mean(torch::IntArrayRef{1, 2});
+}
+
 bool ReadsMemory(const ModelConfig& c, const Branch& b) {
   return c.caches[static_cast<size_t>(b.cache)].owner == CacheSpec::kMemory;
 }
 
 }  // namespace
 
+Status CheckTrainable(const ModelConfig& c) {
+  if (!c.plan.empty()) return Status::Ok();
+  const char* lacks = c.attention_bias                     ? "biases of q, k and v"
+                      : c.post_norms || c.norm_plus_one    ? "norms of Gemma's form"
+                      : c.activation != Activation::kSilu  ? "an activation other than SiLU"
+                      : c.rope.size() != 1                 ? "several rotary embeddings"
+                      : c.rope[0].attention_factor != 1.0f ? "a scaled rotary embedding"
+                                                           : nullptr;
+  for (const LayerConfig& l : c.layer)
+    if (l.window > 0 || l.rope != 0) lacks = "windows, or layers without positions";
+  if (lacks == nullptr) return Status::Ok();
+  return Error::Unsupported("a {} model with {}: the trainer does not have these", c.architecture,
+                            lacks);
+}
+
 Transformer::Transformer(const ModelConfig& config, const Parameters& parameters,
                          torch::ScalarType type)
-    : config_(config),
+    : config_(WithLayers(config)),
       parameters_(parameters),
       type_(type),
       frequencies_(RopeFrequencies(config.rope[0], config.rope_dims)) {
-  BATON_CHECK(!config.plan.empty());
+  BATON_CHECK(CheckTrainable(config).ok());
 }
 
 Tensor Transformer::Norm(const Tensor& x, const Tensor& weight) const {
@@ -56,6 +90,7 @@ void Transformer::PrepareRotation(Pass& pass) const {
   const auto options = torch::TensorOptions(tokens.device()).dtype(SumType(pass.x));
   Tensor position = torch::arange(tokens.size(1), tokens.options()).unsqueeze(0);
   if (pass.in.starts.defined()) position = position - pass.in.starts;
+  if (pass.rows.defined()) position = pass.rows;
   const Tensor frequency =
       torch::from_blob(const_cast<float*>(frequencies_.data()),
                        {static_cast<int64_t>(frequencies_.size())}, torch::kFloat32)
@@ -209,11 +244,60 @@ Tensor Transformer::Attention(Pass& pass, int l, const Tensor& h, const Tensor& 
   return sum;
 }
 
+// Both kinds of attention, mixed by the layer's gate.
+Tensor Transformer::Routed(Pass& pass, int l, const Tensor& plain, const Tensor& q) const {
+  const Routing& routing = *pass.in.routing;
+  const Cache& cache = pass.caches[static_cast<size_t>(config_.OwnCache(l))];
+  Tensor pooled, full;
+  std::function<Tensor()> window;
+  if (pass.kept != nullptr) {
+    const auto replaced = [&](const Tensor& all, const Tensor& rows) {
+      return all.scatter(2, pass.rows.unsqueeze(1).unsqueeze(3).expand_as(rows), rows);
+    };
+    const Tensor k = replaced(pass.kept->k[static_cast<size_t>(l)], cache.k),
+                 v = replaced(pass.kept->v[static_cast<size_t>(l)], cache.v);
+    pooled = pass.kept->pooled[static_cast<size_t>(l)];
+    full = AttendBiased(q, k, v, pass.full_bias, config_.attention_scale);
+    window = [=, &pass, this] {
+      return AttendBiased(q, k, v, pass.window_bias, config_.attention_scale);
+    };
+  } else {
+    const auto attend = [&pass, &cache, q, this](c10::intrusive_ptr<Visible> visible) {
+      return Attend({.q = q,
+                     .k = cache.k,
+                     .v = cache.v,
+                     .visible = std::move(visible),
+                     .scale = config_.attention_scale})
+          .o;
+    };
+    pooled = Pooled(plain, routing);
+    full = attend(c10::make_intrusive<Visible>());
+    window = [=, &routing] {
+      auto visible = c10::make_intrusive<Visible>();
+      visible->kind = Visible::Kind::kWindow;
+      visible->sink = routing.sink;
+      visible->recent = routing.window;
+      return attend(std::move(visible));
+    };
+  }
+  if (pass.in.keep != nullptr) {
+    pass.in.keep->k.push_back(cache.k);
+    pass.in.keep->v.push_back(cache.v);
+    pass.in.keep->pooled.push_back(pooled);
+  }
+  if (routing.gate) {
+    const Tensor share = routing.gate(l, pooled).to(q.scalar_type()).reshape({-1, 1, 1, 1});
+    full = torch::lerp(window(), full, share);
+  }
+  return full.transpose(1, 2).reshape({q.size(0), q.size(2), -1});
+}
+
 void Transformer::Layer(Pass& pass, int l) const {
   const auto tensor = [&](TensorRole role) { return parameters_.layer(l, role); };
   const int rope = config_.layer[static_cast<size_t>(l)].rope;
   const Tensor h = Norm(pass.x, tensor(kAttnNorm));
-  const Tensor q = Rotated(pass, Heads(h, tensor(kQ), tensor(kQNorm)), rope);
+  const Tensor plain = Heads(h, tensor(kQ), tensor(kQNorm));
+  const Tensor q = Rotated(pass, plain, rope);
   const int own = config_.OwnCache(l);
   if (own >= 0 && config_.caches[static_cast<size_t>(own)].kv_input == l) {
     Cache& cache = pass.caches[static_cast<size_t>(own)];
@@ -223,7 +307,9 @@ void Transformer::Layer(Pass& pass, int l) const {
   const LayerPlan& plan = config_.plan[static_cast<size_t>(l)];
   if (plan.publish && plan.publish->ranking == Publish::Ranking::kIndexer && !pass.in.dense_memory)
     PublishIndexed(pass, l);
-  pass.x = pass.x + Linear(Attention(pass, l, h, q), tensor(kO));
+  const Tensor o =
+      pass.in.routing != nullptr ? Routed(pass, l, plain, q) : Attention(pass, l, h, q);
+  pass.x = pass.x + Linear(o, tensor(kO));
   const Tensor f = Norm(pass.x, tensor(kFfnNorm));
   pass.x = pass.x + Linear(torch::silu(Linear(f, tensor(kFfnGate))) * Linear(f, tensor(kFfnUp)),
                            tensor(kFfnDown));
@@ -265,6 +351,28 @@ ForwardOutput Transformer::Forward(const ForwardInput& in) const {
   ForwardOutput out{.stream = Norm(pass.x, parameters_.model(kOutputNorm))};
   if (in.distilled_rows.defined() && has_indexer()) out.distillation = Distillation(pass);
   return out;
+}
+
+Tensor Transformer::ForwardRows(const Kept& kept, const Tensor& tokens, const Tensor& rows,
+                                const Routing& routing) const {
+  const ForwardInput in{.tokens = tokens, .routing = &routing};
+  Pass pass{.in = in, .x = Embed(in), .caches = std::vector<Cache>(config_.caches.size())};
+  pass.kept = &kept;
+  pass.rows = rows;
+  PrepareRotation(pass);
+  const Tensor key = torch::arange(kept.k[0].size(2), rows.options()).reshape({1, 1, 1, -1});
+  const Tensor row = rows.unsqueeze(1).unsqueeze(3);
+  const Tensor behind = row >= routing.prompts.reshape({-1, 1, 1, 1});
+  const Tensor hidden = key > row;
+  const Tensor out_of_window = behind & (key >= routing.sink) & (row - key >= routing.window);
+  const auto bias = [&](const Tensor& without) {
+    return torch::zeros(without.sizes(), pass.x.options())
+        .masked_fill_(without, -std::numeric_limits<double>::infinity());
+  };
+  pass.full_bias = bias(hidden);
+  pass.window_bias = bias(hidden | out_of_window);
+  for (int l = 0; l < config_.layers; ++l) Layer(pass, l);
+  return Norm(pass.x, parameters_.model(kOutputNorm));
 }
 
 Tensor Transformer::Logits(const Tensor& stream) const {

@@ -61,6 +61,35 @@ std::string ErrorOf(const std::string& path, const ModelConfig& model) {
   return r.ok() ? "no error" : r.error().ToString();
 }
 
+// A model with interleaved pairs reads the first matrices permuted; written back, they are the
+// file's.
+TEST(Router, FileOrderIsWhatLoadingStartedFrom) {
+  const RouterFile made = SyntheticRouter(kSettings, kLayers, kDim, 7);
+  ModelConfig model = Model();
+  model.rope_interleaved = true;
+  const Result<RouterFile> read = LoadRouter(Written(made), model);
+  ASSERT_TRUE(read.ok()) << read.error().ToString();
+  EXPECT_NE(read->layers[1].linear[0].weight, made.layers[1].linear[0].weight);
+  const RouterFile back = InFileOrder(*read, model);
+  for (size_t l = 0; l < made.layers.size(); ++l)
+    EXPECT_EQ(back.layers[l].linear[0].weight, made.layers[l].linear[0].weight);
+}
+
+TEST(Router, Bf16FilesHoldRoundedWeights) {
+  const RouterFile made = SyntheticRouter(kSettings, kLayers, kDim, 7);
+  const std::string path = Fresh("bf16.safetensors");
+  ASSERT_TRUE(WriteRouter(path, made, /*bf16=*/true).ok());
+  EXPECT_LT(std::filesystem::file_size(path) * 10, std::filesystem::file_size(Written(made)) * 7);
+  const Result<RouterFile> read = LoadRouter(path, Model());
+  ASSERT_TRUE(read.ok()) << read.error().ToString();
+  for (size_t i = 0; i < 5; ++i) {
+    const RouterLinear &a = read->layers[0].linear[i], &b = made.layers[0].linear[i];
+    EXPECT_EQ(a.bias, b.bias);
+    for (size_t w = 0; w < b.weight.size(); ++w)
+      ASSERT_EQ(a.weight[w], ToFloat(ToBf16(b.weight[w])));
+  }
+}
+
 TEST(Router, WhatIsWrittenIsRead) {
   const RouterFile made = SyntheticRouter(kSettings, kLayers, kDim, 7, {{0.5f, 1.5f}, {2, 3}});
   const Result<RouterFile> read = LoadRouter(Written(made), Model());

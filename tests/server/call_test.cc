@@ -70,11 +70,11 @@ TEST(CallTest, EveryFieldOfAChatIsRead) {
 TEST(CallTest, PartsAreJoinedAndOtherMembersGoToTheTemplate) {
   const Call call = Parsed(Api::kChat, R"({"messages": [
     {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-    {"role": "assistant", "content": null, "tool_calls": [1], "refusal": null}]})");
+    {"role": "assistant", "content": null, "reasoning_content": [1], "refusal": null}]})");
   EXPECT_EQ(call.chat[0].role, "system");
   EXPECT_EQ(call.chat[0].content, "ab");
   EXPECT_EQ(call.chat[1].content, "");
-  EXPECT_EQ(call.chat[1].members, R"({"tool_calls":[1]})");
+  EXPECT_EQ(call.chat[1].members, R"({"reasoning_content":[1]})");
 }
 
 TEST(CallTest, PromptsAreTextsOrTokensOrSeveral) {
@@ -112,8 +112,9 @@ TEST(CallTest, FaultsNameTheFieldWhatWasExpectedAndWhatCame) {
            {R"("logprobs": 3)", "logprobs", "true or false"},
            {R"("top_logprobs": 3)", "top_logprobs", "logprobs: true"},
            {R"("logprobs": true, "top_logprobs": 21)", "top_logprobs", "from 0 to 20"},
-           {R"("tools": [{}])", "tools", "not supported"},
-           {R"("response_format": {"type": "json_object"})", "response_format", "not supported"},
+           {R"("tools": [{}])", "tools", "of type function"},
+           {R"("response_format": {"type": "grammar"})", "response_format", "json_schema"},
+           {R"("functions": [{}])", "functions", "not supported"},
        }) {
     const ApiError error = Refused(Api::kChat, "{" + kChat + ", " + fields + "}");
     EXPECT_EQ(error.status, 400);

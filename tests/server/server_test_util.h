@@ -29,7 +29,7 @@ inline SyntheticSpec ServedSpec() {
 
 inline Result<Model> LoadTiny(EngineOptions options = {}) {
   Model m;
-  options.chat_template = kTemplate;
+  if (options.chat_template.empty()) options.chat_template = kTemplate;
   options.kv_contexts = 4;
   options.threads = 1;
   m.engine = baton::test::LoadEngine(ServedSpec(), TinyCase(), options);

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <optional>
 #include <set>
 #include <span>
 #include <utility>
 
 #include "base/check.h"
+#include "base/dtype.h"
 #include "base/mapped_file.h"
 #include "base/sha256.h"
 #include "formats/dequantize.h"
@@ -154,16 +156,20 @@ std::string HashOf(const RouterFile& r) {
 }
 
 // Row 2i + s of a permuted query is row s * d/2 + i in Hugging Face order; so are the columns that
-// multiply them.
-void PermuteInputs(RouterLinear& first) {
+// multiply them. `back`: from the first to the second.
+void PermuteInputs(RouterLinear& first, bool back = false) {
   const int64_t d = first.inputs;
   std::vector<float> row(static_cast<size_t>(d));
   for (int64_t r = 0; r < first.outputs; ++r) {
     float* w = first.weight.data() + r * d;
     std::copy_n(w, d, row.data());
     for (int64_t i = 0; i < d / 2; ++i) {
-      w[2 * i] = row[static_cast<size_t>(i)];
-      w[2 * i + 1] = row[static_cast<size_t>(d / 2 + i)];
+      const auto of = [&](int64_t at) { return row[static_cast<size_t>(at)]; };
+      if (back) {
+        w[i] = of(2 * i), w[d / 2 + i] = of(2 * i + 1);
+      } else {
+        w[2 * i] = of(i), w[2 * i + 1] = of(d / 2 + i);
+      }
     }
   }
 }
@@ -190,9 +196,13 @@ double Uniform(uint64_t seed, int64_t index) {
 }
 
 SafetensorsEntry Entry(std::string name, std::vector<int64_t> shape,
-                       const std::vector<float>& values) {
-  SafetensorsEntry e{.name = std::move(name), .dtype = DType::kF32, .shape = std::move(shape)};
-  const auto bytes = std::as_bytes(std::span(values));
+                       const std::vector<float>& values, bool rounded) {
+  SafetensorsEntry e{.name = std::move(name),
+                     .dtype = rounded ? DType::kBF16 : DType::kF32,
+                     .shape = std::move(shape)};
+  std::vector<bf16> small;
+  if (rounded) std::transform(values.begin(), values.end(), std::back_inserter(small), ToBf16);
+  const auto bytes = rounded ? std::as_bytes(std::span(small)) : std::as_bytes(std::span(values));
   e.data.assign(bytes.begin(), bytes.end());
   return e;
 }
@@ -225,7 +235,13 @@ Result<RouterFile> LoadRouter(const std::string& path, const ModelConfig& model)
   return done;
 }
 
-Status WriteRouter(const std::string& path, const RouterFile& router) {
+RouterFile InFileOrder(RouterFile router, const ModelConfig& model) {
+  if (!model.rope_interleaved) return router;
+  for (LayerRouter& layer : router.layers) PermuteInputs(layer.linear[0], /*back=*/true);
+  return router;
+}
+
+Status WriteRouter(const std::string& path, const RouterFile& router, bool bf16) {
   Metadata m;
   m.values["flavour"] = std::string("flux");
   m.values["pool_size"] = router.settings.pool;
@@ -239,9 +255,9 @@ Status WriteRouter(const std::string& path, const RouterFile& router) {
     for (size_t i = 0; i < std::size(kLinears); ++i) {
       const RouterLinear& linear = router.layers[l].linear[i];
       entries.push_back(Entry(Name(static_cast<int>(l), kLinears[i], "weight"),
-                              {linear.outputs, linear.inputs}, linear.weight));
-      entries.push_back(
-          Entry(Name(static_cast<int>(l), kLinears[i], "bias"), {linear.outputs}, linear.bias));
+                              {linear.outputs, linear.inputs}, linear.weight, bf16));
+      entries.push_back(Entry(Name(static_cast<int>(l), kLinears[i], "bias"), {linear.outputs},
+                              linear.bias, /*rounded=*/false));
     }
   }
   return WriteSafetensors(path, entries, {{"baton.router", ToFlatConfig(m)}});

@@ -52,7 +52,10 @@ struct RouterFile {
 Result<RouterFile> LoadRouter(const std::string& path, const ModelConfig& model);
 // Columns of the first matrices must be in Hugging Face order: the router was loaded for a model
 // without interleaved pairs, or made without a model.
-Status WriteRouter(const std::string& path, const RouterFile& router);
+// `bf16`: weights are rounded, half the size; biases stay F32.
+Status WriteRouter(const std::string& path, const RouterFile& router, bool bf16 = false);
+// A router in the order of the model's own query dims, in that of files.
+RouterFile InFileOrder(RouterFile router, const ModelConfig& model);
 
 // Random weights from a seed, the same everywhere: splitmix64 of (seed, layer, matrix, index).
 // `final_biases`, if not empty: {window, full} of each layer, which set how often each is chosen.

@@ -15,5 +15,7 @@ void AddLm(CLI::App& app, Action& action);
 void AddEval(CLI::App& app, Action& action);
 void AddBench(CLI::App& app, Action& action);
 void AddExport(CLI::App& app, Action& action);
+void AddRouter(CLI::App& app, Action& action);
+void AddRouterEval(CLI::App& app, Action& action);
 
 }  // namespace baton::train

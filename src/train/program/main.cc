@@ -1,12 +1,14 @@
-// baton-train: trains the models that are born sparse, on LibTorch. Errors are one line; the exit
-// status is 1 for an error and 2 for a usage error.
+// baton-train: trains the models that are born sparse, and routers of others, on LibTorch. Errors
+// are one line; the exit status is 1 for an error and 2 for a usage error.
 #include <cstdio>
 
 #include "train/program/commands.h"
 
 int main(int argc, char** argv) {
-  CLI::App app("Trains models whose layers share attention work; Baton runs what it writes.",
-               "baton-train");
+  CLI::App app(
+      "Trains models whose layers share attention work, and routers of others; Baton runs what it "
+      "writes.",
+      "baton-train");
   app.require_subcommand(1);
   baton::train::Action action;
   baton::train::AddEncode(app, action);
@@ -14,6 +16,8 @@ int main(int argc, char** argv) {
   baton::train::AddEval(app, action);
   baton::train::AddBench(app, action);
   baton::train::AddExport(app, action);
+  baton::train::AddRouter(app, action);
+  baton::train::AddRouterEval(app, action);
   try {
     app.parse(argc, argv);
     if (const baton::Status s = action(); !s.ok()) {

@@ -1,0 +1,12 @@
+# Writes the files of src/server/page as constants of C++ into <out>: page.html becomes kPageHtml.
+function(baton_page out)
+  set(text "// Written by cmake/BatonPage.cmake from src/server/page.\n#include \"server/page.h\"\n\nnamespace baton::server {\n")
+  foreach(kind Html Css Js)
+    string(TOLOWER ${kind} ending)
+    set(file ${CMAKE_SOURCE_DIR}/src/server/page/page.${ending})
+    file(READ ${file} content)
+    string(APPEND text "const std::string_view kPage${kind} = R\"~page~(${content})~page~\";\n")
+    set_property(DIRECTORY ${CMAKE_SOURCE_DIR} APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+  endforeach()
+  file(CONFIGURE OUTPUT ${out} CONTENT "${text}}  // namespace baton::server\n" @ONLY)
+endfunction()
