@@ -264,7 +264,8 @@ void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
 // One pass of the prompt, or of the routing that runs ahead of it.
 Status ActiveRequest::StepPrompt() {
   if (prefix_ && prefix_->loading()) {
-    engine_.prefix->Load(*prefix_, sequence_.tokens, sequence_.kv, engine_.options.prompt_chunk);
+    engine_.prefix->Load(*prefix_, sequence_.tokens, sequence_.kv, engine_.options.prompt_chunk,
+                         engine_.pool);
     if (!prefix_->loading()) RunPrompt();
     return Status::Ok();
   }

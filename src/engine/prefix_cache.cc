@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/thread_pool.h"
 
 namespace baton {
 namespace {
@@ -196,36 +197,47 @@ PrefixCache::Use PrefixCache::Find(const Query& q) {
 }
 
 void PrefixCache::Load(Use& use, std::span<const int32_t> tokens, const KvSequence& kv,
-                       int64_t most_tokens) {
+                       int64_t most_tokens, ThreadPool& threads) {
   KvStore& store = use.path_.store();
-  std::vector<PrefixDisk::Page> wanted;
-  std::vector<int32_t> pages;
-  std::vector<bool> read;
+  struct Read {
+    const Use::Load* load = nullptr;
+    std::vector<PrefixDisk::Page> wanted;  // [caches]
+    std::vector<int32_t> pages;
+    std::vector<bool> read;
+  };
+  std::vector<Read> reads;
   for (int64_t n = 0; n < std::max(most_tokens, kBlock) && use.loading(); n += kBlock) {
-    const Use::Load& load = use.loads_[use.next_load_++];
-    wanted.assign(static_cast<size_t>(store.caches()), {});
-    pages.assign(wanted.size(), -1);
-    for (const int c : load.caches) {
+    Read r{.load = &use.loads_[use.next_load_++], .wanted = {}, .pages = {}, .read = {}};
+    r.wanted.resize(static_cast<size_t>(store.caches()));
+    r.pages.assign(r.wanted.size(), -1);
+    for (const int c : r.load->caches) {
       const auto i = static_cast<size_t>(c);
-      pages[i] = store.Take(c);
-      if (pages[i] >= 0) wanted[i] = store.PageBytes(c, pages[i]);
+      r.pages[i] = store.Take(c);
+      if (r.pages[i] >= 0) r.wanted[i] = store.PageBytes(c, r.pages[i]);
     }
-    disk_->Read(use.hashes_[static_cast<size_t>(load.block)], BlockOf(tokens, load.block), wanted,
-                &read);
-    PrefixBlock& block = use.path_[load.block];
-    bool whole = true;
-    for (const int c : load.caches) {
+    reads.push_back(std::move(r));
+  }
+  threads.For(std::ssize(reads), [&](int64_t i, int) {
+    Read& r = reads[static_cast<size_t>(i)];
+    disk_->Read(use.hashes_[static_cast<size_t>(r.load->block)], BlockOf(tokens, r.load->block),
+                r.wanted, &r.read);
+  });
+  bool whole = true;
+  for (const Read& r : reads) {
+    PrefixBlock& block = use.path_[r.load->block];
+    for (const int c : r.load->caches) {
       const auto i = static_cast<size_t>(c);
-      whole = whole && read[i];
-      if (pages[i] < 0) continue;
-      if (!read[i]) {
-        store.Drop(c, pages[i]);
+      whole = whole && r.read[i];
+      if (r.pages[i] < 0) continue;
+      if (!r.read[i]) {
+        store.Drop(c, r.pages[i]);
         continue;
       }
-      tree_.Own(block, c, pages[i]);
+      tree_.Own(block, c, r.pages[i]);
       block.saved[i] = true;
     }
-    if (whole) continue;
+  }
+  if (!whole) {
     use.loads_.clear();  // it goes on from what is there
     use.next_load_ = 0;
     use.report_.miss = "its file is damaged or gone";

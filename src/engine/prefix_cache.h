@@ -86,7 +86,8 @@ class PrefixCache {
   // The longest beginning that is cached. What is on disk is read by Load, step by step, while
   // loading(); then Adopt gives the sequence its pages.
   Use Find(const Query& query);
-  void Load(Use& use, std::span<const int32_t> tokens, const KvSequence& kv, int64_t most_tokens);
+  void Load(Use& use, std::span<const int32_t> tokens, const KvSequence& kv, int64_t most_tokens,
+            ThreadPool& threads);
   void Adopt(Use& use, KvSequence& kv);
   // After a pass of the prompt, before its rings drop anything: takes part in the pages that are
   // complete.
