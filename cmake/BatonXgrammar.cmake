@@ -29,7 +29,7 @@ function(baton_xgrammar)
   # Warnings and errors go to src/formats/grammar.cc, in place of the terminal.
   target_compile_definitions(baton_xgrammar PRIVATE XGRAMMAR_LOG_CUSTOMIZE=1 XGRAMMAR_ENABLE_CPPTRACE=0
     XGRAMMAR_ENABLE_INTERNAL_CHECK=0)
-  target_compile_options(baton_xgrammar PRIVATE -w -O1)
+  target_compile_options(baton_xgrammar PRIVATE -w -O1 ${BATON_BORROWED_OPTIONS})
   target_link_libraries(baton_xgrammar PRIVATE Threads::Threads)
   install(FILES ${root}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} RENAME LICENSE.xgrammar)
   install(FILES ${root}/NOTICE DESTINATION ${CMAKE_INSTALL_DOCDIR} RENAME NOTICE.xgrammar)
