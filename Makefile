@@ -4,6 +4,7 @@
 
 FUZZ_SECONDS ?= 60
 ONLY ?=
+FILTER ?= *
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile
@@ -55,9 +56,9 @@ format:  ## Format every C++ file in place
 	@scripts/setup develop
 	@scripts/format
 
-asan:  ## Every test that needs no model under AddressSanitizer and UndefinedBehaviorSanitizer; ONLY=REGEX: some
+asan:  ## Every test that needs no model under AddressSanitizer and UndefinedBehaviorSanitizer; ONLY=REGEX, FILTER=GTEST_FILTER: some
 	@scripts/setup
-	@scripts/test debug --without-models --only '$(ONLY)'
+	@scripts/test debug --without-models --only '$(ONLY)' --filter='$(FILTER)'
 
 tsan:  ## Threading and engine tests under ThreadSanitizer (the reference backend has no threads)
 	@scripts/setup

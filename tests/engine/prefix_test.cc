@@ -172,6 +172,8 @@ void Compare(const History& h, Engine& cold, F&& f) {
 // Prompts that share beginnings, several at a time, some cancelled, in a cache that is large or too
 // small: every answer has the bits that it has alone.
 TEST_P(PrefixTest, AnswersAreThoseWithoutACache) {
+  if (kSlowBuild && GetParam().backend == Backend::kReference)
+    GTEST_SKIP() << "the reference takes minutes with sanitizers";
   uint64_t seed = 1;
   for (const Kind& kind : Kinds()) {
     SCOPED_TRACE(kind.name);
@@ -301,6 +303,8 @@ TEST_P(PrefixTest, CachedPagesGiveWayToRequests) {
 // caches held are those of the prompt alone. Where decisions depend on a prompt's last rows, some
 // prompts begin anew.
 TEST_P(PrefixTest, RoutedAnswersAreThoseWithoutACache) {
+  if (kSlowBuild && GetParam().backend == Backend::kReference)
+    GTEST_SKIP() << "the reference takes minutes with sanitizers";
   const SyntheticSpec spec = TinySpec();
   const RouterFile router = BalancedRouter(spec, {.pool = 20, .sink = 16, .window = 80}, 3);
   const std::string path = ModelFile(spec);
