@@ -1,3 +1,14 @@
+# baton_borrowed(<name> <what>): sources that scripts/get-<name> fetches into build/<name>, which pip's build does by itself.
+function(baton_borrowed name what)
+  set(state ${CMAKE_SOURCE_DIR}/build/${name}/.state)
+  if(BATON_PYTHON AND NOT EXISTS ${state})
+    execute_process(COMMAND ${CMAKE_SOURCE_DIR}/scripts/get-${name})
+  endif()
+  if(NOT EXISTS ${state})
+    message(FATAL_ERROR "the source of the ${what} is missing: run scripts/get-${name} (scripts/build does)")
+  endif()
+endfunction()
+
 # baton_library(<name> [FOLDER <folder>] LINKS ...): every .cc below src/<folder> (default: src/<name>) becomes the static
 # library baton_<name>.
 function(baton_library name)

@@ -2,12 +2,7 @@
 # in groups, because most of a file's time goes into headers that all of them include.
 function(baton_xgrammar)
   set(root ${CMAKE_SOURCE_DIR}/build/xgrammar)
-  if(BATON_PYTHON AND NOT EXISTS ${root}/.state)
-    execute_process(COMMAND ${CMAKE_SOURCE_DIR}/scripts/get-xgrammar)
-  endif()
-  if(NOT EXISTS ${root}/.state)
-    message(FATAL_ERROR "the source of the grammar library is missing: run scripts/get-xgrammar (scripts/build does)")
-  endif()
+  baton_borrowed(xgrammar "grammar library")
   file(GLOB_RECURSE sources ${root}/cpp/*.cc)
   add_library(baton_xgrammar STATIC ${sources})
   set_target_properties(baton_xgrammar PROPERTIES CXX_STANDARD 17 UNITY_BUILD ON UNITY_BUILD_MODE GROUP)

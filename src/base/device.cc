@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/host_copies.h"
+
 namespace baton {
 namespace {
 
@@ -15,22 +17,11 @@ int64_t MappedBytes(int64_t bytes) {
 }
 
 // Address space is reserved, memory is used when touched.
-class HostDevice final : public Device {
+class HostDevice final : public HostCopies {
  public:
   bool host() const override { return true; }
 
-  void Upload(std::byte* to, const void* from, int64_t bytes) override { Move(to, from, bytes); }
-  void Download(void* to, const std::byte* from, int64_t bytes) override { Move(to, from, bytes); }
-  void Copy(std::byte* to, const std::byte* from, int64_t bytes) override { Move(to, from, bytes); }
-  void Zero(std::byte* at, int64_t bytes) override {
-    std::memset(at, 0, static_cast<size_t>(bytes));
-  }
-
  private:
-  static void Move(void* to, const void* from, int64_t bytes) {
-    if (bytes > 0) std::memmove(to, from, static_cast<size_t>(bytes));
-  }
-
   Result<std::byte*> Allocate(int64_t bytes) override {
     if (bytes < 0 || bytes > int64_t{1} << 46) {
       return Error::Resource("cannot allocate {} bytes", bytes);

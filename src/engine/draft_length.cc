@@ -13,10 +13,11 @@ constexpr double kLeastGain = 0.02;
 constexpr int64_t kMostPatience = 1024;
 constexpr double kRemembered = 12;  // drafts of earlier requests that count in a new one
 
-double Tokens(double accepted, int64_t n) {
+double CostOfTurn(const PassTimes& times, bool free, double accepted, int64_t n, double verify) {
   double tokens = 0, likely = 1;
   for (int64_t i = 0; i <= n; ++i, likely *= accepted) tokens += likely;
-  return tokens;
+  const double drafts = free ? 0 : static_cast<double>(n) * times.draft();
+  return (drafts + verify) / tokens;
 }
 
 void Smooth(double& mean, double value) {
@@ -56,8 +57,7 @@ double PassTimes::Verify(int64_t rows) const {
 }
 
 double DraftCost(const PassTimes& times, bool free, double accepted, int64_t n) {
-  const double drafts = free ? 0 : static_cast<double>(n) * times.draft();
-  return (drafts + times.Verify(n + 1)) / Tokens(accepted, n);
+  return CostOfTurn(times, free, accepted, n, times.Verify(n + 1));
 }
 
 int64_t CheapestDrafts(const PassTimes& times, bool free, double accepted, int64_t most) {
@@ -91,9 +91,8 @@ int64_t DraftLength::BestOrTry(int64_t most) const {
   const int64_t best = CheapestDrafts(times_, free_, share, most);
   const int64_t untried = times_.Untried() - 1;  // drafts
   if (untried > most) return best;
-  // The cheapest that the further row may be.
-  const double drafts = free_ ? 0 : static_cast<double>(untried) * times_.draft();
-  const double cost = (drafts + times_.Verify(untried) + kRowGuess) / Tokens(share, untried);
+  // With the further row as cheap as it may be.
+  const double cost = CostOfTurn(times_, free_, share, untried, times_.Verify(untried) + kRowGuess);
   const bool better = cost < std::min(1 - kLeastGain, DraftCost(times_, free_, share, best));
   return better ? untried : best;
 }

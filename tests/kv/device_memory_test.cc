@@ -9,12 +9,13 @@
 #include <map>
 #include <vector>
 
+#include "base/host_copies.h"
 #include "kv/kv_store.h"
 
 namespace baton {
 namespace {
 
-class FaultingDevice final : public Device {
+class FaultingDevice final : public HostCopies {
  public:
   static constexpr int64_t kPiece = 64 << 10;
   int64_t most_bytes = int64_t{1} << 40;  // that can be committed
@@ -27,17 +28,8 @@ class FaultingDevice final : public Device {
   }
 
   bool host() const override { return false; }
-  void Upload(std::byte* to, const void* from, int64_t bytes) override { Move(to, from, bytes); }
-  void Download(void* to, const std::byte* from, int64_t bytes) override { Move(to, from, bytes); }
-  void Copy(std::byte* to, const std::byte* from, int64_t bytes) override { Move(to, from, bytes); }
-  void Zero(std::byte* at, int64_t bytes) override {
-    std::memset(at, 0, static_cast<size_t>(bytes));
-  }
 
  private:
-  static void Move(void* to, const void* from, int64_t bytes) {
-    std::memmove(to, from, static_cast<size_t>(bytes));
-  }
   static size_t Rounded(int64_t bytes) {
     return static_cast<size_t>((bytes + kPiece - 1) / kPiece * kPiece);
   }

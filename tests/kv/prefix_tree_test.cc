@@ -9,17 +9,15 @@
 #include <cstring>
 #include <map>
 
+#include "tests/kv/kv_test_util.h"
+
 namespace baton {
 namespace {
 
+using test::MakeStore;
+
 constexpr int64_t kSlots = KvLayout::kSlots;
 constexpr KvLayout kSmall{.dtype = DType::kI8, .kv_heads = 1, .head_dim = 32, .low_bit = true};
-
-std::shared_ptr<KvStore> MakeStore(std::vector<KvCacheSpec> caches, int64_t max_tokens) {
-  auto store = KvStore::Create(std::move(caches), max_tokens);
-  EXPECT_TRUE(store.ok());
-  return std::move(store).value();
-}
 
 void Write(const KvSequence& s, int cache, int64_t position, int stamp) {
   const KvView kv = s.View(cache);

@@ -10,18 +10,15 @@
 
 #include "kv/kv_store.h"
 #include "kv/low_bit.h"
+#include "tests/kv/kv_test_util.h"
 
 namespace baton {
 namespace {
 
+using test::MakeStore;
+
 constexpr int64_t kSlots = KvLayout::kSlots;
 constexpr KvLayout kSmall{.dtype = DType::kI8, .kv_heads = 2, .head_dim = 32, .low_bit = true};
-
-std::unique_ptr<KvStore> MakeStore(std::vector<KvCacheSpec> caches, int64_t max_tokens) {
-  auto store = KvStore::Create(std::move(caches), max_tokens);
-  EXPECT_TRUE(store.ok());
-  return std::move(store).value();
-}
 
 int64_t PagesOf(int64_t tokens) { return (tokens + kSlots - 1) / kSlots; }
 

@@ -13,6 +13,8 @@
 #include <mutex>
 #include <new>
 
+#include "base/host_copies.h"
+
 namespace baton::test {
 namespace {
 
@@ -91,20 +93,11 @@ Region& TheRegion() {
   return *region;
 }
 
-class SharedDevice final : public Device {
+class SharedDevice final : public HostCopies {
  public:
   bool host() const override { return true; }
-  void Upload(std::byte* to, const void* from, int64_t bytes) override { Move(to, from, bytes); }
-  void Download(void* to, const std::byte* from, int64_t bytes) override { Move(to, from, bytes); }
-  void Copy(std::byte* to, const std::byte* from, int64_t bytes) override { Move(to, from, bytes); }
-  void Zero(std::byte* at, int64_t bytes) override {
-    std::memset(at, 0, static_cast<size_t>(bytes));
-  }
 
  private:
-  static void Move(void* to, const void* from, int64_t bytes) {
-    if (bytes > 0) std::memmove(to, from, static_cast<size_t>(bytes));
-  }
   Result<std::byte*> Allocate(int64_t bytes) override {
     auto* data = static_cast<std::byte*>(TheRegion().Take(static_cast<size_t>(bytes), 4096));
     std::memset(data, 0, static_cast<size_t>(bytes));
