@@ -54,6 +54,15 @@ CUmemAllocationProp DeviceMemory() {
 
 }  // namespace
 
+Error OutOfMemory(size_t bytes) {
+  size_t free = 0, total = 0;
+  BATON_CUDA(cudaMemGetInfo(&free, &total));
+  return Error::Resource("cannot allocate {:.1f} MB of GPU memory, {:.1f} of {:.1f} MB are free",
+                         static_cast<double>(bytes) / 1e6, static_cast<double>(free) / 1e6,
+                         static_cast<double>(total) / 1e6)
+      .Hint("use a smaller model or --context");
+}
+
 Result<AddressRange> AddressRange::Reserve(int64_t bytes) {
   const CUmemAllocationProp memory = DeviceMemory();
   size_t least = 0;
@@ -97,12 +106,7 @@ Status AddressRange::MapPiece(int64_t i) {
   const CUdeviceptr at = address_ + static_cast<CUdeviceptr>(i * piece_bytes_);
   CUmemGenericAllocationHandle piece = 0;
   if (driver.create(&piece, bytes, &memory, 0) != CUDA_SUCCESS) {
-    size_t free = 0, total = 0;
-    BATON_CUDA(cudaMemGetInfo(&free, &total));
-    return Error::Resource("cannot allocate {:.1f} MB of GPU memory, {:.1f} of {:.1f} MB are free",
-                           static_cast<double>(bytes) / 1e6, static_cast<double>(free) / 1e6,
-                           static_cast<double>(total) / 1e6)
-        .Hint("use a smaller model or --context");
+    return OutOfMemory(bytes);
   }
   BATON_CHECK(driver.map(at, bytes, 0, piece, 0) == CUDA_SUCCESS);
   CUmemAccessDesc access = {};

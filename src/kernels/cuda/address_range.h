@@ -12,6 +12,9 @@
 
 namespace baton::cuda {
 
+// So many bytes could not be had.
+Error OutOfMemory(size_t bytes);
+
 class AddressRange {
  public:
   // Errors: Resource.

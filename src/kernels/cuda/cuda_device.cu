@@ -89,12 +89,7 @@ Result<std::byte*> CudaDevice::Allocate(int64_t bytes) {
   const cudaError_t error = bytes < 0 ? cudaErrorInvalidValue : cudaMalloc(&data, size);
   if (error != cudaSuccess) {
     cudaGetLastError();  // otherwise the next launch would report it
-    size_t free = 0, total = 0;
-    BATON_CUDA(cudaMemGetInfo(&free, &total));
-    return Error::Resource("cannot allocate {:.1f} MB of GPU memory, {:.1f} of {:.1f} MB are free",
-                           static_cast<double>(bytes) / 1e6, static_cast<double>(free) / 1e6,
-                           static_cast<double>(total) / 1e6)
-        .Hint("use a smaller model or --context");
+    return OutOfMemory(size);
   }
   BATON_CUDA(cudaMemsetAsync(data, 0, size, recorder_.stream()));
   return static_cast<std::byte*>(data);
