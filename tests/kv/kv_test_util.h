@@ -11,7 +11,7 @@
 
 namespace baton::test {
 
-inline std::unique_ptr<KvStore> MakeStore(std::vector<KvCacheSpec> caches, int64_t max_tokens) {
+inline std::shared_ptr<KvStore> MakeStore(std::vector<KvCacheSpec> caches, int64_t max_tokens) {
   auto store = KvStore::Create(std::move(caches), max_tokens);
   EXPECT_TRUE(store.ok());
   return std::move(store).value();
