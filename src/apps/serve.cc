@@ -36,8 +36,13 @@ void AddLimits(CLI::App* command, ServeCommand& o) {
                    "Folder that keeps cached prompts across restarts")
       ->group("Limits");
   add("--cache-gib", o.cache_gib, 1, "Most that the folder may hold, in GiB");
-  add("--prompt-chunk", o.engine.options.prompt_chunk, 1,
-      "Prompt tokens per pass: what a prompt delays the tokens of others by");
+  add("--prompt-chunk", o.engine.options.prompt_chunk, 1, "Prompt tokens per pass");
+  command
+      ->add_option("--prompt-share", o.engine.options.prompt_share,
+                   "Share of the time that prompts get while others decode, to 1: whole passes")
+      ->check(Between(0.01, 1.0))
+      ->group("Limits")
+      ->capture_default_str();
   add("--connections", o.server.connections, 1, "Open connections");
   add("--body-mib", o.body_mib, 1, "Largest request, in MiB");
   add("--keep-alive", o.keep_alive_s, 1, "Seconds of silence in a stream before a comment");

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "engine/routing.h"
 
 namespace baton {
@@ -262,7 +263,8 @@ void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
 }
 
 // One pass of the prompt, or of the routing that runs ahead of it.
-Status ActiveRequest::StepPrompt() {
+Status ActiveRequest::StepPrompt(int64_t most) {
+  ran_ = 0;
   if (prefix_ && prefix_->loading()) {
     engine_.prefix->Load(*prefix_, sequence_.tokens, sequence_.kv, engine_.options.prompt_chunk,
                          engine_.pool);
@@ -270,7 +272,8 @@ Status ActiveRequest::StepPrompt() {
     return Status::Ok();
   }
   if (!ahead_) {
-    Status status = prompt_->Step();
+    Status status = prompt_->Step(most);
+    ran_ = prompt_->ran();
     return status.ok() || !routing_ || routing_->diverged() < 0 ? std::move(status) : Restart();
   }
   BATON_TRY(ahead_->Step());
@@ -281,13 +284,12 @@ Status ActiveRequest::StepPrompt() {
   return Status::Ok();
 }
 
-void ActiveRequest::PromptPass() {
+void ActiveRequest::PromptPass(int64_t most) {
   const auto start = std::chrono::steady_clock::now();
-  Status status = StepPrompt();
+  Status status = StepPrompt(most);
   if (!status.ok()) return Fail(std::move(status).error());
-  result_.stats.prompt_seconds +=
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (!prompt_) return;
+  result_.stats.prompt_seconds += SecondsSince(start);
+  if (!prompt_ || within_pass()) return;
   sequence_.prompt_position = result_.stats.reused_tokens + prompt_->tokens_done();
   if (callbacks_.on_prompt) {
     callbacks_.on_prompt(sequence_.prompt_position, sequence_.prompt_tokens);
@@ -361,8 +363,7 @@ Result<bool> ActiveRequest::Constrain() {
   if (!constraint_) return true;
   const auto start = std::chrono::steady_clock::now();
   Result<bool> more = constraint_->Next(mask_);
-  result_.stats.constraint_seconds +=
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result_.stats.constraint_seconds += SecondsSince(start);
   return more;
 }
 

@@ -56,8 +56,13 @@ class ActiveRequest {
   void Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
              const ResolvedPlan& routed, std::optional<RoutingReport> report);
 
-  // One pass of its prompt. A failure ends the request.
-  void PromptPass();
+  // One pass of its prompt, or the part of it that PromptRun::Step runs for `most`. A failure ends
+  // the request.
+  void PromptPass(int64_t most);
+  // The next pass goes on where this one stopped within it.
+  bool within_pass() const { return prompt_ && prompt_->within_pass(); }
+  // What the latest pass ran of the prompt, in rows times layers; 0: something else.
+  int64_t ran() const { return ran_; }
 
   // Its rows of the next decode pass: the newest token, or, where it drafts, the newest draft or
   // all rows of a verification. The part points into this object.
@@ -118,7 +123,7 @@ class ActiveRequest {
   void SettlePrefix();
   Status Restart();
   void RunPrompt();
-  Status StepPrompt();
+  Status StepPrompt(int64_t most);
 
   Engine::Impl& engine_;
   const RequestId id_;
@@ -140,6 +145,7 @@ class ActiveRequest {
   std::shared_ptr<const RoutedPrefix> routed_prefix_;  // that it goes on from
   bool routed_by_rows_ = false;      // its routed layers are decided as their turn comes
   std::optional<PromptRun> prompt_;  // points into sequence_
+  int64_t ran_ = 0;
   Sampler sampler_;
   StreamDecoder decoder_;
   std::vector<Picked> picked_;                   // by Accept, not yet seen by Advance

@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "base/buffer.h"
+#include "base/clock.h"
 #include "engine/engine_impl.h"
 #if BATON_WITH_CPU
 #include "kernels/cpu/cpu_ops.h"
@@ -170,6 +171,10 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
     return Error::InvalidArgument("prompt chunk must be at least 1 token, got {}",
                                   options.prompt_chunk);
   }
+  if (!(options.prompt_share > 0 && options.prompt_share <= 1)) {
+    return Error::InvalidArgument("prompt share must be above 0 and at most 1, got {}",
+                                  options.prompt_share);
+  }
   if (options.threads < 0 || options.threads > 1024) {
     return Error::InvalidArgument("threads must be between 0 (all processors) and 1024, got {}",
                                   options.threads);
@@ -240,8 +245,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
                      fmt::format("{};{};{};chunk {};", info.fingerprint, info.backend,
                                  Info(CacheType(options.kv)).name, impl->options.prompt_chunk)));
   }
-  info.load_seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  info.load_seconds = SecondsSince(start);
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 

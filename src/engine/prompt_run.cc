@@ -10,7 +10,10 @@
 namespace baton {
 
 PromptRun::PromptRun(Engine::Impl& engine, PromptParams params)
-    : engine_(engine), params_(std::move(params)), kept_(engine.ops->device()) {
+    : engine_(engine),
+      params_(std::move(params)),
+      between_(engine.ops->device()),
+      kept_(engine.ops->device()) {
   if (params_.plan == nullptr) params_.plan = &engine.model_plan;
   begin_ = params_.kv->length();
   end_ = begin_ + static_cast<int64_t>(params_.tokens.size());
@@ -53,11 +56,40 @@ Status PromptRun::Reserve(const Pass& pass) {
   return Status::Ok();
 }
 
-Status PromptRun::Step() {
+// Room for the next pass, or for so many of its first rows that a layer of them fits into `most`.
+Status PromptRun::Begin(Pass* pass, int64_t most) {
+  *pass = schedule_.passes[next_];
+  if (params_.routing) BATON_TRY(params_.routing->Before(*pass, kept_.data()));
+  if (most < pass->rows() && params_.order == PrefillOrder::kTokenMajor) {
+    const int64_t unit = engine_.PromptUnit(*params_.plan);
+    pass->end_row = std::min(pass->end_row, pass->first_row + std::max(unit, most / unit * unit));
+  }
+  return Reserve(*pass);
+}
+
+// The layer before which a part ends that begins with layer `from`: lists do not outlive it.
+int PromptRun::PartEnd(const Pass& pass, int from, int64_t most) const {
+  if (most == kWholePass) return pass.end_layer;
+  const auto layers = static_cast<int>(std::clamp<int64_t>(most / pass.rows(), 1, pass.end_layer));
+  int end = std::min(from + layers, pass.end_layer);
+  const auto cuts_list = [&](int layer) {
+    return !MayBeginAt(engine_.shape().plan, layer) ||
+           (params_.plan->prefill.sparse && !MayBeginAt(params_.plan->layers, layer));
+  };
+  while (end < pass.end_layer && cuts_list(end)) ++end;
+  return end;
+}
+
+Status PromptRun::Step(int64_t most) {
   BATON_CHECK(!done());
-  const Pass pass = schedule_.passes[next_];
-  if (params_.routing) BATON_TRY(params_.routing->Before(pass, kept_.data()));
-  BATON_TRY(Reserve(pass));
+  const bool begins = !within_pass();
+  if (begins) {
+    BATON_TRY(Begin(&pass_, most));
+    layer_ = pass_.first_layer;
+  }
+  const Pass pass = pass_;
+  const int end_layer = PartEnd(pass, layer_, most);
+  const bool ends = end_layer == pass.end_layer;
   SegmentFailure failure;
   const AttentionSegment segment{.rows = {0, pass.rows(), pass.first_row},
                                  .kv = params_.kv,
@@ -69,13 +101,19 @@ Status PromptRun::Step() {
   batch.tokens = params_.tokens.subspan(static_cast<size_t>(pass.first_row - begin_),
                                         static_cast<size_t>(pass.rows()));
   batch.segments = std::span(&segment, 1);
-  batch.first_layer = pass.first_layer;
-  batch.end_layer = pass.end_layer;
-  batch.fed = pass.fed;
-  batch.feed_end = pass.feed_end;
-  if (pass.first_layer > 0) batch.hidden = Kept(pass.first_row);
+  batch.first_layer = layer_;
+  batch.end_layer = end_layer;
+  batch.fed = begins && pass.fed;
+  batch.feed_end = ends && pass.feed_end;
+  if (!begins) {
+    batch.hidden = between_.data();
+  } else if (pass.first_layer > 0) {
+    batch.hidden = Kept(pass.first_row);
+  }
   const int64_t keep = std::max(schedule_.keep_from, pass.first_row);
-  if (pass.end_layer < engine_.info.layers && keep < pass.end_row) {
+  if (!ends) {
+    batch.leave = between_.Reserve(pass.rows() * engine_.info.width);
+  } else if (pass.end_layer < engine_.info.layers && keep < pass.end_row) {
     batch.leave = Kept(keep);
     batch.leave_from = keep - pass.first_row;
   }
@@ -88,7 +126,7 @@ Status PromptRun::Step() {
   }
   std::vector<int64_t> rows;
   const int64_t wanted = std::max(wanted_, pass.first_row);
-  if (params_.on_logits && pass.end_layer == engine_.info.layers && wanted < pass.end_row) {
+  if (params_.on_logits && end_layer == engine_.info.layers && wanted < pass.end_row) {
     rows.resize(static_cast<size_t>(pass.end_row - wanted));
     std::iota(rows.begin(), rows.end(), wanted - pass.first_row);
     batch.logit_rows = rows;
@@ -98,7 +136,18 @@ Status PromptRun::Step() {
   }
   engine_.model->Forward(batch);
   if (failure.failed()) return failure.ToError();
-  ++next_;
+  ran_ = pass.rows() * (end_layer - layer_);
+  layer_ = ends ? 0 : end_layer;
+  return ends ? End(pass) : Status::Ok();
+}
+
+Status PromptRun::End(const Pass& pass) {
+  Pass& scheduled = schedule_.passes[next_];
+  if (pass.end_row == scheduled.end_row) {
+    ++next_;
+  } else {
+    scheduled.first_row = pass.end_row;
+  }
   if (params_.on_pass) params_.on_pass();
   if (params_.routing) params_.routing->After(pass);
   if (params_.only_decide && pass.end_row == end_) {

@@ -42,17 +42,29 @@ class PromptRun {
  public:
   PromptRun(Engine::Impl& engine, PromptParams params);
 
+  static constexpr int64_t kWholePass = INT64_MAX;
+
   int64_t passes_left() const { return static_cast<int64_t>(schedule_.passes.size() - next_); }
   bool done() const { return passes_left() == 0; }
   // Tokens that no further pass looks at, in proportion where passes are layers.
   int64_t tokens_done() const;
 
-  // One forward pass; there must be one left. Errors: the cache is full, or Transformer::Forward's;
-  // a run that failed must not be continued.
-  Status Step();
+  // Whether the next step goes on within a pass.
+  bool within_pass() const { return layer_ > 0; }
+
+  // One forward pass, or the part of it that fits into `most` rows times layers, but at least a
+  // layer of the fewest rows by which a prompt may be cut (Engine::Impl::PromptUnit); any `most`
+  // gives the same bits. There must be a pass left. Errors: the cache is full, or
+  // Transformer::Forward's; a run that failed must not be continued.
+  Status Step(int64_t most = kWholePass);
+  // What the latest step ran, in rows times layers.
+  int64_t ran() const { return ran_; }
   Status RunAll();  // until done, or cancelled
 
  private:
+  Status Begin(Pass* pass, int64_t most);
+  Status End(const Pass& pass);
+  int PartEnd(const Pass& pass, int from, int64_t most) const;
   Status Reserve(const Pass& pass);
   // The stream of rows that live from one pass to the next: [n, C] from `row` on.
   float* Kept(int64_t row) {
@@ -64,7 +76,11 @@ class PromptRun {
   int64_t begin_ = 0, end_ = 0, wanted_ = 0;  // positions
   PrefillSchedule schedule_;
   size_t next_ = 0;
-  Array<float> kept_;                                  // on the device
+  Pass pass_;      // at hand, where a step ended within it
+  int layer_ = 0;  // that it goes on with; 0: it has not begun
+  int64_t ran_ = 0;
+  Array<float> between_;  // the stream of its rows: [rows, C] on the device
+  Array<float> kept_;     // on the device
   std::vector<std::pair<int, int64_t>> suffix_rings_;  // cache, its first exact token
 };
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "engine/active_request.h"
 #include "engine/decode_step.h"
 #include "engine/engine_impl.h"
@@ -177,14 +178,20 @@ void Scheduler::RunPass() {
   take_rows();
   if (rows.empty()) {  // everybody had a token in this round
     ++round_;
-    if (prompt) {
-      prompt->prompt_turn = ++prompt_turn_;
-      return prompt->PromptPass();
-    }
+    if (prompt) return PromptPass(*prompt, !decoding.empty());
+    pace_.BeginRound();
     take_rows();
   }
   for (ActiveRequest* r : rows) r->decode_round = round_;
   if (!rows.empty()) DecodePass(rows);
+}
+
+void Scheduler::PromptPass(ActiveRequest& r, bool others_decode) {
+  const auto start = std::chrono::steady_clock::now();
+  r.PromptPass(others_decode ? pace_.Part(engine_.options.prompt_share) : PromptRun::kWholePass);
+  pace_.Ran(r.ran(), SecondsSince(start));
+  pace_.BeginRound();
+  if (!r.within_pass()) r.prompt_turn = ++prompt_turn_;
 }
 
 void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
@@ -213,8 +220,8 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   step.Forward(*engine_.model, [&](size_t part, int64_t first, View<const float> logits) {
     parts[part]->Accept(first, logits);
   });
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = SecondsSince(start);
+  pace_.Decoded(seconds);
   for (size_t i = 0; i < parts.size(); ++i) {
     if (step.failure(i).failed()) parts[i]->FailPart(step.failure(i).ToError());
     const double share = static_cast<double>(step.rows(i)) / static_cast<double>(step.rows());

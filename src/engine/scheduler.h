@@ -3,8 +3,9 @@
 // a pass, so a request's logits do not depend on its neighbours.
 //
 // Turns: in a round every request past its prompt gets one token; between two rounds runs one
-// prompt pass, of the request that has waited longest. So a prompt of any length delays the tokens
-// of others by one pass at a time, and several prompts advance together.
+// prompt pass, of the request that has waited longest, so that several prompts advance together.
+// Where others decode, it runs in parts with rounds between them (engine/prompt_pace.h): a prompt
+// of any length delays the tokens of others by a share of the time.
 //
 // Admission: a request starts when all the cache that it may ever need can be set aside for it,
 // in order of arrival. What it needs does not depend on others, so no request fails because of its
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "baton/engine.h"
+#include "engine/prompt_pace.h"
 
 namespace baton {
 
@@ -51,6 +53,7 @@ class Scheduler {
   bool Admit(ActiveRequest& r, int64_t used_pages);
   Result<std::shared_ptr<KvStore>> StoreFor(ActiveRequest& r);
   void RunPass();
+  void PromptPass(ActiveRequest& r, bool others_decode);
   void DecodePass(std::span<ActiveRequest* const> requests);
   void FinishDone();
   CacheUse CountUse() const;
@@ -61,6 +64,7 @@ class Scheduler {
   // In order of arrival; those that are not admitted wait for cache.
   std::vector<std::unique_ptr<ActiveRequest>> requests_;
   int64_t round_ = 0, prompt_turn_ = 0;
+  PromptPace pace_;
   bool stepping_ = false;
 
   mutable std::mutex mutex_;  // guards what follows

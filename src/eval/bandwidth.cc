@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "base/clock.h"
 #include "base/thread_pool.h"
 #include "baton/eval.h"
 #include "engine/engine_impl.h"
@@ -40,8 +41,7 @@ double MeasureCopyBandwidth(Device& device) {
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < kCopies; ++i) device.Copy(to->data(), from->data(), kCopyBytes);
     device.Download(&end, to->data(), 1);
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double seconds = SecondsSince(start);
     best = std::max(best, 2.0 * kCopies * static_cast<double>(kCopyBytes) / seconds);
   }
   return best;
@@ -63,8 +63,7 @@ double MeasureHostBandwidth(int threads) {
     pool.For(chunks, [&](int64_t c, int) {
       sums[static_cast<size_t>(c)] = Sum(words + c * kWords, kWords);
     });
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double seconds = SecondsSince(start);
     best = std::max(best, static_cast<double>(kBytes) / seconds);
   }
   // Kept alive: sums that nobody reads would be removed, and the reads with them.

@@ -5,6 +5,16 @@
 #include "base/check.h"
 
 namespace baton {
+
+bool MayBeginAt(std::span<const LayerPlan> plan, int layer) {
+  for (const LayerPlan& reader : plan.subspan(static_cast<size_t>(layer))) {
+    for (const Branch& b : reader.branches) {
+      if (b.set.kind == TokenSet::Kind::kIndex && b.set.publisher < layer) return false;
+    }
+  }
+  return true;
+}
+
 namespace {
 
 // Calls f(first, end) for chunks of [begin, end).
@@ -18,20 +28,9 @@ bool IsPlainWindow(const LayerPlan& layer) {
          layer.branches[0].set.sink == 0 && !layer.publish;
 }
 
-// Lists live for one pass: a pass may begin at `layer` only if neither it nor a later layer reads a
-// list that an earlier one publishes.
-bool MayBeginAt(const ModelShape& model, int layer) {
-  for (size_t l = static_cast<size_t>(layer); l < model.plan.size(); ++l) {
-    for (const Branch& b : model.plan[l].branches) {
-      if (b.set.kind == TokenSet::Kind::kIndex && b.set.publisher < layer) return false;
-    }
-  }
-  return true;
-}
-
 // The first layer from `layer` on where a pass may begin; model.layers: none.
 int NextBegin(const ModelShape& model, int layer) {
-  while (layer < model.layers && !MayBeginAt(model, layer)) ++layer;
+  while (layer < model.layers && !MayBeginAt(model.plan, layer)) ++layer;
   return layer;
 }
 
@@ -57,7 +56,7 @@ int64_t SuffixRows(const ModelShape& model, int64_t wanted, int* from) {
     if (c.owner == CacheSpec::kMemory || c.owner >= exit) last_fed = std::max(last_fed, c.kv_input);
   }
   if (last_fed < 0 || last_fed >= exit) return -1;
-  if (!MayBeginAt(model, last_fed) || WritesRing(model, last_fed)) return -1;
+  if (!MayBeginAt(model.plan, last_fed) || WritesRing(model, last_fed)) return -1;
   int64_t rows = wanted;
   for (int l = last_fed + 1; l < exit; ++l) {
     const LayerPlan& layer = model.plan[static_cast<size_t>(l)];

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "plan/layer_plan.h"
@@ -56,6 +57,10 @@ struct PrefillSchedule {
 // shared cache and the exit, these see just the rows that a wanted row can still feel. Lists live
 // for one pass: an exit between a publisher and a reader moves down behind the reader.
 PrefillSchedule MakePrefillSchedule(const ModelShape& model, const PrefillRequest& request);
+
+// Lists live for one forward pass: whether one may begin at `layer`, because neither it nor a later
+// layer of `plan` reads a list that an earlier one publishes.
+bool MayBeginAt(std::span<const LayerPlan> plan, int layer);
 
 // The most rows from `begin` on that caches can hold beforehand: later ones are wanted, or go on
 // from a pass over all rows to one over the last.

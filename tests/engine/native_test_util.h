@@ -106,11 +106,13 @@ struct Manner {
   int64_t chunk = 512;
   int64_t wanted = 1;
   PrefillOrder order = PrefillOrder::kTokenMajor;
+  int64_t part = PromptRun::kWholePass;  // rows times layers of a step
 };
 
-// Appends `tokens`; the logits of the wanted rows, [wanted, vocab].
+// Appends `tokens`; the logits of the wanted rows, [wanted, vocab]. `between` runs after each step.
 inline Logits RunPrompt(Engine& engine, KvSequence& kv, std::span<const int32_t> tokens,
-                        const Manner& manner, const ResolvedPlan* plan = nullptr) {
+                        const Manner& manner, const ResolvedPlan* plan = nullptr,
+                        const std::function<void()>& between = nullptr) {
   Logits all;
   engine.impl().options.prompt_chunk = manner.chunk;
   PromptRun run(engine.impl(),
@@ -124,8 +126,12 @@ inline Logits RunPrompt(Engine& engine, KvSequence& kv, std::span<const int32_t>
                      },
                  .wanted = manner.wanted,
                  .order = manner.order});
-  const Status status = run.RunAll();
-  EXPECT_TRUE(status.ok()) << status.error().ToString();
+  while (!run.done()) {
+    const Status status = run.Step(manner.part);
+    EXPECT_TRUE(status.ok()) << status.error().ToString();
+    if (!status.ok()) break;
+    if (between) between();
+  }
   return all;
 }
 

@@ -79,7 +79,15 @@ class Prompts {
     if (first > 0)
       RunPrompt(*engine_, session.sequence(), Tokens(0, first),
                 {.chunk = manner.chunk, .order = manner.order});
-    const Logits logits = RunPrompt(*engine_, session.sequence(), Tokens(first, n), manner);
+    // Others decode between the parts of a pass.
+    Session other = NewSession();
+    RunWhole(*engine_, other.sequence(), Tokens(0, 40));
+    const auto between = [&] {
+      if (manner.part < PromptRun::kWholePass && other.sequence().length() < kMaxTokens)
+        DecodeSteps(other, Tokens(0, 1));
+    };
+    const Logits logits =
+        RunPrompt(*engine_, session.sequence(), Tokens(first, n), manner, nullptr, between);
     EXPECT_EQ(static_cast<int64_t>(logits.size()),
               std::min(manner.wanted, n - first) * spec_.vocab);
     return Compare(session, n, logits);
@@ -159,6 +167,17 @@ TEST_P(Schedule, LayerMajorIsTheWholePass) {
       for (const int64_t chunk : {7, 512}) {
         Check(prompts, n, {.chunk = chunk, .wanted = 2, .order = PrefillOrder::kLayerMajor});
       }
+    }
+  }
+}
+
+TEST_P(Schedule, PartsOfPassesAreTheWholePass) {
+  for (const SyntheticSpec& spec : NativeSpecs()) {
+    Prompts prompts(spec, GetParam());
+    for (const int64_t part : {1, 300}) {
+      Check(prompts, 150, {.chunk = 128, .wanted = 2, .part = part});
+      Check(prompts, 150, {.chunk = 512, .part = part}, 27);
+      Check(prompts, 65, {.order = PrefillOrder::kLayerMajor, .part = part});
     }
   }
 }
@@ -342,11 +361,13 @@ TEST(ScheduleProperty, RandomModelsAndSchedules) {
           .chunk = *rc::gen::element<int64_t>(1, 3, 7, 64, 100, 512),
           .wanted = *rc::gen::inRange<int64_t>(1, 8),
           .order = *rc::gen::element(PrefillOrder::kTokenMajor, PrefillOrder::kTokenMajor,
-                                     PrefillOrder::kLayerMajor)};
+                                     PrefillOrder::kLayerMajor),
+          .part = *rc::gen::element(INT64_MAX, int64_t{1}, int64_t{130}, int64_t{400})};
       const Comparison c = prompts.Run(n, manner, first);
       if (!c.same(0)) {
         RC_LOG() << Describe(spec) << " exit " << spec.exit_layer << " n " << n << " first "
-                 << first << " chunk " << manner.chunk << " wanted " << manner.wanted << ": " << c;
+                 << first << " chunk " << manner.chunk << " wanted " << manner.wanted << " part "
+                 << manner.part << ": " << c;
       }
       RC_ASSERT(c.same(0));
     }

@@ -77,14 +77,19 @@ void RunHistory(Engine& engine, const std::vector<Request>& requests,
 }
 
 TEST_P(SchedulerTest, ArrivalsAndCancelsChangeNoBitOfOthers) {
-  const EngineOptions options{.kv_tokens = 512, .prompt_chunk = 48};
   const std::vector<Request> requests = MixedRequests();
-  const std::vector<Generation> alone = Alone(requests, options);
-  auto engine = Load(options);
+  const std::vector<Generation> alone = Alone(requests, {.kv_tokens = 512});
+  // Of every pass and of its smallest parts.
+  const std::unique_ptr<Engine> engines[] = {
+      Load({.kv_tokens = 512, .prompt_chunk = 64, .prompt_share = 1}),
+      Load({.kv_tokens = 512, .prompt_share = 0.001})};
   const bool reference = GetParam().backend == Backend::kReference;
   const int most_events = kSlowBuild ? (reference ? 6 : 12) : (reference ? 24 : 60);
   EXPECT_TRUE(rc::check("a batch of any history equals single runs",
-                        [&] { RunHistory(*engine, requests, alone, most_events); }));
+                        [&] {
+                          Engine& engine = *engines[*rc::gen::inRange<size_t>(0, 2)];
+                          RunHistory(engine, requests, alone, most_events);
+                        }));
 }
 
 TEST_P(SchedulerTest, BatchStreamsEachRequestsText) {
@@ -106,7 +111,7 @@ TEST_P(SchedulerTest, BatchStreamsEachRequestsText) {
 }
 
 TEST_P(SchedulerTest, CancelEndsOneRequestAtTheNextStepAndFreesItsCache) {
-  auto engine = Load({.kv_tokens = 256});
+  auto engine = Load({.kv_tokens = 256, .prompt_share = 1});
   const Request keeps = TokensRequest(60, 2, 40), waits = TokensRequest(100, 3, 20);
   Seen cancelled, other, waiting;
   const RequestId id = Submit(*engine, TokensRequest(50, 1, 70), cancelled);
@@ -208,7 +213,7 @@ TEST_P(SchedulerTest, WaitingRequestsStartInOrderOfArrival) {
 }
 
 TEST_P(SchedulerTest, LongPromptDelaysEveryTokenByOnePassAtMost) {
-  auto engine = Load({.prompt_chunk = 16});
+  auto engine = Load({.prompt_chunk = 16, .prompt_share = 1});
   constexpr int kRequests = 20;  // two decode passes a round
   constexpr int64_t kTokens = 10;
   std::vector<Seen> short_ones(kRequests);
@@ -222,6 +227,25 @@ TEST_P(SchedulerTest, LongPromptDelaysEveryTokenByOnePassAtMost) {
   EXPECT_GE(long_prompt.prompt.size(), static_cast<size_t>(kTokens) - 2);  // nor does it starve
   StepUntilIdle(*engine);
   EXPECT_EQ(long_prompt.prompt.size(), 40u);
+}
+
+TEST_P(SchedulerTest, TokensComeBetweenThePartsOfAPass) {
+  auto engine = Load({.prompt_share = 0.001});
+  constexpr int64_t kRows = 8 * 64;
+  const int64_t parts = kRows / 64 * engine->info().layers;
+  Seen decoding, prompt;
+  Submit(*engine, TokensRequest(5, 1, parts + 20), decoding);
+  for (int i = 0; i < 4; ++i) engine->Step();
+  const Request request = TokensRequest(kRows, 2, 1);
+  Submit(*engine, request, prompt);
+  int64_t steps = 0;
+  for (; prompt.prompt.empty(); ++steps) ASSERT_TRUE(engine->Step());
+  EXPECT_EQ(steps, 2 * engine->info().layers - 1);  // until the first rows are through
+  for (; !prompt.done(); ++steps) ASSERT_TRUE(engine->Step());
+  EXPECT_EQ(steps, 2 * parts - 1);
+  EXPECT_EQ(prompt.prompt.size(), static_cast<size_t>(kRows) / 64);
+  StepUntilIdle(*engine);
+  EXPECT_EQ(Fingerprint(prompt.generation()), Fingerprint(Alone({request})[0]));
 }
 
 TEST_P(SchedulerTest, PromptsTakeTurns) {
@@ -357,17 +381,19 @@ TEST_P(SchedulerTest, OtherThreadsSubmitAndCancel) {
 }
 
 TEST_P(SchedulerTest, EngineMayGoWhileRequestsRunAndWait) {
-  Seen running, in_prompt, waiting, submitted;
-  auto engine = Load({.kv_tokens = 256, .prompt_chunk = 16});
-  Submit(*engine, TokensRequest(10, 1, 50), running);
-  Submit(*engine, TokensRequest(100, 1, 20, SparsePlan(16)), in_prompt);
-  Submit(*engine, TokensRequest(200, 1, 20), waiting);
-  for (int i = 0; i < 4; ++i) engine->Step();
-  Submit(*engine, TokensRequest(10, 1, 50), submitted);
-  engine.reset();
-  for (const Seen* s : {&running, &in_prompt, &waiting, &submitted}) EXPECT_FALSE(s->done());
-  EXPECT_FALSE(in_prompt.prompt.empty());
-  EXPECT_TRUE(waiting.prompt.empty());
+  for (const double share : {1.0, 0.001}) {  // between two passes of a prompt, and within one
+    Seen running, in_prompt, waiting, submitted;
+    auto engine = Load({.kv_tokens = 256, .prompt_chunk = 16, .prompt_share = share});
+    Submit(*engine, TokensRequest(10, 1, 50), running);
+    Submit(*engine, TokensRequest(100, 1, 20, SparsePlan(16)), in_prompt);
+    Submit(*engine, TokensRequest(200, 1, 20), waiting);
+    for (int i = 0; i < 4; ++i) engine->Step();
+    Submit(*engine, TokensRequest(10, 1, 50), submitted);
+    engine.reset();
+    for (const Seen* s : {&running, &in_prompt, &waiting, &submitted}) EXPECT_FALSE(s->done());
+    EXPECT_EQ(in_prompt.prompt.empty(), share < 1);
+    EXPECT_TRUE(waiting.prompt.empty());
+  }
 }
 
 TEST_P(SchedulerTest, PromptRunCountsItsPasses) {
