@@ -6,7 +6,6 @@
 
 #include "base/check.h"
 #include "base/clock.h"
-#include "engine/routing.h"
 
 namespace baton {
 namespace {
@@ -34,7 +33,6 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
       caches_(prepared.plan.caches),
       rollback_(prepared.rollback),
       plan_hash_(HashOf(request_, prepared.plan)),
-      plan_(request_.route ? prepared.plan : ResolvedPlan{}),
       conversation_(prepared.conversation),
       callbacks_(std::move(callbacks)),
       sampler_(request_.sampling),
@@ -58,193 +56,33 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
 void ActiveRequest::Admit(std::shared_ptr<KvStore> store) {
   KvSequence kv = store->NewSequence();
   Begin(std::move(store), std::move(kv), 0);
-  if (Status status = StartRouting(); !status.ok()) Fail(std::move(status).error());
+  if (Status status = prompt_->Start(); !status.ok()) Fail(std::move(status).error());
 }
 
 void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
                           const ResolvedPlan& routed, std::optional<RoutingReport> report) {
-  kept_routes_ = std::move(report);
-  if (kept_routes_) kept_routes_->source = "cached";
   sequence_.plan = routed;  // a conversation keeps its windows: what they dropped is gone
   Begin(std::move(store), std::move(kv), length);
-  StartPrompt(PrefillOrder::kTokenMajor);
+  prompt_->Continue(std::move(report));
 }
 
 void ActiveRequest::Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length) {
-  BATON_CHECK(!admitted_ && length < sequence_.prompt_tokens);
+  BATON_CHECK(!admitted_);
   admitted_ = true;
   if (request_.exact) exact_.emplace(*request_.exact, engine_.draft_history[plan_hash_]);
   sequence_.store = std::move(store);
   sequence_.kv = std::move(kv);
   sequence_.kv.Truncate(length);
-  sequence_.prompt_position = length;
-  result_.stats.reused_tokens = length;
-}
-
-// A prompt whose layers have to be routed first, as it runs or ahead of it.
-Status ActiveRequest::StartRouting() {
-  if (!request_.route && DecidedOrder() == PrefillOrder::kTokenMajor) {
-    StartPrompt(PrefillOrder::kTokenMajor);
-    return Status::Ok();
-  }
-  const RouteOptions options = request_.route.value_or(RouteOptions{});
-  const Router* router = engine_.router ? &*engine_.router : nullptr;
-  routing_ = std::make_unique<Routing>(engine_, router, options,
-                                       std::span<const int32_t>(sequence_.tokens), &sequence_.plan,
-                                       &sequence_.kv);
-  if (exact_) routing_->KeepCaches();
-  using Mode = RouteOptions::Mode;
-  // Nothing to ask: the prompt runs under decided layers.
-  const bool decided = routing_->forced() && options.mode != Mode::kDense;
-  if (decided) routing_->DecideForced();
-  if (decided || options.mode == Mode::kExact || options.mode == Mode::kDense) {
-    StartPrompt(decided ? DecidedOrder() : PrefillOrder::kLayerMajor);
-    return Status::Ok();
-  }
-  BATON_ASSIGN(ahead_, RoutingAhead::Create(engine_, options, sequence_.tokens, sequence_.plan));
-  return Status::Ok();
-}
-
-// Of a prompt whose layers are decided: in chunks, unless a layer's cache is to go before the next
-// layer fills its own.
-PrefillOrder ActiveRequest::DecidedOrder() const {
-  return sequence_.plan.Evicts() && !exact_ ? PrefillOrder::kLayerMajor : PrefillOrder::kTokenMajor;
-}
-
-void ActiveRequest::StartPrompt(PrefillOrder order) {
-  order_ = order;
-  if (engine_.prefix && request_.prefix_cache && !conversation_) FindPrefix();
-  if (!prefix_ || !prefix_->loading()) RunPrompt();
-}
-
-void ActiveRequest::FindPrefix() {
-  const bool dense = request_.exact.has_value();
-  const ResolvedPlan& plan = dense ? engine_.model_plan : sequence_.plan;
-  const int64_t wanted = request_.prompt_logprobs < 0 ? sequence_.prompt_tokens - 1 : 0;
-  PrefixCache::Query query{.key = {CachesKey(caches_, rollback_), PromptKey(plan)},
-                           .store = &sequence_.store,
-                           .kv = &sequence_.kv,
-                           .tokens = sequence_.tokens,
-                           .shape = &engine_.shape(),
-                           .prefill = {.begin = 0,
-                                       .end = sequence_.prompt_tokens,
-                                       .wanted = wanted,
-                                       .chunk = engine_.options.prompt_chunk,
-                                       .order = order_},
-                           .unit = engine_.PromptUnit(plan)};
-  if (RoutedByRows()) return FindRoutedPrefix(std::move(query));
-  prefix_ = engine_.prefix->Find(query);
-}
-
-// A prompt whose layers are decided one by one, by the stream of its first and its last rows. Those
-// of the first are kept with the cache; the last are always processed. A window also hides keys
-// from the rows of the prompt, unless that is dense: then K and V depend on the decisions, and go
-// on only as long as these are the same.
-void ActiveRequest::FindRoutedPrefix(PrefixCache::Query query) {
-  const bool dense = request_.route->mode == RouteOptions::Mode::kDense;
-  const int64_t pool = engine_.router->settings.pool;
-  routing_->Record();
-  const std::string open = fmt::format("routing {};", id_);  // until SettlePrefix
-  const PrefixKey begins{query.key.caches, dense ? query.key.prompt + "|" : RoutedKey()};
-  PrefixCache::Routed known =
-      engine_.prefix->Nearest(begins, query.tokens, (pool - 1) / kPageTokens);
-  auto state = std::static_pointer_cast<const RoutedPrefix>(known.state);
-  std::string miss = "no cached prompt begins like it and was routed";
-  if (state && restarted_.empty() && routing_->CanResume(*state)) {
-    query.least = pool;
-    query.most = sequence_.prompt_tokens - pool;
-    if (!dense) {
-      query.key.prompt = known.prompt;
-      SetLifetimes(state->bitmap);
-    }
-    prefix_ = engine_.prefix->Find(query);
-    if (prefix_->hit() > 0 && !prefix_->loading()) {
-      routed_prefix_ = std::move(state);
-      return;
-    }
-    miss = prefix_->report().miss;
-    prefix_.reset();
-    if (!dense) SetLifetimes("");
-  }
-  query.most = 0;
-  query.key.prompt = dense ? query.key.prompt : open;
-  prefix_ = engine_.prefix->Find(query);
-  prefix_->Miss(restarted_.empty() ? miss : restarted_);
-}
-
-bool ActiveRequest::RoutedByRows() const {
-  return routing_ && engine_.router && order_ == PrefillOrder::kLayerMajor && routing_->open() &&
-         !routing_->forced();
-}
-
-std::string ActiveRequest::RoutedKey() const {
-  return fmt::format("routed {} {} {};", sequence_.plan.hash, request_.route->margin,
-                     request_.route->mask);
-}
-
-// Of the caches of routed layers, as the decisions make them; all of them, where there are none.
-void ActiveRequest::SetLifetimes(const std::string& bitmap) {
-  for (size_t l = 0; l < plan_.layers.size(); ++l) {
-    const LayerPlan& layer = plan_.layers[l];
-    if (layer.role != Role::kRoute) continue;
-    const bool sparse = l < bitmap.size() && bitmap[l] == 'S';
-    sequence_.kv.Keep(plan_.OwnCache(static_cast<int>(l)), sparse ? layer.route.sink : 0,
-                      sparse ? layer.route.recent : 0);
-  }
-}
-
-// The prompt is done: what it left stays in the cache.
-void ActiveRequest::SettlePrefix() {
-  engine_.prefix->Count(*prefix_);
-  if (!routed_by_rows_) return engine_.prefix->Save(*prefix_);
-  // The decisions are known: what was kept gets its key. It is not found again on disk.
-  const bool dense = request_.route->mode == RouteOptions::Mode::kDense;
-  PrefixKey key{CachesKey(caches_, rollback_),
-                dense ? "" : RoutedKey() + PromptKey(sequence_.plan)};
-  engine_.prefix->Settle(*prefix_, key, (engine_.router->settings.pool - 1) / kPageTokens,
-                         std::make_shared<const RoutedPrefix>(routing_->Recorded()));
-}
-
-// From the prompt's start, since the layers are routed otherwise than those of the cache.
-Status ActiveRequest::Restart() {
-  restarted_ = fmt::format("layer {} is routed otherwise", routing_->diverged());
-  prompt_.reset();
-  prefix_.reset();
-  routing_.reset();
-  routed_by_rows_ = false;
-  sequence_.kv = sequence_.store->NewSequence();
-  sequence_.plan = plan_;
-  result_.stats.reused_tokens = sequence_.prompt_position = 0;
-  return StartRouting();
-}
-
-void ActiveRequest::RunPrompt() {
-  if (prefix_) {
-    engine_.prefix->Adopt(*prefix_, sequence_.kv);
-    routed_by_rows_ = RoutedByRows();
-    if (routing_) routing_->Resume(prefix_->hit(), std::move(routed_prefix_));
-    result_.stats.prefix = prefix_->report();
-    result_.stats.reused_tokens = sequence_.prompt_position = prefix_->hit();
-    sequence_.kv.KeepTokens(0,
-                            std::span(sequence_.tokens).first(static_cast<size_t>(prefix_->hit())));
-  }
-  const auto length = static_cast<size_t>(sequence_.kv.length());
-  prompt_.emplace(
-      engine_,
-      PromptParams{.tokens = std::span(sequence_.tokens).subspan(length),
-                   .kv = &sequence_.kv,
-                   .plan = request_.exact && !routing_ ? &engine_.model_plan : &sequence_.plan,
-                   .on_logits = [this](int64_t first,
-                                       View<const float> logits) { PromptLogits(first, logits); },
-                   .wanted = request_.prompt_logprobs < 0 ? 1 : sequence_.prompt_tokens,
-                   .began = prefix_ ? 0 : -1,
-                   .on_pass =
-                       [this] {
-                         if (prefix_)
-                           engine_.prefix->Keep(*prefix_, sequence_.tokens, sequence_.kv);
-                       },
-                   .order = order_,
-                   .routing = order_ == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
+  prompt_.emplace(engine_,
+                  RequestPromptParams{.request = &request_,
+                                      .id = id_,
+                                      .caches = &caches_,
+                                      .rollback = rollback_,
+                                      .conversation = conversation_,
+                                      .sequence = &sequence_,
+                                      .on_logits = [this](int64_t first, View<const float> logits) {
+                                        PromptLogits(first, logits);
+                                      }});
 }
 
 // Of wanted rows: the prompt's last one picks a token, the others score the token that follows.
@@ -262,41 +100,16 @@ void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
   }
 }
 
-// One pass of the prompt, or of the routing that runs ahead of it.
-Status ActiveRequest::StepPrompt(int64_t most) {
-  ran_ = 0;
-  if (prefix_ && prefix_->loading()) {
-    engine_.prefix->Load(*prefix_, sequence_.tokens, sequence_.kv, engine_.options.prompt_chunk,
-                         engine_.pool);
-    if (!prefix_->loading()) RunPrompt();
-    return Status::Ok();
-  }
-  if (!ahead_) {
-    Status status = prompt_->Step(most);
-    ran_ = prompt_->ran();
-    return status.ok() || !routing_ || routing_->diverged() < 0 ? std::move(status) : Restart();
-  }
-  BATON_TRY(ahead_->Step());
-  if (!ahead_->done()) return Status::Ok();
-  routing_->DecideAs(ahead_->routing());
-  ahead_.reset();
-  StartPrompt(DecidedOrder());
-  return Status::Ok();
-}
-
 void ActiveRequest::PromptPass(int64_t most) {
   const auto start = std::chrono::steady_clock::now();
-  Status status = StepPrompt(most);
+  Status status = prompt_->Step(most);
   if (!status.ok()) return Fail(std::move(status).error());
   result_.stats.prompt_seconds += SecondsSince(start);
-  if (!prompt_ || within_pass()) return;
-  sequence_.prompt_position = result_.stats.reused_tokens + prompt_->tokens_done();
+  if (!prompt_->running() || prompt_->within_pass()) return;
   if (callbacks_.on_prompt) {
     callbacks_.on_prompt(sequence_.prompt_position, sequence_.prompt_tokens);
   }
-  if (!prompt_->done()) return;
-  if (prefix_) SettlePrefix();
-  AdvanceByPicked();
+  if (prompt_->done()) AdvanceByPicked();
 }
 
 DecodeStep::Part ActiveRequest::NextPart() {
@@ -540,8 +353,10 @@ void ActiveRequest::CountCache() {
   // Cancelled among its drafts: their K and V are the plan's.
   if (exact_ && exact_->begun()) sequence_.kv.Truncate(base_);
   std::optional<RoutingReport>& routing = result_.stats.routing;
+  result_.stats.reused_tokens = prompt_->reused();
+  result_.stats.prefix = prompt_->prefix();
   result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
-  routing = routing_ ? std::optional(routing_->Report()) : kept_routes_;
+  routing = prompt_->Routes();
   if (routing) CountHeld(sequence_.plan, sequence_.kv, *routing);
   if (!exact_) return;
   result_.stats.exact = exact_->report();
@@ -553,8 +368,7 @@ void ActiveRequest::Finish() {
   BATON_CHECK(done_);
   if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
   sequence_.Release();
-  if (prefix_ && routed_by_rows_ && !prompt_->done()) engine_.prefix->Forget(*prefix_);
-  prefix_.reset();
+  if (prompt_) prompt_->End();
   RequestStats& s = result_.stats;
   s.generated_tokens = static_cast<int64_t>(result_.tokens.size());
   const double steps = static_cast<double>(std::max<int64_t>(1, decode_steps_));

@@ -9,8 +9,7 @@
 #include "engine/decode_step.h"
 #include "engine/engine_impl.h"
 #include "engine/exact.h"
-#include "engine/prompt_run.h"
-#include "engine/routing_ahead.h"
+#include "engine/request_prompt.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
 
@@ -56,13 +55,10 @@ class ActiveRequest {
   void Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
              const ResolvedPlan& routed, std::optional<RoutingReport> report);
 
-  // One pass of its prompt, or the part of it that PromptRun::Step runs for `most`. A failure ends
-  // the request.
+  // RequestPrompt::Step. A failure ends the request.
   void PromptPass(int64_t most);
-  // The next pass goes on where this one stopped within it.
-  bool within_pass() const { return prompt_ && prompt_->within_pass(); }
-  // What the latest pass ran of the prompt, in rows times layers; 0: something else.
-  int64_t ran() const { return ran_; }
+  // Once admitted.
+  const RequestPrompt& prompt() const { return *prompt_; }
 
   // Its rows of the next decode pass: the newest token, or, where it drafts, the newest draft or
   // all rows of a verification. The part points into this object.
@@ -112,18 +108,6 @@ class ActiveRequest {
   bool CompletesStop(int32_t token);
   void Send(const std::string& text);
   void Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length);
-  Status StartRouting();
-  PrefillOrder DecidedOrder() const;
-  void StartPrompt(PrefillOrder order);
-  void FindPrefix();
-  void FindRoutedPrefix(PrefixCache::Query query);
-  bool RoutedByRows() const;
-  std::string RoutedKey() const;
-  void SetLifetimes(const std::string& bitmap);
-  void SettlePrefix();
-  Status Restart();
-  void RunPrompt();
-  Status StepPrompt(int64_t most);
 
   Engine::Impl& engine_;
   const RequestId id_;
@@ -131,21 +115,11 @@ class ActiveRequest {
   const std::vector<CacheSpec> caches_;
   const int64_t rollback_;
   const std::string plan_hash_;
-  const ResolvedPlan plan_;  // of a routed request, before it is routed
   const bool conversation_;
   RequestCallbacks callbacks_;
   Sequence sequence_;
   bool admitted_ = false;
-  std::unique_ptr<Routing> routing_;          // of a routed request whose prompt starts its cache
-  std::optional<RoutingReport> kept_routes_;  // of one that continues a cache
-  std::unique_ptr<RoutingAhead> ahead_;       // decides before the prompt is processed
-  std::optional<PrefixCache::Use> prefix_;    // what the prefix cache has of its prompt
-  std::string restarted_;                     // why it no longer goes on from there
-  PrefillOrder order_ = PrefillOrder::kTokenMajor;
-  std::shared_ptr<const RoutedPrefix> routed_prefix_;  // that it goes on from
-  bool routed_by_rows_ = false;      // its routed layers are decided as their turn comes
-  std::optional<PromptRun> prompt_;  // points into sequence_
-  int64_t ran_ = 0;
+  std::optional<RequestPrompt> prompt_;  // points at this
   Sampler sampler_;
   StreamDecoder decoder_;
   std::vector<Picked> picked_;                   // by Accept, not yet seen by Advance

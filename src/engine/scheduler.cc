@@ -189,9 +189,9 @@ void Scheduler::RunPass() {
 void Scheduler::PromptPass(ActiveRequest& r, bool others_decode) {
   const auto start = std::chrono::steady_clock::now();
   r.PromptPass(others_decode ? pace_.Part(engine_.options.prompt_share) : PromptRun::kWholePass);
-  pace_.Ran(r.ran(), SecondsSince(start));
+  pace_.Ran(r.prompt().ran(), SecondsSince(start));
   pace_.BeginRound();
-  if (!r.within_pass()) r.prompt_turn = ++prompt_turn_;
+  if (!r.prompt().within_pass()) r.prompt_turn = ++prompt_turn_;
 }
 
 void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {

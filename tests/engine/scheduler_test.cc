@@ -85,11 +85,10 @@ TEST_P(SchedulerTest, ArrivalsAndCancelsChangeNoBitOfOthers) {
       Load({.kv_tokens = 512, .prompt_share = 0.001})};
   const bool reference = GetParam().backend == Backend::kReference;
   const int most_events = kSlowBuild ? (reference ? 6 : 12) : (reference ? 24 : 60);
-  EXPECT_TRUE(rc::check("a batch of any history equals single runs",
-                        [&] {
-                          Engine& engine = *engines[*rc::gen::inRange<size_t>(0, 2)];
-                          RunHistory(engine, requests, alone, most_events);
-                        }));
+  EXPECT_TRUE(rc::check("a batch of any history equals single runs", [&] {
+    Engine& engine = *engines[*rc::gen::inRange<size_t>(0, 2)];
+    RunHistory(engine, requests, alone, most_events);
+  }));
 }
 
 TEST_P(SchedulerTest, BatchStreamsEachRequestsText) {
