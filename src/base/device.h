@@ -28,6 +28,9 @@ class Device {
   virtual void Copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
   virtual void Zero(std::byte* at, int64_t bytes) = 0;
 
+  // Returns when the operations called so far have run: whoever times them needs it.
+  virtual void Wait() {}
+
  private:
   friend class Buffer;
   // Zeroed, aligned for any operation. Errors: Resource.

@@ -135,6 +135,7 @@ Status PromptRun::Step(int64_t most) {
     };
   }
   engine_.model->Forward(batch);
+  if (most != kWholePass) engine_.ops->device().Wait();  // whoever asks for a part times it
   if (failure.failed()) return failure.ToError();
   ran_ = pass.rows() * (end_layer - layer_);
   layer_ = ends ? 0 : end_layer;

@@ -23,6 +23,7 @@ class CudaDevice final : public Device {
   void Download(void* to, const std::byte* from, int64_t bytes) override;
   void Copy(std::byte* to, const std::byte* from, int64_t bytes) override;
   void Zero(std::byte* at, int64_t bytes) override;
+  void Wait() override { recorder_.Wait(); }
 
   // Calls write(host, first, count) for pieces of `bytes` bytes, each of which is then copied to
   // `to`: data that is expanded on the way to the device needs no copy of its own. Pieces are
