@@ -41,9 +41,9 @@ struct EngineOptions {
   // Most tokens of cache, all requests together; 0: kv_contexts full contexts.
   int64_t kv_tokens = 0, kv_contexts = 1;
   int64_t prompt_chunk = 512;  // prompt tokens per forward pass
-  // Of the time, what prompts get while other requests decode, above 0: 0.45 leaves tokens less
-  // than twice their time, 1 runs whole passes.
-  double prompt_share = 0.45;
+  // Of the time, what prompts get while other requests decode, above 0: below a half, tokens take
+  // less than twice as long; 1: whole passes, which do the most work in the least time.
+  double prompt_share = 1;
   // Prompts that begin like an earlier one go on from its cache, bit for bit as without it. Most
   // tokens that it holds beside requests, within kv_tokens; 0: off, negative: a quarter of memory.
   // Chats of Engine::Generate have their own way.

@@ -37,6 +37,7 @@ void AddLimits(CLI::App* command, ServeCommand& o) {
       ->group("Limits");
   add("--cache-gib", o.cache_gib, 1, "Most that the folder may hold, in GiB");
   add("--prompt-chunk", o.engine.options.prompt_chunk, 1, "Prompt tokens per pass");
+  o.engine.options.prompt_share = 0.45;
   command
       ->add_option("--prompt-share", o.engine.options.prompt_share,
                    "Share of the time that prompts get while others decode, to 1: whole passes")

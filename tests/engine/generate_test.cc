@@ -347,7 +347,7 @@ Request Exact(Request r) {
 TEST_F(ChatTest, ExactConversationThatWasCancelledAmongDraftsGoesOnDensely) {
   int continued = 0;  // the first pieces may come before the conversation's prompt is done
   for (int pieces = 1; pieces < 8; ++pieces) {
-    auto warm = Load({.prompt_share = 1});
+    auto warm = Load();
     RequestCallbacks cancels;
     cancels.on_text = [&warm, left = pieces](std::string_view) mutable {
       if (--left == 0) warm->Cancel();

@@ -81,7 +81,7 @@ TEST_P(SchedulerTest, ArrivalsAndCancelsChangeNoBitOfOthers) {
   const std::vector<Generation> alone = Alone(requests, {.kv_tokens = 512});
   // Of every pass and of its smallest parts.
   const std::unique_ptr<Engine> engines[] = {
-      Load({.kv_tokens = 512, .prompt_chunk = 64, .prompt_share = 1}),
+      Load({.kv_tokens = 512, .prompt_chunk = 64}),
       Load({.kv_tokens = 512, .prompt_share = 0.001})};
   const bool reference = GetParam().backend == Backend::kReference;
   const int most_events = kSlowBuild ? (reference ? 6 : 12) : (reference ? 24 : 60);
@@ -110,7 +110,7 @@ TEST_P(SchedulerTest, BatchStreamsEachRequestsText) {
 }
 
 TEST_P(SchedulerTest, CancelEndsOneRequestAtTheNextStepAndFreesItsCache) {
-  auto engine = Load({.kv_tokens = 256, .prompt_share = 1});
+  auto engine = Load({.kv_tokens = 256});
   const Request keeps = TokensRequest(60, 2, 40), waits = TokensRequest(100, 3, 20);
   Seen cancelled, other, waiting;
   const RequestId id = Submit(*engine, TokensRequest(50, 1, 70), cancelled);
@@ -212,7 +212,7 @@ TEST_P(SchedulerTest, WaitingRequestsStartInOrderOfArrival) {
 }
 
 TEST_P(SchedulerTest, LongPromptDelaysEveryTokenByOnePassAtMost) {
-  auto engine = Load({.prompt_chunk = 16, .prompt_share = 1});
+  auto engine = Load({.prompt_chunk = 16});
   constexpr int kRequests = 20;  // two decode passes a round
   constexpr int64_t kTokens = 10;
   std::vector<Seen> short_ones(kRequests);
