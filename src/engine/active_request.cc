@@ -100,9 +100,9 @@ void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
   }
 }
 
-void ActiveRequest::PromptPass(int64_t most) {
+void ActiveRequest::PromptPass(int64_t row_layers) {
   const auto start = std::chrono::steady_clock::now();
-  Status status = prompt_->Step(most);
+  Status status = prompt_->Step(row_layers);
   if (!status.ok()) return Fail(std::move(status).error());
   result_.stats.prompt_seconds += SecondsSince(start);
   if (!prompt_->running() || prompt_->within_pass()) return;
@@ -356,7 +356,7 @@ void ActiveRequest::CountCache() {
   result_.stats.reused_tokens = prompt_->reused();
   result_.stats.prefix = prompt_->prefix();
   result_.stats.kv_bytes_held = sequence_.kv.held_bytes();
-  routing = prompt_->Routes();
+  routing = prompt_->RoutesReport();
   if (routing) CountHeld(sequence_.plan, sequence_.kv, *routing);
   if (!exact_) return;
   result_.stats.exact = exact_->report();

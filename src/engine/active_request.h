@@ -56,7 +56,7 @@ class ActiveRequest {
              const ResolvedPlan& routed, std::optional<RoutingReport> report);
 
   // RequestPrompt::Step. A failure ends the request.
-  void PromptPass(int64_t most);
+  void PromptPass(int64_t row_layers);
   // Once admitted.
   const RequestPrompt& prompt() const { return *prompt_; }
 

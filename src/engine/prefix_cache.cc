@@ -87,13 +87,15 @@ std::shared_ptr<KvStore> PrefixCache::StoreOf(const std::string& caches_key) con
 }
 
 void PrefixCache::MakeRoom(KvStore& store, int cache, int64_t pages) {
-  while (store.free_pages(cache) < pages && tree_.DropOldest(&store)) {
-  }
+  const auto drop = [&] {
+    while (store.free_pages(cache) < pages && tree_.DropOldest(&store)) {
+    }
+    tree_.DropPages(store, cache, pages);
+  };
+  drop();
   if (store.free_pages(cache) >= pages || !disk_) return;
-  // What is left is being written.
-  disk_->Written(/*wait=*/true);
-  while (store.free_pages(cache) < pages && tree_.DropOldest(&store)) {
-  }
+  disk_->Written(/*wait=*/true);  // what is left is being written
+  drop();
 }
 
 template <typename F>
@@ -180,6 +182,7 @@ PrefixCache::Use PrefixCache::Find(const Query& q) {
       }
       if (!load.caches.empty()) use.loads_.push_back(std::move(load));
     }
+    tree_.HoldPages(use.path_, use.loading());  // until Adopt
   }
   if (use.limit_ == 0) {
     report.miss =
@@ -249,6 +252,7 @@ void PrefixCache::Load(Use& use, std::span<const int32_t> tokens, const KvSequen
 }
 
 void PrefixCache::Adopt(Use& use, KvSequence& kv) {
+  tree_.HoldPages(use.path_, false);
   use.report_.tokens = use.hit_;
   if (use.hit_ >= use.limit_ && use.limit_ > 0) use.report_.miss.clear();
   use.snapshots_ =
@@ -347,6 +351,7 @@ void PrefixCache::Save(Use& use) {
   for (int c = 0; c < store.caches(); ++c)
     job.header.page_bytes.push_back(store.layout(c).arena_bytes(1));
   job.path = use.path_.Copy();
+  tree_.HoldPages(job.path, true);
   if (!disk_->Save(std::move(job))) return;
   for (int64_t b = 0; b < use.path_.size(); ++b) {
     PrefixBlock& block = use.path_[b];

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <optional>
+#include <regex>
 #include <utility>
 
 #include "base/atomic_file.h"
@@ -31,6 +32,7 @@ class OpenFile {
   }
   OpenFile(const OpenFile&) = delete;
 
+  bool ok() const { return fd_ >= 0; }
   bool Read(std::span<std::byte> to, int64_t offset) const {
     while (!to.empty()) {
       const ssize_t n = ::pread(fd_, to.data(), to.size(), offset);
@@ -52,6 +54,13 @@ class OpenFile {
  private:
   int fd_;
 };
+
+// Whether a file has the name of one that Write makes, or that it was making: nobody else's is
+// touched.
+bool IsOurs(const std::filesystem::path& path) {
+  static const std::regex pattern(R"([0-9a-f]{32}-[0-9]+-[0-9]+\.prefix(\..*\.tmp)?)");
+  return std::regex_match(path.filename().string(), pattern);
+}
 
 int64_t Now() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -117,16 +126,19 @@ Status PrefixDisk::ReadFolder() {
   std::filesystem::directory_iterator entries(folder_, ec);
   if (ec) return Error::Io("prefix cache: cannot read {}: {}", folder_, ec.message());
   std::vector<std::string> paths;
-  for (const auto& entry : entries) paths.push_back(entry.path().string());
+  for (const auto& entry : entries)
+    if (IsOurs(entry.path())) paths.push_back(entry.path().string());
   const std::lock_guard lock(mutex_);
   for (const std::string& path : paths) {
     // What a process that was killed left of its last file.
-    if (path.find(std::string(kExtension) + ".") != std::string::npos && path.ends_with(".tmp"))
+    if (!path.ends_with(kExtension)) {
       std::filesystem::remove(path, ec);
-    if (!path.ends_with(kExtension)) continue;
+      continue;
+    }
     auto file = std::make_shared<File>(File{.path = path});
     int64_t payload = 0;
     const OpenFile open(path);
+    if (!open.ok()) continue;
     file->bytes = open.Size(&file->used);
     Result<PrefixFileHeader> header = ReadHeader(open, file->bytes, &payload);
     if (!header.ok()) {
@@ -288,7 +300,10 @@ void PrefixDisk::Read(const std::string& hash, std::span<const int32_t> tokens,
       const int64_t from = std::exchange(at, at + h.page_bytes[c]);
       const auto rows = std::ssize(wanted[c][0]), copy = std::ssize(wanted[c][1]);
       if (rows == 0 || (*read)[c] || rows + copy != h.page_bytes[c]) continue;
-      if (!open) open.emplace(file->path);
+      if (!open) {
+        open.emplace(file->path);
+        if (!open->ok() && errno != ENOENT) break;  // too many open files, say: it may be good
+      }
       whole = open->Read(wanted[c][0], from) && open->Read(wanted[c][1], from + rows) &&
               ChecksumOf(wanted[c]) == block.checksums[c];
       (*read)[c] = whole;

@@ -8,26 +8,35 @@
 
 namespace baton {
 
+// Part of a forward pass of a prompt; no rows: nothing.
+struct PromptPart {
+  int64_t rows = 0, layers = 0;
+};
+// As a number of rows times layers: all of a pass.
+inline constexpr int64_t kWholePass = INT64_MAX;
+
 class PromptPace {
  public:
   void BeginRound() { round_seconds_ = 0; }
   void Decoded(double seconds) { round_seconds_ += seconds; }
-  // A part of a prompt, in rows times layers.
-  void Ran(int64_t row_layers, double seconds) {
-    if (row_layers <= 0) return;
-    const double each = seconds / static_cast<double>(row_layers);
-    slowest_ = std::max(each, kForget * slowest_);
+  // A part that ran beside others, to its end.
+  void Ran(PromptPart part, double seconds) {
+    if (part.rows == 0) return;
+    // A few rows take nearly as long as some more: what they wait for is the weights.
+    const int64_t rows = std::max(part.rows, kFewRows);
+    slowest_ = std::max(seconds / static_cast<double>(rows * part.layers), kForget * slowest_);
   }
   // Rows times layers that fit beside the round at hand, where prompts get `share` of the time; at
   // least 1.
-  int64_t Part(double share) const {
-    if (share >= 1) return INT64_MAX;
+  int64_t Budget(double share) const {
+    if (share >= 1) return kWholePass;
     const double seconds = round_seconds_ * share / (1 - share);
     // Nothing was seen: the least part there is will tell.
     return slowest_ > 0 ? std::max<int64_t>(1, static_cast<int64_t>(seconds / slowest_)) : 1;
   }
 
  private:
+  static constexpr int64_t kFewRows = 64;
   static constexpr double kForget = 0.9;  // layers differ: the slowest of the latest ones counts
   double round_seconds_ = 0;
   double slowest_ = 0;  // seconds of a row in a layer

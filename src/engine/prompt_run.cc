@@ -10,10 +10,7 @@
 namespace baton {
 
 PromptRun::PromptRun(Engine::Impl& engine, PromptParams params)
-    : engine_(engine),
-      params_(std::move(params)),
-      between_(engine.ops->device()),
-      kept_(engine.ops->device()) {
+    : engine_(engine), params_(std::move(params)), between_(engine.ops->device()) {
   if (params_.plan == nullptr) params_.plan = &engine.model_plan;
   begin_ = params_.kv->length();
   end_ = begin_ + static_cast<int64_t>(params_.tokens.size());
@@ -26,7 +23,6 @@ PromptRun::PromptRun(Engine::Impl& engine, PromptParams params)
                                            .chunk = engine.options.prompt_chunk,
                                            .order = params_.order,
                                            .done = begin_});
-  kept_.Reserve((end_ - schedule_.keep_from) * engine.info.width);
 }
 
 int64_t PromptRun::tokens_done() const {
@@ -56,21 +52,30 @@ Status PromptRun::Reserve(const Pass& pass) {
   return Status::Ok();
 }
 
-// Room for the next pass, or for so many of its first rows that a layer of them fits into `most`.
-Status PromptRun::Begin(Pass* pass, int64_t most) {
+// Room for the next pass, or for so many of its first rows that a layer of them fits into
+// `row_layers`.
+Status PromptRun::Begin(Pass* pass, int64_t row_layers) {
   *pass = schedule_.passes[next_];
-  if (params_.routing) BATON_TRY(params_.routing->Before(*pass, kept_.data()));
-  if (most < pass->rows() && params_.order == PrefillOrder::kTokenMajor) {
-    const int64_t unit = engine_.PromptUnit(*params_.plan);
-    pass->end_row = std::min(pass->end_row, pass->first_row + std::max(unit, most / unit * unit));
+  const int64_t kept = (end_ - schedule_.keep_from) * engine_.info.width;
+  if (kept > 0 && !kept_) {
+    const auto bytes = kept * static_cast<int64_t>(sizeof(float));
+    BATON_ASSIGN(kept_, Buffer::Allocate(bytes, engine_.ops->device()));
+  }
+  if (params_.routing) BATON_TRY(params_.routing->Before(*pass, kept_.as<float>()));
+  // Tiles begin at multiples of the unit: from elsewhere, a cut would change them.
+  const int64_t unit = engine_.PromptUnit(*params_.plan);
+  if (row_layers < pass->rows() && pass->first_row % unit == 0) {
+    pass->end_row =
+        std::min(pass->end_row, pass->first_row + std::max(unit, row_layers / unit * unit));
   }
   return Reserve(*pass);
 }
 
 // The layer before which a part ends that begins with layer `from`: lists do not outlive it.
-int PromptRun::PartEnd(const Pass& pass, int from, int64_t most) const {
-  if (most == kWholePass) return pass.end_layer;
-  const auto layers = static_cast<int>(std::clamp<int64_t>(most / pass.rows(), 1, pass.end_layer));
+int PromptRun::PartEnd(const Pass& pass, int from, int64_t row_layers) const {
+  if (row_layers == kWholePass) return pass.end_layer;
+  const auto layers =
+      static_cast<int>(std::clamp<int64_t>(row_layers / pass.rows(), 1, pass.end_layer));
   int end = std::min(from + layers, pass.end_layer);
   const auto cuts_list = [&](int layer) {
     return !MayBeginAt(engine_.shape().plan, layer) ||
@@ -80,15 +85,16 @@ int PromptRun::PartEnd(const Pass& pass, int from, int64_t most) const {
   return end;
 }
 
-Status PromptRun::Step(int64_t most) {
+Status PromptRun::Step(int64_t row_layers) {
   BATON_CHECK(!done());
+  ran_ = {};
   const bool begins = !within_pass();
   if (begins) {
-    BATON_TRY(Begin(&pass_, most));
+    BATON_TRY(Begin(&pass_, row_layers));
     layer_ = pass_.first_layer;
   }
   const Pass pass = pass_;
-  const int end_layer = PartEnd(pass, layer_, most);
+  const int end_layer = PartEnd(pass, layer_, row_layers);
   const bool ends = end_layer == pass.end_layer;
   SegmentFailure failure;
   const AttentionSegment segment{.rows = {0, pass.rows(), pass.first_row},
@@ -135,9 +141,9 @@ Status PromptRun::Step(int64_t most) {
     };
   }
   engine_.model->Forward(batch);
-  if (most != kWholePass) engine_.ops->device().Wait();  // whoever asks for a part times it
+  if (row_layers != kWholePass) engine_.ops->device().Wait();  // whoever asks for a part times it
   if (failure.failed()) return failure.ToError();
-  ran_ = pass.rows() * (end_layer - layer_);
+  ran_ = {pass.rows(), end_layer - layer_};
   layer_ = ends ? 0 : end_layer;
   return ends ? End(pass) : Status::Ok();
 }
@@ -157,6 +163,8 @@ Status PromptRun::End(const Pass& pass) {
   }
   params_.kv->Evict();
   if (!done()) return Status::Ok();
+  kept_ = {};
+  between_ = Array<float>(engine_.ops->device());
   for (const auto& [cache, exact] : suffix_rings_) params_.kv->MarkInexact(cache, exact);
   // All caches have come to the prompt's end.
   return params_.kv->Reserve(end_);

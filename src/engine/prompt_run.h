@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/engine_impl.h"
+#include "engine/prompt_pace.h"
 #include "plan/prefill_schedule.h"
 
 namespace baton {
@@ -42,8 +43,6 @@ class PromptRun {
  public:
   PromptRun(Engine::Impl& engine, PromptParams params);
 
-  static constexpr int64_t kWholePass = INT64_MAX;
-
   int64_t passes_left() const { return static_cast<int64_t>(schedule_.passes.size() - next_); }
   bool done() const { return passes_left() == 0; }
   // Tokens that no further pass looks at, in proportion where passes are layers.
@@ -52,23 +51,24 @@ class PromptRun {
   // Whether the next step goes on within a pass.
   bool within_pass() const { return layer_ > 0; }
 
-  // One forward pass, or the part of it that fits into `most` rows times layers, but at least a
-  // layer of the fewest rows by which a prompt may be cut (Engine::Impl::PromptUnit); any `most`
-  // gives the same bits. There must be a pass left. Errors: the cache is full, or
-  // Transformer::Forward's; a run that failed must not be continued.
-  Status Step(int64_t most = kWholePass);
-  // What the latest step ran, in rows times layers.
-  int64_t ran() const { return ran_; }
+  // One forward pass, or the part of it that fits into `row_layers` rows times layers, but at least
+  // one layer, or all between which index sets pass, of the fewest rows by which the prompt may be
+  // cut (Engine::Impl::PromptUnit); any number gives the same bits. There must be a pass left.
+  // Errors: the cache or the device's memory is full, or Transformer::Forward's; a run that failed
+  // must not be continued.
+  Status Step(int64_t row_layers = kWholePass);
+  // What the latest step ran.
+  PromptPart ran() const { return ran_; }
   Status RunAll();  // until done, or cancelled
 
  private:
-  Status Begin(Pass* pass, int64_t most);
+  Status Begin(Pass* pass, int64_t row_layers);
   Status End(const Pass& pass);
-  int PartEnd(const Pass& pass, int from, int64_t most) const;
+  int PartEnd(const Pass& pass, int from, int64_t row_layers) const;
   Status Reserve(const Pass& pass);
   // The stream of rows that live from one pass to the next: [n, C] from `row` on.
   float* Kept(int64_t row) {
-    return kept_.data() + (row - schedule_.keep_from) * engine_.info.width;
+    return kept_.as<float>() + (row - schedule_.keep_from) * engine_.info.width;
   }
 
   Engine::Impl& engine_;
@@ -78,9 +78,9 @@ class PromptRun {
   size_t next_ = 0;
   Pass pass_;      // at hand, where a step ended within it
   int layer_ = 0;  // that it goes on with; 0: it has not begun
-  int64_t ran_ = 0;
+  PromptPart ran_;
   Array<float> between_;  // the stream of its rows: [rows, C] on the device
-  Array<float> kept_;     // on the device
+  Buffer kept_;           // on the device
   std::vector<std::pair<int, int64_t>> suffix_rings_;  // cache, its first exact token
 };
 

@@ -20,10 +20,10 @@ RequestPrompt::RequestPrompt(Engine::Impl& engine, RequestPromptParams params)
 void RequestPrompt::Continue(std::optional<RoutingReport> routes) {
   kept_routes_ = std::move(routes);
   if (kept_routes_) kept_routes_->source = "cached";
-  StartRun(PrefillOrder::kTokenMajor);
+  FindThenRun(PrefillOrder::kTokenMajor);
 }
 
-std::optional<RoutingReport> RequestPrompt::Routes() const {
+std::optional<RoutingReport> RequestPrompt::RoutesReport() const {
   return routing_ ? std::optional(routing_->Report()) : kept_routes_;
 }
 
@@ -35,7 +35,7 @@ void RequestPrompt::End() {
 // Layers have to be routed first, as the prompt runs or ahead of it.
 Status RequestPrompt::Start() {
   if (!request_.route && DecidedOrder() == PrefillOrder::kTokenMajor) {
-    StartRun(PrefillOrder::kTokenMajor);
+    FindThenRun(PrefillOrder::kTokenMajor);
     return Status::Ok();
   }
   const RouteOptions options = request_.route.value_or(RouteOptions{});
@@ -49,7 +49,7 @@ Status RequestPrompt::Start() {
   const bool decided = routing_->forced() && options.mode != Mode::kDense;
   if (decided) routing_->DecideForced();
   if (decided || options.mode == Mode::kExact || options.mode == Mode::kDense) {
-    StartRun(decided ? DecidedOrder() : PrefillOrder::kLayerMajor);
+    FindThenRun(decided ? DecidedOrder() : PrefillOrder::kLayerMajor);
     return Status::Ok();
   }
   BATON_ASSIGN(ahead_, RoutingAhead::Create(engine_, options, sequence_.tokens, sequence_.plan));
@@ -59,13 +59,14 @@ Status RequestPrompt::Start() {
 // Of a prompt whose layers are decided: in chunks, unless a layer's cache is to go before the next
 // layer fills its own.
 PrefillOrder RequestPrompt::DecidedOrder() const {
-  return sequence_.plan.Evicts() && !request_.exact ? PrefillOrder::kLayerMajor : PrefillOrder::kTokenMajor;
+  return sequence_.plan.Evicts() && !request_.exact ? PrefillOrder::kLayerMajor
+                                                    : PrefillOrder::kTokenMajor;
 }
 
-void RequestPrompt::StartRun(PrefillOrder order) {
+void RequestPrompt::FindThenRun(PrefillOrder order) {
   order_ = order;
   if (engine_.prefix && request_.prefix_cache && !params_.conversation) FindPrefix();
-  if (!prefix_ || !prefix_->loading()) Run();
+  if (!prefix_ || !prefix_->loading()) MakeRun();
 }
 
 void RequestPrompt::FindPrefix() {
@@ -95,7 +96,7 @@ void RequestPrompt::FindRoutedPrefix(PrefixCache::Query query) {
   const bool dense = request_.route->mode == RouteOptions::Mode::kDense;
   const int64_t pool = engine_.router->settings.pool;
   routing_->Record();
-  const std::string open = fmt::format("routing {};", params_.id);  // until SettlePrefix
+  const std::string open = fmt::format("routing {};", params_.id);  // until Settle
   const PrefixKey begins{query.key.caches, dense ? query.key.prompt + "|" : RoutedKey()};
   PrefixCache::Routed known =
       engine_.prefix->Nearest(begins, query.tokens, (pool - 1) / kPageTokens);
@@ -170,7 +171,7 @@ Status RequestPrompt::Restart() {
   return Start();
 }
 
-void RequestPrompt::Run() {
+void RequestPrompt::MakeRun() {
   if (prefix_) {
     engine_.prefix->Adopt(*prefix_, sequence_.kv);
     routed_by_rows_ = RoutedByRows();
@@ -198,9 +199,9 @@ void RequestPrompt::Run() {
                    .routing = order_ == PrefillOrder::kLayerMajor ? routing_.get() : nullptr});
 }
 
-Status RequestPrompt::Step(int64_t most) {
-  ran_ = 0;
-  BATON_TRY(StepPart(most));
+Status RequestPrompt::Step(int64_t row_layers) {
+  ran_ = {};
+  BATON_TRY(StepOnce(row_layers));
   if (!run_ || within_pass()) return Status::Ok();
   sequence_.prompt_position = reused_ + run_->tokens_done();
   if (done()) Settle();
@@ -208,23 +209,24 @@ Status RequestPrompt::Step(int64_t most) {
 }
 
 // A piece of what comes from disk, a pass of the routing that runs ahead, or one of the prompt.
-Status RequestPrompt::StepPart(int64_t most) {
+Status RequestPrompt::StepOnce(int64_t row_layers) {
   if (prefix_ && prefix_->loading()) {
     engine_.prefix->Load(*prefix_, sequence_.tokens, sequence_.kv, engine_.options.prompt_chunk,
                          engine_.pool);
-    if (!prefix_->loading()) Run();
+    if (!prefix_->loading()) MakeRun();
     return Status::Ok();
   }
   if (!ahead_) {
-    Status status = run_->Step(most);
+    Status status = run_->Step(row_layers);
     ran_ = run_->ran();
     return status.ok() || !routing_ || routing_->diverged() < 0 ? std::move(status) : Restart();
   }
-  BATON_TRY(ahead_->Step());
+  BATON_TRY(ahead_->Step(row_layers));
+  ran_ = ahead_->ran();
   if (!ahead_->done()) return Status::Ok();
   routing_->DecideAs(ahead_->routing());
   ahead_.reset();
-  StartRun(DecidedOrder());
+  FindThenRun(DecidedOrder());
   return Status::Ok();
 }
 

@@ -41,20 +41,20 @@ class RequestPrompt {
   void Continue(std::optional<RoutingReport> routes);
 
   // One pass of the prompt or of what comes before it, or the part of it that PromptRun::Step runs
-  // for `most`. Errors: PromptRun::Step's.
-  Status Step(int64_t most);
+  // for `row_layers`. Errors: PromptRun::Step's.
+  Status Step(int64_t row_layers);
   bool done() const { return run_ && run_->done(); }
   // The next step goes on within a pass.
   bool within_pass() const { return run_ && run_->within_pass(); }
   bool running() const { return run_.has_value(); }
-  // What the latest step ran of the prompt, in rows times layers; 0: something else.
-  int64_t ran() const { return ran_; }
+  // What the latest step ran of a forward pass.
+  PromptPart ran() const { return ran_; }
 
   // Tokens that were in the cache before, and what the prefix cache said of it.
   int64_t reused() const { return reused_; }
   const PrefixReport& prefix() const { return prefix_report_; }
   // How the layers were routed; none where nothing is.
-  std::optional<RoutingReport> Routes() const;
+  std::optional<RoutingReport> RoutesReport() const;
 
   // Lets go of its part in the prefix cache, where a prompt that came to its end has left what it
   // filled.
@@ -62,7 +62,7 @@ class RequestPrompt {
 
  private:
   PrefillOrder DecidedOrder() const;
-  void StartRun(PrefillOrder order);
+  void FindThenRun(PrefillOrder order);
   void FindPrefix();
   void FindRoutedPrefix(PrefixCache::Query query);
   bool RoutedByRows() const;
@@ -70,15 +70,16 @@ class RequestPrompt {
   void SetLifetimes(const std::string& bitmap);
   void Settle();
   Status Restart();
-  Status StepPart(int64_t most);
-  void Run();
+  Status StepOnce(int64_t row_layers);
+  void MakeRun();
 
   Engine::Impl& engine_;
   const RequestPromptParams params_;
   const Request& request_;
   Sequence& sequence_;
   const ResolvedPlan plan_;  // of a routed request, before it is routed
-  int64_t reused_ = 0, ran_ = 0;
+  int64_t reused_ = 0;
+  PromptPart ran_;
   PrefixReport prefix_report_;
   std::unique_ptr<Routing> routing_;          // where the prompt starts its cache
   std::optional<RoutingReport> kept_routes_;  // where it continues one

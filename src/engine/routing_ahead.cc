@@ -40,6 +40,6 @@ Result<std::unique_ptr<RoutingAhead>> RoutingAhead::Create(Engine::Impl& engine,
   return ahead;
 }
 
-Status RoutingAhead::Step() { return run_->Step(); }
+Status RoutingAhead::Step(int64_t row_layers) { return run_->Step(row_layers); }
 
 }  // namespace baton

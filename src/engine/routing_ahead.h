@@ -20,7 +20,8 @@ class RoutingAhead {
                                                       const ResolvedPlan& plan);
   // Nothing is left to decide, or no layer.
   bool done() const { return run_->done() || !routing_->open(); }
-  Status Step();
+  Status Step(int64_t row_layers = kWholePass);  // PromptRun::Step
+  PromptPart ran() const { return run_->ran(); }
   const Routing& routing() const { return *routing_; }
 
  private:

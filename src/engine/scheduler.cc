@@ -188,8 +188,8 @@ void Scheduler::RunPass() {
 
 void Scheduler::PromptPass(ActiveRequest& r, bool others_decode) {
   const auto start = std::chrono::steady_clock::now();
-  r.PromptPass(others_decode ? pace_.Part(engine_.options.prompt_share) : PromptRun::kWholePass);
-  pace_.Ran(r.prompt().ran(), SecondsSince(start));
+  r.PromptPass(others_decode ? pace_.Budget(engine_.options.prompt_share) : kWholePass);
+  if (others_decode) pace_.Ran(r.prompt().ran(), SecondsSince(start));
   pace_.BeginRound();
   if (!r.prompt().within_pass()) r.prompt_turn = ++prompt_turn_;
 }

@@ -25,6 +25,7 @@ int64_t Common(std::span<const int32_t> a, std::span<const int32_t> b) {
 PrefixPath::PrefixPath(PrefixPath&& o) noexcept
     : tree_(std::exchange(o.tree_, nullptr)),
       root_(std::exchange(o.root_, nullptr)),
+      holds_(std::exchange(o.holds_, false)),
       blocks_(std::exchange(o.blocks_, {})) {}
 
 PrefixPath& PrefixPath::operator=(PrefixPath&& o) noexcept {
@@ -32,6 +33,7 @@ PrefixPath& PrefixPath::operator=(PrefixPath&& o) noexcept {
   if (tree_) tree_->Unpin(*this);
   tree_ = std::exchange(o.tree_, nullptr);
   root_ = std::exchange(o.root_, nullptr);
+  holds_ = std::exchange(o.holds_, false);
   blocks_ = std::exchange(o.blocks_, {});
   return *this;
 }
@@ -45,6 +47,7 @@ PrefixPath PrefixPath::Copy() const {
   if (!tree_) return copy;
   copy.tree_ = tree_;
   copy.root_ = root_;
+  copy.holds_ = holds_;
   copy.blocks_ = blocks_;
   tree_->Pin(copy);
   return copy;
@@ -131,6 +134,7 @@ void PrefixTree::Extend(PrefixPath& path, std::span<const int32_t> tokens) {
     child = children.insert(children.end(), std::move(block));
   }
   pinned_ += (*child)->pins++ == 0;
+  (*child)->holds += path.holds_;
   path.blocks_.push_back(child->get());
 }
 
@@ -145,6 +149,22 @@ void PrefixTree::Own(PrefixBlock& block, int cache, int32_t page) {
   int32_t& own = block.pages[static_cast<size_t>(cache)];
   if (own >= 0) return block.root->store->Drop(cache, page);
   own = page;
+}
+
+void PrefixTree::HoldPages(PrefixPath& path, bool hold) {
+  for (PrefixBlock* block : path.blocks_) block->holds += int{hold} - int{path.holds_};
+  path.holds_ = hold;
+}
+
+void PrefixTree::DropPages(const KvStore& store, int cache, int64_t pages) {
+  for (auto at = order_.rbegin(); at != order_.rend(); ++at) {
+    if (store.free_pages(cache) >= pages) return;
+    PrefixBlock& block = **at;
+    int32_t& page = block.pages[static_cast<size_t>(cache)];
+    if (block.root->store.get() != &store || block.holds > 0 || page < 0) continue;
+    if (store.holders(cache, page) > 1) continue;
+    block.root->store->Drop(cache, std::exchange(page, -1));
+  }
 }
 
 bool PrefixTree::DropOldest(const KvStore* store) {
@@ -203,13 +223,20 @@ void PrefixTree::Forget(PrefixPath path) {
 
 void PrefixTree::Pin(PrefixPath& path) {
   ++path.root_->paths;
-  for (PrefixBlock* block : path.blocks_) pinned_ += block->pins++ == 0;
+  for (PrefixBlock* block : path.blocks_) {
+    pinned_ += block->pins++ == 0;
+    block->holds += path.holds_;
+  }
   Touch(path);
 }
 
 void PrefixTree::Unpin(PrefixPath& path) {
   Touch(path);
-  for (PrefixBlock* block : path.blocks_) pinned_ -= --block->pins == 0;
+  for (PrefixBlock* block : path.blocks_) {
+    pinned_ -= --block->pins == 0;
+    block->holds -= path.holds_;
+  }
+  path.holds_ = false;
   if (--path.root_->paths == 0 && path.root_->children.empty())
     roots_.erase(std::string(path.root_->key));
   path.root_ = nullptr;

@@ -3,7 +3,9 @@
 // it. What fills pages otherwise (another plan's prompts, other caches) has another root.
 //
 // Blocks on a path that somebody walks are pinned; of the others the one used least recently goes
-// first, leaves before what they stand on.
+// first, leaves before what they stand on. A pin keeps a block in its place. Its pages it keeps
+// only where the path says so (HoldPages): who has adopted them is a holder of them anyway, and who
+// fills pages of its own, because these did not serve, needs their room.
 #pragma once
 
 #include <array>
@@ -31,7 +33,7 @@ struct PrefixBlock {
   std::vector<bool> saved;            // [caches] the owner has written the page to disk
   std::shared_ptr<const void> state;  // of the owner: what such a prompt leaves beside its pages
   std::vector<std::unique_ptr<PrefixBlock>> children;
-  int64_t pins = 0;
+  int64_t pins = 0, holds = 0;              // paths, and those of them that hold the pages
   std::list<PrefixBlock*>::iterator place;  // among all blocks, the latest first
 };
 
@@ -61,6 +63,7 @@ class PrefixPath {
   friend class PrefixTree;
   PrefixTree* tree_ = nullptr;
   PrefixRoot* root_ = nullptr;
+  bool holds_ = false;
   std::vector<PrefixBlock*> blocks_;
 };
 
@@ -95,6 +98,12 @@ class PrefixTree {
   // the page is dropped, where the block has one.
   void Share(PrefixBlock& block, int cache, int32_t page);
   void Own(PrefixBlock& block, int cache, int32_t page);
+
+  // From now on the pages of the path stay, or no longer.
+  void HoldPages(PrefixPath& path, bool hold);
+  // Drops pages of a cache that the tree alone holds, of blocks that no path holds the pages of,
+  // until `pages` are free or there are no more.
+  void DropPages(const KvStore& store, int cache, int64_t pages);
 
   // Drops the unpinned block used least recently, if `store` is given the one of that store. False:
   // there is none.

@@ -111,13 +111,15 @@ bool Fields::Read(std::string_view name, double least, double most, float& out) 
 bool Fields::Read(std::string_view name, int64_t least, int64_t most, int64_t& out) {
   const Json* value = ok() ? Find(name) : nullptr;
   if (!value) return false;
-  // Some clients write 16.0.
+  // Some clients write 16.0. As a double, the largest int64_t is one more than it is.
   const double number = value->is_number() ? value->get<double>() : NAN;
-  if (!(number >= static_cast<double>(least) && number <= static_cast<double>(most)) ||
-      number != std::floor(number))
+  const bool whole = number >= -0x1p63 && number < 0x1p63 && number == std::floor(number);
+  const bool integer = value->is_number_integer() &&
+                       !(value->is_number_unsigned() && value->get<uint64_t>() > INT64_MAX);
+  const int64_t n = integer ? value->get<int64_t>() : whole ? static_cast<int64_t>(number) : 0;
+  if (!(integer || whole) || n < least || n > most)
     return Fail(name, fmt::format("a whole number from {} to {}", least, most)), false;
-  out = value->is_number_integer() ? value->get<int64_t>() : static_cast<int64_t>(number);
-  out = std::clamp(out, least, most);
+  out = n;
   return true;
 }
 

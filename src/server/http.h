@@ -1,6 +1,7 @@
 // HTTP as the server's other parts see it: a request that was read, and the bytes of answers.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -10,6 +11,7 @@ struct HttpRequest {
   std::string method, path;  // path: without the query
   std::string key;           // of "Authorization: Bearer KEY" or "x-api-key: KEY"
   std::string body;
+  std::shared_ptr<void> room;  // that the body takes among all bodies; may be released anywhere
 };
 
 struct HttpReply {

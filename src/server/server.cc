@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include <array>
+#include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
@@ -40,7 +41,8 @@ struct Hub {
   const ServerOptions& options;
   Service& service;
   std::unordered_set<std::shared_ptr<Session>> sessions;
-  int64_t body_bytes = 0;  // that requests being read may come to
+  // That requests may come to which are being read, or wait for the worker.
+  std::shared_ptr<std::atomic<int64_t>> body_bytes = std::make_shared<std::atomic<int64_t>>(0);
   bool draining = false;
 };
 
@@ -170,12 +172,12 @@ class Session : public Exchange, public std::enable_shared_from_this<Session> {
     body_bytes_ = length               ? static_cast<int64_t>(*length)
                   : parser_->chunked() ? hub_.options.body_bytes
                                        : 0;
-    if (hub_.body_bytes + body_bytes_ > hub_.options.all_body_bytes) {
+    if (*hub_.body_bytes + body_bytes_ > hub_.options.all_body_bytes) {
       body_bytes_ = 0;
       Refuse(503, "too many bytes of requests are being read");
       return false;
     }
-    hub_.body_bytes += body_bytes_;
+    *hub_.body_bytes += body_bytes_;
     const auto& head = parser_->get();
     if (head[http::field::expect] == "100-continue" && !parser_->is_done()) {
       out_ += "HTTP/1.1 100 Continue\r\n\r\n";
@@ -183,17 +185,20 @@ class Session : public Exchange, public std::enable_shared_from_this<Session> {
     }
     return true;
   }
-  void ReleaseBody() { hub_.body_bytes -= std::exchange(body_bytes_, 0); }
+  void ReleaseBody() { *hub_.body_bytes -= std::exchange(body_bytes_, 0); }
 
   void Dispatch() {
     auto message = parser_->release();
     parser_.reset();
-    ReleaseBody();
+    std::shared_ptr<void> room(
+        nullptr,
+        [all = hub_.body_bytes, bytes = std::exchange(body_bytes_, 0)](void*) { *all -= bytes; });
     const auto text = [](auto view) { return std::string(view.data(), view.size()); };
     HttpRequest request{.method = text(message.method_string()),
                         .path = text(message.target()),
                         .key = text(message["x-api-key"]),
-                        .body = std::move(message.body())};
+                        .body = std::move(message.body()),
+                        .room = std::move(room)};
     request.path = request.path.substr(0, request.path.find_first_of("?#"));
     const std::string authorization = text(message[http::field::authorization]);
     if (authorization.starts_with("Bearer ")) request.key = authorization.substr(7);

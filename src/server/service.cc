@@ -4,6 +4,7 @@
 #include <openssl/crypto.h>
 
 #include <algorithm>
+#include <atomic>
 #include <ctime>
 #include <utility>
 
@@ -30,7 +31,7 @@ struct Service::Active {
 struct Service::Route {
   std::string_view method, path;
   bool open;  // needs no key, and no model
-  void (*run)(Service&, const HttpRequest&, std::shared_ptr<Exchange>);
+  void (*run)(Service&, HttpRequest&, std::shared_ptr<Exchange>);
 };
 
 namespace {
@@ -80,49 +81,46 @@ const std::vector<Service::Route>& Service::Routes() {
   using E = std::shared_ptr<Exchange>;
   using R = HttpRequest;
   static const std::vector<Route> routes = {
-      {"GET", "/health", true, [](Service& s, const R& r, E e) { s.Health(r, std::move(e)); }},
-      {"GET", "/metrics", true,
-       [](Service& s, const R& r, E e) { s.WriteMetrics(r, std::move(e)); }},
+      {"GET", "/health", true, [](Service& s, R& r, E e) { s.Health(r, std::move(e)); }},
+      {"GET", "/metrics", true, [](Service& s, R& r, E e) { s.WriteMetrics(r, std::move(e)); }},
       {"GET", "/", true,
-       [](Service& s, const R&, E e) {
-         s.Reply(*e, PageReply(kPageHtml, "text/html; charset=utf-8"));
-       }},
+       [](Service& s, R&, E e) { s.Reply(*e, PageReply(kPageHtml, "text/html; charset=utf-8")); }},
       {"GET", "/page.css", true,
-       [](Service& s, const R&, E e) { s.Reply(*e, PageReply(kPageCss, "text/css")); }},
+       [](Service& s, R&, E e) { s.Reply(*e, PageReply(kPageCss, "text/css")); }},
       {"GET", "/page.js", true,
-       [](Service& s, const R&, E e) { s.Reply(*e, PageReply(kPageJs, "text/javascript")); }},
+       [](Service& s, R&, E e) { s.Reply(*e, PageReply(kPageJs, "text/javascript")); }},
       {"GET", "/state", false,
-       [](Service& s, const R&, E e) {
+       [](Service& s, R&, E e) {
          s.Reply(*e, {.body = WriteState(*s.engine_.model(), s.metrics_, s.Now())});
        }},
-      {"GET", "/v1/models", false, [](Service& s, const R& r, E e) { s.Models(r, std::move(e)); }},
+      {"GET", "/v1/models", false, [](Service& s, R& r, E e) { s.Models(r, std::move(e)); }},
       {"GET", "/tokenizer_info", false,
-       [](Service& s, const R&, E e) {
+       [](Service& s, R&, E e) {
          s.Reply(*e, {.body = server::TokenizerInfo(*s.engine_.model())});
        }},
       {"POST", "/v1/chat/completions", false,
-       [](Service& s, const R& r, E e) { s.Generate(r, std::move(e), Api::kChat); }},
+       [](Service& s, R& r, E e) { s.Generate(std::move(r), std::move(e), Api::kChat); }},
       {"POST", "/v1/completions", false,
-       [](Service& s, const R& r, E e) { s.Generate(r, std::move(e), Api::kCompletions); }},
+       [](Service& s, R& r, E e) { s.Generate(std::move(r), std::move(e), Api::kCompletions); }},
       {"POST", "/v1/responses", false,
-       [](Service& s, const R& r, E e) { s.Generate(r, std::move(e), Api::kResponses); }},
+       [](Service& s, R& r, E e) { s.Generate(std::move(r), std::move(e), Api::kResponses); }},
       {"POST", "/v1/messages", false,
-       [](Service& s, const R& r, E e) { s.Generate(r, std::move(e), Api::kMessages); }},
+       [](Service& s, R& r, E e) { s.Generate(std::move(r), std::move(e), Api::kMessages); }},
       {"POST", "/v1/messages/count_tokens", false,
-       [](Service& s, const R& r, E e) {
-         s.OnWorker(r, std::move(e), [](const Model& m, const R& request) {
+       [](Service& s, R& r, E e) {
+         s.OnWorker(std::move(r), std::move(e), [](const Model& m, const R& request) {
            return TokenReply(m, request, ParseCountTokens, CountTokens);
          });
        }},
       {"POST", "/tokenize", false,
-       [](Service& s, const R& r, E e) {
-         s.OnWorker(r, std::move(e), [](const Model& m, const R& request) {
+       [](Service& s, R& r, E e) {
+         s.OnWorker(std::move(r), std::move(e), [](const Model& m, const R& request) {
            return TokenReply(m, request, ParseTokenize, Tokenize);
          });
        }},
       {"POST", "/detokenize", false,
-       [](Service& s, const R& r, E e) {
-         s.OnWorker(r, std::move(e), [](const Model& m, const R& request) {
+       [](Service& s, R& r, E e) {
+         s.OnWorker(std::move(r), std::move(e), [](const Model& m, const R& request) {
            return TokenReply(m, request, ParseDetokenize, Detokenize);
          });
        }},
@@ -219,14 +217,28 @@ void Service::WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchang
                     .type = "text/plain; version=0.0.4"});
 }
 
+bool Service::RefuseFull(Exchange& exchange) {
+  // Calls at the worker do not wait where the engine has a place for them.
+  const int64_t places = std::max<int64_t>(0, options_.parallel - running_);
+  if (std::ssize(turns_) + preparing_ < options_.queue + places) return false;
+  Reply(exchange,
+        ReplyOf({.status = 429,
+                 .message = fmt::format("{} requests are waiting already", options_.queue),
+                 .code = "queue_full"}));
+  return true;
+}
+
+// What the client has left before the worker comes to it is not looked at.
 void Service::OnWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,
                        std::function<HttpReply(const Model&, const HttpRequest&)> work) {
+  if (RefuseFull(*exchange)) return;
   ++preparing_;
-  auto gone = std::make_shared<bool>(false);
+  auto gone = std::make_shared<std::atomic<bool>>(false);
   exchange->on_gone = [gone] { *gone = true; };
   work_([this, model = engine_.model(), request = std::move(request), work = std::move(work), gone,
          exchange = std::move(exchange)]() mutable {
-    auto reply = std::make_shared<HttpReply>(work(*model, request));
+    auto reply = std::make_shared<HttpReply>();
+    if (!*gone) *reply = work(*model, request);
     back_([this, reply, gone, exchange = std::move(exchange)] {
       --preparing_;
       if (!*gone) Reply(*exchange, std::move(*reply));
@@ -234,24 +246,21 @@ void Service::OnWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,
   });
 }
 
-void Service::Generate(const HttpRequest& request, std::shared_ptr<Exchange> exchange, Api api) {
+void Service::Generate(HttpRequest request, std::shared_ptr<Exchange> exchange, Api api) {
   const Writer& writer = WriterOf(api);
-  if (std::ssize(turns_) + preparing_ >= options_.queue) {
-    HttpReply reply =
-        ReplyOf({.status = 429,
-                 .message = fmt::format("{} requests are waiting already", options_.queue),
-                 .code = "queue_full"});
-    return Reply(*exchange, std::move(reply));
-  }
+  if (RefuseFull(*exchange)) return;
   ++preparing_;
-  auto gone = std::make_shared<bool>(false);
+  auto gone = std::make_shared<std::atomic<bool>>(false);
   exchange->on_gone = [gone] { *gone = true; };
-  work_([this, model = engine_.model(), body = request.body, api, &writer, gone,
+  work_([this, model = engine_.model(), request = std::move(request), api, &writer, gone,
          arrived = Clock::now(), exchange = std::move(exchange)]() mutable {
     Call call;
     auto prepared = std::make_shared<Prepared>();
-    std::optional<ApiError> error = ParseCall(api, body, call);
-    if (!error) error = Prepare(*model, std::move(call), *prepared);
+    std::optional<ApiError> error;
+    if (!*gone) {
+      error = ParseCall(api, request.body, call);
+      if (!error) error = Prepare(*model, std::move(call), *prepared);
+    }
     back_([this, prepared, error, &writer, gone, arrived, exchange = std::move(exchange)] {
       --preparing_;
       if (*gone) {

@@ -35,7 +35,7 @@ class Exchange {
 struct ServiceOptions {
   std::vector<std::string> keys;                // of clients; none: everybody may ask
   int parallel = 16;                            // answers in the engine at a time
-  int queue = 512;                              // calls that wait behind them
+  int queue = 512;                              // calls that may wait behind them
   std::chrono::milliseconds keep_alive{10000};  // silence in a stream before a comment breaks it
 };
 
@@ -70,7 +70,9 @@ class Service {
   void Health(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   void Models(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   void WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchange);
-  void Generate(const HttpRequest& request, std::shared_ptr<Exchange> exchange, Api api);
+  // Answers 429, and returns true, where as many calls wait as may.
+  bool RefuseFull(Exchange& exchange);
+  void Generate(HttpRequest request, std::shared_ptr<Exchange> exchange, Api api);
   void OnWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,
                 std::function<HttpReply(const Model&, const HttpRequest&)> work);
 

@@ -18,7 +18,11 @@ bool OpenArguments(Json& calls) {
     Json& arguments = function["arguments"];
     if (arguments.is_string()) {
       const auto text = arguments.get<std::string>();
-      arguments = text.empty() ? Json::object() : Json::parse(text, nullptr, false);
+      if (text.empty()) {
+        arguments = Json::object();
+      } else if (ParseObject(text, arguments)) {
+        return false;
+      }
     }
     if (!arguments.is_object()) return false;
   }

@@ -106,7 +106,7 @@ struct Manner {
   int64_t chunk = 512;
   int64_t wanted = 1;
   PrefillOrder order = PrefillOrder::kTokenMajor;
-  int64_t part = PromptRun::kWholePass;  // rows times layers of a step
+  int64_t part = kWholePass;  // rows times layers of a step
 };
 
 // Appends `tokens`; the logits of the wanted rows, [wanted, vocab]. `between` runs after each step.

@@ -157,7 +157,7 @@ History RunHistory(Engine& engine, Random& random, int64_t requests, F&& next) {
 template <typename F>
 void Compare(const History& h, Engine& cold, F&& f) {
   for (size_t i = 0; i < h.seen.size(); ++i) {
-    ASSERT_TRUE(h.seen[i]->ok());
+    ASSERT_TRUE(h.seen[i]->ok()) << h.seen[i]->result->error().ToString();
     const Generation& got = h.seen[i]->generation();
     if (got.stop == Generation::Stop::kCancelled) continue;
     const Generation alone = Answer(cold, h.asked[i]);
@@ -185,6 +185,7 @@ TEST_P(PrefixTest, AnswersAreThoseWithoutACache) {
       auto warm = Load(path, GetParam(),
                        {.kv_tokens = random.Of<int64_t>({1500, 6000}),
                         .prompt_chunk = kind.chunk,
+                        .prompt_share = random.Of<double>({1, 0.001}),
                         .prefix_cache_tokens = random.Of<int64_t>({-1, -1, 800})});
       const History h = RunHistory(*warm, random, 7, [&] {
         const auto a = static_cast<uint64_t>(random.Below(2)),
@@ -316,6 +317,7 @@ TEST_P(PrefixTest, RoutedAnswersAreThoseWithoutACache) {
     auto warm = LoadWithRouter(path, router, GetParam(),
                                {.kv_tokens = random.Of<int64_t>({2000, 8000}),
                                 .prompt_chunk = 128,
+                                .prompt_share = random.Of<double>({1, 0.001}),
                                 .prefix_cache_tokens = -1});
     const History h = RunHistory(*warm, random, 12, [&] {
       Request r = Ask(
@@ -420,6 +422,17 @@ TEST_P(PrefixDiskTest, FilesContinueEachOther) {
   auto engine = LoadEngine(TinySpec(), GetParam(), small);
   EXPECT_EQ(Files().size(), 2);
   EXPECT_LE(engine->prefix_cache_use().disk_bytes, small.cache_dir_bytes);
+}
+
+// A folder of somebody else's, perhaps by a slip of the hand.
+TEST_P(PrefixDiskTest, FilesOfOthersStay) {
+  const std::string folder = Options().cache_dir;
+  std::filesystem::create_directories(folder);
+  for (const char* name : {"notes.prefix", "a.prefix.1.tmp", "0123.prefix"})
+    std::ofstream(folder + "/" + name) << "nothing of Baton's";
+  auto engine = LoadEngine(TinySpec(), GetParam(), Options());
+  EXPECT_EQ(Files().size(), 3);
+  EXPECT_EQ(engine->prefix_cache_use().disk_damaged, 0);
 }
 
 TEST_P(PrefixDiskTest, DamagedFilesAreDroppedAndCounted) {

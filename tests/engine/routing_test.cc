@@ -241,9 +241,12 @@ TEST_P(RoutingTest, BatchesOfRoutesEqualSingleRuns) {
   std::vector<std::string> alone;
   for (const Request& r : requests)
     alone.push_back(Fingerprint(Balanced(options)->Generate(r).value()));
-  auto engine = Balanced(options);
-  const std::vector<Generation> together = engine->GenerateBatch(requests).value();
-  for (size_t i = 0; i < requests.size(); ++i) EXPECT_EQ(Fingerprint(together[i]), alone[i]) << i;
+  for (const double share : {1.0, 0.001}) {  // and layer by layer
+    EngineOptions parts = options;
+    parts.prompt_share = share;
+    const std::vector<Generation> together = Balanced(parts)->GenerateBatch(requests).value();
+    for (size_t i = 0; i < requests.size(); ++i) EXPECT_EQ(Fingerprint(together[i]), alone[i]) << i;
+  }
 }
 
 TEST_P(RoutingTest, LayerZeroLooksAtTheEndsOfThePrompt) {

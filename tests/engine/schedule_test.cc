@@ -83,7 +83,7 @@ class Prompts {
     Session other = NewSession();
     RunWhole(*engine_, other.sequence(), Tokens(0, 40));
     const auto between = [&] {
-      if (manner.part < PromptRun::kWholePass && other.sequence().length() < kMaxTokens)
+      if (manner.part < kWholePass && other.sequence().length() < kMaxTokens)
         DecodeSteps(other, Tokens(0, 1));
     };
     const Logits logits =
@@ -177,7 +177,7 @@ TEST_P(Schedule, PartsOfPassesAreTheWholePass) {
     for (const int64_t part : {1, 300}) {
       Check(prompts, 150, {.chunk = 128, .wanted = 2, .part = part});
       Check(prompts, 150, {.chunk = 512, .part = part}, 27);
-      Check(prompts, 65, {.order = PrefillOrder::kLayerMajor, .part = part});
+      Check(prompts, 150, {.order = PrefillOrder::kLayerMajor, .part = part});
     }
   }
 }

@@ -80,9 +80,8 @@ TEST_P(SchedulerTest, ArrivalsAndCancelsChangeNoBitOfOthers) {
   const std::vector<Request> requests = MixedRequests();
   const std::vector<Generation> alone = Alone(requests, {.kv_tokens = 512});
   // Of every pass and of its smallest parts.
-  const std::unique_ptr<Engine> engines[] = {
-      Load({.kv_tokens = 512, .prompt_chunk = 64}),
-      Load({.kv_tokens = 512, .prompt_share = 0.001})};
+  const std::unique_ptr<Engine> engines[] = {Load({.kv_tokens = 512, .prompt_chunk = 64}),
+                                             Load({.kv_tokens = 512, .prompt_share = 0.001})};
   const bool reference = GetParam().backend == Backend::kReference;
   const int most_events = kSlowBuild ? (reference ? 6 : 12) : (reference ? 24 : 60);
   EXPECT_TRUE(rc::check("a batch of any history equals single runs", [&] {

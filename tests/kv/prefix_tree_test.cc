@@ -160,6 +160,45 @@ RC_GTEST_PROP(PrefixTree, HoldsWhatItWasGivenUntilItIsDropped, ()) {
   RC_ASSERT(store->bytes_in_use() == 0);
 }
 
+// Who walks a path without adopting its pages fills as many of its own.
+TEST(PrefixTree, PinnedPagesGiveWayUnlessThePathHoldsThem) {
+  auto store = MakeStore({{.layout = kSmall}, {.layout = kSmall}}, 64 * 4);
+  PrefixTree tree;
+  PrefixPath path = tree.Open("a", store);
+  for (const int b : {1, 2, 3}) {
+    tree.Extend(path, Tokens({b}));
+    for (const int c : {0, 1}) tree.Own(path[b - 1], c, store->Take(c));
+  }
+  KvSequence adopts = store->NewSequence();
+  adopts.Adopt(64, std::vector<std::vector<int32_t>>{{path[0].pages[0]}, {path[0].pages[1]}});
+  PrefixPath copy = path.Copy();
+  tree.HoldPages(copy, true);
+  tree.DropPages(*store, 0, 4);
+  EXPECT_EQ(store->free_pages(0), 1);
+  PrefixPath other = copy.Copy();
+  tree.HoldPages(copy, false);
+  tree.DropPages(*store, 0, 4);
+  EXPECT_EQ(store->free_pages(0), 1);  // a copy of a path that held them
+  copy = {};
+  EXPECT_EQ(tree.unpinned(), 0);
+  path = {};
+  path = tree.Find("a", Tokens({1, 2, 3}), nullptr);
+  EXPECT_EQ(path.size(), 3);
+  tree.HoldPages(path, true);
+  tree.HoldPages(path, false);
+  EXPECT_EQ(store->free_pages(0), 1);
+  other = {};
+  tree.DropPages(*store, 0, 2);
+  EXPECT_EQ(store->free_pages(0), 2);  // no more than asked for
+  tree.DropPages(*store, 0, 4);
+  EXPECT_EQ(store->free_pages(0), 3);  // the sequence's own stays
+  EXPECT_EQ(store->free_pages(1), 1);
+  EXPECT_EQ(path[0].pages[0], adopts.HostView(0).pages[0]);
+  EXPECT_EQ(path[1].pages[0], -1);
+  EXPECT_GE(path[1].pages[1], 0);
+  adopts = {};
+}
+
 TEST(PrefixTree, TellsWhereTokensDiffer) {
   auto store = MakeStore({{.layout = kSmall}}, 64 * 20);
   PrefixTree tree;

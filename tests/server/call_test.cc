@@ -149,8 +149,22 @@ TEST(CallTest, NestingIsBounded) {
   std::string wide = "{";
   for (int i = 0; i < 2000; ++i) wide += fmt::format("\"{}\": 1, ", i);
   EXPECT_THAT(Refused(Api::kChat, wide + kChat + "}").message, HasSubstr("members"));
+  // In texts that are JSON again.
+  const std::string inside = std::string(100000, '[') + std::string(100000, ']');
+  const Json call{{"function", {{"name", "f"}, {"arguments", R"({"a": )" + inside + "}"}}}};
+  const Json turn{{"role", "assistant"}, {"tool_calls", Json::array({call})}};
+  EXPECT_THAT(Refused(Api::kChat, Json{{"messages", Json::array({turn})}}.dump()).message,
+              HasSubstr("messages[0]"));
   const std::string values = "[" + std::string(6 << 20, ',') + "]";
   EXPECT_THAT(Refused(Api::kCompletions, values).message, HasSubstr("values"));
+}
+
+TEST(CallTest, NumbersPastTheLargestAreRefused) {
+  for (const char* seed : {"9223372036854775808.0", "9223372036854775808", "-1e19", "1e300", "0.5"})
+    EXPECT_EQ(
+        Refused(Api::kCompletions, fmt::format(R"({{"prompt": "a", "seed": {}}})", seed)).param,
+        "seed")
+        << seed;
 }
 
 TEST(CallTest, AnswersToOneCallAreBounded) {

@@ -343,6 +343,18 @@ TEST(ServeTest, AFullQueueSaysSo) {
   EXPECT_EQ(third.json()["error"]["code"], "queue_full");
 }
 
+TEST(ServeTest, NoQueueLeavesThePlacesInTheEngine) {
+  TestServer server({.service = {.parallel = 1, .queue = 0}});
+  server.Ready();
+  EXPECT_EQ(server.Post("/v1/completions", Completion(3, 1, 2)).status, 200);
+  EXPECT_EQ(server.Post("/tokenize", Json{{"prompt", "a"}}).status, 200);
+  Client first(server.port());
+  first.Ask("POST", "/v1/completions", Endless().dump());
+  ASSERT_TRUE(first.ReadUntil("data: "));
+  EXPECT_EQ(server.Post("/v1/completions", Completion(3, 1, 2)).status, 429);
+  EXPECT_EQ(server.Post("/tokenize", Json{{"prompt", "a"}}).status, 429);
+}
+
 TEST(ServeTest, AReaderThatDoesNotReadIsLeftBehind) {
   TestServer server({.unread_bytes = 20000});
   server.Ready();
