@@ -80,4 +80,4 @@ docs:  ## Run the commands of README.md and docs/ that are marked `sh check`
 	@scripts/check-docs
 
 clean:  ## Remove everything built (models and the comparison engine stay)
-	rm -rf build/release build/debug build/tsan build/minimal build/fuzz out report.html
+	rm -rf build/release build/debug build/tsan build/minimal build/emulate build/train build/cuda build/fuzz out report.html

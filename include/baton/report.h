@@ -19,6 +19,7 @@ struct ReportInputs {
   std::vector<std::string> bench_json;
   std::vector<std::string> run_json;  // of routed requests, one each
   std::string info_json;
+  std::vector<std::string> train_logs;  // JSON lines that `baton-train lm|router` wrote, one a run
   std::string title;
 };
 

@@ -8,7 +8,7 @@ namespace {
 
 struct ReportFlags {
   std::string profile, plan, search, info, title, output;
-  std::vector<std::string> evals, benches, runs;
+  std::vector<std::string> evals, benches, runs, trainings;
 };
 
 void AddOptions(CLI::App* command, ReportFlags& o) {
@@ -20,6 +20,8 @@ void AddOptions(CLI::App* command, ReportFlags& o) {
   command->add_option("--run-json", o.runs,
                       "From `baton run --json` of routed requests; one or several");
   command->add_option("--info-json", o.info, "From `baton info --json`: the model's layers");
+  command->add_option("--train-log", o.trainings,
+                      "log.jsonl of `baton-train lm`, or what `router --json` printed; 1 to 8");
   command->add_option("--title", o.title, "Title of the page; without it: the model's name");
   command->add_option("-o,--output", o.output, "HTML file to write")->required();
 }
@@ -47,6 +49,7 @@ Result<int> Run(const ReportFlags& o, const Invocation&) {
   BATON_ASSIGN(inputs.bench_json, ReadEach(o.benches));
   BATON_ASSIGN(inputs.run_json, ReadEach(o.runs));
   BATON_ASSIGN(inputs.info_json, ReadIfGiven(o.info));
+  BATON_ASSIGN(inputs.train_logs, ReadEach(o.trainings));
   BATON_ASSIGN(const std::string page, RenderReport(inputs));
   BATON_TRY(WriteFile(o.output, page));
   Note(fmt::format("{}: {}", o.output, Bytes(static_cast<double>(page.size()))));
@@ -60,7 +63,8 @@ void AddReport(CLI::App& app, Action& action) {
       app, "report", "One self-contained HTML page from the results of the other commands",
       "  baton report --profile profile.json --plan plan.json --search search.json \\\n"
       "               --eval eval.json --bench bench.json -o report.html\n"
-      "  baton report --run-json first.json second.json -o routing.html");
+      "  baton report --run-json first.json second.json -o routing.html\n"
+      "  baton report --train-log out/clsa/log.jsonl out/dense/log.jsonl -o training.html");
   AddCommandWith<ReportFlags>(command, action, AddOptions, Run);
 }
 

@@ -19,23 +19,6 @@ std::string PercentTick(double share) {
   return fmt::format("{:g} %", std::round(share * 1e4) / 100);
 }
 
-void DrawFrame(Svg& svg, const Axis& x, const Axis& y, const std::string& x_name,
-               const std::string& y_name, bool x_percent) {
-  for (const double tick : y.Ticks(6)) {
-    svg.Line(x.from, y.At(tick), x.to, y.At(tick), "grid");
-    svg.Text(x.from - 7, y.At(tick) + 4, TickText(tick), Anchor::kEnd);
-  }
-  for (const double tick : x.Ticks(8)) {
-    svg.Line(x.At(tick), y.from, x.At(tick), y.from + 4, "axis");
-    svg.Text(x.At(tick), y.from + 18, x_percent ? PercentTick(tick) : TickText(tick),
-             Anchor::kMiddle);
-  }
-  svg.Line(x.from, y.from, x.to, y.from, "axis");
-  svg.Line(x.from, y.from, x.from, y.to, "axis");
-  svg.Text((x.from + x.to) / 2, y.from + 38, x_name, Anchor::kMiddle, "axis-name");
-  svg.TextUp(12, (y.from + y.to) / 2, y_name);
-}
-
 std::string RoleCounts(const Plan& plan) {
   const std::string roles = results::Letters(plan);
   std::string text;
@@ -112,7 +95,7 @@ std::string Front(const SearchRecord& record) {
   DrawFrame(svg, x, y,
             held ? "KV bytes held after the prompt, share of dense"
                  : "KV bytes a decode step reads, share of dense",
-            "KL to dense, nats", true);
+            "KL to dense, nats", PercentTick);
   DrawTargets(svg, record.target, x, y);
   std::string line;
   for (const Candidate& c : all)
@@ -160,7 +143,7 @@ std::string PredictedAndMeasured(const SearchRecord& record) {
   if (points.size() < 2) return "";
   const Axis x = MakeAxis(values, true, 66, 420), y = MakeAxis(values, true, 340, 26);
   Svg svg(440, 388, "Predicted and measured loss");
-  DrawFrame(svg, x, y, "predicted loss, nats", "measured KL, text + answers", false);
+  DrawFrame(svg, x, y, "predicted loss, nats", "measured KL, text + answers");
   svg.Line(x.At(x.low), y.At(x.low), x.At(x.high), y.At(x.high), "diagonal");
   for (const Point& p : points)
     svg.Circle(x.At(p.predicted), y.At(p.measured), p.candidate->on_front ? 5 : 3.2,

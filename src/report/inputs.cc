@@ -1,6 +1,7 @@
 #include "report/inputs.h"
 
 #include <algorithm>
+#include <sstream>
 
 #include "results/profile_fields.h"
 
@@ -8,6 +9,8 @@ namespace baton {
 namespace {
 
 using results::Json;
+
+constexpr size_t kMostTrainings = 8;  // colours of the page
 
 std::string KindOf(const Json& j) {
   const auto has = [&](const char* key) { return j.is_object() && j.contains(key); };
@@ -83,6 +86,50 @@ Result<RunRecord> ReadRun(const std::string& text) {
   return run;
 }
 
+// What a continuation does again was done by the run that was stopped.
+template <typename Record>
+void DropAfter(std::vector<Record>& records, int64_t step) {
+  std::erase_if(records, [step](const Record& r) { return r.step > step; });
+}
+
+Result<TrainingRun> ReadTrainLog(const std::string& text) {
+  TrainingRun run;
+  std::istringstream lines(text);
+  std::string line;
+  bool started = false;
+  while (std::getline(lines, line)) {
+    const Json j = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    const auto is = [&](const char* event) {
+      return j.is_object() && j.contains("event") && j["event"] == event;
+    };
+    if (is("start")) {
+      started = true;
+      results::Read(j, run.start);
+      DropAfter(run.lm, run.start.step);
+      DropAfter(run.gates, run.start.step);
+      DropAfter(run.tests, run.start.step);
+    } else if (is("losses")) {
+      if (j.contains("windows")) {
+        results::Read(j, run.gates.emplace_back());
+      } else {
+        results::Read(j, run.lm.emplace_back());
+      }
+    } else if (is("test") || is("result")) {
+      results::Read(j, run.tests.emplace_back());
+    }
+  }
+  if (!started) {
+    const std::string found = KindOf(Json::parse(text, nullptr, /*allow_exceptions=*/false));
+    return Error::InvalidArgument(
+               "--train-log: expected a log of `baton-train`, got {}",
+               found.empty() ? "a file of another kind" : "one from `" + WriterOf(found) + "`")
+        .Hint(found.empty() ? "give log.jsonl of a run" : "give it to " + OptionOf(found));
+  }
+  if (run.lm.empty() && run.gates.empty())
+    return Error::InvalidArgument("--train-log: a log without losses");
+  return run;
+}
+
 Origin OriginOf(const Profile& p) {
   Origin origin;
   origin.model.path = p.model_path;
@@ -131,14 +178,23 @@ Result<ReportData> ReadInputs(const ReportInputs& inputs) {
   if (!inputs.info_json.empty()) {
     BATON_ASSIGN(data.info, ReadAs<InfoRecord>("info", inputs.info_json));
   }
+  for (const std::string& text : inputs.train_logs) {
+    BATON_ASSIGN(TrainingRun run, ReadTrainLog(text));
+    data.trainings.push_back(std::move(run));
+  }
+  if (data.trainings.size() > kMostTrainings)
+    return Error::InvalidArgument("--train-log: {} runs, at most {} can be told apart",
+                                  data.trainings.size(), kMostTrainings);
   std::stable_sort(data.evals.begin(), data.evals.end(),
                    [](const EvalRecord& a, const EvalRecord& b) {
                      return a.options.context < b.options.context;
                    });
   if (!data.profile && !data.plan && !data.search && !data.info && data.evals.empty() &&
-      data.benches.empty() && data.runs.empty())
+      data.benches.empty() && data.runs.empty() && data.trainings.empty())
     return Error::InvalidArgument("a report needs at least one result")
-        .Hint("give --profile, --plan, --search, --eval, --bench, --run-json or --info-json");
+        .Hint(
+            "give --profile, --plan, --search, --eval, --bench, --run-json, --info-json or "
+            "--train-log");
   if (data.profile && data.plan &&
       data.plan->layers.size() != static_cast<size_t>(data.profile->layers))
     return Error::InvalidArgument("the plan has {} layers, the profile {}",

@@ -14,6 +14,7 @@
 #include "baton/profile.h"
 #include "baton/report.h"
 #include "results/records.h"
+#include "results/train_log.h"
 
 namespace baton {
 
@@ -31,6 +32,14 @@ inline Maybe Known(std::integral auto count) {
   return count >= 0 ? Maybe(static_cast<double>(count)) : std::nullopt;
 }
 
+// A run of `baton-train`; of a run that was continued, each step once.
+struct TrainingRun {
+  results::TrainStart start;
+  std::vector<results::LmLosses> lm;       // of a model
+  std::vector<results::GateLosses> gates;  // of routers and lists
+  std::vector<results::LmTest> tests;
+};
+
 struct ReportData {
   std::string title;
   std::optional<Profile> profile;
@@ -41,6 +50,7 @@ struct ReportData {
   std::vector<BenchRecord> benches;
   std::vector<RunRecord> runs;  // with a routing of as many layers as its lists have
   std::optional<InfoRecord> info;
+  std::vector<TrainingRun> trainings;  // 8 at most
 };
 
 Result<ReportData> ReadInputs(const ReportInputs& inputs);

@@ -15,6 +15,7 @@
 #include "report/layer_sections.h"
 #include "report/style.h"
 #include "report/svg.h"
+#include "report/train_section.h"
 
 namespace baton {
 namespace {
@@ -45,6 +46,8 @@ std::string ModelName(const ReportData& d) {
     if (!o->model.name.empty()) return o->model.name;
   return "A model";
 }
+
+bool OnlyTrainings(const ReportData& d) { return Origins(d).empty() && !d.plan; }
 
 int64_t ContextOf(const ReportData& d) {
   if (d.plan && d.plan->evidence.context > 0) return d.plan->evidence.context;
@@ -379,6 +382,7 @@ std::string TextsHtml(const ReportData& d) {
 std::string TookAsText(double seconds) { return Known(seconds) ? ", " + Duration(seconds) : ""; }
 
 std::string MethodSection(const ReportData& d) {
+  if (OnlyTrainings(d)) return "";
   std::string rows = Fact("model", EscapeHtml(ModelName(d)));
   std::set<std::string> fingerprints, machines;
   std::string commands;
@@ -442,8 +446,9 @@ std::string MethodSection(const ReportData& d) {
 Result<std::string> RenderReport(const ReportInputs& inputs) {
   BATON_ASSIGN(const ReportData d, ReadInputs(inputs));
   const bool planned = d.profile || d.plan || d.search || !d.evals.empty() || !d.benches.empty();
-  const std::string title =
-      EscapeHtml(!d.title.empty() ? d.title : ModelName(d) + (planned ? ", planned" : ""));
+  const std::string name =
+      OnlyTrainings(d) ? "Training" : ModelName(d) + (planned ? ", planned" : "");
+  const std::string title = EscapeHtml(!d.title.empty() ? d.title : name);
   std::string lead =
       "One layer looks at the context and passes what it found to the layers behind it.";
   if (const Headline h = HeadlineOf(d); Known(h.figures.kv_bytes_share) && h.context > 0)
@@ -458,7 +463,8 @@ Result<std::string> RenderReport(const ReportInputs& inputs) {
       title, kStyle, lead,
       Cards(d) + LayersSection(d) + PlanSection(d) + RoutingSection(d) + FrontSection(d) +
           SpeedSection(d) + ExactSection(d) + QualitySection(d) + KindsSection(d) +
-          RetrievalSection(d) + RecoveredSection(d) + SensitivitySection(d) + MethodSection(d));
+          RetrievalSection(d) + RecoveredSection(d) + SensitivitySection(d) + TrainingSection(d) +
+          MethodSection(d));
 }
 
 }  // namespace baton

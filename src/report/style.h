@@ -69,6 +69,12 @@ svg .star { fill: var(--accent); stroke: var(--card); stroke-width: 1.2; }
 .c-window { fill: var(--window); background: var(--window); } .c-route { fill: var(--full); background: var(--full); }
 .c-dense { fill: var(--dense); background: var(--dense); } .c-plan { fill: var(--plan); background: var(--plan); }
 svg .good { fill: var(--good); } svg .fair { fill: var(--fair); } svg .bad { fill: var(--bad); }
+.run-0 { color: var(--reuse); } .run-1 { color: var(--select); } .run-2 { color: var(--scan); }
+.run-3 { color: var(--bad); } .run-4 { color: var(--full); } .run-5 { color: var(--fair); }
+.run-6 { color: var(--good); } .run-7 { color: var(--window); }
+svg .curve { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; }
+svg .point { fill: currentColor; }
+.legend i[class^="run-"] { background: currentColor; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 6px 0 0; padding: 0; list-style: none;
   color: var(--muted); font-size: 13px; }
 .legend i { display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin-right: 6px; vertical-align: -1px; }

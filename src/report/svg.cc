@@ -124,6 +124,23 @@ std::vector<double> Axis::Ticks(int about) const {
   return ticks;
 }
 
+void DrawFrame(Svg& svg, const Axis& x, const Axis& y, const std::string& x_name,
+               const std::string& y_name, std::string (*x_tick)(double)) {
+  using enum Svg::Anchor;
+  for (const double tick : y.Ticks(6)) {
+    svg.Line(x.from, y.At(tick), x.to, y.At(tick), "grid");
+    svg.Text(x.from - 7, y.At(tick) + 4, TickText(tick), kEnd);
+  }
+  for (const double tick : x.Ticks(8)) {
+    svg.Line(x.At(tick), y.from, x.At(tick), y.from + 4, "axis");
+    svg.Text(x.At(tick), y.from + 18, x_tick(tick), kMiddle);
+  }
+  svg.Line(x.from, y.from, x.to, y.from, "axis");
+  svg.Line(x.from, y.from, x.from, y.to, "axis");
+  svg.Text((x.from + x.to) / 2, y.from + 38, x_name, kMiddle, "axis-name");
+  svg.TextUp(12, (y.from + y.to) / 2, y_name);
+}
+
 Axis MakeAxis(const std::vector<double>& values, bool log, double from, double to) {
   double low = 0, high = 0;
   for (const double v : values) {

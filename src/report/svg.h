@@ -44,6 +44,10 @@ struct Axis {
 // "0.005", "50", "1,200": without superfluous digits.
 std::string TickText(double value);
 
+// Both axes with ticks and names, and the grid of y; `x_tick` writes the numbers of x.
+void DrawFrame(Svg& svg, const Axis& x, const Axis& y, const std::string& x_name,
+               const std::string& y_name, std::string (*x_tick)(double) = TickText);
+
 // An axis over the values: from 0 when linear, over the positive ones when logarithmic, with a
 // small margin at the ends.
 Axis MakeAxis(const std::vector<double>& values, bool log, double from, double to);

@@ -206,10 +206,12 @@ Tensor Chunks(const Tensor& t, int64_t rows) {
 // hides.
 Tensor WithBefore(const Tensor& t, int64_t rows, int64_t sink) {
   const Tensor before = torch::constant_pad_nd(t, {0, 0, rows, 0}).narrow(2, 0, t.size(2));
-  const Tensor first = t.narrow(2, 0, sink)
-                           .unsqueeze(1)
-                           .expand({t.size(0), t.size(2) / rows, t.size(1), sink, t.size(3)})
-                           .reshape({-1, t.size(1), sink, t.size(3)});
+  const int64_t chunks = t.size(2) / rows;
+  const Tensor first =
+      t.narrow(2, 0, sink)
+          .unsqueeze(1)
+          .expand({t.size(0), chunks, t.size(1), sink, t.size(3)})
+          .reshape({t.size(0) * chunks, t.size(1), sink, t.size(3)});  // no -1: sink may be 0
   return torch::cat({first, Chunks(before, rows), Chunks(t, rows)}, 2);
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "train/json_reader.h"
+#include "train/tasks.h"
 
 namespace baton::train {
 namespace {
@@ -19,7 +20,7 @@ Result<Stage> ReadStage(const json& object) {
   if (!object.is_object()) return Error::InvalidArgument("recipe: stages holds no objects");
   JsonReader r(object, "recipe");
   r.Read("steps", s.steps, 1, kMost);
-  r.Read("n", s.n, 2, kMost);
+  r.Read("n", s.n, kShortestRow, kMost);
   r.Read("rows", s.rows, 1, kMost);
   r.Read("window", s.window, 0, kMost);
   BATON_TRY(r.Finish());

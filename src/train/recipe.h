@@ -12,7 +12,7 @@ namespace baton::train {
 
 struct Stage {
   int64_t steps = 0;
-  int64_t n = 1024;    // tokens of a row
+  int64_t n = 1024;    // tokens of a row, at least kShortestRow of tasks.h
   int64_t rows = 32;   // of a step
   int64_t window = 0;  // > 0: of all windows, in place of the model's
 };

@@ -200,7 +200,7 @@ Tensor RouterTrainer::Loss(const std::vector<size_t>& which, const Tensor& noise
 }
 
 void RouterTrainer::Step() {
-  BATON_CHECK(!done());
+  BATON_CHECK(!done() && usable());
   const std::vector<size_t> which = Choose();
   auto generator =
       at::detail::createCPUGenerator(model_.recipe().seed * 1000003 + static_cast<uint64_t>(step_));

@@ -28,6 +28,8 @@ class RouterTrainer {
   bool done() const { return step_ == model_.recipe().steps; }
   int64_t step() const { return step_; }
   int64_t tokens() const { return tokens_; }
+  // Whether dense attention answers enough samples of any task; without, there is no step to take.
+  bool usable() const { return !usable_.empty(); }
   RouterLosses TakeLosses();
   // By task: nats for a share of 1 of full layers; or the paper's lambda1 and lambda2.
   const std::map<std::string, std::array<double, 2>>& prices() const { return prices_; }

@@ -17,6 +17,7 @@ namespace baton::train {
 // What the token at a position is: answers are those that the context determines.
 enum TokenKind : int64_t { kRandomToken, kTextToken, kFactAnswer, kPairAnswer, kChainAnswer };
 constexpr int kTokenKinds = 5;
+constexpr int64_t kShortestRow = 96;  // holds the fewest facts and links that a task has
 
 struct Samples {
   Tensor tokens;  // [B, n] int64

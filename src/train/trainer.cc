@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <map>
+#include <span>
+#include <sstream>
 
 #include "base/check.h"
 #include "base/mapped_file.h"
@@ -23,6 +25,19 @@ SafetensorsEntry Entry(const std::string& name, const Tensor& value) {
   const auto* data = static_cast<const std::byte*>(t.data_ptr());
   entry.data.assign(data, data + t.nbytes());
   return entry;
+}
+
+// Sums of losses, exactly.
+std::string HexOf(const Tensor& sums) {
+  const Tensor t = sums.to(torch::kCPU).contiguous();
+  return fmt::format("{:a}", fmt::join(std::span(t.data_ptr<double>(), t.numel()), " "));
+}
+
+Tensor FromHex(const std::string& text, torch::Device device) {
+  std::vector<double> values;
+  std::istringstream words(text);
+  for (std::string word; words >> word;) values.push_back(std::strtod(word.c_str(), nullptr));
+  return values.empty() ? Tensor() : torch::tensor(values, torch::kFloat64).to(device);
 }
 
 }  // namespace
@@ -107,8 +122,10 @@ Status Trainer::Save(const std::string& path) const {
   for (const auto& [name, value] : optimizer_.State()) entries.push_back(Entry(name, value));
   return WriteSafetensors(path, entries,
                           {{"baton.config", model_.json},
+                           {"seed", std::to_string(recipe_.seed)},
                            {"step", std::to_string(step_)},
-                           {"tokens", std::to_string(tokens_)}});
+                           {"tokens", std::to_string(tokens_)},
+                           {"losses", sums_.defined() ? HexOf(sums_) : ""}});
 }
 
 Status Trainer::Load(const std::string& path) {
@@ -132,9 +149,13 @@ Status Trainer::Load(const std::string& path) {
     leaf.copy_(it->second);
   }
   if (Status s = optimizer_.Restore(state); !s.ok()) return std::move(s).error().At(path);
+  const std::string seed = std::to_string(recipe_.seed);
+  if (metadata["seed"] != seed)
+    return Error::InvalidArgument("{}: the state of seed {}, expected {}", path, metadata["seed"],
+                                  seed);
   step_ = std::strtoll(metadata["step"].c_str(), nullptr, 10);
   tokens_ = std::strtoll(metadata["tokens"].c_str(), nullptr, 10);
-  sums_ = Tensor();
+  sums_ = FromHex(metadata["losses"], batches_.tasks().device());
   return Status::Ok();
 }
 

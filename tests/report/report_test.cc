@@ -65,6 +65,22 @@ constexpr const char* kInfo = R"({"format":"baton-info","model":{"layers":2},
    {"kind":"sparse <x>","branches":"layer 0 list","cache":"ring 128","rope":false,"gated":true,
     "sink_logits":false}]})";
 
+// Stopped after 100 steps, continued from the state of 50.
+constexpr const char* kTrainLog =
+    R"({"event":"start","trains":"lm","model":"clsa<1>","parameters":7200000,"steps":100,"seed":2,"step":0,"device":"cpu","torch":"1.13.1"}
+{"event":"losses","step":50,"tokens":1000000,"seconds":1,"losses":{"text":8.0,"facts":7.0,"pairs":null,"chains":6.5,"distillation":0}}
+{"event":"losses","step":100,"tokens":2000000,"seconds":2,"losses":{"text":9.9,"facts":9.9,"pairs":9.9,"chains":9.9,"distillation":0}}
+{"event":"start","trains":"lm","model":"clsa<1>","parameters":7200000,"steps":100,"seed":2,"step":50,"device":"cpu","torch":"1.13.1"}
+{"event":"test","step":75,"tokens":1500000,"seconds":2,"evaluation":{"n":4096,"text_loss":5.5,"facts":{"<=64":0.3,"all":0.25}}}
+{"event":"losses","step":100,"tokens":2000000,"seconds":2,"losses":{"text":4.0,"facts":1.0,"pairs":2.0,"chains":3.0,"distillation":0}}
+{"event":"result","step":100,"tokens":2000000,"seconds":2,"evaluation":{"n":4096,"text_loss":3.5,"facts":{"<=4096":0.91,"all":0.92},"pairs":{"64":0.99,"1024":0.95},"chains":{"1":0.8,"2":0.75},"coverage":{"held":0.9,"best":0.97}}}
+{"event":"lo)";
+
+constexpr const char* kGateLog =
+    R"({"event":"dense","seconds":1}
+{"event":"start","trains":"list","model":"routed","seed":1,"steps":300}
+{"event":"losses","step":25,"tokens":400000,"seconds":1,"loss":{"answer":0.5,"text":0.2},"windows":{"answer":0.3,"text":0.6}})";
+
 ReportInputs Everything() {
   return {.profile_json = kProfile,
           .plan_json = kPlan,
@@ -72,7 +88,8 @@ ReportInputs Everything() {
           .eval_json = {kEval},
           .bench_json = {kBench},
           .run_json = {kRun},
-          .info_json = kInfo};
+          .info_json = kInfo,
+          .train_logs = {kTrainLog, kGateLog}};
 }
 
 std::string Rendered(const ReportInputs& inputs) {
@@ -89,7 +106,7 @@ std::string ErrorOf(const ReportInputs& inputs) {
 TEST(Report, HasEverySectionWhenEverythingIsGiven) {
   const std::string page = Rendered(Everything());
   for (const char* id : {"summary", "plan", "front", "speed", "exact", "quality", "retrieval",
-                         "recovered", "sensitivity", "routing", "layers", "method"})
+                         "recovered", "sensitivity", "routing", "layers", "training", "method"})
     EXPECT_THAT(page, HasSubstr(std::string("<section id=\"") + id + "\""));
   EXPECT_THAT(page, HasSubstr("10.9 %"));
   EXPECT_THAT(page, HasSubstr("2.00×"));
@@ -102,7 +119,7 @@ TEST(Report, LeavesOutSectionsWithoutNumbers) {
   const std::string page = Rendered({.plan_json = kPlan});
   EXPECT_THAT(page, HasSubstr("<section id=\"plan\""));
   for (const char* id : {"front", "speed", "exact", "quality", "retrieval", "recovered",
-                         "sensitivity", "routing", "layers"})
+                         "sensitivity", "routing", "layers", "training"})
     EXPECT_THAT(page, Not(HasSubstr(std::string("<section id=\"") + id + "\""))) << id;
 }
 
@@ -185,6 +202,46 @@ TEST(Report, LayersAreATableOfWhatTheyReadAndKeep) {
   EXPECT_THAT(page, HasSubstr("<td>sparse &lt;x&gt;</td><td>layer 0 list</td><td>ring "
                               "128</td><td>–</td><td>no positions, gated</td>"));
   EXPECT_THAT(page, HasSubstr("<td>4,096</td><td>1.00 KB</td><td>2.00 KB</td><td>8.00 KB</td>"));
+}
+
+// The d of the curve of `name` in the n-th panel that has one.
+std::string CurveOf(const std::string& page, const std::string& name, int n) {
+  size_t at = 0;
+  for (int i = 0; i <= n; ++i) at = page.find("<title>" + name + "</title></path>", at + 1);
+  const size_t begin = page.rfind("<path d=\"", at) + 9;
+  return page.substr(begin, page.find('"', begin) - begin);
+}
+
+TEST(Report, TrainingIsCurvesAndTheLatestTest) {
+  const std::string page = Rendered({.train_logs = {kTrainLog, kGateLog}});
+  EXPECT_THAT(page, HasSubstr("<title>Training</title>"));
+  EXPECT_THAT(page, Not(HasSubstr("<section id=\"method\"")));
+  for (const char* panel : {"Loss, text", "Loss, facts", "Loss, pairs", "Recall, facts",
+                            "Windows at answers", "Loss on text"})
+    EXPECT_THAT(page, HasSubstr(std::string("aria-label=\"") + panel));
+  EXPECT_THAT(page, HasSubstr("<i class=\"run-1\"></i><b>routed, list, seed 1</b>"));
+  // Text falls from 8 to 4, half the height of the panel; the step that was done again counts once.
+  const std::string name = "clsa&lt;1&gt;, seed 2";
+  double x0, y0, x1, y1;
+  ASSERT_EQ(std::sscanf(CurveOf(page, name, 0).c_str(), "M%lf %lfL%lf %lf", &x0, &y0, &x1, &y1), 4);
+  EXPECT_NEAR(x1 - 60, 2 * (x0 - 60), 0.2);
+  EXPECT_NEAR(230 - y0, 2 * (230 - y1), 0.2);
+  EXPECT_THAT(page, Not(HasSubstr("9.9")));
+  // Pairs were absent from the first step: no curve, but its last point.
+  EXPECT_THAT(page, HasSubstr("2.00 at 2 M tokens"));
+  EXPECT_THAT(page, HasSubstr("0.2500 at 1.5 M tokens"));
+  EXPECT_THAT(page, HasSubstr("<td>7,200,000</td><td>2,000,000</td><td>4,096</td><td>3.500</td>"
+                              "<td>0.920</td><td>0.910</td><td>0.950</td><td>0.800</td>"
+                              "<td>0.750</td><td>–</td><td>0.900</td><td>0.970</td>"));
+  EXPECT_THAT(page, HasSubstr("0.3000 at 0.4 M tokens"));
+}
+
+TEST(Report, LogsThatCannotBeDrawnAreErrors) {
+  EXPECT_THAT(ErrorOf({.train_logs = {kInfo}}), HasSubstr("give it to --info-json"));
+  EXPECT_THAT(ErrorOf({.train_logs = {"text"}}), HasSubstr("expected a log of `baton-train`"));
+  EXPECT_THAT(ErrorOf({.train_logs = {R"({"event":"start"})"}}), HasSubstr("without losses"));
+  EXPECT_THAT(ErrorOf({.train_logs = std::vector<std::string>(9, kTrainLog)}),
+              HasSubstr("9 runs, at most 8"));
 }
 
 TEST(Report, EscapesWhatItWasGiven) {

@@ -1,6 +1,8 @@
 // Small models of every architecture that is trained, as folders, and what goes into them.
 #pragma once
 
+#include <ATen/Parallel.h>
+
 #include <string>
 #include <vector>
 
@@ -9,6 +11,12 @@
 #include "train/trainer.h"
 
 namespace baton::train {
+
+// Toys are too small for threads, which wait for each other where test programs run side by side.
+inline const bool kOneThread = [] {
+  at::set_num_threads(1);
+  return true;
+}();
 
 // A folder of random weights, its config as a model file.
 inline std::string FolderOf(const SyntheticSpec& spec, const std::string& name) {

@@ -21,10 +21,12 @@ struct ToyRun {
     parameters.emplace(file.config, recipe.seed, torch::TensorOptions(torch::kFloat32));
     trainer.emplace(file, *parameters, this->recipe, text);
   }
+  // The losses, as a log of every third step has them.
   std::vector<double> Steps(int64_t count) {
     std::vector<double> losses;
     for (int64_t i = 0; i < count; ++i) {
       trainer->Step();
+      if (trainer->step() % 3 != 0) continue;
       const Losses l = trainer->TakeLosses();
       losses.insert(losses.end(), l.by_kind.begin() + 1, l.by_kind.end());
       losses.push_back(l.distillation);
@@ -39,50 +41,71 @@ struct ToyRun {
   std::optional<Trainer> trainer;
 };
 
-TEST(RunTest, StoppedRunGoesOnToTheSameLosses) {
-  int i = 0;
+// One of ToySpecs.
+class ToyTest : public testing::TestWithParam<size_t> {
+ protected:
+  SyntheticSpec spec() const { return ToySpecs()[GetParam()]; }
+};
+
+TEST_P(ToyTest, StoppedRunGoesOnToTheSameLosses) {
   for (const bool muon : {true, false}) {
+    SCOPED_TRACE(muon);
     const Recipe recipe = RecipeOf(fmt::format(
         R"({{"stages": [{{"steps": 3, "n": 96, "rows": 8}}, {{"steps": 3, "n": 128, "rows": 4}}],
            "accumulate": 2, "pack": true, "sparse_from": 2, "distilled_rows": 8, "muon": {}}})",
         muon));
-    for (const SyntheticSpec& spec : ToySpecs()) {
-      SCOPED_TRACE(test::Describe(spec));
-      const std::string name = fmt::format("resume-{}", i++);
-      const std::string state = test::Scratch().File(name + ".state");
-      ToyRun whole(spec, recipe, name), first(spec, recipe, name), second(spec, recipe, name);
-      std::vector<double> expected = whole.Steps(6);
-      first.Steps(4);
-      ASSERT_TRUE(first.trainer->Save(state).ok());
-      second.parameters->ZeroGradients();
-      const Status loaded = second.trainer->Load(state);
-      ASSERT_TRUE(loaded.ok()) << loaded.error().ToString();
-      EXPECT_EQ(second.trainer->step(), 4);
-      expected.erase(expected.begin(), expected.begin() + 4 * kTokenKinds);
-      const std::vector<double> got = second.Steps(2);
-      ASSERT_EQ(got.size(), expected.size());
-      for (size_t at = 0; at < got.size(); ++at)
-        EXPECT_TRUE(got[at] == expected[at] || (std::isnan(got[at]) && std::isnan(expected[at])))
-            << at << ": " << got[at] << " " << expected[at];
-    }
+    const std::string name = fmt::format("resume-{}-{}", GetParam(), muon);
+    const std::string state = test::Scratch().File(name + ".state");
+    ToyRun whole(spec(), recipe, name), first(spec(), recipe, name), second(spec(), recipe, name);
+    std::vector<double> expected = whole.Steps(6);
+    first.Steps(4);
+    ASSERT_TRUE(first.trainer->Save(state).ok());
+    second.parameters->ZeroGradients();
+    const Status loaded = second.trainer->Load(state);
+    ASSERT_TRUE(loaded.ok()) << loaded.error().ToString();
+    EXPECT_EQ(second.trainer->step(), 4);
+    expected.erase(expected.begin(), expected.begin() + kTokenKinds);
+    const std::vector<double> got = second.Steps(2);
+    ASSERT_EQ(got.size(), static_cast<size_t>(kTokenKinds));
+    ASSERT_EQ(got.size(), expected.size());
+    for (size_t at = 0; at < got.size(); ++at)
+      EXPECT_TRUE(got[at] == expected[at] || (std::isnan(got[at]) && std::isnan(expected[at])))
+          << at << ": " << got[at] << " " << expected[at];
   }
 }
 
 // Of facts, chance is 1 in 97^2.
-TEST(RunTest, ToysLearnRecall) {
-  int i = 0;
-  for (const SyntheticSpec& spec : ToySpecs()) {
-    SCOPED_TRACE(test::Describe(spec));
-    const Recipe recipe = RecipeOf(
-        R"({"stages": [{"steps": 400, "n": 96, "rows": 16}], "rate": 0.01, "warmup": 10,
-            "ramp": 200, "schedule": "linear", "text": 0, "distilled_rows": 24,
-            "sparse_from": 300})");
-    ToyRun run(spec, recipe, fmt::format("learn-{}", i++));
-    while (!run.trainer->done()) run.trainer->Step();
-    const Evaluation e = Evaluate(run.trainer->transformer(), run.trainer->batches().tasks(),
-                                  {.n = 96, .tokens = 1536, .batches = 4});
-    EXPECT_GT(e.facts.back().value(), 0.4);
-  }
+TEST_P(ToyTest, LearnsRecall) {
+  const Recipe recipe = RecipeOf(
+      R"({"stages": [{"steps": 400, "n": 96, "rows": 16}], "rate": 0.01, "warmup": 10,
+          "ramp": 200, "schedule": "linear", "text": 0, "distilled_rows": 24,
+          "sparse_from": 300})");
+  ToyRun run(spec(), recipe, fmt::format("learn-{}", GetParam()));
+  while (!run.trainer->done()) run.trainer->Step();
+  const Evaluation e = Evaluate(run.trainer->transformer(), run.trainer->batches().tasks(),
+                                {.n = 96, .tokens = 1536, .batches = 4});
+  EXPECT_GT(e.facts.back().value(), 0.4);
+}
+
+INSTANTIATE_TEST_SUITE_P(, ToyTest, testing::Range<size_t>(0, ToySpecs().size()),
+                         [](const testing::TestParamInfo<size_t>& info) {
+                           const SyntheticSpec s = ToySpecs()[info.param];
+                           return s.architecture.substr(sizeof "baton") + "_" + s.layout;
+                         });
+
+// A state fits a run of its own config and seed.
+TEST(RunTest, StatesOfOtherRunsAreRefused) {
+  const Recipe recipe = RecipeOf(R"({"stages": [{"steps": 1, "n": 96, "rows": 4}]})");
+  Recipe other = recipe;
+  other.seed = 2;
+  const std::string state = test::Scratch().File("refused.state");
+  ToyRun run(ToySpecs()[0], recipe, "refused"), seed(ToySpecs()[0], other, "refused"),
+      config(ToySpecs()[1], recipe, "refused-config");
+  ASSERT_TRUE(run.trainer->Save(state).ok());
+  ASSERT_TRUE(run.trainer->Load(state).ok());
+  EXPECT_EQ(seed.trainer->Load(state).error().message(),
+            state + ": the state of seed 1, expected 2");
+  EXPECT_EQ(config.trainer->Load(state).error().message(), state + ": the state of another config");
 }
 
 TEST(RunTest, RecipesAreChecked) {
@@ -94,6 +117,8 @@ TEST(RunTest, RecipesAreChecked) {
   EXPECT_EQ(message("[]"), "recipe: no JSON object");
   EXPECT_EQ(message(R"({"stages": []})"), "recipe: stages is missing or empty");
   EXPECT_EQ(message(R"({"stages": [{"steps": 1, "lines": 2}]})"), "recipe: lines: unknown");
+  EXPECT_EQ(message(R"({"stages": [{"steps": 1, "n": 64}]})"),
+            "recipe: n is 64, expected an integer from 96 to 1000000000");
   EXPECT_EQ(message(R"({"stages": [{"steps": 1}], "rate": 2})"),
             "recipe: rate is 2, expected a number from 0 to 1");
   EXPECT_EQ(message(R"({"stages": [{"steps": 1, "rows": 3}], "accumulate": 2})"),

@@ -5,14 +5,21 @@
 
 namespace baton::train {
 
-Result<Tensor> ReadTokenFile(const std::string& path, torch::Device device) {
+Result<Tensor> ReadTokenFile(const std::string& path, int64_t vocab, int64_t n,
+                             torch::Device device) {
   BATON_ASSIGN(const MappedFile file, MappedFile::Open(path));
   const auto count = static_cast<int64_t>(file.bytes().size() / sizeof(uint16_t));
-  if (count < 2) return Error::InvalidArgument("{}: holds {} tokens, expected more", path, count);
-  // Ids are below 2^15, so both 16-bit types say the same.
+  if (count <= n)
+    return Error::InvalidArgument("{}: {} tokens, expected more than a row of {}", path, count, n);
+  // LibTorch has no unsigned type of 16 bits.
   const Tensor ids =
-      torch::from_blob(const_cast<std::byte*>(file.bytes().data()), {count}, torch::kInt16);
-  return ids.to(torch::kInt32).to(device);
+      torch::from_blob(const_cast<std::byte*>(file.bytes().data()), {count}, torch::kInt16)
+          .to(torch::kInt32)
+          .bitwise_and(0xffff);
+  if (const int64_t most = ids.max().item<int64_t>(); most >= vocab)
+    return Error::Corrupt("{}: token {}, the vocabulary has {}", path, most, vocab)
+        .Hint("encode the text with the tokenizer that the model gets");
+  return ids.to(device);
 }
 
 Result<int64_t> VocabularyOf(const std::string& folder) {

@@ -1,6 +1,7 @@
 // baton-train: trains the models that are born sparse, and routers of others, on LibTorch. Errors
 // are one line; the exit status is 1 for an error and 2 for a usage error.
 #include <cstdio>
+#include <string_view>
 
 #include "train/program/commands.h"
 
@@ -29,8 +30,9 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     fmt::print(stderr, "baton-train: error: {} (hint: see baton-train --help)\n", error.what());
     return 2;
-  } catch (const std::exception& error) {  // LibTorch's: out of memory, a lost GPU
-    fmt::print(stderr, "baton-train: error: {}\n", error.what());
+  } catch (const std::exception& error) {        // LibTorch's: out of memory, a lost GPU
+    const std::string_view what = error.what();  // a stack trace follows the first line
+    fmt::print(stderr, "baton-train: error: {}\n", what.substr(0, what.find('\n')));
     return 1;
   }
   return 0;

@@ -1,9 +1,11 @@
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "baton/plan.h"
+#include "results/train_log.h"
 #include "train/program/commands.h"
 #include "train/program/data.h"
 #include "train/router_evaluate.h"
@@ -93,8 +95,6 @@ Plan PlanOf(const std::vector<double>& full, const RouterRecipe& recipe, const C
   return plan;
 }
 
-nlohmann::json Pair(const ByKind& v) { return {{"answer", v.answer}, {"text", v.text}}; }
-
 class RouterRun {
  public:
   RouterRun(const RouterFlags& flags, const RouterRecipe& recipe, const Frozen& frozen,
@@ -104,10 +104,10 @@ class RouterRun {
   Status Run() {
     const Clock::time_point start = Clock::now();
     const Teacher teacher = Teach(frozen_.model, samples_, frozen_.device);
-    nlohmann::json answered;
+    results::OrderedJson answered;
     for (size_t i = 0; i < samples_.all().size(); ++i) {
       const RouterSample& s = samples_.all()[i];
-      nlohmann::json& counts = answered[s.task][std::to_string(s.length)];
+      results::OrderedJson& counts = answered[s.task][std::to_string(s.length)];
       if (counts.is_null()) counts = {0, 0};
       counts[0] = counts[0].get<int>() + (teacher.answered[i] ? 1 : 0);
       counts[1] = counts[1].get<int>() + 1;
@@ -119,6 +119,19 @@ class RouterRun {
                               : Gates::Routers(config.layers, config.head_dim, recipe_.bias,
                                                recipe_.seed, options);
     RouterTrainer trainer(frozen_.model, samples_, teacher, gates, frozen_.device);
+    if (!trainer.usable())
+      return Error::InvalidArgument(
+          "{}: of no task and length does dense attention answer two samples", flags_.samples);
+    int64_t parameters = 0;
+    for (const Tensor& t : gates.values()) parameters += t.numel();
+    Print(results::TrainLine(
+        "start", results::TrainStart{.trains = flags_.list ? "list" : "router",
+                                     .model = std::filesystem::path(flags_.model).stem().string(),
+                                     .parameters = parameters,
+                                     .steps = recipe_.steps,
+                                     .seed = recipe_.seed,
+                                     .device = frozen_.device.is_cuda() ? "cuda" : "cpu",
+                                     .torch = TORCH_VERSION}));
     const Clock::time_point begin = Clock::now();
     while (!trainer.done()) {
       trainer.Step();
@@ -126,10 +139,10 @@ class RouterRun {
     }
     const double seconds = Since(begin);
     if (recipe_.has_target) trainer.MeetTarget();
-    nlohmann::json result = {{"event", "trained"},
-                             {"seconds", seconds},
-                             {"tokens", trainer.tokens()},
-                             {"steps", trainer.step()}};
+    results::OrderedJson result = {{"event", "trained"},
+                                   {"seconds", seconds},
+                                   {"tokens", trainer.tokens()},
+                                   {"steps", trainer.step()}};
     if (flags_.list) {
       result["full"] = gates.Full();
       BATON_TRY(PlanOf(gates.Full(), recipe_, frozen_.checkpoint).Save(flags_.out));
@@ -146,20 +159,20 @@ class RouterRun {
     return std::chrono::duration<double>(Clock::now() - start).count();
   }
 
-  void Print(const nlohmann::json& line) const {
+  void Print(const results::OrderedJson& line) const {
     if (flags_.json) fmt::print("{}\n", line.dump()), std::fflush(stdout);
   }
 
   void Log(RouterTrainer& trainer, Clock::time_point begin) const {
     const RouterLosses l = trainer.TakeLosses();
-    nlohmann::json prices;
-    for (const auto& [task, price] : trainer.prices()) prices[task] = price[0];
-    Print({{"event", "losses"},
-           {"step", trainer.step()},
-           {"seconds", Since(begin)},
-           {"loss", Pair(l.loss)},
-           {"windows", Pair(l.windows)},
-           {"prices", prices}});
+    results::OrderedJson line = results::TrainLine(
+        "losses", results::GateLosses{.step = trainer.step(),
+                                      .tokens = trainer.tokens(),
+                                      .seconds = Since(begin),
+                                      .loss = {l.loss.answer, l.loss.text},
+                                      .windows = {l.windows.answer, l.windows.text}});
+    for (const auto& [task, price] : trainer.prices()) line["prices"][task] = price[0];
+    Print(line);
     if (flags_.json) return;
     fmt::print(stderr,
                "step {}/{} | loss at answers {:.4f}, text {:.4f} | on windows {:.2f}, {:.2f} | "
@@ -246,7 +259,8 @@ void AddCommonFlags(CLI::App* command, RouterFlags& flags) {
   command->add_option("--recipe", flags.recipe, "JSON file, as in configs/router")->required();
   command->add_option("--samples", flags.samples, "Folder that scripts/router-samples made")
       ->required();
-  command->add_option("--device", flags.device, "auto, cpu or cuda");
+  command->add_option("--device", flags.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
 }
 
 }  // namespace
