@@ -176,12 +176,15 @@ Table CandidateTable() {
 }
 
 std::string KindTable(const PlanSearch& search) {
-  Table table({"kind of text", "KL, search split", "left out", "KL, test split", "left out"});
+  Table table({"kind of text", "KL, search split", "left out", "KL, test split", "left out",
+               "8 of 10 other texts"});
   for (size_t k = 0; k < search.kinds.size(); ++k) {
     std::vector<std::string> row = {search.kinds[k]};
     for (const Candidate* c : {&search.chosen, &search.test})
       for (const double kl : {c->kind_kl[k], c->left_out_kl[k]})
         row.push_back(fmt::format("{:.4f}", kl));
+    const double kl = search.test.left_out_kl[k], spread = search.test.spread;
+    row.push_back(spread > 1 ? fmt::format("{:.4f} to {:.4f}", kl / spread, kl * spread) : "-");
     table.Row(std::move(row));
   }
   return table.ToString();
@@ -282,6 +285,12 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
   if (!search->test.meets_target)
     Note(
         "baton: warning: the plan misses the target on the test split, which it was not chosen on");
+  const double most = search->test.LeftOutKl() * search->test.spread;
+  if (search->test.meets_target && options.target.max_kl > 0 && most > options.target.max_kl)
+    Note(
+        fmt::format("baton: warning: contexts of one kind differ: on other text of these kinds the "
+                    "KL may be {:.4f}, above the bound",
+                    most));
   Json json =
       results::ToJson(results::SearchRecord{.origin = OriginOf("search", *engine, invocation),
                                             .search = *search,

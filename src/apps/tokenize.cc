@@ -1,5 +1,6 @@
 // baton tokenize, baton detokenize: text to ids and back. Neither loads weights.
 #include "apps/command.h"
+#include "formats/printable.h"
 
 namespace baton::apps {
 namespace {
@@ -44,6 +45,20 @@ Result<std::unique_ptr<Engine>> LoadTokenizer(EngineFlags flags) {
   return engine;
 }
 
+// As a JSON string; what a terminal would act on is escaped, though JSON allows much of it.
+std::string Quoted(const std::string& text) {
+  const std::string json = Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string out;
+  for (size_t at = 0; at < json.size();) {
+    const Utf8Char c = DecodeUtf8(std::string_view(json).substr(at));
+    const std::string bytes = json.substr(at, static_cast<size_t>(c.length));
+    out += Displayable(bytes) == bytes ? bytes
+                                       : fmt::format("\\u{:04x}", static_cast<uint32_t>(c.code));
+    at += bytes.size();
+  }
+  return out;
+}
+
 Result<int> Tokenize(const TokenizeOptions& o, const Invocation&) {
   BATON_ASSIGN(const std::string text, o.text.Read());
   BATON_ASSIGN(auto engine, LoadTokenizer(o.engine));
@@ -55,8 +70,7 @@ Result<int> Tokenize(const TokenizeOptions& o, const Invocation&) {
   std::string out;
   for (const int32_t token : tokens) {
     const std::string piece = engine->Detokenize(std::span(&token, 1), /*special=*/true);
-    out += fmt::format("{:>7}  {}\n", token,
-                       Json(piece).dump(-1, ' ', false, Json::error_handler_t::replace));
+    out += fmt::format("{:>7}  {}\n", token, Quoted(piece));
   }
   BATON_TRY(Print(out));
   Note(fmt::format("{} tokens", Count(static_cast<int64_t>(tokens.size()))));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "baton/profile.h"
+#include "profile/calibration.h"
 
 namespace baton {
 
@@ -26,5 +27,11 @@ const Candidate* BestWithout(const std::vector<Candidate>& candidates, size_t ki
                              double max_share);
 // Sets left_out_kl of all candidates, by BestWithout among them.
 void LeaveEachKindOut(std::vector<Candidate>& candidates);
+
+// Figures of a candidate from those of contexts, whose kinds take turns.
+void SetFigures(const std::vector<PlanMeasure>& contexts, size_t kinds, Candidate& c);
+// Candidate::spread, from the KL of each context: [kinds][contexts]. Contexts are taken to be
+// log-normal, and to differ by the same factor in every kind. 1 without a kind of two contexts.
+double SpreadOf(const std::vector<std::vector<double>>& kinds);
 
 }  // namespace baton

@@ -287,6 +287,7 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
   };
   Profile p;
   Describe(engine, options, corpus, p);
+  std::ranges::move(ShortKinds(corpus, options), std::back_inserter(p.warnings));
   LostMass lost(*engine.impl().ops, options, info, engine.impl().model->config().attention_scale,
                 p.kinds.size());
   Sensitivity sensitivity(options, info, engine.impl().model_plan, p.kinds.size());

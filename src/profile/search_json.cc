@@ -29,6 +29,7 @@ std::string EvidenceDetails(const PlanSearch& search, const Profile& profile) {
               {"kinds", search.kinds},
               {"worst_kl", search.test.WorstKl()},
               {"left_out_kl", search.test.LeftOutKl()},
+              {"spread", search.test.spread},
               {"search", results::ToJson<Json>(search.chosen)},
               {"test", results::ToJson<Json>(search.test)},
               {"front", front}}

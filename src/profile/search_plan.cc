@@ -256,13 +256,11 @@ Result<std::vector<PlanCandidate>> PlanSearcher::Propose() const {
 Result<Candidate> PlanSearcher::MeasureOn(const Plan& plan, const std::string& origin,
                                           double predicted_nats) {
   BATON_ASSIGN(ResolvedPlan resolved, engine_.impl().ResolvePlan(plan, nullptr));
-  PlanMeasure all;
-  std::vector<PlanMeasure> kinds(kinds_.size());
-  for (size_t i = 0; i < contexts_.size(); ++i) {
-    BATON_ASSIGN(PlanMeasure one, plan.prefill.sparse ? contexts_[i]->RunWithPrefill(resolved)
-                                                      : contexts_[i]->Run(resolved, {}));
-    all.Add(one);
-    kinds[i % kinds.size()].Add(one);
+  std::vector<PlanMeasure> measures;
+  for (const auto& context : contexts_) {
+    BATON_ASSIGN(PlanMeasure one, plan.prefill.sparse ? context->RunWithPrefill(resolved)
+                                                      : context->Run(resolved, {}));
+    measures.push_back(std::move(one));
   }
   Candidate c;
   c.plan = plan;
@@ -272,14 +270,7 @@ Result<Candidate> PlanSearcher::MeasureOn(const Plan& plan, const std::string& o
   BATON_ASSIGN(c.kv_held_share, engine_.KvHeldShare(plan, profile_.options.context));
   c.bounded_share = Share(plan.layers);
   c.predicted_speedup = Speedup(plan.layers);
-  for (const PlanMeasure& m : kinds) c.kind_kl.push_back(MeanOf(m.text_kl).mean);
-  c.kl = MeanOf(c.kind_kl).mean;
-  c.answer_kl = MeanOf(all.answer_kl).mean;
-  c.top1 = all.text_kl.empty()
-               ? 1
-               : static_cast<double>(all.same_best) / static_cast<double>(all.text_kl.size());
-  c.found = all.found;
-  c.dense_found = all.dense_found;
+  SetFigures(measures, kinds_.size(), c);
   return c;
 }
 

@@ -9,9 +9,10 @@ namespace {
 
 constexpr int kContexts[] = {3, 2, 2};
 // Of several kinds, of each: the test split speaks for text that nobody gave, and few plans are
-// decoded on it.
-constexpr int kContextsOfEach[] = {1, 1, 3};
-constexpr int64_t kTextRows[] = {96, 96, 192};   // at least, of each context
+// decoded on it. More places tell more than more rows: files of one kind differ by half their mean
+// (docs/quality.md).
+constexpr int kContextsOfEach[] = {1, 1, 4};
+constexpr int64_t kTextRows[] = {96, 96, 144};   // at least, of each context
 constexpr int64_t kAllRows[] = {288, 192, 384};  // at least, of all contexts of a split
 
 // `length` tokens from `offset` on, around the end if need be; what the kind itself lacks comes
@@ -46,6 +47,23 @@ int64_t TextRows(const Corpus& corpus, Corpus::Split split, int64_t length) {
 
 int64_t ContextLength(const Corpus& corpus, Corpus::Split split, const ProfileOptions& options) {
   return std::min(options.context, std::max<int64_t>(corpus.Tokens(split), 512));
+}
+
+std::vector<std::string> ShortKinds(const Corpus& corpus, const ProfileOptions& options) {
+  std::vector<std::string> warnings;
+  for (const Corpus::Kind& kind : corpus.kinds) {
+    int64_t all = 0, least = options.context;
+    for (const auto& split : kind.tokens) {
+      all += std::ssize(split);
+      least = std::min(least, std::ssize(split));
+    }
+    if (corpus.kinds.size() > 1 && least < options.context)
+      warnings.push_back(fmt::format(
+          "kind {}: {} tokens are too few for contexts of {}: text of other kinds comes first, and "
+          "what the kind loses over long distances is not seen; give it {} tokens or more",
+          kind.name, all, options.context, 4 * options.context));
+  }
+  return warnings;
 }
 
 int ProbesOf(Corpus::Split split, const ProfileOptions& options) {

@@ -12,7 +12,7 @@
 namespace baton {
 
 // Contexts of a split: as many as fit five minutes of planning on two cores at 8K, but one at least
-// of each kind of text, three in the test split. Kinds take turns: context i is of kind i % kinds.
+// of each kind of text, four in the test split. Kinds take turns: context i is of kind i % kinds.
 int Contexts(const Corpus& corpus, Corpus::Split split);
 // Rows of text that are scored in each: more where there are few contexts, and in the test split,
 // which few plans are decoded on.
@@ -21,6 +21,8 @@ int64_t TextRows(const Corpus& corpus, Corpus::Split split, int64_t length);
 // Tokens of each context of a split: a short split gives shorter ones rather than text that repeats
 // itself.
 int64_t ContextLength(const Corpus& corpus, Corpus::Split split, const ProfileOptions& options);
+// A warning for each of several kinds whose splits are shorter than a context.
+std::vector<std::string> ShortKinds(const Corpus& corpus, const ProfileOptions& options);
 // options.probes in the profile split, two thirds of that in the others.
 int ProbesOf(Corpus::Split split, const ProfileOptions& options);
 

@@ -302,7 +302,12 @@ std::string KindsSection(const ReportData& d) {
     rows += fmt::format("<tr><td>{}</td>", EscapeHtml(search.kinds[k]));
     for (const Candidate* c : {&search.test, &search.chosen})
       rows += cell(c->kind_kl, k) + cell(c->left_out_kl, k);
-    rows += "</tr>\n";
+    const double spread = search.test.spread;
+    rows +=
+        spread > 1 && k < search.test.left_out_kl.size()
+            ? fmt::format("<td>{:.4f} to {:.4f}</td></tr>\n", search.test.left_out_kl[k] / spread,
+                          search.test.left_out_kl[k] * spread)
+            : "<td>–</td></tr>\n";
   }
   return Section(
       "kinds", "By kind of text",
@@ -310,7 +315,7 @@ std::string KindsSection(const ReportData& d) {
       "of a plan that is chosen by the other kinds and reads no more bytes; it shows what to "
       "expect of text that nobody calibrated on.",
       "<div class=\"wide\"><table><tr><th>kind of text</th><th>test split</th><th>left out</th>"
-      "<th>search split</th><th>left out</th></tr>\n" +
+      "<th>search split</th><th>left out</th><th>8 of 10 other texts</th></tr>\n" +
           rows + "</table></div>\n");
 }
 

@@ -414,6 +414,7 @@ void Fields(auto& v, Candidate& c) {
   v("kv_bytes_share", c.kv_bytes_share);
   v("kv_held_share", c.kv_held_share, 1);
   v.NonEmpty("left_out_kl", c.left_out_kl);
+  v("spread", c.spread, 1.0);
   v("meets_target", c.meets_target);
   v("on_front", c.on_front);
   v("origin", c.origin);

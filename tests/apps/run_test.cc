@@ -242,6 +242,14 @@ TEST_F(RunCli, TokensBecomeTextAgain) {
   ExpectError(Baton("detokenize " + model, "", "no ids"), 1, "no JSON");
 }
 
+TEST_F(RunCli, TokensOfControlCharactersAreEscaped) {
+  const std::string controls = "\x1b\x7f\xc2\x9b\xe2\x80\xae\xc3\xbc";  // ESC DEL CSI RLO ü
+  const std::string model = Model({.specials = {controls}});
+  const Outcome o = Baton("tokenize " + model, "", controls + "\x7f");
+  EXPECT_THAT(o.out, HasSubstr("\"\\u001b\\u007f\\u009b\\u202eü\"\n"));
+  EXPECT_THAT(o.out, HasSubstr("127  \"\\u007f\"\n"));
+}
+
 TEST_F(RunCli, CompletionAndManualNameEveryOption) {
   for (const char* command : {"completion bash", "completion zsh", "completion fish", "man"}) {
     const Outcome o = Baton(command);

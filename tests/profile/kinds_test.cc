@@ -4,6 +4,8 @@
 
 #include <gmock/gmock.h>
 
+#include <random>
+
 #include "profile/corpus.h"
 #include "profile/splits.h"
 #include "profile/texts.h"
@@ -13,6 +15,7 @@ namespace baton {
 namespace {
 
 using namespace test;
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::SizeIs;
@@ -156,6 +159,34 @@ TEST(Splits, AContextEndsInItsKindAndBorrowsWhatThatLacks) {
   EXPECT_EQ(std::count(other.text.begin(), other.text.end(), 1), 1500);
 }
 
+TEST(Splits, KindsTooShortForAContextAreWarnedOf) {
+  Corpus corpus;
+  corpus.kinds = {{.name = "short"}, {.name = "long"}};
+  for (int k = 0; k < 2; ++k)
+    for (auto& split : corpus.kinds[static_cast<size_t>(k)].tokens) split.assign(k ? 2000 : 900, k);
+  ProfileOptions options;
+  options.context = 1500;
+  EXPECT_THAT(ShortKinds(corpus, options),
+              ElementsAre(AllOf(HasSubstr("kind short: 2700 tokens"), HasSubstr("6000"))));
+  corpus.kinds.pop_back();
+  EXPECT_TRUE(ShortKinds(corpus, options).empty());  // a single kind shortens its contexts
+}
+
+TEST(Splits, TheTestSplitHasFourPlacesOfEachKind) {
+  Corpus corpus;
+  corpus.kinds.resize(2);
+  for (auto& kind : corpus.kinds)
+    for (auto& split : kind.tokens)
+      for (int32_t t = 0; t < 6000; ++t) split.push_back(t);
+  ProfileOptions options;
+  options.context = 1024;
+  ASSERT_EQ(Contexts(corpus, Corpus::kTest), 8);
+  std::vector<int32_t> ends;
+  for (int i = 0; i < 8; i += 2)
+    ends.push_back(ContextSpec(corpus, Corpus::kTest, i, options).text.back());
+  EXPECT_THAT(ends, ElementsAre(1023, 2523, 4023, 5523));
+}
+
 Candidate Measured(double bytes, std::vector<double> kind_kl) {
   Candidate c;
   c.bounded_share = bytes;
@@ -174,6 +205,34 @@ TEST(LeftOut, IsWhatTheBestPlanForTheOtherKindsLosesOnTheKind) {
   EXPECT_EQ(all[2].LeftOutKl(), 0.05);
   EXPECT_EQ(all[2].WorstKl(), 0.04);
   EXPECT_EQ(BestWithout(all, 0, 0.1), nullptr);
+}
+
+TEST(Spread, OfContextsThatAgreeIsOne) {
+  EXPECT_DOUBLE_EQ(SpreadOf({{0.02, 0.02, 0.02}, {0.5, 0.5, 0.5}}), 1);
+  EXPECT_EQ(SpreadOf({{0.02}, {0.5}}), 1);  // not known
+  EXPECT_EQ(SpreadOf({{0, 0}}), 1);
+  EXPECT_EQ(SpreadOf({}), 1);
+  EXPECT_EQ(SpreadOf({{1e-12, 1}}), 100);
+}
+
+TEST(Spread, HoldsAsMuchOtherTextEightTimesOfTen) {
+  // Kinds whose contexts differ as those of real text do: heavy to the right, by half their mean.
+  std::mt19937 random(1);
+  std::lognormal_distribution<double> draw(0, 0.5);
+  int held = 0, all = 0;
+  for (int trial = 0; trial < 2000; ++trial) {
+    std::vector<std::vector<double>> kinds(5);
+    for (auto& kind : kinds)
+      for (int c = 0; c < 4; ++c) kind.push_back(0.02 * draw(random));
+    const double spread = SpreadOf(kinds);
+    for (const auto& kind : kinds) {
+      double measured = 0, other = 0;
+      for (const double kl : kind) measured += kl, other += 0.02 * draw(random);
+      held += other < measured * spread && other > measured / spread;
+      ++all;
+    }
+  }
+  EXPECT_NEAR(static_cast<double>(held) / all, 0.8, 0.03);
 }
 
 TEST(LeftOut, OneKindCannotBeLeftOut) {

@@ -379,6 +379,9 @@ TEST(SearchPlan, TheBoundHoldsForTheWorstKindAndForKindsLeftOut) {
   const json details = json::parse(s.chosen.plan.evidence.details);
   EXPECT_EQ(details["worst_kl"], s.test.WorstKl());
   EXPECT_EQ(details["left_out_kl"], s.test.LeftOutKl());
+  EXPECT_GT(s.test.spread, 1);
+  EXPECT_EQ(details["spread"], s.test.spread);
+  EXPECT_EQ(s.chosen.spread, 1);  // one context of each kind
   for (const Candidate& c : search({.max_kl_mean = 0.5}).candidates)
     EXPECT_EQ(c.meets_target, c.kl <= 0.5);
   options.kinds = {"md"};

@@ -126,11 +126,12 @@ TEST(Report, LeavesOutSectionsWithoutNumbers) {
 TEST(Report, SearchOverSeveralKindsOfTextShowsEach) {
   const std::string page = Rendered({.search_json = R"({"kinds":["prose","<code>"],
       "chosen":{"kl":0.02,"kind_kl":[0.01,0.03],"left_out_kl":[0.015,0.035]},
-      "test":{"kl":0.02,"kind_kl":[0.0125,0.0275],"left_out_kl":[0.0175,0.0325]},
+      "test":{"kl":0.02,"kind_kl":[0.0125,0.0275],"left_out_kl":[0.0175,0.0325],
+              "spread":2},
       "candidates":[]})"});
   EXPECT_THAT(page, HasSubstr("<section id=\"kinds\""));
-  EXPECT_THAT(page,
-              HasSubstr("<td>&lt;code&gt;</td><td>0.0275</td><td>0.0325</td><td>0.0300</td>"));
+  EXPECT_THAT(page, HasSubstr("<td>&lt;code&gt;</td><td>0.0275</td><td>0.0325</td><td>0.0300</td>"
+                              "<td>0.0350</td><td>0.0163 to 0.0650</td>"));
   EXPECT_THAT(Rendered({.search_json = kSearch}), Not(HasSubstr("<section id=\"kinds\"")));
 }
 

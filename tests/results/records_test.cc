@@ -70,6 +70,7 @@ TEST(Records, WhatIsReadIsWrittenTheSame) {
   Candidate candidate{.plan = PlanOfLetters("FSCRW"), .origin = "price 1", .kl = 0.02, .found = 5};
   candidate.plan.prefill = {.sparse = true, .fraction = 0.5};
   candidate.kind_kl = {0.01, 0.03}, candidate.left_out_kl = {0.02, 0.04};
+  candidate.spread = 1.5;
   expect(ThereAndBack(SearchRecord{
       .origin = SomeOrigin("search"),
       .search = {.chosen = candidate, .kinds = {"a", "b"}, .candidates = {candidate}}}));
