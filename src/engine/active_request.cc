@@ -72,6 +72,7 @@ void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t
 void ActiveRequest::Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length) {
   BATON_CHECK(!admitted_ && length < sequence_.prompt_tokens);
   admitted_ = true;
+  engine_.admitted.push_back(this);
   if (request_.exact) exact_.emplace(*request_.exact, engine_.draft_history[plan_hash_]);
   sequence_.store = std::move(store);
   sequence_.kv = std::move(kv);
@@ -113,7 +114,28 @@ PrefillOrder ActiveRequest::DecidedOrder() const {
 void ActiveRequest::StartPrompt(PrefillOrder order) {
   order_ = order;
   if (engine_.prefix && request_.prefix_cache && !conversation_) FindPrefix();
-  if (!prefix_ || !prefix_->loading()) RunPrompt();
+  waiting_ = Forerunner() != nullptr;
+  if (!waiting_ && (!prefix_ || !prefix_->loading())) RunPrompt();
+}
+
+// An earlier prompt that is being processed and begins like this one for at least a chunk more than
+// is cached; null: none. Prompts wait for earlier ones alone, so one of them always runs.
+ActiveRequest* ActiveRequest::Forerunner() const {
+  if (!prefix_ || prefix_->loading() || RoutedByRows()) return nullptr;
+  ActiveRequest* found = nullptr;
+  int64_t most = prefix_->hit() + engine_.options.prompt_chunk - 1;
+  for (ActiveRequest* other : engine_.admitted) {
+    if (other == this) break;
+    const bool by_tokens = other->prefix_ && other->order_ == PrefillOrder::kTokenMajor;
+    if (!by_tokens || other->done() || !other->in_prompt()) continue;
+    const int64_t common =
+        PrefixCache::Common(*prefix_, sequence_.tokens, *other->prefix_, other->sequence_.tokens);
+    if (common <= most || other->prefix_->kept() >= common) continue;
+    other->prefix_->KeepRingsAt(common);
+    most = common;
+    found = other;
+  }
+  return found;
 }
 
 void ActiveRequest::FindPrefix() {
@@ -282,6 +304,8 @@ Status ActiveRequest::StepPrompt() {
 }
 
 void ActiveRequest::PromptPass() {
+  if (ActiveRequest* other = waiting_ ? Forerunner() : nullptr) return other->PromptPass();
+  if (waiting_) return StartPrompt(order_);
   const auto start = std::chrono::steady_clock::now();
   Status status = StepPrompt();
   if (!status.ok()) return Fail(std::move(status).error());
@@ -550,6 +574,7 @@ void ActiveRequest::CountCache() {
 
 void ActiveRequest::Finish() {
   BATON_CHECK(done_);
+  std::erase(engine_.admitted, this);
   if (result_.stop != Generation::Stop::kStopString) Emit(decoder_.Flush(), true);
   sequence_.Release();
   if (prefix_ && routed_by_rows_ && !prompt_->done()) engine_.prefix->Forget(*prefix_);

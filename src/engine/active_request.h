@@ -111,6 +111,7 @@ class ActiveRequest {
   PrefillOrder DecidedOrder() const;
   void StartPrompt(PrefillOrder order);
   void FindPrefix();
+  ActiveRequest* Forerunner() const;
   void FindRoutedPrefix(PrefixCache::Query query);
   bool RoutedByRows() const;
   std::string RoutedKey() const;
@@ -136,6 +137,7 @@ class ActiveRequest {
   std::unique_ptr<RoutingAhead> ahead_;       // decides before the prompt is processed
   std::optional<PrefixCache::Use> prefix_;    // what the prefix cache has of its prompt
   std::string restarted_;                     // why it no longer goes on from there
+  bool waiting_ = false;                      // for what its forerunner keeps
   PrefillOrder order_ = PrefillOrder::kTokenMajor;
   std::shared_ptr<const RoutedPrefix> routed_prefix_;  // that it goes on from
   bool routed_by_rows_ = false;      // its routed layers are decided as their turn comes

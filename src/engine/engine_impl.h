@@ -23,6 +23,8 @@
 
 namespace baton {
 
+class ActiveRequest;
+
 struct Engine::Impl {
   explicit Impl(int threads) : pool(threads) {}
 
@@ -50,6 +52,7 @@ struct Engine::Impl {
   } conversation;
   std::map<std::string, DraftHistory> draft_history;  // of exact requests, by hash of their plan
   std::unique_ptr<PrefixCache> prefix;                // null: off
+  std::vector<ActiveRequest*> admitted;               // in this order, until they finish
   Scheduler scheduler{*this};                         // after what its requests use
 
   const ModelShape& shape() const { return model->shape(); }

@@ -248,6 +248,28 @@ void PrefixCache::Load(Use& use, std::span<const int32_t> tokens, const KvSequen
   use.report_.from_disk = use.hit_ - before;
 }
 
+int64_t PrefixCache::Use::kept() const {
+  int64_t least = Down(prompt_tokens_, std::max<int64_t>(1, unit_));
+  for (size_t c = 0; c < seen_.size(); ++c)
+    if (whole_[c]) least = std::min(least, seen_[c]);
+  return least;
+}
+
+void PrefixCache::Use::KeepRingsAt(int64_t tokens) {
+  const auto at = std::lower_bound(snapshots_.begin(), snapshots_.end(), tokens);
+  if (at == snapshots_.end() || *at != tokens) snapshots_.insert(at, tokens);
+}
+
+int64_t PrefixCache::Common(const Use& use, std::span<const int32_t> tokens, const Use& other,
+                            std::span<const int32_t> other_tokens) {
+  if (!use.path_ || !other.path_ || use.key_ != other.key_ || use.unit_ < 1) return 0;
+  const int64_t most = std::min({use.limit_, std::ssize(tokens), std::ssize(other_tokens),
+                                 Down(other.prompt_tokens_, std::max<int64_t>(1, other.unit_))});
+  const auto differ =
+      std::mismatch(tokens.begin(), tokens.begin() + most, other_tokens.begin()).first;
+  return Down(differ - tokens.begin(), use.unit_);
+}
+
 void PrefixCache::Adopt(Use& use, KvSequence& kv) {
   use.report_.tokens = use.hit_;
   if (use.hit_ >= use.limit_ && use.limit_ > 0) use.report_.miss.clear();
