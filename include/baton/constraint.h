@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "baton/error.h"
 
@@ -41,6 +42,8 @@ struct GrammarSpec {
   std::string around;
   // Keywords of the schema that cannot be enforced are errors; otherwise they are ignored.
   bool strict = false;
+  // The answer may as well be what one of these describes.
+  std::vector<GrammarSpec> or_else;
 
   static constexpr int kMostSpaces = 16;
 };

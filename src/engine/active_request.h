@@ -58,7 +58,7 @@ class ActiveRequest {
   // RequestPrompt::Step. A failure ends the request.
   void PromptPass(int64_t row_layers);
   // Once admitted.
-  const RequestPrompt& prompt() const { return *prompt_; }
+  RequestPrompt& prompt() { return *prompt_; }
 
   // Its rows of the next decode pass: the newest token, or, where it drafts, the newest draft or
   // all rows of a verification. The part points into this object.

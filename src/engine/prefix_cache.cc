@@ -150,6 +150,7 @@ PrefixCache::Use PrefixCache::Find(const Query& q) {
     report.miss = "its caches lie elsewhere";
     return use;
   }
+  tree_.HoldPages(use.path_, true);  // until Adopt
   KvStore& store = use.path_.store();
   if (!store.on_full) {
     store.on_full = [this, s = &store](int cache, int64_t pages) { MakeRoom(*s, cache, pages); };
@@ -182,7 +183,6 @@ PrefixCache::Use PrefixCache::Find(const Query& q) {
       }
       if (!load.caches.empty()) use.loads_.push_back(std::move(load));
     }
-    tree_.HoldPages(use.path_, use.loading());  // until Adopt
   }
   if (use.limit_ == 0) {
     report.miss =
@@ -251,12 +251,37 @@ void PrefixCache::Load(Use& use, std::span<const int32_t> tokens, const KvSequen
   use.report_.from_disk = use.hit_ - before;
 }
 
+int64_t PrefixCache::Use::kept() const {
+  int64_t least = Down(prompt_tokens_, std::max<int64_t>(1, unit_));
+  for (size_t c = 0; c < seen_.size(); ++c)
+    if (whole_[c]) least = std::min(least, seen_[c]);
+  return least;
+}
+
+void PrefixCache::Use::KeepRingsAt(int64_t tokens) {
+  const auto at = std::lower_bound(snapshots_.begin(), snapshots_.end(), tokens);
+  if (at == snapshots_.end() || *at != tokens) snapshots_.insert(at, tokens);
+}
+
+int64_t PrefixCache::Common(const Use& use, std::span<const int32_t> tokens, const Use& other,
+                            std::span<const int32_t> other_tokens) {
+  if (!use.path_ || !other.path_ || use.key_ != other.key_ || use.unit_ < 1) return 0;
+  const int64_t most = std::min({use.limit_, std::ssize(tokens), std::ssize(other_tokens),
+                                 Down(other.prompt_tokens_, std::max<int64_t>(1, other.unit_))});
+  const auto differ =
+      std::mismatch(tokens.begin(), tokens.begin() + most, other_tokens.begin()).first;
+  return Down(differ - tokens.begin(), use.unit_);
+}
+
 void PrefixCache::Adopt(Use& use, KvSequence& kv) {
   tree_.HoldPages(use.path_, false);
   use.report_.tokens = use.hit_;
   if (use.hit_ >= use.limit_ && use.limit_ > 0) use.report_.miss.clear();
-  use.snapshots_ =
-      Snapshots(use.hit_, use.prompt_tokens_, use.report_.common, std::max<int64_t>(1, use.unit_));
+  const std::vector<int64_t> asked = std::exchange(
+      use.snapshots_,
+      Snapshots(use.hit_, use.prompt_tokens_, use.report_.common, std::max<int64_t>(1, use.unit_)));
+  for (const int64_t tokens : asked)
+    if (tokens > use.hit_) use.KeepRingsAt(tokens);
   std::fill(use.seen_.begin(), use.seen_.end(), use.hit_);
   if (use.hit_ == 0) return;
   std::vector<std::vector<int32_t>> pages(use.whole_.size());

@@ -52,6 +52,10 @@ class PrefixCache {
     bool loading() const { return next_load_ < loads_.size(); }
     void Miss(std::string why) { report_.miss = std::move(why); }
     int64_t hit() const { return hit_; }
+    // Tokens whose pages Keep has passed in every cache.
+    int64_t kept() const;
+    // A ring's pages are kept there too, if Keep comes to that place.
+    void KeepRingsAt(int64_t tokens);
     const PrefixReport& report() const { return report_; }
 
    private:
@@ -89,6 +93,9 @@ class PrefixCache {
   void Load(Use& use, std::span<const int32_t> tokens, const KvSequence& kv, int64_t most_tokens,
             ThreadPool& threads);
   void Adopt(Use& use, KvSequence& kv);
+  // The tokens that `use` could go on from, once another prompt of the same key has kept them.
+  static int64_t Common(const Use& use, std::span<const int32_t> tokens, const Use& other,
+                        std::span<const int32_t> other_tokens);
   // After a pass of the prompt, before its rings drop anything: takes part in the pages that are
   // complete.
   void Keep(Use& use, std::span<const int32_t> tokens, const KvSequence& kv);

@@ -20,7 +20,7 @@ RequestPrompt::RequestPrompt(Engine::Impl& engine, RequestPromptParams params)
 void RequestPrompt::Continue(std::optional<RoutingReport> routes) {
   kept_routes_ = std::move(routes);
   if (kept_routes_) kept_routes_->source = "cached";
-  FindThenRun(PrefillOrder::kTokenMajor);
+  Find(PrefillOrder::kTokenMajor);
 }
 
 std::optional<RoutingReport> RequestPrompt::RoutesReport() const {
@@ -35,7 +35,7 @@ void RequestPrompt::End() {
 // Layers have to be routed first, as the prompt runs or ahead of it.
 Status RequestPrompt::Start() {
   if (!request_.route && DecidedOrder() == PrefillOrder::kTokenMajor) {
-    FindThenRun(PrefillOrder::kTokenMajor);
+    Find(PrefillOrder::kTokenMajor);
     return Status::Ok();
   }
   const RouteOptions options = request_.route.value_or(RouteOptions{});
@@ -49,7 +49,7 @@ Status RequestPrompt::Start() {
   const bool decided = routing_->forced() && options.mode != Mode::kDense;
   if (decided) routing_->DecideForced();
   if (decided || options.mode == Mode::kExact || options.mode == Mode::kDense) {
-    FindThenRun(decided ? DecidedOrder() : PrefillOrder::kLayerMajor);
+    Find(decided ? DecidedOrder() : PrefillOrder::kLayerMajor);
     return Status::Ok();
   }
   BATON_ASSIGN(ahead_, RoutingAhead::Create(engine_, options, sequence_.tokens, sequence_.plan));
@@ -63,10 +63,26 @@ PrefillOrder RequestPrompt::DecidedOrder() const {
                                                     : PrefillOrder::kTokenMajor;
 }
 
-void RequestPrompt::FindThenRun(PrefillOrder order) {
+void RequestPrompt::Find(PrefillOrder order) {
   order_ = order;
   if (engine_.prefix && request_.prefix_cache && !params_.conversation) FindPrefix();
-  if (!prefix_ || !prefix_->loading()) MakeRun();
+}
+
+bool RequestPrompt::WaitsFor(std::span<RequestPrompt* const> earlier) {
+  if (run_ || ahead_ || !prefix_ || prefix_->loading() || RoutedByRows()) return false;
+  RequestPrompt* found = nullptr;
+  int64_t most = prefix_->hit() + engine_.options.prompt_chunk - 1;
+  for (RequestPrompt* other : earlier) {
+    if (!other->prefix_ || other->order_ != PrefillOrder::kTokenMajor) continue;
+    const int64_t common =
+        PrefixCache::Common(*prefix_, sequence_.tokens, *other->prefix_, other->sequence_.tokens);
+    if (common <= most || other->prefix_->kept() >= common) continue;
+    most = common;
+    found = other;
+  }
+  if (!found) return false;
+  found->prefix_->KeepRingsAt(most);
+  return waited_ = true;
 }
 
 void RequestPrompt::FindPrefix() {
@@ -210,24 +226,25 @@ Status RequestPrompt::Step(int64_t row_layers) {
 
 // A piece of what comes from disk, a pass of the routing that runs ahead, or one of the prompt.
 Status RequestPrompt::StepOnce(int64_t row_layers) {
+  if (ahead_) {
+    BATON_TRY(ahead_->Step(row_layers));
+    ran_ = ahead_->ran();
+    if (!ahead_->done()) return Status::Ok();
+    routing_->DecideAs(ahead_->routing());
+    ahead_.reset();
+    Find(DecidedOrder());
+    return Status::Ok();
+  }
+  if (std::exchange(waited_, false)) FindPrefix();
   if (prefix_ && prefix_->loading()) {
     engine_.prefix->Load(*prefix_, sequence_.tokens, sequence_.kv, engine_.options.prompt_chunk,
                          engine_.pool);
-    if (!prefix_->loading()) MakeRun();
     return Status::Ok();
   }
-  if (!ahead_) {
-    Status status = run_->Step(row_layers);
-    ran_ = run_->ran();
-    return status.ok() || !routing_ || routing_->diverged() < 0 ? std::move(status) : Restart();
-  }
-  BATON_TRY(ahead_->Step(row_layers));
-  ran_ = ahead_->ran();
-  if (!ahead_->done()) return Status::Ok();
-  routing_->DecideAs(ahead_->routing());
-  ahead_.reset();
-  FindThenRun(DecidedOrder());
-  return Status::Ok();
+  if (!run_) MakeRun();
+  Status status = run_->Step(row_layers);
+  ran_ = run_->ran();
+  return status.ok() || !routing_ || routing_->diverged() < 0 ? std::move(status) : Restart();
 }
 
 }  // namespace baton

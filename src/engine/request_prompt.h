@@ -37,9 +37,14 @@ class RequestPrompt {
   RequestPrompt(const RequestPrompt&) = delete;  // passes point at it
 
   // One of these first: in an empty cache, or in one that a conversation of `routes` has filled.
+  // What the prefix cache has of the prompt is adopted by the first pass.
   Status Start();
   void Continue(std::optional<RoutingReport> routes);
 
+  // Whether it should not step yet: one of `earlier` prompts, which are not done, begins like it
+  // for at least a chunk more than is cached, and will keep that. Since prompts wait for earlier
+  // ones alone, one of them always runs.
+  bool WaitsFor(std::span<RequestPrompt* const> earlier);
   // One pass of the prompt or of what comes before it, or the part of it that PromptRun::Step runs
   // for `row_layers`. Errors: PromptRun::Step's.
   Status Step(int64_t row_layers);
@@ -62,7 +67,7 @@ class RequestPrompt {
 
  private:
   PrefillOrder DecidedOrder() const;
-  void FindThenRun(PrefillOrder order);
+  void Find(PrefillOrder order);
   void FindPrefix();
   void FindRoutedPrefix(PrefixCache::Query query);
   bool RoutedByRows() const;
@@ -86,6 +91,7 @@ class RequestPrompt {
   std::unique_ptr<RoutingAhead> ahead_;       // decides before the prompt is processed
   std::optional<PrefixCache::Use> prefix_;    // what the prefix cache has of it
   std::string restarted_;                     // why it no longer goes on from there
+  bool waited_ = false;                       // more of it may have been cached since
   PrefillOrder order_ = PrefillOrder::kTokenMajor;
   std::shared_ptr<const RoutedPrefix> routed_prefix_;  // that it goes on from
   bool routed_by_rows_ = false;   // its routed layers are decided as their turn comes

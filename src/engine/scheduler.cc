@@ -161,14 +161,17 @@ Result<std::shared_ptr<KvStore>> Scheduler::StoreFor(ActiveRequest& r) {
 
 void Scheduler::RunPass() {
   std::vector<ActiveRequest*> decoding, rows;
+  std::vector<RequestPrompt*> prompts;
   ActiveRequest* prompt = nullptr;
   for (auto& r : requests_) {
     if (r->done() || !r->admitted()) continue;
-    if (r->in_prompt()) {
-      if (!prompt || r->prompt_turn < prompt->prompt_turn) prompt = r.get();
-    } else {
+    if (!r->in_prompt()) {
       decoding.push_back(r.get());
+      continue;
     }
+    const bool waits = r->prompt().WaitsFor(prompts);
+    if (!waits && (!prompt || r->prompt_turn < prompt->prompt_turn)) prompt = r.get();
+    prompts.push_back(&r->prompt());
   }
   const auto take_rows = [&] {
     for (ActiveRequest* r : decoding) {

@@ -154,12 +154,31 @@ xgrammar::TokenizerInfo InfoOf(const Tokenizer& tokenizer, int64_t vocab) {
   return {bytes, xgrammar::VocabType::RAW, static_cast<int>(vocab), ends};
 }
 
-xgrammar::Grammar GrammarOf(const GrammarSpec& spec, const std::string& schema) {
-  const xgrammar::Grammar json =
-      xgrammar::Grammar::FromJSONSchema(schema, /*any_whitespace=*/true, std::nullopt, std::nullopt,
-                                        /*strict_mode=*/true, GrammarSpec::kMostSpaces);
-  if (spec.around.empty()) return json;
-  return xgrammar::Grammar::FromEBNF(json.ToString() + "\n" + spec.around, "answer");
+Result<xgrammar::Grammar> GrammarOf(const GrammarSpec& spec) {
+  if (spec.schema.size() + spec.around.size() > kMostBytes)
+    return Error::InvalidArgument("JSON schema: {} bytes, expected at most {}",
+                                  spec.schema.size() + spec.around.size(), kMostBytes);
+  Json schema = Json::parse(spec.schema, nullptr, /*allow_exceptions=*/false);
+  if (!schema.is_object() && !schema.is_boolean())
+    return Error::InvalidArgument("JSON schema: expected a JSON object");
+  BATON_TRY(Prepare(schema, spec.strict, 0, /*names=*/false));
+  warning.clear();
+  try {
+    xgrammar::Grammar grammar = xgrammar::Grammar::FromJSONSchema(
+        schema.dump(), /*any_whitespace=*/true, std::nullopt, std::nullopt, /*strict_mode=*/true,
+        GrammarSpec::kMostSpaces);
+    if (!spec.around.empty())
+      grammar = xgrammar::Grammar::FromEBNF(grammar.ToString() + "\n" + spec.around, "answer");
+    if (spec.strict && !warning.empty())
+      return Error::Unsupported("JSON schema: {}", Printable(warning));
+    for (const GrammarSpec& other : spec.or_else) {
+      BATON_ASSIGN(const xgrammar::Grammar more, GrammarOf(other));
+      grammar = xgrammar::Grammar::Union({grammar, more});
+    }
+    return grammar;
+  } catch (const std::exception& e) {
+    return GrammarError(e);
+  }
 }
 
 }  // namespace
@@ -177,20 +196,10 @@ GrammarCompiler::GrammarCompiler(const Tokenizer& tokenizer, int64_t vocab)
 GrammarCompiler::~GrammarCompiler() = default;
 
 Result<std::shared_ptr<const Constraint>> GrammarCompiler::Compile(const GrammarSpec& spec) {
-  if (spec.schema.size() + spec.around.size() > kMostBytes)
-    return Error::InvalidArgument("JSON schema: {} bytes, expected at most {}",
-                                  spec.schema.size() + spec.around.size(), kMostBytes);
-  Json schema = Json::parse(spec.schema, nullptr, /*allow_exceptions=*/false);
-  if (!schema.is_object() && !schema.is_boolean())
-    return Error::InvalidArgument("JSON schema: expected a JSON object");
-  BATON_TRY(Prepare(schema, spec.strict, 0, /*names=*/false));
+  BATON_ASSIGN(const xgrammar::Grammar grammar, GrammarOf(spec));
   const std::lock_guard lock(mutex_);
-  warning.clear();
   try {
     if (!impl_) impl_ = std::make_unique<Impl>(tokenizer_, vocab_);
-    const xgrammar::Grammar grammar = GrammarOf(spec, schema.dump());
-    if (spec.strict && !warning.empty())
-      return Error::Unsupported("JSON schema: {}", Printable(warning));
     std::shared_ptr<const Constraint> constraint =
         std::make_shared<CompiledConstraint>(impl_->compiler.CompileGrammar(grammar));
     return constraint;

@@ -141,6 +141,7 @@ struct Tokenizer::Impl {
   int32_t bos = -1;
   int32_t eos = -1;
   int32_t unknown = -1;
+  int32_t tool_calls = -1;  // the control token that opens Mistral's calls
   bool adds_bos = false;
   std::vector<bool> ends;  // by id
   std::vector<std::string> notes;
@@ -257,7 +258,9 @@ Status Tokenizer::Impl::AddSpecials(const TokenizerSpec& spec) {
 
   ends.assign(vocab.size(), false);
   for (int32_t id = 0; id < vocab.size(); ++id) {
-    if (vocab.type(id) == TokenType::kControl && IsEndText(vocab.Bytes(id))) ends[id] = true;
+    if (vocab.type(id) != TokenType::kControl) continue;
+    if (IsEndText(vocab.Bytes(id))) ends[id] = true;
+    if (vocab.Bytes(id) == "[TOOL_CALLS]") tool_calls = id;
   }
   if (spec.eos >= 0) ends[spec.eos] = true;
   for (int64_t id : spec.more_end_ids) {
@@ -474,7 +477,8 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOption
 }
 
 std::string Tokenizer::Bytes(int32_t id, bool special) const {
-  if (!impl_->vocab.Has(id) || (IsControl(id) && !special)) return "";
+  const bool hidden = IsControl(id) && !special && id != impl_->tool_calls;
+  if (!impl_->vocab.Has(id) || hidden) return "";
   return std::string(impl_->vocab.Bytes(id));
 }
 

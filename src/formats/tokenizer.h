@@ -44,7 +44,8 @@ class Tokenizer {
   // becomes a control token. A byte that the vocabulary cannot express (SmolLM2 lacks 21) is
   // dropped by byte-level models, and becomes the unknown token in others.
   std::vector<int32_t> Encode(std::string_view text, const EncodeOptions& options = {}) const;
-  // Exact bytes of one token; control tokens give their text only when asked. Unknown ids give "".
+  // Exact bytes of one token; control tokens give their text only when asked, except [TOOL_CALLS]:
+  // whoever reads an answer must see that a call follows. Unknown ids give "".
   std::string Bytes(int32_t id, bool special = false) const;
   // The inverse of Encode: where Encode puts a space in front of a text (Llama 2), Decode takes it
   // away again; use StreamDecoder for ids that continue a text.

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <iterator>
+#include <span>
 #include <utility>
 
+#include "base/checksum.h"
 #include "server/messages.h"
 #include "server/openai.h"
 #include "server/responses.h"
@@ -20,6 +22,17 @@ const Writer& WriterOf(Api api) {
 
 namespace {
 
+// Nine letters and digits, which is what Mistral's templates take.
+std::string CallId(const Answer& answer, const Choice& c, int call) {
+  constexpr std::string_view kDigits =
+      "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+  const std::string name = fmt::format("{} {} {}", answer.id, c.index, call);
+  std::string id;
+  for (uint64_t n = Checksum(std::as_bytes(std::span(name))); id.size() < 9; n /= kDigits.size())
+    id += kDigits[n % kDigits.size()];
+  return id;
+}
+
 // One piece for each part; the first has all tokens.
 std::vector<Piece> PiecesOf(const Answer& answer, Choice& c, std::vector<AnswerPart> parts) {
   std::vector<Piece> pieces;
@@ -30,8 +43,7 @@ std::vector<Piece> PiecesOf(const Answer& answer, Choice& c, std::vector<AnswerP
     }
     if (c.parts.empty() || c.parts.back().call != part.call) {
       c.parts.push_back({.call = part.call});
-      if (part.call >= 0)
-        c.parts.back().id = fmt::format("call-{}-{}-{}", answer.id, c.index, part.call);
+      if (part.call >= 0) c.parts.back().id = CallId(answer, c, part.call);
     }
     AnswerPart& whole = c.parts.back();
     whole.text += part.text;

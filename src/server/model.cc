@@ -62,10 +62,6 @@ std::optional<ApiError> SetConstraint(const Model& m, const Call& call, Request&
   GrammarSpec grammar = call.grammar;
   const char* param = "response_format";
   if (call.tools.on()) {
-    if (!grammar.schema.empty())
-      return ApiError{.message = "response_format: expected text beside tools that may be called",
-                      .param = param,
-                      .code = "unsupported_parameter"};
     const std::string* chat = m.engine->impl().chat.Choose(/*tools=*/true);
     style = chat ? StyleOf(*chat) : ToolStyle::kNone;
     param = "tools";
@@ -73,15 +69,18 @@ std::optional<ApiError> SetConstraint(const Model& m, const Call& call, Request&
       return ApiError{
           .message =
               "tools: the model's chat template has no calls, or writes them in a way that "
-              "is not read: Hermes (<tool_call>) and Llama 3 (JSON) are; serve it with "
-              "--chat-template FILE",
+              "is not read: Hermes (<tool_call>), Llama 3 (JSON) and Mistral ([TOOL_CALLS] and a "
+              "list) are; serve it with --chat-template FILE",
           .param = param,
           .code = "unsupported_parameter"};
-    grammar = GrammarOf(call.tools, style);
+    grammar = GrammarOf(call.tools, style, call.grammar);
   }
   if (grammar.schema.empty()) return std::nullopt;
   Result<std::shared_ptr<const Constraint>> constraint = m.engine->CompileGrammar(grammar);
   if (!constraint.ok()) {
+    // Of a form and of tools, the one that is wrong.
+    if (!grammar.or_else.empty() && !m.engine->CompileGrammar(call.grammar).ok())
+      param = "response_format";
     ApiError error = ApiError::From(constraint.error());
     error.message = fmt::format("{}: {}", param, error.message);
     error.param = param;

@@ -6,8 +6,7 @@
 namespace baton::server {
 namespace {
 
-constexpr std::string_view kMembers[] = {"type", "name", "arguments", "parameters"};  // of a call
-constexpr std::string_view kOpen = "<tool_call>", kClose = "</tool_call>";
+constexpr std::string_view kMembers[] = {"type", "name", "arguments", "parameters", "id"};
 
 bool IsSpace(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
 
@@ -22,6 +21,8 @@ size_t Begins(std::string_view text, std::string_view tag) {
 
 ToolParser::ToolParser(ToolStyle style, const Tools& tools) : style_(style) {
   if (!tools.on()) style_ = ToolStyle::kNone;
+  if (style_ == ToolStyle::kHermes) open_ = "<tool_call>", close_ = "</tool_call>";
+  if (style_ == ToolStyle::kMistral) open_ = "[TOOL_CALLS]", close_ = "]";
   for (const Tool& tool : tools.list) names_.push_back(tool.name);
 }
 
@@ -35,20 +36,21 @@ std::vector<AnswerPart> ToolParser::Push(std::string_view text) {
       case State::kText:
         held_ += c;
         // Only these end what is held back, or begin it.
-        if (c == '>' || c == '{' || held_.size() > 64) TextStep(false);
+        if (open_.ends_with(c) || c == '{' || held_.size() > 64) TextStep(false);
         break;
       case State::kCall:
         Character(c);
         break;
       case State::kTail:
         held_ += c;
-        if (style_ == ToolStyle::kHermes && held_.ends_with(kClose)) {
+        if (!close_.empty() && held_.ends_with(close_)) {
           held_.clear();
+          in_list_ = false;
           state_ = State::kText;
-        } else if (style_ == ToolStyle::kHermes && held_.ends_with(kOpen)) {
+        } else if (style_ == ToolStyle::kHermes && held_.ends_with(open_)) {
           raw_ = std::exchange(held_, {});  // the closing tag was left out
           state_ = State::kCall;
-        } else if (style_ == ToolStyle::kLlama && c == '{') {
+        } else if (style_ != ToolStyle::kHermes && c == '{') {
           raw_ = std::exchange(held_, {});
           raw_.pop_back();
           state_ = State::kCall;
@@ -64,7 +66,7 @@ std::vector<AnswerPart> ToolParser::Push(std::string_view text) {
 std::vector<AnswerPart> ToolParser::End() {
   if (state_ == State::kText) TextStep(true);
   if (state_ == State::kCall && !begun_) AddText(raw_);
-  if (state_ == State::kTail && !kClose.starts_with(held_)) AddText(held_);
+  if (state_ == State::kTail && !close_.starts_with(held_)) AddText(held_);
   return std::exchange(parts_, {});
 }
 
@@ -84,7 +86,7 @@ void ToolParser::TextStep(bool last) {
     }
     return AddText(std::exchange(held_, {}));
   }
-  if (const size_t tag = held_.find(kOpen); tag != held_.npos) {
+  if (const size_t tag = held_.find(open_); tag != held_.npos) {
     size_t end = tag;
     while (end > 0 && IsSpace(held_[end - 1])) --end;
     AddText(std::string_view(held_).substr(0, end));
@@ -93,7 +95,7 @@ void ToolParser::TextStep(bool last) {
     state_ = State::kCall;
     return;
   }
-  size_t keep = last ? 0 : Begins(held_, kOpen);
+  size_t keep = last ? 0 : Begins(held_, open_);
   while (keep < held_.size() && IsSpace(held_[held_.size() - keep - 1]) && (!last || calls_ > 0))
     ++keep;
   AddText(std::string_view(held_).substr(0, held_.size() - keep));
@@ -125,7 +127,9 @@ void ToolParser::AddArguments(std::string_view text) {
 void ToolParser::Character(char c) {
   raw_ += c;
   if (depth_ == 0) {
-    if (c == '{') {
+    if (style_ == ToolStyle::kMistral && !in_list_ && c == '[') {
+      in_list_ = true;
+    } else if (c == '{' && (style_ != ToolStyle::kMistral || in_list_)) {
       depth_ = 1;
     } else if (!IsSpace(c)) {
       BackToText();
@@ -198,7 +202,7 @@ void ToolParser::EndCall() {
 void ToolParser::BackToText() {
   const std::string text = std::exchange(raw_, {});
   depth_ = 0;
-  in_string_ = escaped_ = in_value_ = has_arguments_ = false;
+  in_string_ = escaped_ = in_value_ = has_arguments_ = in_list_ = false;
   key_.clear();
   value_.clear();
   waiting_.clear();

@@ -32,7 +32,7 @@ class ToolParser {
   enum class State {
     kText,  // until a tag, or to the end
     kCall,  // within the JSON of a call
-    kTail,  // behind it: until the closing tag, or another call (Llama)
+    kTail,  // behind it: until the closing tag, or another call (Llama, Mistral)
   };
   void TextStep(bool last);
   void Character(char c);
@@ -43,6 +43,7 @@ class ToolParser {
   void BackToText();  // what looked like a call is none
 
   ToolStyle style_ = ToolStyle::kNone;
+  std::string_view open_, close_;  // tags around calls
   std::vector<std::string> names_;
   State state_ = State::kText;
   std::vector<AnswerPart> parts_;
@@ -53,6 +54,7 @@ class ToolParser {
 
   // Of the call at hand: its text, and where the scan of its JSON is.
   std::string raw_;
+  bool in_list_ = false;  // of a Mistral's calls
   int depth_ = 0;
   bool in_string_ = false, escaped_ = false, in_value_ = false;
   std::string key_, value_;

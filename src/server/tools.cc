@@ -87,7 +87,8 @@ void MoveReferences(Json& schema, const std::string& place) {
 }
 
 // A call of one of the functions.
-Json SchemaOf(const Tools& tools, const char* arguments) {
+Json SchemaOf(const Tools& tools, ToolStyle style) {
+  const char* arguments = style == ToolStyle::kLlama ? "parameters" : "arguments";
   Json calls = Json::array(), schemas = Json::object();
   for (const Tool& tool : tools.list) {
     if (!tools.only.empty() && tool.name != tools.only) continue;
@@ -95,12 +96,13 @@ Json SchemaOf(const Tools& tools, const char* arguments) {
     Json parameters = tool.parameters;
     MoveReferences(parameters, "#/$defs/" + key);
     schemas[key] = std::move(parameters);
-    calls.push_back(
-        {{"type", "object"},
-         {"properties",
-          {{"name", {{"const", tool.name}}}, {arguments, {{"$ref", "#/$defs/" + key}}}}},
-         {"required", Json::array({"name", arguments})},
-         {"additionalProperties", false}});
+    Json members = {{"name", {{"const", tool.name}}}, {arguments, {{"$ref", "#/$defs/" + key}}}};
+    if (style == ToolStyle::kMistral)  // which some of its models write
+      members["id"] = {{"type", "string"}, {"pattern", "^[a-zA-Z0-9]{9}$"}};
+    calls.push_back({{"type", "object"},
+                     {"properties", std::move(members)},
+                     {"required", Json::array({"name", arguments})},
+                     {"additionalProperties", false}});
   }
   Json schema = calls.size() == 1 ? std::move(calls[0]) : Json{{"anyOf", std::move(calls)}};
   schema["$defs"] = std::move(schemas);
@@ -114,6 +116,8 @@ ToolStyle StyleOf(std::string_view chat_template) {
   if (!has("tools")) return ToolStyle::kNone;
   // Calls in XML look alike from outside.
   if (has("<tool_call>")) return has("<function=") ? ToolStyle::kNone : ToolStyle::kHermes;
+  // Later templates have the name and [ARGS] in place of a list.
+  if (has("[TOOL_CALLS]")) return has("[ARGS]") ? ToolStyle::kNone : ToolStyle::kMistral;
   return has("\"parameters\": ") && has("ipython") ? ToolStyle::kLlama : ToolStyle::kNone;
 }
 
@@ -128,25 +132,39 @@ void ReadTools(Fields& f, Tools& tools, std::string& described) {
   f.Read("parallel_tool_calls", tools.parallel);
 }
 
-GrammarSpec GrammarOf(const Tools& tools, ToolStyle style) {
+GrammarSpec GrammarOf(const Tools& tools, ToolStyle style, const GrammarSpec& format) {
   GrammarSpec spec;
   if (!tools.on() || style == ToolStyle::kNone) return spec;
   const bool required = tools.choice == Tools::Choice::kRequired;
-  if (style == ToolStyle::kLlama && !required) return spec;
-  spec.schema = Dump(SchemaOf(tools, style == ToolStyle::kLlama ? "parameters" : "arguments"));
+  const bool formed = !required && !format.schema.empty();
+  // Text is free where neither a call nor a form is asked for.
+  const bool free = !required && !formed;
+  if (style == ToolStyle::kLlama && free) return spec;
+  spec.schema = Dump(SchemaOf(tools, style));
   spec.strict = std::ranges::any_of(tools.list, [](const Tool& t) { return t.strict; });
+  if (formed) spec.or_else.push_back(format);
   if (style == ToolStyle::kLlama) return spec;
+  const bool several = tools.parallel && tools.only.empty();
+  if (style == ToolStyle::kMistral) {
+    const char* more = several ? " ([ \\n]{0,2} \",\" [ \\n]{0,2} root)*" : "";
+    const auto list =
+        fmt::format("[ \\n]{{0,2}} \"[\" [ \\n]{{0,2}} root{} [ \\n]{{0,2}} \"]\"", more);
+    spec.around =
+        fmt::format("calls ::= {}\nanswer ::= {}\n", list,
+                    free ? "TagDispatch((\"[TOOL_CALLS]\", calls), loop_after_dispatch=false)"
+                         : "\"[TOOL_CALLS]\" calls");
+    return spec;
+  }
   constexpr std::string_view kBody =
       "tool_call_body ::= [ \\n]{0,2} root [ \\n]{0,2} \"</tool_call>\"\n";
-  if (required) {
-    const bool several = tools.parallel && tools.only.empty();
-    spec.around = fmt::format("answer ::= \"<tool_call>\" tool_call_body{}\n{}",
-                              several ? " more_calls*" : "", kBody);
-    if (several) spec.around += "more_calls ::= [ \\n]{0,2} \"<tool_call>\" tool_call_body\n";
-  } else {
+  if (free) {
     spec.around = fmt::format(
         "answer ::= TagDispatch((\"<tool_call>\", tool_call_body), loop_after_dispatch={})\n{}",
         tools.parallel, kBody);
+  } else {
+    spec.around = fmt::format("answer ::= \"<tool_call>\" tool_call_body{}\n{}",
+                              several ? " more_calls*" : "", kBody);
+    if (several) spec.around += "more_calls ::= [ \\n]{0,2} \"<tool_call>\" tool_call_body\n";
   }
   return spec;
 }

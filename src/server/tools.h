@@ -30,10 +30,11 @@ struct Tools {
 
 // How a model's chat template has it write calls.
 enum class ToolStyle {
-  kNone,    // not at all, or in a way that nobody here reads
-  kHermes,  // <tool_call>{"name": ..., "arguments": {...}}</tool_call>, any number, text around
-            // them
-  kLlama,   // {"name": ..., "parameters": {...}}, one, in place of text
+  kNone,     // not at all, or in a way that nobody here reads
+  kHermes,   // <tool_call>{"name": ..., "arguments": {...}}</tool_call>, any number, text around
+             // them
+  kLlama,    // {"name": ..., "parameters": {...}}, one, in place of text
+  kMistral,  // [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...], behind text or in its place
 };
 ToolStyle StyleOf(std::string_view chat_template);
 
@@ -43,7 +44,7 @@ void ReadTools(Fields& fields, Tools& tools, std::string& described);
 
 // What an answer must look like: the arguments of calls are what their schemas describe, and where
 // a call is required there is one. No schema: nothing is enforced (a Llama that may as well answer
-// with text, which may be JSON too).
-GrammarSpec GrammarOf(const Tools& tools, ToolStyle style);
+// with text, which may be JSON too). `format`: what an answer that calls nothing must look like.
+GrammarSpec GrammarOf(const Tools& tools, ToolStyle style, const GrammarSpec& format = {});
 
 }  // namespace baton::server

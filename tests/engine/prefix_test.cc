@@ -286,6 +286,48 @@ TEST_P(PrefixTest, RingsAreKeptWherePromptsBranchOff) {
   }
 }
 
+// Prompts that begin alike and arrive together, the first of which may leave at any step: what they
+// share is processed once, and nobody waits for ever.
+TEST_P(PrefixTest, PromptsThatArriveTogetherShareTheirBeginning) {
+  const int64_t chunk = 128, common = 512;
+  for (const char* architecture : {"llama", "gemma3"}) {
+    const std::string path = FileOf(TinySpec(architecture));
+    auto cold = Load(path, GetParam(), {.prompt_chunk = chunk});
+    if (cold->impl().PromptUnit(cold->impl().model_plan) != 64) GTEST_SKIP() << "coarse units";
+    const std::vector<Request> requests = {
+        Ask(Prompt({{common, 1}, {300, 2}})), Ask(Prompt({{common, 1}, {130, 3}})),
+        Ask(Prompt({{256, 1}, {100, 4}})), Ask(Prompt({{common, 1}, {130, 3}, {64, 5}})),
+        Ask(Prompt({{40, 1}, {200, 6}}))};
+    std::vector<std::string> alone;
+    for (const Request& r : requests) alone.push_back(Fingerprint(Answer(*cold, r)));
+    // Of requests 0 and 1, the steps after which they are cancelled.
+    for (const auto& [first, second] : std::vector<std::pair<int, int>>{
+             {-1, -1}, {0, -1}, {1, -1}, {3, -1}, {4, 5}, {6, 1}, {-1, 2}, {-1, 6}}) {
+      if (slow() && first != 3 && second != 5) continue;
+      SCOPED_TRACE(fmt::format("{}, cancelled after {} and {}", architecture, first, second));
+      auto engine = Load(path, GetParam(), {.prompt_chunk = chunk, .prefix_cache_tokens = -1});
+      std::vector<Seen> seen(requests.size());
+      std::vector<RequestId> ids;
+      for (size_t i = 0; i < requests.size(); ++i)
+        ids.push_back(Submit(*engine, requests[i], seen[i]));
+      for (int step = 0; step < 200; ++step) {
+        if (step == first) engine->CancelRequest(ids[0]);
+        if (step == second) engine->CancelRequest(ids[1]);
+        if (!engine->Step()) break;
+      }
+      for (size_t i = 0; i < requests.size(); ++i) {
+        ASSERT_TRUE(seen[i].ok()) << i;
+        const Generation& g = seen[i].generation();
+        if (g.stop == Generation::Stop::kCancelled) continue;
+        EXPECT_EQ(Fingerprint(g), alone[i]) << i;
+        if (first >= 0 || second >= 0) continue;
+        const std::vector<int64_t> shared = {0, common, 256, common + 128, 0};
+        EXPECT_EQ(g.stats.reused_tokens, shared[i]) << i;
+      }
+    }
+  }
+}
+
 TEST_P(PrefixTest, CachedPagesGiveWayToRequests) {
   auto engine = LoadEngine(TinySpec(), GetParam(), {.kv_tokens = 1024, .prefix_cache_tokens = -1});
   for (uint64_t seed = 1; seed < 6; ++seed) {

@@ -233,6 +233,17 @@ TEST(Pieces, AnyBytesComeBack) {
   }
 }
 
+TEST(Special, TheTokenThatOpensCallsIsShownAndNeverReadFromPlainText) {
+  TokenizerSpec spec = ByteSpec();
+  spec.tokens.push_back({.text = "[TOOL_CALLS]", .type = TokenType::kControl});
+  const Tokenizer t = Make(spec);
+  const auto id = static_cast<int32_t>(spec.tokens.size()) - 1;
+  EXPECT_TRUE(t.IsControl(id));
+  EXPECT_EQ(StreamDecoder(t).Push(id), "[TOOL_CALLS]");
+  EXPECT_EQ(t.Encode("[TOOL_CALLS]").size(), 12u);
+  EXPECT_EQ(t.Encode("[TOOL_CALLS]", {.special = true}), Ids{id});
+}
+
 TEST(Stream, EmitsWholeCharactersAndNothingTwice) {
   const Tokenizer t = Make(ByteSpec());
   StreamDecoder stream(t);

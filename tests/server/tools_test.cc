@@ -62,10 +62,11 @@ void ExpectTaken(ToolStyle style, const std::string& text, const std::string& ex
     ASSERT_EQ(Taken(style, tools, text, size), expected) << "in pieces of " << size;
 }
 
-bool Accepts(const Tools& tools, ToolStyle style, const std::string& text) {
+bool Accepts(const Tools& tools, ToolStyle style, const std::string& text,
+             const GrammarSpec& format = {}) {
   static const Tokenizer tokenizer = *Tokenizer::FromGguf(ByteTokenizerMetadata(280));
   static GrammarCompiler compiler(tokenizer, 280);
-  const auto constraint = compiler.Compile(GrammarOf(tools, style));
+  const auto constraint = compiler.Compile(GrammarOf(tools, style, format));
   EXPECT_TRUE(constraint.ok()) << constraint.error().ToString();
   if (!constraint.ok()) return false;
   auto state = (*constraint)->Begin();
@@ -207,11 +208,57 @@ TEST(ToolsTest, ARequiredCallIsAllThereIs) {
   EXPECT_FALSE(Accepts(named, ToolStyle::kLlama, weather));
 }
 
+TEST(ToolsTest, AMistralWritesAListOfCalls) {
+  const std::string weather = R"({"name": "weather", "arguments": {"city": "Rome"}})";
+  const std::string now = R"({"name": "now", "arguments": {}, "id": "a1B2c3D4e"})";
+  const auto accepts = [](const std::string& more, const std::string& text) {
+    return Accepts(Asked(more).tools, ToolStyle::kMistral, text);
+  };
+  EXPECT_TRUE(accepts("", "It is warm [there]."));
+  EXPECT_TRUE(accepts("", "[TOOL_CALLS][" + weather + "]"));
+  EXPECT_TRUE(accepts("", "Let me see. [TOOL_CALLS] [" + weather + ", " + now + "]"));
+  EXPECT_FALSE(accepts("", "[TOOL_CALLS][]"));
+  EXPECT_FALSE(accepts("", "[TOOL_CALLS][" + weather + "] done"));
+  EXPECT_FALSE(accepts("", R"([TOOL_CALLS][{"name": "other", "arguments": {}}])"));
+  EXPECT_FALSE(accepts("", R"([TOOL_CALLS][{"name": "now", "arguments": {}, "id": "1"}])"));
+  const std::string required = R"(, "tool_choice": "required")";
+  EXPECT_FALSE(accepts(required, "text"));
+  EXPECT_TRUE(accepts(required, "[TOOL_CALLS] [" + now + "," + weather + "]"));
+  const std::string one = required + R"(, "parallel_tool_calls": false)";
+  EXPECT_TRUE(accepts(one, "[TOOL_CALLS][" + now + "]"));
+  EXPECT_FALSE(accepts(one, "[TOOL_CALLS][" + now + ", " + weather + "]"));
+}
+
+TEST(ToolsTest, AnAnswerWithAFormIsOfThatFormOrCalls) {
+  GrammarSpec format{.schema = R"({"type": "object", "properties": {"warm": {"type": "boolean"}},
+                                   "required": ["warm"], "additionalProperties": false})"};
+  const std::string form = R"({"warm": true})";
+  const std::string arguments = R"({"name": "weather", "arguments": {"city": "Rome"}})";
+  const std::string parameters = R"({"name": "weather", "parameters": {"city": "Rome"}})";
+  const std::pair<ToolStyle, std::string> calls[] = {
+      {ToolStyle::kHermes, "<tool_call>" + arguments + "</tool_call>"},
+      {ToolStyle::kLlama, parameters},
+      {ToolStyle::kMistral, "[TOOL_CALLS][" + arguments + "]"}};
+  for (const auto& [style, call] : calls) {
+    const Tools any = Asked("").tools;
+    EXPECT_TRUE(Accepts(any, style, form, format));
+    EXPECT_TRUE(Accepts(any, style, call, format));
+    EXPECT_FALSE(Accepts(any, style, "text", format));
+    EXPECT_FALSE(Accepts(any, style, form + call, format));
+    EXPECT_FALSE(Accepts(any, style, R"({"warm": 1})", format));
+    const Tools required = Asked(R"(, "tool_choice": "required")").tools;
+    EXPECT_FALSE(Accepts(required, style, form, format));
+    EXPECT_TRUE(Accepts(required, style, call, format));
+  }
+}
+
 TEST(ToolsTest, ATemplateSaysHowCallsAreWritten) {
   EXPECT_EQ(StyleOf("{{ messages }}"), ToolStyle::kNone);
   EXPECT_EQ(StyleOf("{% for t in tools %} <tool_call>"), ToolStyle::kHermes);
   EXPECT_EQ(StyleOf("tools <tool_call> <function=f>"), ToolStyle::kNone);
   EXPECT_EQ(StyleOf(R"(tools Environment: ipython "parameters": )"), ToolStyle::kLlama);
+  EXPECT_EQ(StyleOf("tools [TOOL_CALLS] ["), ToolStyle::kMistral);
+  EXPECT_EQ(StyleOf("tools [TOOL_CALLS]name[ARGS]"), ToolStyle::kNone);
 }
 
 TEST(ToolParserTest, HermesCallsAreTakenOutOfTheText) {
@@ -253,6 +300,24 @@ TEST(ToolParserTest, ALlamaCallIsTheWholeAnswer) {
               "\n{\"type\": \"function\", \"name\": \"now\", \"parameters\": {}}; "
               "{\"name\": \"now\", \"parameters\": {}}",
               "[now {}][now {}]");
+}
+
+TEST(ToolParserTest, MistralCallsAreAListBehindATag) {
+  const auto mistral = [](const std::string& text, const std::string& expected) {
+    ExpectTaken(ToolStyle::kMistral, text, expected);
+  };
+  const std::string now = R"({"name": "now", "arguments": {}})";
+  const std::string weather =
+      R"({"name": "weather", "arguments": {"city": "a]}, [TOOL_CALLS]"}, "id": "123456789"})";
+  mistral("[TOOL_CALLS][" + now + "]", "[now {}]");
+  mistral("So:\n[TOOL_CALLS] [\n" + weather + ",\n" + now + "\n] ",
+          R"(So:[weather {"city": "a]}, [TOOL_CALLS]"}][now {}])");
+  mistral("[TOOL_CALLS][" + now + "] done", "[now {}]done");
+  for (const char* text : {"a [list] of [TOOL_, \n", "[TOOL_CALLS][]", "[TOOL_CALLS]now{}",
+                           R"([TOOL_CALLS]{"name": "now", "arguments": {}})",
+                           R"([TOOL_CALLS][[{"name": "now", "arguments": {}}]])",
+                           R"([TOOL_CALLS][{"name": "other", "arguments": {}}])"})
+    mistral(text, text);
 }
 
 TEST(ToolParserTest, ArgumentsArriveAsTheyAreWritten) {
