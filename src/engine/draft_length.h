@@ -3,9 +3,26 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace baton {
+
+// The median of the latest few values; of an even number, the lower one. What a machine does beside
+// makes single passes long, none short.
+class RecentMedian {
+ public:
+  void Add(double value);
+  void Clear() { count_ = 0; }
+  bool empty() const { return count_ == 0; }
+  int64_t count() const { return count_; }  // of all that were added
+  double value() const { return median_; }  // not empty
+
+ private:
+  std::array<double, 5> latest_{};
+  int64_t count_ = 0;
+  double median_ = 0;
+};
 
 // Rows of one verification: the newest token and the drafts after it.
 constexpr int64_t kMostDrafts = 15;
@@ -15,28 +32,32 @@ class PassTimes {
  public:
   void Drafted(double seconds);                 // one pass of the plan
   void Verified(int64_t rows, double seconds);  // a dense pass of so many rows
-  void ForgetDense() { dense_seconds_ = 0; }
+  void ForgetDense() { dense_.Clear(); }
 
-  double dense_seconds() const { return dense_seconds_; }
-  bool dense_known() const { return dense_seconds_ > 0; }
-  bool draft_known() const { return draft_ > 0; }
-  double draft() const { return draft_; }
-  // Between row counts that were seen, and beyond them, on straight lines.
+  double dense_seconds() const { return dense_known() ? dense_.value() : 0; }
+  bool dense_known() const { return !dense_.empty(); }
+  // Few dense passes of one row were seen, or none for long: all else is measured by them.
+  bool dense_due() const;
+  bool draft_known() const { return !draft_.empty(); }
+  double draft() const { return draft_known() ? draft_.value() : 0; }
+  // Between row counts that were seen on straight lines. Beyond them rows go on to cost what they
+  // cost so far, the latest ones or all of them, whichever is more.
   double Verify(int64_t rows) const;
+  // Passes of so many rows that were seen.
+  int64_t Seen(int64_t rows) const { return verify_[static_cast<size_t>(rows)].count(); }
   // The fewest rows beyond all that were seen twice: only a try tells what they take.
   int64_t Untried() const;
 
  private:
-  double dense_seconds_ = 0;                      // 0: no dense pass of one row was seen
-  double draft_ = 0;                              // 0: none was seen
-  std::array<double, kMostDrafts + 2> verify_{};  // by rows; 0: not seen
-  std::array<int, kMostDrafts + 2> seen_{};       // passes, by rows
+  RecentMedian dense_, draft_;                          // seconds; dense passes
+  std::array<RecentMedian, kMostDrafts + 2> verify_{};  // by rows, in dense passes
+  int64_t since_dense_ = 0;                             // passes of several rows
 };
 
 // What became of the drafts of one source: decayed counts, which begin with a guess that tries
 // drafts, and gives up after few rejections.
 struct Acceptance {
-  double accepted = 3, rejected = 0.5;
+  double accepted = 1.5, rejected = 0.3;
   double seen = 0;  // of `accepted`, without the guess
 
   double share() const { return accepted / (accepted + rejected); }
@@ -68,20 +89,27 @@ class DraftLength {
               Acceptance& acceptance)
       : most_(most), adaptive_(adaptive), free_(free), times_(times), acceptance_(acceptance) {}
 
-  // 0: drafting does not pay, or no dense pass was timed yet. Then one draft is made at growing
-  // intervals, so that a change is noticed. Long drafts are made once some were accepted.
+  // 0: drafting does not pay, or a dense pass is to be timed. Drafts that do not pay are tried the
+  // more seldom the more they lose, so that a change is noticed. Long drafts are made once some
+  // were accepted.
   int64_t Next();
   void Verified(int64_t drafts, int64_t accepted) { acceptance_.Add(drafts, accepted); }
 
  private:
   // The best number, or one more than was tried where a cheap further row would make that better.
   int64_t BestOrTry(int64_t most) const;
+  // Now and then a neighbour that is nearly as good: what it takes may have changed, or been seen
+  // in a bad moment.
+  int64_t OrNeighbour(int64_t best, int64_t most);
+  // What loses least, once dense passes have paid for it; else 0.
+  int64_t OrTry(int64_t most);
 
   const int64_t most_;
   const bool adaptive_, free_;
   const PassTimes& times_;
   Acceptance& acceptance_;
-  int64_t idle_ = 0, patience_ = 64;  // turns without drafts, and after how many to try
+  double saved_ = 0;   // for tries, in dense passes
+  int64_t turns_ = 0;  // with drafts
 };
 
 }  // namespace baton
