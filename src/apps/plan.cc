@@ -285,7 +285,8 @@ Result<int> Run(const PlanFlags& o, const Invocation& invocation) {
   if (!search->test.meets_target)
     Note(
         "baton: warning: the plan misses the target on the test split, which it was not chosen on");
-  const double most = search->test.LeftOutKl() * search->test.spread;
+  const double most =
+      std::max(search->test.WorstKl(), search->test.LeftOutKl()) * search->test.spread;
   if (search->test.meets_target && options.target.max_kl > 0 && most > options.target.max_kl)
     Note(
         fmt::format("baton: warning: contexts of one kind differ: on other text of these kinds the "
