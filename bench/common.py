@@ -5,6 +5,7 @@ import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BATON = ROOT / "build" / "release" / "baton"
+PEER = ROOT / "build" / "peer" / "bin"  # llama.cpp's programs (bench/peer)
 
 
 def run(command):
@@ -14,6 +15,19 @@ def run(command):
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
         raise RuntimeError(f"{pathlib.Path(str(command[0])).name} failed ({done.returncode}): {lines[-1]}")
     return done.stdout
+
+
+def file_of_type(model, kind):
+    """The model in another file type, made once by llama-quantize."""
+    if f".{kind.lower()}." in model.name.lower() or f"-{kind.lower()}." in model.name.lower():
+        return model
+    made = ROOT / "build" / "peer" / "models" / f"{model.stem}.as.{kind}.gguf"
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        partial = made.with_suffix(".partial")
+        run([PEER / "llama-quantize", "--allow-requantize", model, partial, kind])
+        partial.rename(made)
+    return made
 
 
 def cpu_model():
