@@ -59,11 +59,10 @@ void ActiveRequest::Admit(std::shared_ptr<KvStore> store) {
   if (Status status = prompt_->Start(); !status.ok()) Fail(std::move(status).error());
 }
 
-void ActiveRequest::Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
-                          const ResolvedPlan& routed, std::optional<RoutingReport> report) {
-  sequence_.plan = routed;  // a conversation keeps its windows: what they dropped is gone
-  Begin(std::move(store), std::move(kv), length);
-  prompt_->Continue(std::move(report));
+void ActiveRequest::Admit(Conversation::Start start) {
+  sequence_.plan = std::move(start.plan);  // its windows stay: what they dropped is gone
+  Begin(std::move(start.store), std::move(start.kv), start.length);
+  prompt_->Continue(std::move(start.routing));
 }
 
 void ActiveRequest::Begin(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/conversation.h"
 #include "engine/decode_step.h"
 #include "engine/engine_impl.h"
 #include "engine/exact.h"
@@ -50,10 +51,7 @@ class ActiveRequest {
   // Gives it a cache: an empty one of `store`, or one that already holds the first `length` tokens
   // of its prompt.
   void Admit(std::shared_ptr<KvStore> store);
-  // `routed`: the plan that routing made of this request's plan when the cache was filled, which
-  // `report` tells about; none for requests that are not routed.
-  void Admit(std::shared_ptr<KvStore> store, KvSequence kv, int64_t length,
-             const ResolvedPlan& routed, std::optional<RoutingReport> report);
+  void Admit(Conversation::Start start);
 
   // RequestPrompt::Step. A failure ends the request.
   void PromptPass(int64_t row_layers);

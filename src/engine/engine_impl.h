@@ -38,16 +38,6 @@ struct Engine::Impl {
   ResolvedPlan model_plan;       // what runs without a user's plan
   std::optional<Router> router;  // of layers of role route
   std::atomic<bool> cancelled{false};
-  // The cache of the latest chat request, for its next turn.
-  struct Conversation {
-    std::shared_ptr<KvStore> store;
-    KvSequence sequence;
-    std::vector<int32_t> tokens;  // what the sequence holds
-    std::string plan_hash;
-    ResolvedPlan plan;  // as routing left it
-    std::optional<RoutingReport> routing;
-    int64_t prompt_tokens = 0;  // of `tokens`; the rest was generated
-  } conversation;
   std::map<std::string, DraftHistory> draft_history;  // of exact requests, by hash of their plan
   std::unique_ptr<PrefixCache> prefix;                // null: off
   Scheduler scheduler{*this};                         // after what its requests use

@@ -102,7 +102,7 @@ void Scheduler::AdmitWaiting() {
 // Admitted requests have pinned what they go on from.
 void Scheduler::TrimPrefixes() {
   if (!engine_.prefix) return;
-  int64_t pages = PagesOf(engine_.conversation.sequence.length());
+  int64_t pages = PagesOf(conversation_.length());
   for (const auto& r : requests_) {
     if (r->admitted()) pages += r->claimed_pages();
   }
@@ -116,27 +116,14 @@ bool Scheduler::Admit(ActiveRequest& r, int64_t used_pages) {
     return false;
   }
   r.prompt_turn = ++prompt_turn_;
-  Engine::Impl::Conversation& last = engine_.conversation;
-  const Sequence& s = r.sequence();
-  if (r.conversation() && last.store && last.plan_hash == r.plan_hash()) {
-    // The common prefix stays; the last token of the prompt is always run, for its logits.
-    const size_t most = std::min(last.tokens.size(), s.tokens.size() - 1);
-    size_t common = 0;
-    while (common < most && last.tokens[common] == s.tokens[common]) ++common;
-    // Rings cannot go back behind what they dropped: such a prompt starts anew. So does another
-    // conversation that begins alike, where layers are routed by what the whole prompt asks.
-    const bool continues = !last.routing || static_cast<int64_t>(common) >= last.prompt_tokens;
-    if (common > 0 && continues && last.sequence.CanTruncate(static_cast<int64_t>(common))) {
-      r.Admit(last.store, std::move(last.sequence), static_cast<int64_t>(common), last.plan,
-              std::move(last.routing));
-      last = {};  // a request that fails leaves no conversation behind
+  if (r.conversation()) {
+    if (auto start = conversation_.Take(r.plan_hash(), r.sequence().tokens)) {
+      r.Admit(*std::move(start));
       return true;
     }
   }
-  if (r.conversation() || pages + PagesOf(last.sequence.length()) > max_pages()) {
-    last.sequence = {};  // before its store
-    last = {};
-  }
+  if (r.conversation() || pages + PagesOf(conversation_.length()) > max_pages())
+    conversation_.Drop();
   Result<std::shared_ptr<KvStore>> store = StoreFor(r);
   if (store.ok()) {
     r.Admit(*std::move(store));
@@ -243,22 +230,8 @@ void Scheduler::FinishDone() {
     Sequence& s = r->sequence();
     if (r->conversation() && s.store && !r->failed()) {
       // Of a prompt that was interrupted, what its passes completed.
-      const int64_t whole =
-          std::min(r->in_prompt() ? s.prompt_position : s.kv.length(), s.kv.length());
-      engine_.conversation.sequence = {};  // before its store
-      engine_.conversation = {};
-      if (whole > 0 && s.kv.CanTruncate(whole)) {
-        s.kv.Truncate(whole);
-        s.tokens.resize(std::min(s.tokens.size(), static_cast<size_t>(whole)));
-        engine_.conversation = {.store = s.store,
-                                .sequence = std::move(s.kv),
-                                .tokens = s.tokens,
-                                .plan_hash = r->plan_hash(),
-                                .plan = s.plan,
-                                .routing = r->routing(),
-                                .prompt_tokens = s.prompt_tokens};
-        s.kv = {};
-      }
+      const int64_t done = r->in_prompt() ? s.prompt_position : s.kv.length();
+      conversation_.Keep(s, std::min(done, s.kv.length()), r->plan_hash(), r->routing());
     }
     r->Finish();
   }

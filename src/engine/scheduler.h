@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "baton/engine.h"
+#include "engine/conversation.h"
 #include "engine/prompt_pace.h"
 
 namespace baton {
@@ -65,6 +66,7 @@ class Scheduler {
   std::vector<std::unique_ptr<ActiveRequest>> requests_;
   int64_t round_ = 0, prompt_turn_ = 0;
   PromptPace pace_;
+  Conversation conversation_;
   bool stepping_ = false;
 
   mutable std::mutex mutex_;  // guards what follows
