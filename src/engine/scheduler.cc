@@ -146,19 +146,23 @@ Result<std::shared_ptr<KvStore>> Scheduler::StoreFor(ActiveRequest& r) {
   return engine_.Store(r.caches(), r.sequence().kv_limit, r.rollback());
 }
 
+// The prompt that has waited longest for its pass; null: none, or all of them wait for others.
+ActiveRequest* Scheduler::NextPrompt() {
+  ActiveRequest* next = nullptr;
+  std::vector<RequestPrompt*> earlier;
+  for (auto& r : requests_) {
+    if (r->done() || !r->admitted() || !r->in_prompt()) continue;
+    const bool waits = r->prompt().WaitsFor(earlier);
+    if (!waits && (!next || r->prompt_turn < next->prompt_turn)) next = r.get();
+    earlier.push_back(&r->prompt());
+  }
+  return next;
+}
+
 void Scheduler::RunPass() {
   std::vector<ActiveRequest*> decoding, rows;
-  std::vector<RequestPrompt*> prompts;
-  ActiveRequest* prompt = nullptr;
   for (auto& r : requests_) {
-    if (r->done() || !r->admitted()) continue;
-    if (!r->in_prompt()) {
-      decoding.push_back(r.get());
-      continue;
-    }
-    const bool waits = r->prompt().WaitsFor(prompts);
-    if (!waits && (!prompt || r->prompt_turn < prompt->prompt_turn)) prompt = r.get();
-    prompts.push_back(&r->prompt());
+    if (!r->done() && r->admitted() && !r->in_prompt()) decoding.push_back(r.get());
   }
   const auto take_rows = [&] {
     for (ActiveRequest* r : decoding) {
@@ -168,8 +172,10 @@ void Scheduler::RunPass() {
   take_rows();
   if (rows.empty()) {  // everybody had a token in this round
     ++round_;
-    if (prompt) return PromptPass(*prompt, !decoding.empty());
+    ActiveRequest* prompt = NextPrompt();
+    if (prompt) PromptPass(*prompt, !decoding.empty());
     pace_.BeginRound();
+    if (prompt) return;
     take_rows();
   }
   for (ActiveRequest* r : rows) r->decode_round = round_;
@@ -180,7 +186,6 @@ void Scheduler::PromptPass(ActiveRequest& r, bool others_decode) {
   const auto start = std::chrono::steady_clock::now();
   r.PromptPass(others_decode ? pace_.Budget(engine_.options.prompt_share) : kWholePass);
   if (others_decode) pace_.Ran(r.prompt().ran(), SecondsSince(start));
-  pace_.BeginRound();
   if (!r.prompt().within_pass()) r.prompt_turn = ++prompt_turn_;
 }
 

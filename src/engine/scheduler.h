@@ -54,6 +54,7 @@ class Scheduler {
   bool Admit(ActiveRequest& r, int64_t used_pages);
   Result<std::shared_ptr<KvStore>> StoreFor(ActiveRequest& r);
   void RunPass();
+  ActiveRequest* NextPrompt();
   void PromptPass(ActiveRequest& r, bool others_decode);
   void DecodePass(std::span<ActiveRequest* const> requests);
   void FinishDone();

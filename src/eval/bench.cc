@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "base/buffer.h"
+#include "base/clock.h"
 #include "baton/eval.h"
 #include "engine/decode_step.h"
 #include "engine/session.h"
@@ -19,9 +20,6 @@ namespace baton {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double Since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // Layers share a deeper cache even where memory would hold all of it: filling it takes longer than
 // what is to be timed.
@@ -89,7 +87,7 @@ class Lane {
     Rewind();
     const auto start = Clock::now();
     BATON_TRY(sessions_[0].Prefill(tokens, plan_, [](int64_t, View<const float>) {}));
-    return Since(start);
+    return SecondsSince(start);
   }
 
   // Seconds of `steps` decode steps from this depth, greedy sampling included.
@@ -99,7 +97,7 @@ class Lane {
     kv_bytes_ = 0;
     const auto start = Clock::now();
     for (int64_t i = 0; i < steps; ++i) BATON_TRY(Step(/*last=*/i + 1 == steps));
-    const double seconds = Since(start);
+    const double seconds = SecondsSince(start);
     for (int64_t i = 0; i < steps; ++i)
       kv_bytes_ += KvBytes(engine_->impl(), plan_, depth_ + i + 1);
     kv_bytes_ /= static_cast<double>(steps);

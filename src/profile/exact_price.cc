@@ -4,6 +4,7 @@
 #include <chrono>
 #include <numeric>
 
+#include "base/clock.h"
 #include "engine/decode_step.h"
 #include "profile/measure.h"
 
@@ -11,10 +12,6 @@ namespace baton {
 namespace {
 
 constexpr int kRounds = 5;
-
-double Since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 }  // namespace
 
@@ -29,7 +26,7 @@ Result<double> TimeVerification(Engine& engine, Session& session, int64_t rows) 
                       .tokens = tokens,
                       .rows_alone = true}));
   step.Forward(*engine.impl().model, [](size_t, int64_t, View<const float>) {});
-  const double seconds = Since(start);
+  const double seconds = SecondsSince(start);
   if (step.failure(0).failed()) return step.failure(0).ToError();
   session.Truncate(length);
   return seconds;
@@ -65,7 +62,7 @@ Result<double> ExactPricer::TimeStep(const ResolvedPlan* plan) {
   options.on_logits = [](int64_t, View<const float>) {};
   const auto start = std::chrono::steady_clock::now();
   BATON_TRY(session_.Decode(std::span(&token, 1), options));
-  const double seconds = Since(start);
+  const double seconds = SecondsSince(start);
   session_.Truncate(length);
   return seconds;
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "base/clock.h"
 #include "engine/engine_impl.h"
 #include "profile/calibration.h"
 #include "profile/corpus.h"
@@ -328,7 +329,7 @@ Result<Profile> MakeProfile(Engine& engine, const ProfileOptions& options,
                         .text_tokens = Contexts(corpus, s) * length,
                         .probes = ProbesOf(s, options)});
   }
-  p.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  p.seconds = SecondsSince(start);
   report(1, "done");
   return p;
 }

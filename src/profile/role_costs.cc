@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/clock.h"
 #include "engine/session.h"
 #include "profile/measure.h"
 
@@ -46,8 +47,7 @@ class Timer {
       decode.plan = &resolved;
       decode.on_logits = [](int64_t, View<const float>) {};
       BATON_TRY(session_.Decode(token, decode));
-      all.push_back(
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      all.push_back(SecondsSince(start));
       attention.push_back(trace[OpKind::kAttend].seconds + trace[OpKind::kMass].seconds +
                           trace[OpKind::kSelect].seconds);
       session_.Truncate(options_.context - 1);

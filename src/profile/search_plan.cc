@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "base/clock.h"
 #include "baton/profile.h"
 #include "engine/engine_impl.h"
 #include "plan/search.h"
@@ -514,7 +515,7 @@ Result<PlanSearch> PlanSearcher::Run() {
                MeasureOn(search.chosen.plan, "final (test split)", search.chosen.predicted_nats));
   BATON_TRY(MeasureLeftOut(search));
   search.test.meets_target = Meets(search.test);
-  search.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  search.seconds = SecondsSince(start);
   Evidence& e = search.chosen.plan.evidence;
   e.present = true;
   e.context = ContextLength(corpus, Corpus::kTest, profile_.options);

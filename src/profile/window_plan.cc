@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "base/clock.h"
 #include "baton/profile.h"
 #include "engine/engine_impl.h"
 #include "profile/calibration.h"
@@ -253,7 +254,7 @@ Result<WindowPlan> WindowPlanner::Run() {
   out.plan = ToPlan(out.score);
   BATON_TRY(Measure(out));
   AddEvidence(out);
-  out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  out.seconds = SecondsSince(start);
   Report(1, "done");
   return out;
 }

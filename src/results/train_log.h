@@ -27,6 +27,13 @@ void Fields(auto& v, TrainStart& s) {
   v("torch", s.torch);
 }
 
+// How far the run is, in every later line.
+void ProgressFields(auto& v, auto& line) {
+  v("step", line.step);
+  v("tokens", line.tokens);
+  v("seconds", line.seconds);
+}
+
 // event "losses" of a model: means since the line before, nats a token; NaN: there were no such
 // tokens.
 struct LmLosses {
@@ -36,9 +43,7 @@ struct LmLosses {
 };
 
 void Fields(auto& v, LmLosses& l) {
-  v("step", l.step);
-  v("tokens", l.tokens);
-  v("seconds", l.seconds);
+  ProgressFields(v, l);
   v.Object("losses", [&](auto& losses) {
     losses("text", l.text);
     losses("facts", l.facts);
@@ -64,9 +69,7 @@ void Fields(auto& v, GateLosses::Pair& p) {
 }
 
 void Fields(auto& v, GateLosses& l) {
-  v("step", l.step);
-  v("tokens", l.tokens);
-  v("seconds", l.seconds);
+  ProgressFields(v, l);
   v("loss", l.loss);
   v("windows", l.windows);
 }
@@ -84,9 +87,7 @@ struct LmTest {
 };
 
 void Fields(auto& v, LmTest& t) {
-  v("step", t.step);
-  v("tokens", t.tokens);
-  v("seconds", t.seconds);
+  ProgressFields(v, t);
   v.Object("evaluation", [&](auto& e) {
     e("n", t.n);
     e("text_loss", t.text);

@@ -108,19 +108,19 @@ const std::vector<Service::Route>& Service::Routes() {
        [](Service& s, R& r, E e) { s.Generate(std::move(r), std::move(e), Api::kMessages); }},
       {"POST", "/v1/messages/count_tokens", false,
        [](Service& s, R& r, E e) {
-         s.OnWorker(std::move(r), std::move(e), [](const Model& m, const R& request) {
+         s.ReplyFromWorker(std::move(r), std::move(e), [](const Model& m, const R& request) {
            return TokenReply(m, request, ParseCountTokens, CountTokens);
          });
        }},
       {"POST", "/tokenize", false,
        [](Service& s, R& r, E e) {
-         s.OnWorker(std::move(r), std::move(e), [](const Model& m, const R& request) {
+         s.ReplyFromWorker(std::move(r), std::move(e), [](const Model& m, const R& request) {
            return TokenReply(m, request, ParseTokenize, Tokenize);
          });
        }},
       {"POST", "/detokenize", false,
        [](Service& s, R& r, E e) {
-         s.OnWorker(std::move(r), std::move(e), [](const Model& m, const R& request) {
+         s.ReplyFromWorker(std::move(r), std::move(e), [](const Model& m, const R& request) {
            return TokenReply(m, request, ParseDetokenize, Detokenize);
          });
        }},
@@ -228,52 +228,56 @@ bool Service::RefuseFull(Exchange& exchange) {
   return true;
 }
 
-// What the client has left before the worker comes to it is not looked at.
-void Service::OnWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,
-                       std::function<HttpReply(const Model&, const HttpRequest&)> work) {
+void Service::OnWorker(const std::shared_ptr<Exchange>& exchange, Task work,
+                       std::function<void(bool gone)> done) {
   if (RefuseFull(*exchange)) return;
   ++preparing_;
   auto gone = std::make_shared<std::atomic<bool>>(false);
   exchange->on_gone = [gone] { *gone = true; };
-  work_([this, model = engine_.model(), request = std::move(request), work = std::move(work), gone,
-         exchange = std::move(exchange)]() mutable {
-    auto reply = std::make_shared<HttpReply>();
-    if (!*gone) *reply = work(*model, request);
-    back_([this, reply, gone, exchange = std::move(exchange)] {
+  work_([this, work = std::move(work), done = std::move(done), gone]() mutable {
+    if (!*gone) work();
+    back_([this, done = std::move(done), gone] {
       --preparing_;
-      if (!*gone) Reply(*exchange, std::move(*reply));
+      done(*gone);
     });
   });
 }
 
+void Service::ReplyFromWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,
+                              HttpReply (*answer)(const Model&, const HttpRequest&)) {
+  auto reply = std::make_shared<HttpReply>();
+  OnWorker(
+      exchange,
+      [reply, answer, model = engine_.model(), request = std::move(request)] {
+        *reply = answer(*model, request);
+      },
+      [this, reply, exchange](bool gone) {
+        if (!gone) Reply(*exchange, std::move(*reply));
+      });
+}
+
 void Service::Generate(HttpRequest request, std::shared_ptr<Exchange> exchange, Api api) {
-  const Writer& writer = WriterOf(api);
-  if (RefuseFull(*exchange)) return;
-  ++preparing_;
-  auto gone = std::make_shared<std::atomic<bool>>(false);
-  exchange->on_gone = [gone] { *gone = true; };
-  work_([this, model = engine_.model(), request = std::move(request), api, &writer, gone,
-         arrived = Clock::now(), exchange = std::move(exchange)]() mutable {
-    Call call;
-    auto prepared = std::make_shared<Prepared>();
-    std::optional<ApiError> error;
-    if (!*gone) {
-      error = ParseCall(api, request.body, call);
-      if (!error) error = Prepare(*model, std::move(call), *prepared);
-    }
-    back_([this, prepared, error, &writer, gone, arrived, exchange = std::move(exchange)] {
-      --preparing_;
-      if (*gone) {
-        metrics_.disconnects++;
-      } else if (error) {
-        HttpReply reply = ReplyOf(*error);
-        reply.body = writer.error(*error);
-        Reply(*exchange, std::move(reply));
-      } else {
-        Start(exchange, std::move(*prepared), arrived);
-      }
-    });
-  });
+  auto prepared = std::make_shared<Prepared>();
+  auto error = std::make_shared<std::optional<ApiError>>();
+  OnWorker(
+      exchange,
+      [prepared, error, model = engine_.model(), request = std::move(request), api] {
+        Call call;
+        *error = ParseCall(api, request.body, call);
+        if (!*error) *error = Prepare(*model, std::move(call), *prepared);
+      },
+      [this, prepared, error, &writer = WriterOf(api), arrived = Clock::now(),
+       exchange](bool gone) {
+        if (gone) {
+          metrics_.disconnects++;
+        } else if (*error) {
+          HttpReply reply = ReplyOf(**error);
+          reply.body = writer.error(**error);
+          Reply(*exchange, std::move(reply));
+        } else {
+          Start(exchange, std::move(*prepared), arrived);
+        }
+      });
 }
 
 void Service::Start(std::shared_ptr<Exchange> exchange, Prepared prepared,

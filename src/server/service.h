@@ -73,8 +73,11 @@ class Service {
   // Answers 429, and returns true, where as many calls wait as may.
   bool RefuseFull(Exchange& exchange);
   void Generate(HttpRequest request, std::shared_ptr<Exchange> exchange, Api api);
-  void OnWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,
-                std::function<HttpReply(const Model&, const HttpRequest&)> work);
+  void ReplyFromWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,
+                       HttpReply (*answer)(const Model&, const HttpRequest&));
+  // RefuseFull; or `work` on the worker, unless the client is gone by then, and `done` here.
+  void OnWorker(const std::shared_ptr<Exchange>& exchange, Task work,
+                std::function<void(bool gone)> done);
 
   void Start(std::shared_ptr<Exchange> exchange, Prepared prepared, Clock::time_point arrived);
   void SubmitWaiting();
