@@ -30,14 +30,13 @@ bool Fused(const Tensor& q, const Tensor& bias) {
 }
 #endif
 
-// For q's heads, which share storage where they share a mask.
+// For q's heads, which share its storage.
 Tensor Spread(const Tensor& bias, const Tensor& q) {
-  const bool groups = bias.size(1) > 1 && bias.size(1) < q.size(1);
-  const Tensor heads = groups ? bias.repeat_interleave(q.size(1) / bias.size(1), 1) : bias;
-  return heads.expand({q.size(0), q.size(1), bias.size(2), bias.size(3)});
+  return bias.expand({q.size(0), q.size(1), bias.size(2), bias.size(3)});
 }
 
-// Of one tile, bias [B or 1, G or 1, rows, keys], 0 or -inf; k and v have q's heads.
+// Of one tile, bias [B or 1, 1, rows, keys], 0 or -inf; k and v have q's heads. sink: [B or 1, H],
+// or empty.
 struct Tile {
   Tensor o, lse;
 };
@@ -49,7 +48,7 @@ Tensor Logits(const Tensor& q, const Tensor& k, const Tensor& bias, double scale
 Tile TileForward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                  const Tensor& sink, double scale) {
   Tensor s;
-  if (sink.numel() > 0) s = sink.to(SumType(q)).reshape({1, -1, 1});
+  if (sink.numel() > 0) s = sink.to(SumType(q)).unsqueeze(2);
 #if BATON_TORCH_FUSED
   if (Fused(q, bias)) {
     auto [o, lse, seed, offset] = at::_scaled_dot_product_efficient_attention(
@@ -96,9 +95,9 @@ Gradients TileBackward(const Tensor& q, const Tensor& k, const Tensor& v, const 
 Tensor SinkGradient(const Tensor& sink, const Tile& out, const Tensor& grad) {
   if (sink.numel() == 0) return Tensor();
   const auto sum = SumType(out.o);
-  const Tensor p = (sink.to(sum).reshape({1, -1, 1}) - out.lse).exp();
-  return (-(p * (out.o.to(sum) * grad.to(sum)).sum(3)).sum(torch::IntArrayRef{0, 2}))
-      .to(sink.scalar_type());
+  const Tensor p = (sink.to(sum).unsqueeze(2) - out.lse).exp();
+  const Tensor all = -(p * (out.o.to(sum) * grad.to(sum)).sum(3)).sum(2);
+  return (sink.size(0) == 1 ? all.sum(0, /*keepdim=*/true) : all).to(sink.scalar_type());
 }
 
 // The bias is given and kept: that of a chunk.
@@ -268,7 +267,7 @@ Tensor Repeated(const Tensor& t, int64_t heads) {
 
 AttendOutput Attend(const AttendInput& in, bool need_lse) {
   BATON_CHECK_EQ(in.q.size(2), in.k.size(2));
-  const Tensor sink = in.sink.defined() ? in.sink : torch::empty({0}, in.q.options());
+  const Tensor sink = in.sink.defined() ? in.sink.unsqueeze(0) : torch::empty({0}, in.q.options());
   const Visible& visible = *in.visible;
 #if BATON_TORCH_FUSED
   const bool causal = visible.kind == Visible::Kind::kAll && !visible.starts.defined();
@@ -280,8 +279,23 @@ AttendOutput Attend(const AttendInput& in, bool need_lse) {
   const Tensor k = Repeated(in.k, in.q.size(1)), v = Repeated(in.v, in.q.size(1));
   const int64_t rows = ChunkRows(visible, in.q.size(2));
   if (rows > 0 && !need_lse) return {Window(in, k, v, sink, rows), Tensor()};
-  const variable_list out = RowTiles::apply(in.q, k, v, sink, in.visible, in.scale);
-  return {out[0], out[1]};
+  const int64_t groups = visible.kind == Visible::Kind::kList ? visible.list.size(1) : 1;
+  if (groups == 1) {
+    const variable_list out = RowTiles::apply(in.q, k, v, sink, in.visible, in.scale);
+    return {out[0], out[1]};
+  }
+  // Heads with a list of their own become sequences.
+  const int64_t batch = in.q.size(0), heads = in.q.size(1), n = in.q.size(2);
+  const auto split = [&](const Tensor& t) {
+    return t.reshape({batch * groups, heads / groups, n, t.size(3)});
+  };
+  auto of_groups = c10::make_intrusive<Visible>(visible);
+  of_groups->list = visible.list.reshape({batch * groups, 1, n, -1});
+  if (visible.starts.defined()) of_groups->starts = visible.starts.repeat_interleave(groups, 0);
+  const Tensor of_heads = sink.numel() > 0 ? sink.reshape({groups, -1}).repeat({batch, 1}) : sink;
+  const variable_list out =
+      RowTiles::apply(split(in.q), split(k), split(v), of_heads, of_groups, in.scale);
+  return {out[0].reshape(in.q.sizes()), out[1].reshape({batch, heads, n})};
 }
 
 Tensor AttendBiased(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,

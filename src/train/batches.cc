@@ -12,9 +12,6 @@ namespace {
 constexpr double kFewestWidth = 32;  // ids of keys at the start of the ramp
 constexpr int64_t kEndToken = 0;     // fills the gaps between packed documents
 
-// Shares of the three tasks among the rows that are no text.
-constexpr double kFactShare = 0.42, kPairShare = 0.33;
-
 uint64_t Mixed(uint64_t seed, int64_t step, int64_t part) {
   std::seed_seq mix{seed, static_cast<uint64_t>(step), static_cast<uint64_t>(part)};
   std::array<uint32_t, 2> out{};
@@ -96,8 +93,8 @@ Batch Batches::Make(int64_t step, int64_t part) const {
   const auto share = [&](double s) {
     return static_cast<int64_t>(std::lround(static_cast<double>(rows) * (1 - recipe_.text) * s));
   };
-  const int64_t facts = share(kFactShare), pairs = share(kPairShare),
-                chains = std::min(share(1 - kFactShare - kPairShare), rows - facts - pairs),
+  const int64_t facts = share(recipe_.facts), pairs = share(recipe_.pairs),
+                chains = std::min(share(1 - recipe_.facts - recipe_.pairs), rows - facts - pairs),
                 text = rows - facts - pairs - chains;
   Batch batch;
   std::vector<Samples> parts;

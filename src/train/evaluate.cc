@@ -40,7 +40,8 @@ class Evaluator {
 
  private:
   Tensor Logits(const Tensor& tokens) const {
-    const ForwardInput in{.tokens = tokens, .dense_memory = o_.dense_memory};
+    const ForwardInput in{
+        .tokens = tokens, .dense_memory = o_.dense_memory, .rank_bits = o_.rank_bits};
     return model_.Logits(model_.Forward(in).stream);
   }
 

@@ -35,7 +35,8 @@ struct EvaluateOptions {
   int64_t n = 4096;
   int64_t tokens = 32768;  // of a batch
   int64_t batches = 8;
-  bool dense_memory = false;  // as in ForwardInput
+  bool dense_memory = false;  // this and the next: as in ForwardInput
+  int64_t rank_bits = 0;
 };
 
 Evaluation Evaluate(const Transformer& model, const Tasks& tasks, const EvaluateOptions& options);

@@ -59,6 +59,34 @@ Tensor Stable(const Tensor& scores, int64_t k) {
   return taken < k ? torch::constant_pad_nd(list, {0, k - taken}, -1) : list;
 }
 
+bool ByKernel(const RankInput& in) {
+  return kHaveListKernel && in.q.is_cuda() && in.q.scalar_type() != torch::kFloat64 &&
+         in.pool == Pool::kMax && !in.starts.defined() && in.q.size(2) <= kMostListColumns;
+}
+
+// z: [B, H, end - first, end] f32.
+Tensor RankedByKernel(const RankInput& in, const Tensor& z, int64_t first, int64_t end,
+                      int64_t entries) {
+  Tensor lists =
+      torch::empty({z.size(0), in.groups, end - first, entries}, z.options().dtype(torch::kInt32));
+  const Tensor lse = in.lse.defined() ? in.lse.detach().to(torch::kFloat32).contiguous() : Tensor();
+  RankRowsCuda({.scores = z.contiguous().data_ptr<float>(),
+                .lse = lse.defined() ? lse.data_ptr<float>() : nullptr,
+                .batch = z.size(0),
+                .heads = z.size(1),
+                .groups = in.groups,
+                .n = in.q.size(2),
+                .first = first,
+                .rows = end - first,
+                .columns = end,
+                .block = in.block,
+                .sink = in.sink,
+                .recent = in.recent,
+                .k = entries,
+                .lists = lists.data_ptr<int32_t>()});
+  return lists;
+}
+
 }  // namespace
 
 Tensor LargestOf(const Tensor& scores, int64_t k) {
@@ -84,6 +112,10 @@ Tensor Rank(const RankInput& in) {
   for (int64_t first = 0; first < n; first += kTileRows) {
     const int64_t end = std::min(first + kTileRows, n);
     Tensor z = torch::matmul(q.narrow(2, first, end - first), keys.narrow(3, 0, end));
+    if (ByKernel(in)) {
+      tiles.push_back(RankedByKernel(in, z, first, end, entries));
+      continue;
+    }
     if (in.lse.defined())
       z.sub_(in.lse.detach().narrow(2, first, end - first).to(sum).unsqueeze(3));
     const Tensor no_candidate = Candidates(in, first, end).logical_not();

@@ -64,6 +64,8 @@ Result<Recipe> Recipe::Parse(const std::string& text) {
   r.Read("momentum", o.momentum, 0, 0.9999);
   r.Read("clip", o.clip, 0, kMost);
   r.Read("text", recipe.text, 0, 1);
+  r.Read("facts", recipe.facts, 0, 1);
+  r.Read("pairs", recipe.pairs, 0, 1);
   r.Read("recall_weight", recipe.recall_weight, 0, 1000);
   r.Read("ramp", recipe.ramp, 0, kMost);
   r.Read("pack", recipe.pack);
@@ -80,6 +82,9 @@ Result<Recipe> Recipe::Parse(const std::string& text) {
     recipe.stages.push_back(stage);
   }
   BATON_TRY(r.Finish());
+  if (recipe.facts + recipe.pairs > 1)
+    return Error::InvalidArgument("recipe: facts {} and pairs {} are more than all tasks",
+                                  recipe.facts, recipe.pairs);
   return recipe;
 }
 

@@ -29,12 +29,13 @@ struct Recipe {
   int64_t accumulate = 1;  // parts of a step, whose gradients are added
   bool bf16 = true;        // products and attention; parameters stay f32
 
-  double text = 0.4;             // rows that are text; the others are tasks
-  double recall_weight = 2;      // of the tasks' mean loss, beside the text's
-  int64_t ramp = 0;              // steps over which the tasks grow to their full size
-  bool pack = false;             // whole documents in a row, which do not see each other
-  int64_t distilled_rows = 128;  // a step, of every sequence; for models with an indexer
-  int64_t sparse_from = -1;      // the step from which lists of an indexer are used; -1: the first
+  double text = 0.4;                  // rows that are text; the others are tasks
+  double facts = 0.42, pairs = 0.33;  // of the tasks' rows; the rest are chains
+  double recall_weight = 2;           // of the tasks' mean loss, beside the text's
+  int64_t ramp = 0;                   // steps over which the tasks grow to their full size
+  bool pack = false;                  // whole documents in a row, which do not see each other
+  int64_t distilled_rows = 128;       // a step, of every sequence; for models with an indexer
+  int64_t sparse_from = -1;  // the step from which lists of an indexer are used; -1: the first
 
   int64_t steps() const;
   int64_t tokens() const;

@@ -1,5 +1,6 @@
 #include "train/transformer.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "base/check.h"
@@ -15,6 +16,15 @@ constexpr TensorRole kGates[] = {kAttnGate, kAttnGateLocal};
 constexpr TensorRole kSinks[] = {kAttnSinks, kAttnSinksLocal};
 
 Tensor RoundedToBf16(const Tensor& x) { return x.to(torch::kBFloat16).to(x.scalar_type()); }
+
+// Symmetric, a scale per 32 channels, as kv/low_bit.h.
+Tensor RoundedToBits(const Tensor& k, int64_t bits) {
+  const int64_t channels = std::min<int64_t>(32, k.size(3));
+  const Tensor parts = k.to(SumType(k)).reshape({k.size(0), k.size(1), k.size(2), -1, channels});
+  const double most = static_cast<double>((1 << (bits - 1)) - 1);
+  const Tensor scale = parts.abs().amax(4, /*keepdim=*/true).clamp_min(1e-6) / most;
+  return ((parts / scale).round() * scale).reshape(k.sizes()).to(k.scalar_type());
+}
 
 // Ordinary models have their layers' plans and caches made.
 ModelConfig WithLayers(ModelConfig config) {
@@ -182,8 +192,10 @@ void Transformer::PublishIndexed(Pass& pass, int l) const {
   const Publish& publish = *config_.plan[static_cast<size_t>(l)].publish;
   const Tensor &q = pass.index_q, &k = pass.caches[static_cast<size_t>(publish.index_cache)].k;
   const bool round = publish.index_bf16;
-  pass.lists[l] = Ranked(pass, l, round ? RoundedToBf16(q) : q, round ? RoundedToBf16(k) : k,
-                         Tensor(), publish.index_scale);
+  Tensor keys = round ? RoundedToBf16(k) : k;
+  if (pass.in.rank_bits > 0) keys = RoundedToBits(keys, pass.in.rank_bits);
+  pass.lists[l] =
+      Ranked(pass, l, round ? RoundedToBf16(q) : q, keys, Tensor(), publish.index_scale);
 }
 
 c10::intrusive_ptr<Visible> Transformer::Seen(const Pass& pass, const Branch& branch) const {
@@ -199,15 +211,21 @@ c10::intrusive_ptr<Visible> Transformer::Seen(const Pass& pass, const Branch& br
       break;
     case TokenSet::Kind::kIndex: {
       if (pass.in.dense_memory && ReadsMemory(config_, branch)) break;
-      const List& list = pass.lists.at(branch.set.publisher);
-      seen->kind = Visible::Kind::kList;
-      seen->list = list.index;
-      seen->block = list.block;
-      seen->sink = list.sink;
-      seen->recent = list.recent;
-      break;
+      return Listed(pass, branch.set.publisher);
     }
   }
+  return seen;
+}
+
+c10::intrusive_ptr<Visible> Transformer::Listed(const Pass& pass, int publisher) const {
+  const List& list = pass.lists.at(publisher);
+  auto seen = c10::make_intrusive<Visible>();
+  seen->kind = Visible::Kind::kList;
+  seen->starts = pass.in.starts;
+  seen->list = list.index;
+  seen->block = list.block;
+  seen->sink = list.sink;
+  seen->recent = list.recent;
   return seen;
 }
 
@@ -230,14 +248,21 @@ Tensor Transformer::Attention(Pass& pass, int l, const Tensor& h, const Tensor& 
     const Branch& branch = plan.branches[b];
     const Cache& cache = pass.caches[static_cast<size_t>(branch.cache)];
     if (b == 0 && ReadsMemory(config_, branch)) pass.memory_q.push_back(q.detach());
-    const AttendOutput out = Attend({.q = q,
-                                     .k = cache.k,
-                                     .v = cache.v,
-                                     .visible = Seen(pass, branch),
-                                     .sink = parameters_.layer(l, kSinks[b]),
-                                     .scale = config_.attention_scale},
-                                    ranks);
-    if (ranks) pass.lists[l] = Ranked(pass, l, q, cache.k, out.lse, config_.attention_scale);
+    AttendInput in{.q = q,
+                   .k = cache.k,
+                   .v = cache.v,
+                   .visible = Seen(pass, branch),
+                   .sink = parameters_.layer(l, kSinks[b]),
+                   .scale = config_.attention_scale};
+    const bool rounds = ranks && pass.in.rank_bits > 0;
+    if (rounds) in.k = RoundedToBits(cache.k, pass.in.rank_bits);
+    AttendOutput out = Attend(in, ranks);
+    if (ranks) pass.lists[l] = Ranked(pass, l, q, in.k, out.lse, config_.attention_scale);
+    if (rounds) {
+      in.k = cache.k;
+      in.visible = Listed(pass, l);
+      out = Attend(in);
+    }
     const Tensor o = Gated(out.o, l, b, h);
     sum = b == 0 ? o : sum + o;
   }

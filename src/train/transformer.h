@@ -43,6 +43,9 @@ struct ForwardInput {
   int64_t window = 0;            // > 0: of all windows, in place of the model's
   Tensor distilled_rows;         // [R] int64: rows on which the indexer learns; undefined: none
   Coverage* coverage = nullptr;  // of distilled_rows
+  // > 0: lists are ranked by keys rounded to so many bits, like a scan layer's copy, and layers
+  // that rank read their own list in place of all keys.
+  int64_t rank_bits = 0;
   // Of models whose layers are all full: routes them, in prompts too.
   const Routing* routing = nullptr;
   Kept* keep = nullptr;  // with a routing
@@ -107,6 +110,7 @@ class Transformer {
   List Ranked(const Pass& pass, int l, const Tensor& q, const Tensor& k, const Tensor& lse,
               double scale) const;
   c10::intrusive_ptr<Visible> Seen(const Pass& pass, const Branch& branch) const;
+  c10::intrusive_ptr<Visible> Listed(const Pass& pass, int publisher) const;
   Tensor Attention(Pass& pass, int l, const Tensor& h, const Tensor& q) const;
   Tensor Routed(Pass& pass, int l, const Tensor& plain, const Tensor& q) const;
   Tensor Gated(const Tensor& o, int l, size_t branch, const Tensor& h) const;

@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "train/lists_cuda.h"
+
 namespace baton::train {
 namespace {
 
@@ -12,6 +14,28 @@ Tensor Scatter(const Tensor& list, int64_t columns) {
                              list.options().dtype(torch::kBool));
   mask.scatter_(3, at, true);
   return mask.narrow(3, 0, columns);
+}
+
+// Rows of the result begin at multiples of 16 bytes, as fused kernels want them.
+Tensor ByKernel(const Visible& visible, int64_t first, int64_t end, const Tensor& like) {
+  const Tensor list = visible.list.contiguous();
+  const int64_t sets = list.size(0) * list.size(1), stride = (end + 7) / 8 * 8;
+  Tensor bias = torch::empty({list.size(0), list.size(1), end - first, stride}, like.options());
+  ListBiasCuda({.lists = list.data_ptr<int32_t>(),
+                .sets = sets,
+                .n = list.size(2),
+                .k = list.size(3),
+                .first = first,
+                .rows = end - first,
+                .columns = end,
+                .block = visible.block,
+                .sink = visible.sink,
+                .recent = visible.recent,
+                .never = static_cast<uint16_t>(
+                    like.scalar_type() == torch::kBFloat16 ? 0xff80 : 0xfc00),  // -inf
+                .stride = stride,
+                .out = static_cast<uint16_t*>(bias.data_ptr())});
+  return bias.narrow(3, 0, end);
 }
 
 }  // namespace
@@ -37,32 +61,12 @@ Tensor Visible::Mask(int64_t first, int64_t end, int64_t from, torch::Device dev
 }
 
 Tensor Visible::Bias(int64_t first, int64_t end, const Tensor& like) const {
-  constexpr double kNever = -std::numeric_limits<double>::infinity();
-  // Rows of the result begin at multiples of 16 bytes, as fused kernels want them.
-  constexpr int64_t kSpare = 8;
-  if (kind != Kind::kList || starts.defined()) {
-    const Tensor mask = Mask(first, end, 0, like.device());
-    return torch::zeros(mask.sizes(), like.options()).masked_fill_(mask.logical_not(), kNever);
-  }
-  // A list's few entries are written into -inf: fewer passes than over a mask.
-  const Tensor rows = list.narrow(2, first, end - first);
-  const int64_t columns = (end + block - 1) / block;
-  const Tensor at = torch::where(rows < 0, columns, rows).to(torch::kInt64);
-  Tensor bias = torch::full({rows.size(0), rows.size(1), rows.size(2), columns + kSpare}, kNever,
-                            like.options());
-  bias.scatter_(3, at, 0.0);
-  const auto options = torch::TensorOptions(like.device()).dtype(torch::kInt64);
-  const Tensor row = torch::arange(first, end, options).unsqueeze(1);
-  const Tensor key = torch::arange(end, options).unsqueeze(0);
-  if (block > 1) {
-    bias = bias.narrow(3, 0, columns).repeat_interleave(block, 3).narrow(3, 0, end);
-    bias.masked_fill_(key > row, kNever);
-  } else {
-    bias = bias.narrow(3, 0, end);
-  }
-  if (recent > 0 || sink > 0)
-    bias.masked_fill_((key <= row) & ((row - key < recent) | (key < sink)), 0.0);
-  return bias;
+  if (kHaveListKernel && kind == Kind::kList && !starts.defined() && like.is_cuda() &&
+      like.element_size() == 2 && end <= kMostBiasColumns)
+    return ByKernel(*this, first, end, like);
+  const Tensor mask = Mask(first, end, 0, like.device());
+  return torch::zeros(mask.sizes(), like.options())
+      .masked_fill_(mask.logical_not(), -std::numeric_limits<double>::infinity());
 }
 
 }  // namespace baton::train

@@ -25,6 +25,55 @@ TEST_F(TrainCudaTest, ListKernelEqualsASort) {
   }
 }
 
+// Small integers, whose sums are exact in every order.
+Tensor Integers(at::IntArrayRef shape, torch::Generator& g) {
+  return torch::randint(-4, 5, shape, g, torch::kFloat32);
+}
+
+TEST_F(TrainCudaTest, RankingKernelEqualsTensors) {
+  auto g = at::detail::createCPUGenerator(5);
+  constexpr int64_t kRows = 700;  // two tiles, the second of no whole blocks
+  for (const auto& [groups, block, sink, recent] : std::vector<std::array<int64_t, 4>>{
+           {1, 1, 0, 0}, {1, 1, 3, 9}, {2, 16, 0, 0}, {2, 7, 2, 5}}) {
+    for (const bool normed : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} groups, blocks of {}, {}", groups, block, normed));
+      RankInput in{.q = Integers({2, 6, kRows, 32}, g),
+                   .k = Integers({2, 2, kRows, 32}, g),
+                   .groups = groups,
+                   .block = block,
+                   .sink = sink,
+                   .recent = recent,
+                   .top_k = 5 * block};
+      if (normed) in.lse = Integers({2, 6, kRows}, g);
+      const Tensor expected = Rank(in);
+      in.q = in.q.cuda().to(torch::kBFloat16), in.k = in.k.cuda().to(torch::kBFloat16);
+      if (normed) in.lse = in.lse.cuda();
+      EXPECT_TRUE(torch::equal(Rank(in).cpu(), expected));
+    }
+  }
+}
+
+TEST_F(TrainCudaTest, BiasKernelEqualsTensors) {
+  auto g = at::detail::createCPUGenerator(6);
+  constexpr int64_t kRows = 203, kFirst = 64;
+  for (const auto& [block, sink, recent] :
+       std::vector<std::array<int64_t, 3>>{{1, 0, 0}, {1, 2, 9}, {16, 0, 0}, {7, 3, 300}}) {
+    SCOPED_TRACE(block);
+    Visible seen;
+    seen.kind = Visible::Kind::kList;
+    seen.block = block, seen.sink = sink, seen.recent = recent;
+    const int64_t blocks = (kRows + block - 1) / block;
+    seen.list = torch::randint(-1, blocks, {2, 3, kRows, 6}, g, torch::kInt32);
+    for (const auto type : {torch::kBFloat16, torch::kFloat16}) {
+      const Tensor expected = seen.Bias(kFirst, kRows, torch::empty({0}, type));
+      Visible there = seen;
+      there.list = seen.list.cuda();
+      const Tensor got = there.Bias(kFirst, kRows, torch::empty({0}, type).cuda());
+      EXPECT_TRUE(torch::equal(got.cpu(), expected));
+    }
+  }
+}
+
 struct Trained {
   Tensor stream;
   std::map<std::string, Tensor> gradients;

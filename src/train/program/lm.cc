@@ -167,7 +167,7 @@ Status Lm(const LmFlags& flags) {
 
 struct EvalFlags {
   std::string model, data, device = "auto";
-  int64_t n = 4096, tokens = 32768, batches = 8;
+  int64_t n = 4096, tokens = 32768, batches = 8, rank_bits = 0;
   bool dense_memory = false;
 };
 
@@ -184,7 +184,8 @@ Status Eval(const EvalFlags& flags) {
                               {.n = flags.n,
                                .tokens = flags.tokens,
                                .batches = flags.batches,
-                               .dense_memory = flags.dense_memory})
+                               .dense_memory = flags.dense_memory,
+                               .rank_bits = flags.rank_bits})
                          .ToJson());
   return Status::Ok();
 }
@@ -277,6 +278,10 @@ void AddEval(CLI::App& app, Action& action) {
   command->add_option("--batches", flags->batches, "Of each kind")
       ->check(CLI::Range(int64_t{1}, kMostTokens));
   command->add_flag("--dense", flags->dense_memory, "Readers of an indexer's list see all keys");
+  command
+      ->add_option("--rank-bits", flags->rank_bits,
+                   "Rank lists by keys of so many bits; layers that rank read their own list")
+      ->check(CLI::Range(int64_t{2}, int64_t{16}));
   command->callback([flags, &action] { action = [flags] { return Eval(*flags); }; });
 }
 
