@@ -37,6 +37,10 @@ struct EngineOptions {
   bool portable = false;  // CPU kernels in single precision that any x86-64 runs
   int threads = 0;        // 0: one per processor
   KvType kv = KvType::kBF16;
+  // Keys and values of which decode steps read lists alone (reuse, scan, models with lists) lie in
+  // pinned host memory; their 4-bit copies stay on the GPU. Requests may then be longer than the
+  // GPU's memory. Backend kCuda.
+  bool kv_host = false;
   int64_t context = 0;  // longest sequence; 0: the model's own
   // Most tokens of cache, all requests together; 0: kv_contexts full contexts.
   int64_t kv_tokens = 0, kv_contexts = 1;

@@ -120,6 +120,18 @@ int64_t Engine::Impl::PromptUnit(const ResolvedPlan& plan) const {
                                                 : std::lcm(chunk, int64_t{KvLayout::kSlots});
 }
 
+ResolvedPlan Engine::Impl::Placed(ResolvedPlan plan) const {
+  for (size_t c = 0; c < plan.caches.size() && options.kv_host; ++c)
+    plan.caches[c].host_rows = plan.ReadsListsOf(static_cast<int>(c));
+  return plan;
+}
+
+Result<ResolvedPlan> Engine::Impl::ResolvePlan(const Plan& plan,
+                                               std::vector<std::string>* warnings) const {
+  BATON_ASSIGN(ResolvedPlan resolved, Resolve(plan, shape(), warnings));
+  return Placed(std::move(resolved));
+}
+
 KvElement Engine::Impl::cache_element() const {
   return options.kv == KvType::kF32    ? kFloatCache
          : options.kv == KvType::kBF16 ? kBf16Cache
@@ -140,7 +152,7 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<CacheS
   std::vector<KvCacheSpec> specs;
   options.device = &ops->device();
   for (const CacheSpec& c : caches) {
-    KvCacheSpec spec{.layout = LayoutOf(c)};
+    KvCacheSpec spec{.layout = LayoutOf(c), .host_rows = c.host_rows};
     // Also where nothing is dropped: a prompt's suffix starts inside rings alone.
     if (c.ring()) {
       spec.sink = c.sink;
@@ -185,6 +197,11 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
     if (tokens > kMostTokens)
       return Error::InvalidArgument("{} must be at most {} tokens, got {}", name, kMostTokens,
                                     tokens);
+  }
+  if (options.kv_host && options.backend != Backend::kCuda) {
+    return Error::Unsupported(
+               "caches in host memory are for the cuda backend; others have no other")
+        .Hint("leave out --kv-host");
   }
   auto impl = std::make_unique<Impl>(options.threads);
   BATON_ASSIGN(impl->checkpoint, Checkpoint::Open(path, options.router_flavour));
@@ -231,7 +248,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   info.threads = impl->pool.threads();
   impl->model = std::make_unique<Transformer>(c, std::move(weights), *impl->ops,
                                               ShapeOf(c, impl->checkpoint.fingerprint));
-  impl->model_plan = ModelPlan(impl->model->shape());
+  impl->model_plan = impl->Placed(ModelPlan(impl->model->shape()));
   DescribeLayers(*impl, info);
   int64_t& cached = impl->options.prefix_cache_tokens;
   if (cached < 0) cached = PhysicalBytes() / 4 / std::max<int64_t>(1, info.kv_bytes_per_token);

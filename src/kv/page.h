@@ -55,7 +55,7 @@ struct KvLayout {
   int64_t low_bit_bytes() const {
     return low_bit ? kv_heads * low_bit_blocks_per_head() * int64_t{sizeof(LowBitBlock)} : 0;
   }
-  // Bytes of an arena: all pages, then the low-bit copies of all pages.
+  // Bytes of pages and their low-bit copies.
   int64_t arena_bytes(int64_t pages) const { return pages * (page_bytes() + low_bit_bytes()); }
 };
 
