@@ -10,7 +10,7 @@ TEST(HostRows, CudaRequestsKeepTheirBits) {
   if (!HaveGpu()) GTEST_SKIP() << "needs the cuda backend and a GPU";
   const BackendCase cuda = BackendCases().back();
   const auto near = LoadEngine(TinySpec(), cuda, {.prompt_chunk = 48});
-  const auto far = LoadEngine(TinySpec(), cuda, {.prompt_chunk = 48, .kv_host = true});
+  const auto far = LoadEngine(TinySpec(), cuda, {.kv_host = true, .prompt_chunk = 48});
   const ResolvedPlan plan = Resolved(*far, SparsePlan(16));
   std::string rows;
   for (const CacheSpec& c : plan.caches) rows += c.host_rows ? 'h' : 'd';
