@@ -179,8 +179,8 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::Store(const std::vector<CacheSpec
 Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
                                              const EngineOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  if (options.prompt_chunk < 1) {
-    return Error::InvalidArgument("prompt chunk must be at least 1 token, got {}",
+  if (options.prompt_chunk < 0) {
+    return Error::InvalidArgument("prompt chunk must be at least 0 tokens, got {}",
                                   options.prompt_chunk);
   }
   if (!(options.prompt_share > 0 && options.prompt_share <= 1)) {
@@ -217,6 +217,9 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
 
   const ModelConfig& c = impl->checkpoint.config;
   impl->options = options;
+  // A GPU expands the weights once a pass, and fills its cores better with more rows.
+  if (impl->options.prompt_chunk == 0)
+    impl->options.prompt_chunk = impl->ops->device().host() ? 512 : 2048;
   if (impl->options.context <= 0) impl->options.context = c.context;
   if (impl->options.kv_tokens <= 0)
     impl->options.kv_tokens = impl->options.context * std::max<int64_t>(1, options.kv_contexts);

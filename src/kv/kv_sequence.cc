@@ -378,7 +378,8 @@ KvView KvSequence::HostView(int cache) const {
           .low_bits = arena.low_bits.data(),
           .pages = at(cache).pages.data(),
           .length = at(cache).length,
-          .layout = layout};
+          .layout = layout,
+          .host_rows = store_->spec(cache).host_rows};
 }
 
 KvView KvSequence::View(int cache, int64_t length) const {
