@@ -465,7 +465,7 @@ void ReportDifference(const std::vector<float>& a, const std::vector<float>& b) 
   double worst = 0, square = 0;
   for (size_t i = 0; i < a.size(); ++i) {
     const double d = std::fabs(double{a[i]} - b[i]);
-    worst = d <= worst ? worst : d;  // a NaN stays
+    worst = d > worst || std::isnan(d) ? d : worst;  // a NaN stays
     square += double{a[i]} * a[i];
   }
   fmt::print("  largest difference {:.1e} of rms {:.1e}\n", worst,
