@@ -461,6 +461,17 @@ void TopK(Bench& bench, Device& device) {
   }
 }
 
+void ReportDifference(const std::vector<float>& a, const std::vector<float>& b) {
+  double worst = 0, square = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double d = std::fabs(double{a[i]} - b[i]);
+    worst = d > worst || std::isnan(d) ? d : worst;  // a NaN stays
+    square += double{a[i]} * a[i];
+  }
+  fmt::print("  largest difference {:.1e} of rms {:.1e}\n", worst,
+             std::sqrt(square / static_cast<double>(a.size())));
+}
+
 void Prompt(Bench& bench, Device& device) {
   constexpr int64_t kRows = 32768, kTop = 2048, kTile = 64;
   const Shape shape{32, 8, 128};
@@ -483,8 +494,11 @@ void Prompt(Bench& bench, Device& device) {
   };
   const double bytes =
       static_cast<double>(kRows) * static_cast<double>(shape.heads * shape.dim) * 8;
+  const int64_t n = kRows * shape.heads * shape.dim;
   bench.Run("prompt 32K 32/8 D 128", 1, bytes, [&](int) { run(nullptr); }, flops);
+  const std::vector<float> own = Download(o, n);
   bench.Run("prompt 32K 32/8 D 128, library", 1, bytes, [&](int) { run(&bench.library); }, flops);
+  ReportDifference(own, Download(o, n));
 
   MassParams::Segment mass{.rows = {.first = kRows - 2048, .count = 2048, .position = kRows - 2048},
                            .kv = cache.view(0),
@@ -544,10 +558,7 @@ void Chunks(Bench& bench) {
                   static_cast<double>(kKeys * cache.layout.row_bytes()), run, flops);
         outputs[by_library] = Download(o, n);
       }
-      double worst = 0;
-      for (size_t i = 0; i < outputs[0].size(); ++i)
-        worst = std::max(worst, std::fabs(double{outputs[0][i]} - outputs[1][i]));
-      fmt::print("  largest difference {:.1e}\n", worst);
+      ReportDifference(outputs[0], outputs[1]);
       for (float* p : {q, o, lse}) cudaFree(p);
     }
   }

@@ -132,7 +132,19 @@ class Descriptors {
 };
 
 // Tensors of a call; others are numbered from kVirtual on and exist within the kernel only.
-enum Tensor : int64_t { kQ = 1, kK, kV, kO, kLse, kPagesK, kPagesV, kLenQ, kLenKv, kScale, kMasked };
+enum Tensor : int64_t {
+  kQ = 1,
+  kK,
+  kV,
+  kO,
+  kLse,
+  kPagesK,
+  kPagesV,
+  kLenQ,
+  kLenKv,
+  kScale,
+  kMasked
+};
 constexpr int64_t kVirtual = 100;
 
 using Dims = std::array<int64_t, 4>;
@@ -220,9 +232,8 @@ class AttentionGraph : public Descriptors {
   // K, transposed, or V of the sequence.
   Descriptor Paged(int64_t id, int64_t pages_id) {
     constexpr int64_t kSlots = KvLayout::kSlots;
-    const Descriptor arena =
-        NewTensor(id, kBf16, {kMostPages, s_.kv_heads, kSlots, s_.dim},
-                  {s_.page_stride, s_.head_stride, s_.token_stride, 1});
+    const Descriptor arena = NewTensor(id, kBf16, {kMostPages, s_.kv_heads, kSlots, s_.dim},
+                                       {s_.page_stride, s_.head_stride, s_.token_stride, 1});
     const Descriptor pages = NewPacked(pages_id, kI32, {1, 1, s_.keys / kSlots, 1});
     const Dims v = {1, s_.kv_heads, s_.keys, s_.dim}, packed = Packed(v);
     const Descriptor y = id == kK ? NewTensor(next_++, kBf16, {v[0], v[1], v[3], v[2]},
@@ -259,10 +270,8 @@ class AttentionGraph : public Descriptors {
     Descriptor x = Pointwise(CUDNN_POINTWISE_MUL, kF32, products, scale, Scores(kF32));
 
     const Descriptor row = Index(x, 2), key = Index(x, 3);
-    const Descriptor is_row =
-        Pointwise(CUDNN_POINTWISE_CMP_LT, kBool, row, len_q_, Scores(kBool));
-    const Descriptor is_key =
-        Pointwise(CUDNN_POINTWISE_CMP_LT, kBool, key, len_kv_, Scores(kBool));
+    const Descriptor is_row = Pointwise(CUDNN_POINTWISE_CMP_LT, kBool, row, len_q_, Scores(kBool));
+    const Descriptor is_key = Pointwise(CUDNN_POINTWISE_CMP_LT, kBool, key, len_kv_, Scores(kBool));
     x = Masked(x, Pointwise(CUDNN_POINTWISE_LOGICAL_AND, kBool, is_row, is_key, Scores(kBool)));
 
     const Descriptor from_first = Index(x, 2), other = Index(x, 3);
@@ -273,13 +282,11 @@ class AttentionGraph : public Descriptors {
 
     const Descriptor max = Reduce(CUDNN_REDUCE_TENSOR_MAX, x);
     const Descriptor below = Pointwise(CUDNN_POINTWISE_SUB, kF32, x, max, Scores(kF32));
-    const Descriptor weights =
-        Pointwise(CUDNN_POINTWISE_EXP, kF32, below, nullptr, Scores(kF32));
+    const Descriptor weights = Pointwise(CUDNN_POINTWISE_EXP, kF32, below, nullptr, Scores(kF32));
     const Descriptor sum = Reduce(CUDNN_REDUCE_TENSOR_ADD, weights);
     const Descriptor log = Pointwise(CUDNN_POINTWISE_LOG, kF32, sum, nullptr, PerRow(next_++));
     Pointwise(CUDNN_POINTWISE_ADD, kF32, max, log, PerRow(kLse));
-    const Descriptor shares =
-        Pointwise(CUDNN_POINTWISE_DIV, kF32, weights, sum, Scores(kBf16));
+    const Descriptor shares = Pointwise(CUDNN_POINTWISE_DIV, kF32, weights, sum, Scores(kBf16));
     Multiply(shares, Paged(kV, kPagesV), o, nullptr, len_kv_);
   }
 
@@ -366,14 +373,12 @@ int64_t Cudnn::WorkspaceBytes(const Plan& plan) { return plan.workspace_bytes; }
 void Cudnn::Run(const Call& call) {
   const float masked = -INFINITY;
   const std::pair<int64_t, const void*> tensors[] = {
-      {kQ, call.q},           {kK, call.k},           {kV, call.v},
-      {kO, call.o},           {kLse, call.lse},       {kPagesK, call.pages},
-      {kPagesV, call.pages},  {kLenQ, call.len_q},    {kLenKv, call.len_kv},
-      {kScale, &call.scale},  {kMasked, &masked}};
+      {kQ, call.q},          {kK, call.k},          {kV, call.v},          {kO, call.o},
+      {kLse, call.lse},      {kPagesK, call.pages}, {kPagesV, call.pages}, {kLenQ, call.len_q},
+      {kLenKv, call.len_kv}, {kScale, &call.scale}, {kMasked, &masked}};
   std::vector<int64_t> ids;
   std::vector<void*> pointers;
-  for (const auto& [id, at] : tensors)
-    ids.push_back(id), pointers.push_back(const_cast<void*>(at));
+  for (const auto& [id, at] : tensors) ids.push_back(id), pointers.push_back(const_cast<void*>(at));
   const Functions& f = state_->f;
   Descriptors d(f);
   const Descriptor pack = d.New(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);

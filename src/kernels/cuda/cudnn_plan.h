@@ -19,9 +19,9 @@ class Cudnn {
 
   // The most rows and keys of a call, powers of two, and what it depends on else.
   struct Shape {
-    int64_t rows, keys;
-    int64_t heads, kv_heads, dim;
-    int64_t page_stride, token_stride, head_stride;  // of K and V, in elements
+    int64_t rows = 0, keys = 0;
+    int64_t heads = 0, kv_heads = 0, dim = 0;
+    int64_t page_stride = 0, token_stride = 0, head_stride = 0;  // of K and V, in elements
     auto operator<=>(const Shape&) const = default;
   };
   // Row i of len_q attends to the first len_kv - len_q + i + 1 keys. All but `scale` is on the
