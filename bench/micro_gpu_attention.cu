@@ -15,6 +15,7 @@
 #include "kernels/cuda/attend_kernels.h"
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/library_attention.h"
 
 namespace baton::cuda {
 namespace {
@@ -92,6 +93,7 @@ struct Bench {
   cudaStream_t stream = nullptr;
   std::unique_ptr<Recorder> recorder;
   std::unique_ptr<Scratch> scratch;
+  LibraryAttention library;
   double copy_bandwidth = 0;  // bytes read and written a second
   double host_seconds = 0;    // of the last pass: what the host did
   std::vector<std::string> only;
@@ -286,7 +288,7 @@ void DenseDecode(Bench& bench) {
       if (shuffled && c.batch == 1) continue;
       Step step(c.shape, c.dtype, kKeys, c.batch, false, shuffled);
       bench.Run(name + (shuffled ? " shuffled" : ""), 4, step.bytes(kKeys),
-                [&](int) { Attend(*bench.recorder, *bench.scratch, step.params()); });
+                [&](int) { Attend(*bench.recorder, *bench.scratch, nullptr, step.params()); });
     }
   }
 }
@@ -298,7 +300,7 @@ void CheckDecode(Bench& bench) {
   for (DType dtype : {DType::kBF16, DType::kI8}) {
     Step step({32, 8, 128}, dtype, kKeys, 2);
     const auto n = step.batch() * step.shape.heads * step.shape.dim;
-    bench.Once([&] { Attend(*bench.recorder, *bench.scratch, step.params()); });
+    bench.Once([&] { Attend(*bench.recorder, *bench.scratch, nullptr, step.params()); });
     const std::vector<float> got = Download(step.o, n);
     double worst = 0, square = 0;
     const std::vector<float> q = Download(step.q, n);
@@ -362,7 +364,7 @@ void SelectDecode(Bench& bench) {
                             .segments = mass_segments};
     const double score_bytes = static_cast<double>(batch * 32 * kKeys) * 4;
     bench.Run(name + "attend with scores", 4, step.bytes(kKeys) + score_bytes,
-              [&](int) { Attend(*bench.recorder, *bench.scratch, step.params()); });
+              [&](int) { Attend(*bench.recorder, *bench.scratch, nullptr, step.params()); });
     bench.Run(name + "mass of scores", 8, score_bytes,
               [&](int) { Mass(*bench.recorder, *bench.scratch, params); });
     cudaFree(scores);
@@ -385,7 +387,7 @@ void IndexDecode(Bench& bench, Device& device) {
         auto& keys = step.segments[static_cast<size_t>(b)].keys;
         keys = {.kind = KeySet::Kind::kIndex, .index = &sets[static_cast<size_t>(i)]};
       }
-      Attend(*bench.recorder, *bench.scratch, step.params());
+      Attend(*bench.recorder, *bench.scratch, nullptr, step.params());
     });
   }
 }
@@ -459,6 +461,17 @@ void TopK(Bench& bench, Device& device) {
   }
 }
 
+void ReportDifference(const std::vector<float>& a, const std::vector<float>& b) {
+  double worst = 0, square = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double d = std::fabs(double{a[i]} - b[i]);
+    worst = d > worst || std::isnan(d) ? d : worst;  // a NaN stays
+    square += double{a[i]} * a[i];
+  }
+  fmt::print("  largest difference {:.1e} of rms {:.1e}\n", worst,
+             std::sqrt(square / static_cast<double>(a.size())));
+}
+
 void Prompt(Bench& bench, Device& device) {
   constexpr int64_t kRows = 32768, kTop = 2048, kTile = 64;
   const Shape shape{32, 8, 128};
@@ -471,8 +484,8 @@ void Prompt(Bench& bench, Device& device) {
   float* lse = Allocate<float>(kRows * shape.heads);
   const double flops = 4.0 * kRows * kRows / 2 * static_cast<double>(shape.heads * shape.dim);
   AttendParams::Segment segment{.rows = {.count = kRows}, .kv = cache.view(0)};
-  const auto run = [&](int) {
-    Attend(*bench.recorder, *bench.scratch,
+  const auto run = [&](LibraryAttention* library) {
+    Attend(*bench.recorder, *bench.scratch, library,
            {.q = View<const float>(q, {kRows, shape.heads, shape.dim}),
             .scale = 1 / std::sqrt(static_cast<float>(shape.dim)),
             .segments = {&segment, 1},
@@ -481,7 +494,11 @@ void Prompt(Bench& bench, Device& device) {
   };
   const double bytes =
       static_cast<double>(kRows) * static_cast<double>(shape.heads * shape.dim) * 8;
-  bench.Run("prompt 32K 32/8 D 128", 1, bytes, run, flops);
+  const int64_t n = kRows * shape.heads * shape.dim;
+  bench.Run("prompt 32K 32/8 D 128", 1, bytes, [&](int) { run(nullptr); }, flops);
+  const std::vector<float> own = Download(o, n);
+  bench.Run("prompt 32K 32/8 D 128, library", 1, bytes, [&](int) { run(&bench.library); }, flops);
+  ReportDifference(own, Download(o, n));
 
   MassParams::Segment mass{.rows = {.first = kRows - 2048, .count = 2048, .position = kRows - 2048},
                            .kv = cache.view(0),
@@ -504,9 +521,47 @@ void Prompt(Bench& bench, Device& device) {
   }
   IndexSets sets = RandomSets(device, kRows / kTile, kRows, kTop);
   segment.keys = {.kind = KeySet::Kind::kIndex, .index = &sets, .rows_per_set = kTile};
-  bench.Run("prompt 32K, tiles of 64 with k 2048", 1, bytes, run,
+  bench.Run("prompt 32K, tiles of 64 with k 2048", 1, bytes, [&](int) { run(nullptr); },
             4.0 * kRows * kTop * static_cast<double>(shape.heads * shape.dim));
   for (float* p : {q, o, lse, mass.mass}) cudaFree(p);
+}
+
+// The last rows of a long prompt, by the own kernel and by the library: their difference too.
+void Chunks(Bench& bench) {
+  constexpr int64_t kKeys = 131072;
+  for (const Shape shape : {Shape{32, 8, 128}, Shape{32, 8, 64}, Shape{8, 2, 256}}) {
+    for (const int64_t rows : {128, 256, 512, 2048, 8192}) {
+      const std::string name = fmt::format("chunk of {} at 128K {}/{} D {}", rows, shape.heads,
+                                           shape.kv_heads, shape.dim);
+      if (!bench.Wants(name)) continue;
+      const Cache cache(
+          {.dtype = DType::kBF16, .kv_heads = shape.kv_heads, .head_dim = shape.dim}, kKeys, 1,
+          /*shuffled=*/true);
+      const int64_t n = rows * shape.heads * shape.dim;
+      float* q = RandomFloats(n, 1, 5);
+      float* o = Allocate<float>(n);
+      float* lse = Allocate<float>(rows * shape.heads);
+      const AttendParams::Segment segment{
+          .rows = {.count = rows, .position = kKeys - rows}, .kv = cache.view(0)};
+      const double flops = 4.0 * static_cast<double>(n) * (kKeys - rows / 2.0);
+      std::vector<float> outputs[2];
+      for (const bool by_library : {false, true}) {
+        const auto run = [&](int) {
+          Attend(*bench.recorder, *bench.scratch, by_library ? &bench.library : nullptr,
+                 {.q = View<const float>(q, {rows, shape.heads, shape.dim}),
+                  .scale = 1 / std::sqrt(static_cast<float>(shape.dim)),
+                  .segments = {&segment, 1},
+                  .o = View<float>(o, {rows, shape.heads, shape.dim}),
+                  .lse = View<float>(lse, {rows, shape.heads})});
+        };
+        bench.Run(name + (by_library ? ", library" : ""), 1,
+                  static_cast<double>(kKeys * cache.layout.row_bytes()), run, flops);
+        outputs[by_library] = Download(o, n);
+      }
+      ReportDifference(outputs[0], outputs[1]);
+      for (float* p : {q, o, lse}) cudaFree(p);
+    }
+  }
 }
 
 void Copy(Bench& bench) {
@@ -541,6 +596,7 @@ int Main(int argc, char** argv) {
   Ranking(bench);
   TopK(bench, device);
   Prompt(bench, device);
+  Chunks(bench);
   return 0;
 }
 

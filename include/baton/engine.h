@@ -37,10 +37,14 @@ struct EngineOptions {
   bool portable = false;  // CPU kernels in single precision that any x86-64 runs
   int threads = 0;        // 0: one per processor
   KvType kv = KvType::kBF16;
+  // Keys and values of which decode steps read lists alone (reuse, scan, models with lists) lie in
+  // pinned host memory; their 4-bit copies stay on the GPU. Requests may then be longer than the
+  // GPU's memory. Backend kCuda.
+  bool kv_host = false;
   int64_t context = 0;  // longest sequence; 0: the model's own
   // Most tokens of cache, all requests together; 0: kv_contexts full contexts.
   int64_t kv_tokens = 0, kv_contexts = 1;
-  int64_t prompt_chunk = 512;  // prompt tokens per forward pass
+  int64_t prompt_chunk = 0;  // prompt tokens per forward pass; 0: 512, on a GPU 2,048
   // Of the time, what prompts get while other requests decode, above 0: below a half, tokens take
   // less than twice as long; 1: whole passes, which do the most work in the least time.
   double prompt_share = 1;

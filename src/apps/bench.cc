@@ -42,6 +42,8 @@ void AddOptions(CLI::App* command, BenchFlags& o) {
     command->add_option(name, value, help)->check(AtLeast(least))->capture_default_str();
   };
   count("-p,--prompt", b.prompt, "Prompt tokens timed at each depth; 0: none", 0);
+  count("--prompt-chunk", o.engine.options.prompt_chunk,
+        "Prompt tokens per pass; 0: 512, on a GPU 2,048", 0);
   count("-n,--decode", b.decode, "Decode steps timed at each depth", 1);
   count("-r,--repeats", b.repeats, "Repetitions; medians are reported", 1);
   command->add_option("--batch", b.batches, "Sequences decoded together, for example 1,8")

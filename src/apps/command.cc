@@ -133,6 +133,10 @@ void EngineFlags::Add(CLI::App* command, Context context) {
           OneOf<KvType>({{"f32", KvType::kF32}, {"bf16", KvType::kBF16}, {"int8", KvType::kInt8}}))
       ->option_text("f32|bf16|int8")
       ->group(group);
+  command
+      ->add_flag("--kv-host", options.kv_host,
+                 "With cuda: keys and values of which a plan reads lists alone lie in host memory")
+      ->group(group);
   if (context == Context::kOption)
     command
         ->add_option("-c,--context,--ctx-size", options.context,

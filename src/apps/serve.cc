@@ -36,7 +36,8 @@ void AddLimits(CLI::App* command, ServeCommand& o) {
                    "Folder that keeps cached prompts across restarts")
       ->group("Limits");
   add("--cache-gib", o.cache_gib, 1, "Most that the folder may hold, in GiB");
-  add("--prompt-chunk", o.engine.options.prompt_chunk, 1, "Prompt tokens per pass");
+  add("--prompt-chunk", o.engine.options.prompt_chunk, 0,
+      "Prompt tokens per pass; 0: 512, on a GPU 2,048");
   o.engine.options.prompt_share = 0.45;
   command
       ->add_option("--prompt-share", o.engine.options.prompt_share,

@@ -28,6 +28,10 @@ class Device {
   virtual void Copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
   virtual void Zero(std::byte* at, int64_t bytes) = 0;
 
+  // Host memory that this device's operations read and write in place, over a bus: larger and
+  // slower than its own. Copies and zeroing of this device work on it too.
+  virtual Device& host_memory() { return *this; }
+
   // Returns when the operations called so far have run: whoever times them needs it.
   virtual void Wait() {}
 

@@ -120,6 +120,18 @@ int64_t Engine::Impl::PromptUnit(const ResolvedPlan& plan) const {
                                                 : std::lcm(chunk, int64_t{KvLayout::kSlots});
 }
 
+ResolvedPlan Engine::Impl::Placed(ResolvedPlan plan) const {
+  for (size_t c = 0; c < plan.caches.size() && options.kv_host; ++c)
+    plan.caches[c].host_rows = plan.ReadsListsOf(static_cast<int>(c));
+  return plan;
+}
+
+Result<ResolvedPlan> Engine::Impl::ResolvePlan(const Plan& plan,
+                                               std::vector<std::string>* warnings) const {
+  BATON_ASSIGN(ResolvedPlan resolved, Resolve(plan, shape(), warnings));
+  return Placed(std::move(resolved));
+}
+
 KvElement Engine::Impl::cache_element() const {
   return options.kv == KvType::kF32    ? kFloatCache
          : options.kv == KvType::kBF16 ? kBf16Cache
@@ -140,7 +152,7 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::NewStore(const std::vector<CacheS
   std::vector<KvCacheSpec> specs;
   options.device = &ops->device();
   for (const CacheSpec& c : caches) {
-    KvCacheSpec spec{.layout = LayoutOf(c)};
+    KvCacheSpec spec{.layout = LayoutOf(c), .host_rows = c.host_rows};
     // Also where nothing is dropped: a prompt's suffix starts inside rings alone.
     if (c.ring()) {
       spec.sink = c.sink;
@@ -167,8 +179,8 @@ Result<std::shared_ptr<KvStore>> Engine::Impl::Store(const std::vector<CacheSpec
 Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
                                              const EngineOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  if (options.prompt_chunk < 1) {
-    return Error::InvalidArgument("prompt chunk must be at least 1 token, got {}",
+  if (options.prompt_chunk < 0) {
+    return Error::InvalidArgument("prompt chunk must be at least 0 tokens, got {}",
                                   options.prompt_chunk);
   }
   if (!(options.prompt_share > 0 && options.prompt_share <= 1)) {
@@ -186,6 +198,11 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
       return Error::InvalidArgument("{} must be at most {} tokens, got {}", name, kMostTokens,
                                     tokens);
   }
+  if (options.kv_host && options.backend != Backend::kCuda) {
+    return Error::Unsupported(
+               "caches in host memory are for the cuda backend; others have no other")
+        .Hint("leave out --kv-host");
+  }
   auto impl = std::make_unique<Impl>(options.threads);
   BATON_ASSIGN(impl->checkpoint, Checkpoint::Open(path, options.router_flavour));
   BATON_ASSIGN(impl->ops, MakeOps(options, impl->pool));
@@ -200,6 +217,9 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
 
   const ModelConfig& c = impl->checkpoint.config;
   impl->options = options;
+  // A GPU expands the weights once a pass, and fills its cores better with more rows.
+  if (impl->options.prompt_chunk == 0)
+    impl->options.prompt_chunk = impl->ops->device().host() ? 512 : 2048;
   if (impl->options.context <= 0) impl->options.context = c.context;
   if (impl->options.kv_tokens <= 0)
     impl->options.kv_tokens = impl->options.context * std::max<int64_t>(1, options.kv_contexts);
@@ -231,7 +251,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   info.threads = impl->pool.threads();
   impl->model = std::make_unique<Transformer>(c, std::move(weights), *impl->ops,
                                               ShapeOf(c, impl->checkpoint.fingerprint));
-  impl->model_plan = ModelPlan(impl->model->shape());
+  impl->model_plan = impl->Placed(ModelPlan(impl->model->shape()));
   DescribeLayers(*impl, info);
   int64_t& cached = impl->options.prefix_cache_tokens;
   if (cached < 0) cached = PhysicalBytes() / 4 / std::max<int64_t>(1, info.kv_bytes_per_token);

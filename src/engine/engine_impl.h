@@ -43,9 +43,9 @@ struct Engine::Impl {
   Scheduler scheduler{*this};                         // after what its requests use
 
   const ModelShape& shape() const { return model->shape(); }
-  Result<ResolvedPlan> ResolvePlan(const Plan& plan, std::vector<std::string>* warnings) const {
-    return Resolve(plan, shape(), warnings);
-  }
+  Result<ResolvedPlan> ResolvePlan(const Plan& plan, std::vector<std::string>* warnings) const;
+  // The plan, its caches placed as the options say.
+  ResolvedPlan Placed(ResolvedPlan plan) const;
   // For what runs without a request: an error where layers are routed.
   Result<ResolvedPlan> ResolveUnrouted(const Plan& plan) const;
   // Where a prompt may be cut without changing its bits: at multiples of this many tokens.

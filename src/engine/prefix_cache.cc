@@ -33,8 +33,8 @@ std::span<const int32_t> BlockOf(std::span<const int32_t> tokens, int64_t block)
 std::string CachesKey(const std::vector<CacheSpec>& caches, int64_t rollback) {
   std::string key = fmt::format("rollback {};", rollback);
   for (const CacheSpec& c : caches)
-    key += fmt::format("{},{},{},{},{},{},{},{};", c.owner, c.kv_input, c.kv_heads, c.head_dim,
-                       c.values, c.low_bit, c.sink, c.recent);
+    key += fmt::format("{},{},{},{},{},{},{},{}{};", c.owner, c.kv_input, c.kv_heads, c.head_dim,
+                       c.values, c.low_bit, c.sink, c.recent, c.host_rows ? ",host" : "");
   return key;
 }
 

@@ -415,7 +415,12 @@ Result<BenchResult> RunBench(Engine& engine, const BenchOptions& options,
   std::optional<ResolvedPlan> plan;
   std::string summary;
   if (options.plan) {
-    BATON_ASSIGN(plan, engine.impl().ResolveUnrouted(*options.plan));
+    BATON_ASSIGN(plan, engine.impl().ResolvePlan(*options.plan, nullptr));
+    // What a router decides varies; timed is the plan with all of its windows, in prompts too.
+    for (int l = 0; l < engine.impl().shape().layers; ++l) {
+      if (plan->layer(l).role == Role::kRoute)
+        plan->Decide(l, /*full=*/false, engine.impl().shape(), /*in_prompts=*/true);
+    }
     summary = options.plan->Summary();
   }
   return Bench(engine, options, plan ? &*plan : nullptr, std::move(summary), progress).Run();

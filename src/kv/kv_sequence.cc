@@ -373,13 +373,13 @@ int64_t KvSequence::allocated_bytes() const {
 
 KvView KvSequence::HostView(int cache) const {
   const KvLayout& layout = store_->layout(cache);
-  std::byte* arena = store_->arenas_[static_cast<size_t>(cache % store_->arenas())].data();
-  return {.arena = arena,
-          .low_bits = layout.low_bit ? arena + store_->pool(cache).max_pages() * layout.page_bytes()
-                                     : nullptr,
+  const KvStore::Arena& arena = store_->arena(cache);
+  return {.arena = arena.pages.data(),
+          .low_bits = arena.low_bits.data(),
           .pages = at(cache).pages.data(),
           .length = at(cache).length,
-          .layout = layout};
+          .layout = layout,
+          .host_rows = store_->spec(cache).host_rows};
 }
 
 KvView KvSequence::View(int cache, int64_t length) const {

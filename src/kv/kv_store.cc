@@ -62,22 +62,31 @@ Result<std::unique_ptr<KvStore>> KvStore::Create(std::vector<KvCacheSpec> caches
   size_t count = caches.size();
   if (options.alias_bytes > 0)
     count = std::min(count, static_cast<size_t>((options.alias_bytes - 1) / arena_bytes + 1));
-  std::vector<Buffer> arenas;
+  std::vector<Arena> arenas(count);
   for (size_t c = 0; c < count; ++c) {
-    auto arena = Buffer::Reserve(caches[c].layout.arena_bytes(pages), *options.device);
-    if (!arena.ok()) {
-      return std::move(arena)
+    const KvLayout& l = caches[c].layout;
+    Device& device = *options.device;
+    Status reserved = [&]() -> Status {
+      BATON_ASSIGN(arenas[c].pages,
+                   Buffer::Reserve(pages * l.page_bytes(),
+                                   caches[c].host_rows ? device.host_memory() : device));
+      if (l.low_bit) {
+        BATON_ASSIGN(arenas[c].low_bits, Buffer::Reserve(pages * l.low_bit_bytes(), device));
+      }
+      return Status::Ok();
+    }();
+    if (!reserved.ok()) {
+      return std::move(reserved)
           .error()
           .At(fmt::format("KV cache {} of {} tokens", c, max_tokens))
           .Hint("lower --context or use an 8-bit cache");
     }
-    arenas.push_back(std::move(arena).value());
   }
   return std::unique_ptr<KvStore>(
       new KvStore(std::move(caches), std::move(arenas), pages, *options.device));
 }
 
-KvStore::KvStore(std::vector<KvCacheSpec> specs, std::vector<Buffer> arenas, int64_t pages,
+KvStore::KvStore(std::vector<KvCacheSpec> specs, std::vector<Arena> arenas, int64_t pages,
                  Device& device)
     : device_(device),
       specs_(std::move(specs)),
@@ -124,33 +133,31 @@ void KvStore::Drop(int cache, int32_t page) {
 
 std::array<std::span<std::byte>, 2> KvStore::PageBytes(int cache, int32_t page) {
   const KvLayout& l = layout(cache);
-  std::byte* arena = arenas_[static_cast<size_t>(cache % arenas())].data();
-  std::byte* low_bits = arena + pool(cache).max_pages() * l.page_bytes();
-  return {std::span(arena + page * l.page_bytes(), static_cast<size_t>(l.page_bytes())),
-          std::span(low_bits + page * l.low_bit_bytes(), static_cast<size_t>(l.low_bit_bytes()))};
+  const auto of = [page](const Buffer& pages, int64_t bytes) {
+    return std::span(pages.data() + page * bytes, static_cast<size_t>(bytes));
+  };
+  return {of(arena(cache).pages, l.page_bytes()), of(arena(cache).low_bits, l.low_bit_bytes())};
 }
 
 Status KvStore::Commit(int cache, int64_t pages) {
   const PagePool& p = pool(cache);
   const KvLayout& l = layout(cache);
-  Buffer& arena = arenas_[static_cast<size_t>(cache % arenas())];
   const PageRange next = p.Next(pages);
-  BATON_TRY(arena.Commit(next.begin * l.page_bytes(), next.size() * l.page_bytes()));
-  return arena.Commit(p.max_pages() * l.page_bytes() + next.begin * l.low_bit_bytes(),
-                      next.size() * l.low_bit_bytes());
+  BATON_TRY(arena(cache).pages.Commit(next.begin * l.page_bytes(), next.size() * l.page_bytes()));
+  return arena(cache).low_bits.Commit(next.begin * l.low_bit_bytes(),
+                                      next.size() * l.low_bit_bytes());
 }
 
 void KvStore::ReturnIdle(int cache) {
   if (aliased()) return;  // a page that is free in this cache may be taken in another
   PagePool& p = pool(cache);
   const KvLayout& l = layout(cache);
-  Buffer& arena = arenas_[static_cast<size_t>(cache)];
-  const int64_t low_bits = p.max_pages() * l.page_bytes();
   for (const PageRange& idle : p.CollectIdle()) {
-    int64_t returned = arena.Discard(idle.begin * l.page_bytes(), idle.size() * l.page_bytes());
+    int64_t returned =
+        arena(cache).pages.Discard(idle.begin * l.page_bytes(), idle.size() * l.page_bytes());
     if (l.low_bit) {
-      returned +=
-          arena.Discard(low_bits + idle.begin * l.low_bit_bytes(), idle.size() * l.low_bit_bytes());
+      returned += arena(cache).low_bits.Discard(idle.begin * l.low_bit_bytes(),
+                                                idle.size() * l.low_bit_bytes());
     }
     // The 2 MiB at the ends of a stretch, shared with taken pages, are returned when those are
     // free.

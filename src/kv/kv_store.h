@@ -1,6 +1,6 @@
 // The KV cache. A cache has a layout and a lifetime, whatever reads it: one layer, many layers, an
-// indexer. The store has per cache an arena (its pages, then their low-bit copies) and a pool of
-// pages; a sequence has per cache a page table and a length.
+// indexer. The store has per cache an arena of pages, one of their low-bit copies and a pool of
+// page ids; a sequence has per cache a page table and a length.
 //
 // Sequences that begin alike may share pages, with each other and with a prefix tree
 // (kv/prefix_tree.h). A shared page is not written: who would append to one gets a copy first.
@@ -31,6 +31,8 @@ struct KvCacheSpec {
   int64_t recent = 0;
   // Tokens by which a sequence may be cut back after Evict; a ring holds that many more.
   int64_t rollback = 0;
+  // The pages lie in the device's host_memory(); low-bit copies stay in its own.
+  bool host_rows = false;
 };
 
 // Bytes of one token: K, V (where the layout has them), int8 scales and low-bit copy.
@@ -90,8 +92,12 @@ class KvStore {
 
  private:
   friend class KvSequence;
-  KvStore(std::vector<KvCacheSpec> specs, std::vector<Buffer> arenas, int64_t pages,
-          Device& device);
+  struct Arena {
+    Buffer pages, low_bits;
+  };
+  KvStore(std::vector<KvCacheSpec> specs, std::vector<Arena> arenas, int64_t pages, Device& device);
+
+  Arena& arena(int cache) { return arenas_[static_cast<size_t>(cache % arenas())]; }
 
   const PagePool& pool(int cache) const { return pools_[static_cast<size_t>(cache)]; }
   PagePool& pool(int cache) { return pools_[static_cast<size_t>(cache)]; }
@@ -103,7 +109,7 @@ class KvStore {
 
   Device& device_;
   std::vector<KvCacheSpec> specs_;
-  std::vector<Buffer> arenas_;   // one per cache, or fewer
+  std::vector<Arena> arenas_;    // one per cache, or fewer
   std::vector<PagePool> pools_;  // one per cache
   int64_t page_bytes_ = 0;       // of one page id, summed over the arenas
 };

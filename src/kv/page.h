@@ -55,7 +55,7 @@ struct KvLayout {
   int64_t low_bit_bytes() const {
     return low_bit ? kv_heads * low_bit_blocks_per_head() * int64_t{sizeof(LowBitBlock)} : 0;
   }
-  // Bytes of an arena: all pages, then the low-bit copies of all pages.
+  // Bytes of pages and their low-bit copies.
   int64_t arena_bytes(int64_t pages) const { return pages * (page_bytes() + low_bit_bytes()); }
 };
 
@@ -72,6 +72,7 @@ struct KvView {
   const int32_t* pages = nullptr;  // page table: [ceil(length / kSlots)]
   int64_t length = 0;
   KvLayout layout;
+  bool host_rows = false;  // pages lie in host memory: what reads them often copies them first
 
   std::byte* page(int64_t position) const {
     return arena + pages[position / KvLayout::kSlots] * layout.page_bytes();

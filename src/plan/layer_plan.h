@@ -88,6 +88,7 @@ struct CacheSpec {
   bool values = true;            // false: keys alone (an indexer)
   bool low_bit = false;          // carries the 4-bit copy of K
   int64_t sink = 0, recent = 0;  // recent > 0: only these tokens are kept; 0: all
+  bool host_rows = false;        // K and V lie in host memory, whatever the device
 
   bool ring() const { return recent > 0; }
   bool operator==(const CacheSpec&) const = default;

@@ -432,6 +432,19 @@ ResolvedPlan ResolvedPlan::AfterPrompt() const {
   return after;
 }
 
+bool ResolvedPlan::ReadsListsOf(int cache) const {
+  bool read = false;
+  for (const LayerPlan& layer : layers) {
+    if (layer.publish && layer.publish->index_cache == cache) return false;
+    for (const Branch& b : layer.branches) {
+      if (b.cache != cache) continue;
+      if (b.set.kind != TokenSet::Kind::kIndex) return false;
+      read = true;
+    }
+  }
+  return read;
+}
+
 void ResolvedPlan::Decide(int layer, bool full, const ModelShape& model, bool in_prompts) {
   LayerPlan& decided = layers[layer];
   BATON_CHECK(decided.role == Role::kRoute);
@@ -481,6 +494,7 @@ std::vector<CacheSpec> Together(const std::vector<CacheSpec>& a, const std::vect
   std::vector<CacheSpec> out = a;
   for (size_t c = 0; c < b.size(); ++c) {
     out[c].low_bit |= b[c].low_bit;
+    out[c].host_rows |= b[c].host_rows;
     if (!a[c].ring() || !b[c].ring()) out[c].sink = out[c].recent = 0;
     out[c].sink = out[c].ring() ? std::max(a[c].sink, b[c].sink) : 0;
     out[c].recent = out[c].ring() ? std::max(a[c].recent, b[c].recent) : 0;

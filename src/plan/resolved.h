@@ -41,6 +41,9 @@ struct ResolvedPlan {
   void Evict(int layer);
   // Every layer that evicts has done so.
   ResolvedPlan AfterPrompt() const;
+  // Whether decode steps past min_context read nothing but lists of a cache (4-bit copies aside),
+  // so that its rows may lie where reading is slow.
+  bool ReadsListsOf(int cache) const;
 
  private:
   void NarrowCache(int layer);

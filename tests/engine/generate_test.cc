@@ -267,7 +267,7 @@ TEST(EngineLoad, BadFilesAndOptionsAreErrors) {
   EXPECT_FALSE(Engine::Load(WriteFile("text.gguf", std::string(5000, 'x')), {}).ok());
   EXPECT_FALSE(Engine::Load(ModelFile(TinySpec()), {.threads = -1}).ok());
   EXPECT_FALSE(Engine::Load(ModelFile(TinySpec()), {.threads = 5000}).ok());
-  EXPECT_FALSE(Engine::Load(ModelFile(TinySpec()), {.prompt_chunk = 0}).ok());
+  EXPECT_FALSE(Engine::Load(ModelFile(TinySpec()), {.prompt_chunk = -1}).ok());
 }
 
 // The tiny model with a chat template in its metadata.

@@ -28,6 +28,8 @@ class FaultingDevice final : public HostCopies {
   }
 
   bool host() const override { return false; }
+  Device& host_memory() override { return beside ? *beside : *this; }
+  FaultingDevice* beside = nullptr;
 
  private:
   static size_t Rounded(int64_t bytes) {
@@ -137,6 +139,25 @@ TEST(DeviceMemory, FollowsThePagesInUse) {
   s.Evict();
   EXPECT_LT(device.committed_bytes(), 8 * FaultingDevice::kPiece);
   Touch(*store, s);
+}
+
+// Pages beside the device, copies for rankings in it; both follow what is in use.
+TEST(DeviceMemory, HostRowsLieInHostMemory) {
+  FaultingDevice device, beside;
+  device.beside = &beside;
+  const auto store =
+      MakeStore(device, {{.layout = kLayout, .host_rows = true}, {kLayout, 4, 64, 0}}, 1 << 20);
+  KvSequence s = store->NewSequence();
+  ASSERT_TRUE(s.Reserve(0, 0, 100'000).ok());
+  const int64_t pages = PagesOf(100'000), slack = 2 * FaultingDevice::kPiece;
+  EXPECT_NEAR(beside.committed_bytes(), pages * kLayout.page_bytes(), slack);
+  EXPECT_NEAR(device.committed_bytes(), pages * kLayout.low_bit_bytes(), slack);
+  ASSERT_TRUE(FillSynthetic(*store, s, 100'000, 1).ok());
+  Touch(*store, s);
+  s.Truncate(0);
+  EXPECT_LT(beside.committed_bytes(), slack);
+  beside.most_bytes = 1 << 20;
+  EXPECT_EQ(s.Reserve(0, 0, 200'000).error().code(), Error::Code::kResource);
 }
 
 TEST(DeviceMemory, AFullDeviceIsAnErrorAndChangesNothing) {

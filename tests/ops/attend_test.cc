@@ -2,6 +2,7 @@
 // length at which a block, a chunk or a tile begins or ends.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -32,6 +33,8 @@ struct Cache {
     std::iota(pages.begin(), pages.end(), 0);
     std::shuffle(pages.begin(), pages.end(), rng);
     memory = Buffer::AllocateOrDie(layout.arena_bytes(count), TestMemory());
+    // Slots past the last token may hold anything.
+    std::memset(memory.data(), 0xff, static_cast<size_t>(layout.arena_bytes(count)));
     ThreadPool one(1);
     const auto ops = MakeReferenceOps(one);
     std::vector<float> q(static_cast<size_t>(n * s.kv_heads * s.dim));
@@ -202,6 +205,57 @@ TEST_P(AttendTest, PromptLongerThanAChunk) {
                                           .kv = cache.view()};
       Compare(q, s, {&segment, 1}, Describe(s, dtype, n, 20));
     }
+  }
+}
+
+// Rows of which a GPU leaves dense attention to a library, where there is one: a whole prompt and a
+// chunk at its end, alone and beside a decode row.
+TEST_P(AttendTest, ChunksOfManyRows) {
+  if (kSanitized) GTEST_SKIP() << "takes minutes with every access checked";
+  Rng rng(17);
+  for (const Shape s :
+       {Shape{4, 1, 128}, Shape{6, 2, 64}, Shape{2, 2, 128}, Shape{2, 1, 256}, Shape{3, 1, 96}}) {
+    const Cache cache(rng, s, DType::kBF16, 1000), other(rng, s, DType::kBF16, 129);
+    for (const auto& [rows, n] : {std::pair{256, 256}, {257, 257}, {256, 960}, {400, 1000}}) {
+      const std::vector<float> q = RandomNormal(rng, (rows + 1) * s.heads * s.dim, 1.5f);
+      const AttendParams::Segment segments[] = {
+          {.rows = {.first = 1, .count = rows, .position = n - rows}, .kv = cache.view()},
+          {.rows = {.first = 0, .count = 1, .position = 128}, .kv = other.view()}};
+      const std::string what = Describe(s, DType::kBF16, n, rows);
+      Compare(q, s, segments, what);
+      const Output together = Attend(*ops_, q, s, segments);
+      const Output alone = Attend(*ops_, q, s, {segments, 1});
+      const auto row = static_cast<size_t>(s.heads), d = static_cast<size_t>(s.dim);
+      ExpectSameBits(std::span(alone.o).subspan(row * d), std::span(together.o).subspan(row * d),
+                     what);
+      ExpectSameBits(std::span(alone.lse).subspan(row), std::span(together.lse).subspan(row), what);
+    }
+  }
+}
+
+// Passes of one prompt differ in positions alone, so a GPU replays them.
+TEST_P(AttendTest, ChunksInPassesEqualChunksAlone) {
+  if (kSanitized) GTEST_SKIP() << "takes minutes with every access checked";
+  Rng rng(18);
+  const Shape s{4, 2, 64};
+  constexpr int64_t kRows = 256, kLayers = 4, kChunks = 4;
+  const Cache cache(rng, s, DType::kBF16, kRows * kChunks);
+  const std::vector<float> q = RandomNormal(rng, kRows * s.heads * s.dim);
+  std::vector<std::vector<float>> o(kLayers, std::vector<float>(q.size()));
+  for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
+    const AttendParams::Segment segment{.rows = {.count = kRows, .position = chunk * kRows},
+                                        .kv = cache.view()};
+    {
+      const Ops::Pass pass(*ops_);
+      for (auto& layer : o) {
+        ops_->Attend({.q = View<const float>(q.data(), {kRows, s.heads, s.dim}),
+                      .scale = 0.125f,
+                      .segments = {&segment, 1},
+                      .o = View<float>(layer.data(), {kRows, s.heads, s.dim})});
+      }
+    }
+    const Output want = Attend(*ops_, q, s, {&segment, 1}, 0.125f);
+    for (const auto& layer : o) ExpectSameBits(layer, want.o, "chunk " + std::to_string(chunk));
   }
 }
 
@@ -488,7 +542,7 @@ TEST_P(AttendTest, NanStaysInItsRow) {
   const Shape s{4, 2, 64};
   for (DType dtype : kCacheTypes) {
     const Cache cache(rng, s, dtype, 600);
-    for (int64_t rows : {3, 20}) {
+    for (int64_t rows : {3, 20, 300}) {
       std::vector<float> q = RandomNormal(rng, rows * s.heads * s.dim);
       const auto at = static_cast<size_t>(s.heads * s.dim + 64 + 9);  // row 1, head 1
       q[at] = std::nanf("");

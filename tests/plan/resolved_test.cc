@@ -367,5 +367,17 @@ TEST(KvBytes, PlannedRolesResolve) {
   }
 }
 
+// Where steps read more than lists, rows have to lie near.
+TEST(Resolved, ReadsListsOfReuseAndScanAlone) {
+  const ModelShape model = Shape(6);
+  const auto plan =
+      Resolve(Of({kFull, kSelect, Reuse(), Scan(), Window(4, 64), Reuse(1)}), model, nullptr);
+  ASSERT_TRUE(plan.ok()) << plan.error().ToString();
+  std::string lists;
+  for (int cache = 0; cache < 6; ++cache) lists += plan->ReadsListsOf(cache) ? '1' : '0';
+  EXPECT_EQ(lists, "001101");
+  EXPECT_FALSE(ModelPlan(model).ReadsListsOf(0));
+}
+
 }  // namespace
 }  // namespace baton

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/attend_kernels.h"
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/library_attention.h"
 #include "kernels/cuda/reduce.cuh"
 
 namespace baton::cuda {
@@ -111,11 +112,12 @@ AttendRows RowsOf(const AttendCall& call, const Segment& s, const int32_t* head_
 // The work of a call for one type of cache.
 class Plan {
  public:
-  Plan(Recorder& recorder, const AttendParams& p, const AttendCall& call, DType cache)
+  Plan(Recorder& recorder, const AttendParams& p, std::span<const Segment> segments,
+       const AttendCall& call, DType cache)
       : recorder_(recorder), cache_(cache), call_(call) {
     SetUnits(call_, p.q.dim(2) * BytesOf(cache, 1));
     const int64_t tile_rows = TileRows(cache, p.q.dim(2));
-    for (const Segment& s : p.segments) {
+    for (const Segment& s : segments) {
       if (s.kv.layout.dtype != cache || s.rows.count == 0) continue;
       const bool listed = s.keys.kind == KeySet::Kind::kIndex;
       const bool tiles = tile_rows > 0 && !s.scores && s.rows.count >= kTileTokens &&
@@ -248,17 +250,21 @@ void LaunchRows(Recorder& recorder, const AttendCall& call, DType cache, AttendW
     LaunchPlainRows(recorder, call, cache, work, values);
 }
 
-void Attend(Recorder& recorder, Scratch& scratch, const AttendParams& p) {
-  if (p.segments.empty()) return;
+void Attend(Recorder& recorder, Scratch& scratch, LibraryAttention* library,
+            const AttendParams& p) {
+  std::vector<Segment> own(p.segments.begin(), p.segments.end());
+  if (library)
+    std::erase_if(own, [&](auto& s) { return library->Attend(recorder, scratch, p, s); });
+  if (own.empty()) return;
   const AttendCall call{.q = p.q.data(),
                         .o = p.o.data(),
                         .lse = p.lse.empty() ? nullptr : p.lse.data(),
                         .scale = p.scale,
                         .heads = static_cast<int32_t>(p.q.dim(1)),
-                        .kv_heads = p.segments[0].kv.layout.kv_heads,
+                        .kv_heads = own[0].kv.layout.kv_heads,
                         .dim = static_cast<int32_t>(p.q.dim(2))};
   for (DType cache : {DType::kF32, DType::kBF16, DType::kI8})
-    Plan(recorder, p, call, cache).Launch(scratch);
+    Plan(recorder, p, own, call, cache).Launch(scratch);
 }
 
 }  // namespace baton::cuda

@@ -9,7 +9,10 @@
 
 namespace baton::cuda {
 
-void Attend(Recorder& recorder, Scratch& scratch, const AttendParams& p);  // attend.cu
+class LibraryAttention;
+
+// attend.cu. Without a library the own kernels do all.
+void Attend(Recorder& recorder, Scratch& scratch, LibraryAttention* library, const AttendParams& p);
 void Merge(Recorder& recorder, Scratch& scratch, const MergeParams& p);    // merge.cu
 void Mass(Recorder& recorder, Scratch& scratch, const MassParams& p);      // mass.cu
 void Select(Recorder& recorder, Scratch& scratch, const SelectParams& p);  // select.cu

@@ -11,7 +11,7 @@ constexpr int64_t kTableUpload = 64 << 10;
 
 }  // namespace
 
-CudaDevice::CudaDevice(Recorder& recorder) : recorder_(recorder) {
+CudaDevice::CudaDevice(Recorder& recorder) : recorder_(recorder), pinned_(*this) {
   for (Staging& s : staging_) BATON_CUDA(cudaEventCreateWithFlags(&s.sent, cudaEventDisableTiming));
 }
 
@@ -37,7 +37,7 @@ std::byte* CudaDevice::NextStaging(int64_t bytes) {
 void CudaDevice::SendStaging(std::byte* to, int64_t bytes) {
   Staging& s = staging_[next_];
   recorder_.Flush();
-  BATON_CUDA(cudaMemcpyAsync(to, s.data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+  BATON_CUDA(cudaMemcpyAsync(to, s.data, static_cast<size_t>(bytes), cudaMemcpyDefault,
                              recorder_.stream()));
   BATON_CUDA(cudaEventRecord(s.sent, recorder_.stream()));
   next_ = (next_ + 1) % staging_.size();
@@ -62,13 +62,13 @@ void CudaDevice::Download(void* to, const std::byte* from, int64_t bytes) {
   recorder_.Flush();
   const auto size = static_cast<size_t>(bytes);
   if (bytes > kStagingBytes) {
-    BATON_CUDA(cudaMemcpyAsync(to, from, size, cudaMemcpyDeviceToHost, recorder_.stream()));
+    BATON_CUDA(cudaMemcpyAsync(to, from, size, cudaMemcpyDefault, recorder_.stream()));
     BATON_CUDA(cudaStreamSynchronize(recorder_.stream()));
     return;
   }
   // For pageable memory the driver copies through a buffer of its own, which is slower.
   std::byte* const staging = NextStaging(bytes);
-  BATON_CUDA(cudaMemcpyAsync(staging, from, size, cudaMemcpyDeviceToHost, recorder_.stream()));
+  BATON_CUDA(cudaMemcpyAsync(staging, from, size, cudaMemcpyDefault, recorder_.stream()));
   BATON_CUDA(cudaStreamSynchronize(recorder_.stream()));
   std::memcpy(to, staging, size);
 }
@@ -113,6 +113,26 @@ Status CudaDevice::Commit(std::byte* data, int64_t begin, int64_t bytes) {
 void CudaDevice::Free(std::byte* data, int64_t) {
   recorder_.Wait();
   if (reserved_.erase(data) == 0) BATON_CUDA(cudaFree(data));
+}
+
+Result<std::byte*> CudaDevice::PinnedMemory::Allocate(int64_t bytes) {
+  const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
+  void* data = nullptr;
+  const cudaError_t error =
+      bytes < 0 ? cudaErrorInvalidValue : cudaHostAlloc(&data, size, cudaHostAllocDefault);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // otherwise the next launch would report it
+    return Error::Resource("cannot pin {:.1f} MB of host memory: {}",
+                           static_cast<double>(bytes) / 1e6, cudaGetErrorString(error))
+        .Hint("lower --context, or leave the cache on the GPU");
+  }
+  std::memset(data, 0, size);
+  return static_cast<std::byte*>(data);
+}
+
+void CudaDevice::PinnedMemory::Free(std::byte* data, int64_t) {
+  device_.Wait();
+  BATON_CUDA(cudaFreeHost(data));
 }
 
 int64_t CudaDevice::Discard(std::byte* data, int64_t size, int64_t begin, int64_t bytes) {

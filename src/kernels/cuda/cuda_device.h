@@ -23,6 +23,7 @@ class CudaDevice final : public Device {
   void Download(void* to, const std::byte* from, int64_t bytes) override;
   void Copy(std::byte* to, const std::byte* from, int64_t bytes) override;
   void Zero(std::byte* at, int64_t bytes) override;
+  Device& host_memory() override { return pinned_; }
   void Wait() override { recorder_.Wait(); }
 
   // Calls write(host, first, count) for pieces of `bytes` bytes, each of which is then copied to
@@ -39,6 +40,33 @@ class CudaDevice final : public Device {
   }
 
  private:
+  // Host memory that kernels reach over the bus. It is pinned as a whole: ranges that are pinned
+  // piece by piece cannot be copied across their borders.
+  class PinnedMemory final : public Device {
+   public:
+    explicit PinnedMemory(CudaDevice& device) : device_(device) {}
+
+    bool host() const override { return false; }  // writes of the host would not be ordered
+    void Upload(std::byte* to, const void* from, int64_t bytes) override {
+      device_.Upload(to, from, bytes);
+    }
+    void Download(void* to, const std::byte* from, int64_t bytes) override {
+      device_.Download(to, from, bytes);
+    }
+    void Copy(std::byte* to, const std::byte* from, int64_t bytes) override {
+      device_.Copy(to, from, bytes);
+    }
+    void Zero(std::byte* at, int64_t bytes) override { device_.Zero(at, bytes); }
+    void Wait() override { device_.Wait(); }
+
+   private:
+    Result<std::byte*> Allocate(int64_t bytes) override;
+    void Free(std::byte* data, int64_t bytes) override;
+    int64_t Discard(std::byte*, int64_t, int64_t, int64_t) override { return 0; }
+
+    CudaDevice& device_;
+  };
+
   static constexpr int64_t kStagingBytes = int64_t{8} << 20;
   // Pinned memory: the copy engine reads one buffer while the host fills the next.
   struct Staging {
@@ -59,6 +87,7 @@ class CudaDevice final : public Device {
   Recorder& recorder_;
   std::array<Staging, 3> staging_;
   size_t next_ = 0;
+  PinnedMemory pinned_;
   std::map<std::byte*, AddressRange> reserved_;  // by address
 };
 

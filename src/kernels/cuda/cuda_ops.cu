@@ -25,7 +25,7 @@ CudaOps::~CudaOps() = default;
 
 void CudaOps::DoAttend(const AttendParams& p) {
   Recorder::Operation operation(recorder_);
-  cuda::Attend(recorder_, scratch_, p);
+  cuda::Attend(recorder_, scratch_, &library_attention_, p);
 }
 
 void CudaOps::DoMerge(const MergeParams& p) {

@@ -9,6 +9,7 @@
 #include "base/buffer.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/library_attention.h"
 #include "kernels/cuda/recorder.h"
 #include "kernels/cuda/scratch.h"
 
@@ -66,6 +67,7 @@ class CudaOps final : public Ops {
   CudaDevice device_;
   Scratch scratch_;
   std::unique_ptr<LibraryGemm> library_;  // null where the library is absent
+  LibraryAttention library_attention_;
 };
 
 }  // namespace baton::cuda

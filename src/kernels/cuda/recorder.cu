@@ -246,8 +246,8 @@ void Recorder::RunActions() {
         functions_[action.count](stream_);
         break;
       case Action::kCopy:
-        BATON_CUDA(cudaMemcpyAsync(action.to, action.function, action.count,
-                                   cudaMemcpyDeviceToDevice, stream_));
+        BATON_CUDA(
+            cudaMemcpyAsync(action.to, action.function, action.count, cudaMemcpyDefault, stream_));
         break;
       case Action::kZero:
         BATON_CUDA(cudaMemsetAsync(action.to, 0, action.count, stream_));
