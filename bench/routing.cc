@@ -6,7 +6,7 @@
 //   Limit 0.01.
 // decode: attention of a decode step at depth 7,168 with a share s of the layers on sink + window
 //   over that of dense decoding; both alternate within one run. Limit 1 - s + 0.1.
-#include "engine/routing.h"
+#include "engine/prompt/routing.h"
 
 #include <algorithm>
 #include <chrono>

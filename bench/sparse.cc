@@ -26,7 +26,7 @@
 
 #include "base/thread_pool.h"
 #include "baton/engine.h"
-#include "engine/prompt_run.h"
+#include "engine/prompt/prompt_run.h"
 #include "engine/session.h"
 #include "model/spec/synthetic.h"
 #include "or_die.h"

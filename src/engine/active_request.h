@@ -10,7 +10,7 @@
 #include "engine/decode_step.h"
 #include "engine/engine_impl.h"
 #include "engine/exact.h"
-#include "engine/request_prompt.h"
+#include "engine/prompt/request_prompt.h"
 #include "engine/sampler.h"
 #include "engine/sequence.h"
 

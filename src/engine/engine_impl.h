@@ -11,7 +11,7 @@
 #include "base/thread_pool.h"
 #include "baton/engine.h"
 #include "engine/draft_length.h"
-#include "engine/prefix_cache.h"
+#include "engine/prompt/prefix_cache.h"
 #include "engine/scheduler.h"
 #include "formats/chat_source.h"
 #include "formats/grammar.h"

@@ -4,7 +4,7 @@
 #include "baton/engine.h"
 #include "engine/active_request.h"
 #include "engine/engine_impl.h"
-#include "engine/routing.h"
+#include "engine/prompt/routing.h"
 
 namespace baton {
 namespace {

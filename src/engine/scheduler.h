@@ -4,8 +4,8 @@
 //
 // Turns: in a round every request past its prompt gets one token; between two rounds runs one
 // prompt pass, of the request that has waited longest, so that several prompts advance together.
-// Where others decode, it runs in parts with rounds between them (engine/prompt_pace.h): a prompt
-// of any length delays the tokens of others by a share of the time.
+// Where others decode, it runs in parts with rounds between them (engine/prompt/prompt_pace.h): a
+// prompt of any length delays the tokens of others by a share of the time.
 //
 // Admission: a request starts when all the cache that it may ever need can be set aside for it,
 // in order of arrival. What it needs does not depend on others, so no request fails because of its
@@ -20,7 +20,7 @@
 
 #include "baton/engine.h"
 #include "engine/conversation.h"
-#include "engine/prompt_pace.h"
+#include "engine/prompt/prompt_pace.h"
 
 namespace baton {
 

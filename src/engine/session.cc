@@ -1,7 +1,7 @@
 #include "engine/session.h"
 
 #include "engine/decode_step.h"
-#include "engine/prompt_run.h"
+#include "engine/prompt/prompt_run.h"
 
 namespace baton {
 

@@ -7,7 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "engine/prompt_run.h"
+#include "engine/prompt/prompt_run.h"
 #include "formats/gguf_writer.h"
 #include "formats/hf_config.h"
 #include "model/spec/checkpoint_storage.h"

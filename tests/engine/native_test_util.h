@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/prompt_run.h"
+#include "engine/prompt/prompt_run.h"
 #include "tests/attention/engine_test_util.h"
 
 namespace baton::test {

@@ -5,7 +5,7 @@
 #include <map>
 #include <random>
 
-#include "engine/prefix_cache.h"
+#include "engine/prompt/prefix_cache.h"
 #include "kv/prefix_file.h"
 #include "tests/engine/native_test_util.h"
 #include "tests/engine/routed_run.h"

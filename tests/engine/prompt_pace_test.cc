@@ -1,4 +1,4 @@
-#include "engine/prompt_pace.h"
+#include "engine/prompt/prompt_pace.h"
 
 #include <gtest/gtest.h>
 

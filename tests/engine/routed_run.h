@@ -6,9 +6,9 @@
 #include <optional>
 #include <string>
 
-#include "engine/prompt_run.h"
-#include "engine/routing.h"
-#include "engine/routing_ahead.h"
+#include "engine/prompt/prompt_run.h"
+#include "engine/prompt/routing.h"
+#include "engine/prompt/routing_ahead.h"
 #include "tests/attention/engine_test_util.h"
 
 namespace baton::test {

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
-#include "engine/prompt_run.h"
+#include "engine/prompt/prompt_run.h"
 #include "plan/prefill_schedule.h"
 #include "tests/engine/native_test_util.h"
 

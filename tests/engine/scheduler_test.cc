@@ -8,7 +8,7 @@
 #include <mutex>
 #include <thread>
 
-#include "engine/prompt_run.h"
+#include "engine/prompt/prompt_run.h"
 #include "tests/engine/test_requests.h"
 
 namespace baton {

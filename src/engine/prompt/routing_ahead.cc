@@ -1,4 +1,4 @@
-#include "engine/routing_ahead.h"
+#include "engine/prompt/routing_ahead.h"
 
 namespace baton {
 

@@ -1,4 +1,4 @@
-#include "engine/request_prompt.h"
+#include "engine/prompt/request_prompt.h"
 
 #include <utility>
 

@@ -10,12 +10,12 @@
 #include <vector>
 
 #include "engine/engine_impl.h"
-#include "engine/prompt_pace.h"
+#include "engine/prompt/prompt_pace.h"
 #include "plan/prefill_schedule.h"
 
 namespace baton {
 
-class Routing;  // engine/routing.h
+class Routing;  // engine/prompt/routing.h
 
 struct PromptParams {
   std::span<const int32_t> tokens;     // what is not in the cache yet; must outlive the run

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "engine/engine_impl.h"
-#include "engine/prompt_run.h"
-#include "engine/routing.h"
-#include "engine/routing_ahead.h"
+#include "engine/prompt/prompt_run.h"
+#include "engine/prompt/routing.h"
+#include "engine/prompt/routing_ahead.h"
 #include "engine/sequence.h"
 
 namespace baton {

@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "engine/prompt_run.h"
-#include "engine/routing.h"
+#include "engine/prompt/prompt_run.h"
+#include "engine/prompt/routing.h"
 
 namespace baton {
 

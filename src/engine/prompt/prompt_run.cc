@@ -1,11 +1,11 @@
-#include "engine/prompt_run.h"
+#include "engine/prompt/prompt_run.h"
 
 #include <algorithm>
 #include <numeric>
 #include <utility>
 
 #include "base/check.h"
-#include "engine/routing.h"
+#include "engine/prompt/routing.h"
 
 namespace baton {
 

@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "baton/engine.h"
-#include "engine/prefix_disk.h"
+#include "engine/prompt/prefix_disk.h"
 #include "kv/prefix_tree.h"
 #include "plan/prefill_schedule.h"
 #include "plan/resolved.h"

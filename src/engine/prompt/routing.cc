@@ -1,4 +1,4 @@
-#include "engine/routing.h"
+#include "engine/prompt/routing.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "engine/prefix_disk.h"
+#include "engine/prompt/prefix_disk.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
