@@ -8,8 +8,9 @@
 namespace baton::cuda {
 namespace {
 
-// With fewer rows the own kernels are as fast. More are computed one after another, which bounds
-// scratch memory and the number of plans.
+// The library has a block for 128 rows of a head and does not split keys, so fewer rows, which
+// would leave most of a GPU idle, are the own kernels'. More are computed one after another, which
+// bounds scratch memory and the number of plans.
 constexpr int64_t kLeastRows = 256, kMostRows = 8192;
 // Limits of plans are powers of two, keys from this on.
 constexpr int64_t kLeastKeys = 4096;
