@@ -37,9 +37,9 @@ struct EngineOptions {
   bool portable = false;  // CPU kernels in single precision that any x86-64 runs
   int threads = 0;        // 0: one per processor
   KvType kv = KvType::kBF16;
-  // Keys and values of which decode steps read lists alone (reuse, scan, models with lists) lie in
-  // pinned host memory; their 4-bit copies stay on the GPU. Requests may then be longer than the
-  // GPU's memory. Backend kCuda.
+  // Caches that decode reads only through index sets (reuse, scan, models with lists) lie in pinned
+  // host memory, all of kv_tokens from the first request on; their 4-bit copies stay on the GPU.
+  // Caches may then exceed the GPU's memory; layers that read all keys stay on it. Backend kCuda.
   bool kv_host = false;
   int64_t context = 0;  // longest sequence; 0: the model's own
   // Most tokens of cache, all requests together; 0: kv_contexts full contexts.

@@ -87,6 +87,18 @@ HugePageUse MeasureHugePages() {
   return use;
 }
 
+int64_t AvailableMemoryBytes() {
+  long long kib = 8'000'000;
+  if (FILE* f = std::fopen("/proc/meminfo", "r")) {
+    char line[256];
+    while (std::fgets(line, sizeof(line), f)) {
+      if (std::sscanf(line, "MemAvailable: %lld kB", &kib) == 1) break;
+    }
+    std::fclose(f);
+  }
+  return kib * 1024;
+}
+
 int64_t PeakResidentBytes() {
   long long kib = 0;
   if (FILE* f = std::fopen("/proc/self/status", "r")) {

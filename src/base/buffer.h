@@ -128,6 +128,9 @@ struct HugePageUse {
 };
 HugePageUse MeasureHugePages();
 
+// What the system can still give without swapping; 8 GB where it does not say.
+int64_t AvailableMemoryBytes();
+
 // The peak resident memory of this process, mapped files included (VmHWM); 0 where the system does
 // not report it. Reset sets the peak to the current value.
 int64_t PeakResidentBytes();

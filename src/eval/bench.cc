@@ -31,18 +31,6 @@ constexpr int64_t kAliasBytes = int64_t{1} << 30;
 // Of a GPU's memory, for activations and index sets.
 constexpr int64_t kDeviceHeadroom = int64_t{2} << 30;
 
-double AvailableMemory() {
-  double kib = 8e6;  // where the system does not say
-  if (FILE* f = std::fopen("/proc/meminfo", "r")) {
-    char line[256];
-    while (std::fgets(line, sizeof(line), f)) {
-      if (std::sscanf(line, "MemAvailable: %lf kB", &kib) == 1) break;
-    }
-    std::fclose(f);
-  }
-  return kib * 1024;
-}
-
 std::vector<int32_t> MadeUpTokens(int64_t count, int64_t vocab, uint64_t seed) {
   std::vector<int32_t> tokens(static_cast<size_t>(count));
   uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
@@ -55,13 +43,14 @@ std::vector<int32_t> MadeUpTokens(int64_t count, int64_t vocab, uint64_t seed) {
 
 // Layers share arenas only where their caches have one layout: where just the low-bit copies
 // differ, all get one. False where more differs (an indexer's keys, a full and a window layer of
-// other heads): such models keep few full caches, and these their own.
+// other heads, rows in host memory beside others): these keep caches of their own.
 bool MakeAlike(std::vector<CacheSpec>& caches) {
   const CacheSpec& first = caches[0];
   const bool low_bit =
       std::any_of(caches.begin(), caches.end(), [](const CacheSpec& c) { return c.low_bit; });
   for (const CacheSpec& c : caches) {
-    if (c.kv_heads != first.kv_heads || c.head_dim != first.head_dim || c.values != first.values)
+    if (c.kv_heads != first.kv_heads || c.head_dim != first.head_dim || c.values != first.values ||
+        c.host_rows != first.host_rows)
       return false;
   }
   for (CacheSpec& c : caches) c.low_bit = low_bit;
@@ -264,7 +253,8 @@ class Bench {
     if (plans_.back()) caches = Together(caches, plans_.back()->caches);
     if (engine_.impl().ops->device().host()) {
       const double bytes = CacheBytes(caches, depth + room, room) * batch;
-      const bool large = depth > kMostOwnDepth || bytes > kMostShareOfMemory * AvailableMemory();
+      const bool large = depth > kMostOwnDepth ||
+                         bytes > kMostShareOfMemory * static_cast<double>(AvailableMemoryBytes());
       const bool alias = large && bytes > static_cast<double>(kAliasBytes) && caches.size() > 1 &&
                          MakeAlike(caches);
       return Fill(caches, depth, room, batch, alias);
@@ -289,7 +279,8 @@ class Bench {
     const auto tokens = static_cast<double>(depth + room);
     const double bytes = batch * (alias ? sessions[0].store().bytes_per_token() * tokens
                                         : CacheBytes(caches, depth + room, room));
-    if (const double available = AvailableMemory(); device.host() && bytes > available) {
+    const auto available = static_cast<double>(AvailableMemoryBytes());
+    if (device.host() && bytes > available) {
       return Error::Resource("bench: a cache of {} x {} tokens takes {:.1f} GB, {:.1f} are free",
                              batch, depth + room, bytes / 1e9, available / 1e9)
           .Hint("lower --depth or --batch");

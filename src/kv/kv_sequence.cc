@@ -379,6 +379,7 @@ KvView KvSequence::HostView(int cache) const {
           .pages = at(cache).pages.data(),
           .length = at(cache).length,
           .layout = layout,
+          .stored = at(cache).length,
           .host_rows = store_->spec(cache).host_rows};
 }
 

@@ -72,7 +72,8 @@ struct KvView {
   const int32_t* pages = nullptr;  // page table: [ceil(length / kSlots)]
   int64_t length = 0;
   KvLayout layout;
-  bool host_rows = false;  // pages lie in host memory: what reads them often copies them first
+  int64_t stored = 0;      // tokens that the cache holds, where that is more than `length`
+  bool host_rows = false;  // pages lie in host memory
 
   std::byte* page(int64_t position) const {
     return arena + pages[position / KvLayout::kSlots] * layout.page_bytes();

@@ -233,6 +233,27 @@ TEST_P(AttendTest, ChunksOfManyRows) {
   }
 }
 
+// A view may end before the cache does, within a page.
+TEST_P(AttendTest, WhatTheCacheHoldsStays) {
+  Rng rng(19);
+  const Shape s{4, 2, 64};
+  const Cache cache(rng, s, DType::kBF16, 1000);
+  const auto bytes = static_cast<size_t>(cache.memory.size());
+  const std::vector<std::byte> before(cache.memory.data(), cache.memory.data() + bytes);
+  KvView view = cache.view();
+  view.stored = std::exchange(view.length, 800);
+  const std::vector<float> q = RandomNormal(rng, 256 * s.heads * s.dim);
+  const AttendParams::Segment segment{.rows = {.count = 256, .position = 800 - 256}, .kv = view};
+  Compare(q, s, {&segment, 1}, "a view of 800 of 1,000 tokens");
+  for (int64_t p = 0; p < cache.length; ++p) {
+    const auto at = static_cast<size_t>(cache.view().row(p) - cache.memory.data());
+    ASSERT_EQ(std::memcmp(cache.memory.data() + at, before.data() + at,
+                          static_cast<size_t>(cache.layout.row_bytes())),
+              0)
+        << p;
+  }
+}
+
 // Passes of one prompt differ in positions alone, so a GPU replays them.
 TEST_P(AttendTest, ChunksInPassesEqualChunksAlone) {
   if (kSanitized) GTEST_SKIP() << "takes minutes with every access checked";

@@ -252,9 +252,13 @@ void LaunchRows(Recorder& recorder, const AttendCall& call, DType cache, AttendW
 
 void Attend(Recorder& recorder, Scratch& scratch, LibraryAttention* library,
             const AttendParams& p) {
-  std::vector<Segment> own(p.segments.begin(), p.segments.end());
-  if (library)
-    std::erase_if(own, [&](auto& s) { return library->Attend(recorder, scratch, p, s); });
+  std::span<const Segment> own = p.segments;
+  std::vector<Segment> left;
+  if (library && std::ranges::any_of(p.segments, LibraryAttention::Suits)) {
+    for (const Segment& s : p.segments)
+      if (!library->Attend(recorder, scratch, p, s)) left.push_back(s);
+    own = left;
+  }
   if (own.empty()) return;
   const AttendCall call{.q = p.q.data(),
                         .o = p.o.data(),

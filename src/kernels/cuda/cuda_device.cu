@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/buffer.h"
 #include "kernels/cuda/cuda_device.h"
 
 namespace baton::cuda {
@@ -117,13 +118,16 @@ void CudaDevice::Free(std::byte* data, int64_t) {
 
 Result<std::byte*> CudaDevice::PinnedMemory::Allocate(int64_t bytes) {
   const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
+  const int64_t free = AvailableMemoryBytes();
   void* data = nullptr;
-  const cudaError_t error =
-      bytes < 0 ? cudaErrorInvalidValue : cudaHostAlloc(&data, size, cudaHostAllocDefault);
+  const cudaError_t error = bytes < 0 || bytes > free
+                                ? cudaErrorMemoryAllocation
+                                : cudaHostAlloc(&data, size, cudaHostAllocDefault);
   if (error != cudaSuccess) {
     cudaGetLastError();  // otherwise the next launch would report it
-    return Error::Resource("cannot pin {:.1f} MB of host memory: {}",
-                           static_cast<double>(bytes) / 1e6, cudaGetErrorString(error))
+    return Error::Resource("cannot pin {:.1f} MB of host memory, {:.1f} MB are free ({})",
+                           static_cast<double>(bytes) / 1e6, static_cast<double>(free) / 1e6,
+                           cudaGetErrorString(error))
         .Hint("lower --context, or leave the cache on the GPU");
   }
   std::memset(data, 0, size);

@@ -1,6 +1,10 @@
 #include "kernels/cuda/cudnn_plan.h"
 
-#if __has_include(<cudnn.h>)
+#if __has_include(<cudnn_version.h>)
+#include <cudnn_version.h>
+#endif
+// Earlier headers lack paged attention.
+#if defined(CUDNN_VERSION) && CUDNN_VERSION >= 91000
 #include <cudnn.h>
 #include <dlfcn.h>
 #include <fmt/format.h>
@@ -358,8 +362,9 @@ std::unique_ptr<Cudnn> Cudnn::Load(cudaStream_t stream) {
   if (library == nullptr || !state->f.Find(library)) return nullptr;
   if (state->f.version() < kLeastVersion) return nullptr;
   if (state->f.create(&state->handle) != CUDNN_STATUS_SUCCESS) return nullptr;
-  if (state->f.set_stream(state->handle, stream) != CUDNN_STATUS_SUCCESS) return nullptr;
-  return std::unique_ptr<Cudnn>(new Cudnn(std::move(state)));
+  std::unique_ptr<Cudnn> loaded(new Cudnn(std::move(state)));
+  const State& s = *loaded->state_;
+  return s.f.set_stream(s.handle, stream) == CUDNN_STATUS_SUCCESS ? std::move(loaded) : nullptr;
 }
 
 const Cudnn::Plan* Cudnn::PlanOf(const Shape& shape) {

@@ -16,6 +16,8 @@ constexpr int64_t kLeastRows = 256, kMostRows = 8192;
 constexpr int64_t kLeastKeys = 4096;
 // Page table entries past the limit, in case they are read ahead.
 constexpr int64_t kMorePages = 64;
+// The copy of a cache in host memory grows by so many.
+constexpr int64_t kCopiedPages = 1024;
 constexpr int kThreads = 256;
 
 // What changes from one chunk of a prompt to the next.
@@ -23,7 +25,7 @@ struct Sequence {
   int32_t rows = 0, unused_rows[3] = {};  // the library wants lengths aligned
   int32_t keys = 0, unused_keys[3] = {};
   const int32_t* pages = nullptr;
-  int64_t length = 0;  // of the cache, at least `keys`
+  int64_t stored = 0;  // tokens of the cache, at least `keys`
 };
 
 struct KvStrides {
@@ -46,7 +48,7 @@ __global__ void PrepareLibraryAttention(const float* q, __nv_bfloat16* to, int64
   for (int64_t i = thread; i < entries; i += threads)
     pages[i] = sequence->pages[i < last ? i : last];
   std::byte* const page = values + sequence->pages[last] * kv.page_bytes;
-  const int64_t used = sequence->length - last * int64_t{KvLayout::kSlots};
+  const int64_t used = sequence->stored - last * int64_t{KvLayout::kSlots};
   const int64_t words = kv.value_bytes / 16, free = (KvLayout::kSlots - used) * words;
   for (int64_t i = thread; i < free; i += threads)
     reinterpret_cast<uint4*>(page + (used + i / words) * kv.row_bytes)[i % words] = {};
@@ -82,17 +84,21 @@ __global__ void FinishLibraryAttention(const __nv_bfloat16* from, float* o, int6
 int64_t PowerOfTwo(int64_t least) {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(least)));
 }
-int64_t Aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int64_t Aligned(int64_t bytes) { return RoundUp(bytes, 256); }
 
 }  // namespace
+
+bool LibraryAttention::Suits(const AttendParams::Segment& s) {
+  const KvLayout& layout = s.kv.layout;
+  return s.rows.count >= kLeastRows && s.keys.kind == KeySet::Kind::kAll && !s.scores &&
+         !s.rows_alone && layout.dtype == DType::kBF16 && layout.head_dim % 8 == 0;
+}
 
 bool LibraryAttention::Attend(Recorder& recorder, Scratch& scratch, const AttendParams& p,
                               const AttendParams::Segment& s) {
   const KvLayout& layout = s.kv.layout;
-  if (s.rows.count < kLeastRows || s.keys.kind != KeySet::Kind::kAll || s.scores || s.rows_alone ||
-      layout.dtype != DType::kBF16 || layout.head_dim % 8 != 0) {
-    return false;
-  }
+  if (!Suits(s)) return false;
   if (!std::exchange(opened_, true)) cudnn_ = Cudnn::Load(recorder.stream());
   if (!cudnn_) return false;
   const Cudnn::Shape most{.rows = PowerOfTwo(std::min(s.rows.count, kMostRows)),
@@ -108,7 +114,8 @@ bool LibraryAttention::Attend(Recorder& recorder, Scratch& scratch, const Attend
 
   const int64_t entries = most.keys / KvLayout::kSlots + kMorePages;
   const int64_t operand = Aligned(most.rows * most.heads * most.dim * 2);
-  const int64_t copied = s.kv.host_rows ? most.keys / KvLayout::kSlots : 0;  // pages
+  const int64_t copied =
+      s.kv.host_rows ? RoundUp(PagesOf(s.rows.position + s.rows.count), kCopiedPages) : 0;
   const int64_t sizes[] = {operand,
                            operand,
                            Aligned(most.rows * most.heads * 4),
@@ -118,7 +125,8 @@ bool LibraryAttention::Attend(Recorder& recorder, Scratch& scratch, const Attend
                            Aligned(copied * 4)};
   int64_t all = 0;
   for (const int64_t size : sizes) all += size;
-  std::byte* at[std::size(sizes)] = {scratch.Get<std::byte>(Scratch::kPartial, all)};
+  std::byte* at[std::size(sizes)] = {scratch.TryGet<std::byte>(Scratch::kPartial, all)};
+  if (at[0] == nullptr) return false;
   for (size_t i = 1; i < std::size(sizes); ++i) at[i] = at[i - 1] + sizes[i - 1];
   auto* const q = reinterpret_cast<__nv_bfloat16*>(at[0]);
   auto* const o = reinterpret_cast<__nv_bfloat16*>(at[1]);
@@ -128,7 +136,7 @@ bool LibraryAttention::Attend(Recorder& recorder, Scratch& scratch, const Attend
   Sequence sequence{.rows = static_cast<int32_t>(s.rows.count),
                     .keys = static_cast<int32_t>(s.rows.position + s.rows.count),
                     .pages = s.kv.pages,
-                    .length = s.kv.length};
+                    .stored = std::max(s.kv.length, s.kv.stored)};
   const auto put = [&] { return recorder.Table(std::span<const Sequence>(&sequence, 1)); };
   std::byte* arena = s.kv.arena;
   if (copied > 0) {

@@ -13,6 +13,8 @@ namespace baton::cuda {
 
 class LibraryAttention {
  public:
+  // Dense segments of many rows over a bf16 cache.
+  static bool Suits(const AttendParams::Segment& s);
   // Records the attention of a segment, or returns false and leaves it to the own kernels. Which of
   // both depends on the segment alone, so that its bits do not depend on the others. The library is
   // opened by the first segment that it may take.

@@ -14,7 +14,10 @@ void* Scratch::Grow(Slot slot, int64_t bytes) {
     recorder_.Wait();
     BATON_CUDA(cudaFree(m.data));
     m.bytes = std::max(bytes, m.bytes * 3 / 2);
-    BATON_CUDA(cudaMalloc(&m.data, static_cast<size_t>(m.bytes)));
+    if (cudaMalloc(&m.data, static_cast<size_t>(m.bytes)) != cudaSuccess) {
+      cudaGetLastError();  // otherwise the next launch would report it
+      m = {};
+    }
   }
   return m.data;
 }

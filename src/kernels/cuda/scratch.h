@@ -36,6 +36,13 @@ class Scratch {
   // waits for it, because it may use the old array.
   template <typename T>
   T* Get(Slot slot, int64_t n) {
+    T* const data = TryGet<T>(slot, n);
+    BATON_CHECK(data != nullptr || n == 0);
+    return data;
+  }
+  // Null where the GPU has no room: for what can be done otherwise.
+  template <typename T>
+  T* TryGet(Slot slot, int64_t n) {
     return static_cast<T*>(Grow(slot, n * static_cast<int64_t>(sizeof(T))));
   }
 
