@@ -2,6 +2,8 @@
 
 #include <numeric>
 
+#include "base/thread_pool.h"
+
 namespace baton {
 
 Status DecodeStep::Add(const Part& part) {
@@ -18,7 +20,8 @@ Status DecodeStep::Add(const Part& part) {
   return Status::Ok();
 }
 
-void DecodeStep::Forward(Transformer& model, const OnLogits& on_logits, ForwardBatch batch) {
+void DecodeStep::Forward(Transformer& model, const OnLogits& on_logits, ForwardBatch batch,
+                         ThreadPool* threads) {
   failures_.assign(segments_.size(), {});
   for (size_t i = 0; i < segments_.size(); ++i) segments_[i].failure = &failures_[i];
   batch.tokens = tokens_;
@@ -31,15 +34,28 @@ void DecodeStep::Forward(Transformer& model, const OnLogits& on_logits, ForwardB
   }
   size_t part = 0;
   int64_t seen = 0;  // wanted rows of that part
+  struct Rows {
+    size_t part;
+    int64_t first;
+    View<const float> logits;
+  };
+  std::vector<Rows> parts;
   const auto by_part = [&](int64_t first, View<const float> logits) {
+    parts.clear();
     const auto row = [&](int64_t i) { return batch.logit_rows[static_cast<size_t>(first + i)]; };
     const auto limit = [&] { return segments_[part].rows.first + segments_[part].rows.count; };
     for (int64_t begin = 0, end = 0; begin < logits.dim(0); begin = end) {
       while (row(begin) >= limit()) ++part, seen = 0;
       while (end < logits.dim(0) && row(end) < limit()) ++end;
-      if (!failures_[part].failed()) on_logits(part, seen, logits.Slice(begin, end));
+      if (!failures_[part].failed()) parts.push_back({part, seen, logits.Slice(begin, end)});
       seen += end - begin;
     }
+    const auto call = [&](int64_t i, int) {
+      const Rows& rows = parts[static_cast<size_t>(i)];
+      on_logits(rows.part, rows.first, rows.logits);
+    };
+    if (threads && parts.size() > 1) return threads->For(std::ssize(parts), call);
+    for (int64_t i = 0; i < std::ssize(parts); ++i) call(i, 0);
   };
   if (on_logits) batch.on_logits = by_part;
   model.Forward(batch);

@@ -14,6 +14,8 @@
 
 namespace baton {
 
+class ThreadPool;
+
 class DecodeStep {
  public:
   struct Part {
@@ -37,8 +39,10 @@ class DecodeStep {
   // Runs the pass and drops what rings no longer keep. on_logits sees the wanted rows of parts that
   // did not fail, in order; null: no logits are made, unless batch.on_greedy asks for tokens (of
   // all parts). batch.logit_rows: the wanted rows of the step; empty: all. `batch` may also bring
-  // an observer, layers and what enters or is captured there.
-  void Forward(Transformer& model, const OnLogits& on_logits, ForwardBatch batch = {});
+  // an observer, layers and what enters or is captured there. With `threads`, calls for different
+  // parts come from several threads at once: sampling many requests takes as long as their step.
+  void Forward(Transformer& model, const OnLogits& on_logits, ForwardBatch batch = {},
+               ThreadPool* threads = nullptr);
 
   // After Forward, by part.
   const SegmentFailure& failure(size_t part) const { return failures_[part]; }

@@ -212,9 +212,12 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   }
   if (parts.empty()) return;
   // Requests whose row failed end; the rows of others are what they would be without them.
-  step.Forward(*engine_.model, [&](size_t part, int64_t first, View<const float> logits) {
-    parts[part]->Accept(first, logits);
-  });
+  step.Forward(
+      *engine_.model,
+      [&](size_t part, int64_t first, View<const float> logits) {
+        parts[part]->Accept(first, logits);
+      },
+      {}, &engine_.pool);
   const double seconds = SecondsSince(start);
   pace_.Decoded(seconds);
   for (size_t i = 0; i < parts.size(); ++i) {
