@@ -105,7 +105,10 @@ double Distance(const Tensor& a, const Tensor& b) {
 // bf16 flips the choice of a few lists; what is compared is the whole.
 TEST_F(TrainCudaTest, FusedAttentionHasTheGradientsOfDoublePrecision) {
   int i = 0;
-  for (const SyntheticSpec& spec : ToySpecs()) {
+  std::vector<SyntheticSpec> specs = ToySpecs();
+  specs.push_back(specs[4]);  // lists of blocks, one for each of two groups
+  specs.back().heads = 4, specs.back().kv_heads = 2;
+  for (const SyntheticSpec& spec : specs) {
     SCOPED_TRACE(test::Describe(spec));
     const baton::Checkpoint checkpoint = OpenOrDie(FolderOf(spec, fmt::format("cuda-{}", i++)));
     auto generator = at::detail::createCPUGenerator(4);

@@ -113,7 +113,9 @@ double LearnsToRecall(const SyntheticSpec& spec, const std::string& name) {
                   kToyRow));
   ToyRun run(spec, recipe, name, kToyVocabulary);
   while (!run.trainer->done()) run.trainer->Step();
-  return FarRecall(*run.trainer);
+  const double recall = FarRecall(*run.trainer);
+  std::printf("%s: %.2f of far values are right\n", test::Describe(spec).c_str(), recall);
+  return recall;
 }
 
 TEST_P(ToyTest, LearnsRecall) {
