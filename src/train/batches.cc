@@ -93,7 +93,7 @@ Batch Batches::Make(int64_t step, int64_t part) const {
   const auto share = [&](double s) {
     return static_cast<int64_t>(std::lround(static_cast<double>(rows) * (1 - recipe_.text) * s));
   };
-  const int64_t facts = share(recipe_.facts), pairs = share(recipe_.pairs),
+  const int64_t facts = share(recipe_.facts), pairs = std::min(share(recipe_.pairs), rows - facts),
                 chains = std::min(share(1 - recipe_.facts - recipe_.pairs), rows - facts - pairs),
                 text = rows - facts - pairs - chains;
   Batch batch;

@@ -17,9 +17,10 @@ constexpr TensorRole kSinks[] = {kAttnSinks, kAttnSinksLocal};
 
 Tensor RoundedToBf16(const Tensor& x) { return x.to(torch::kBFloat16).to(x.scalar_type()); }
 
-// Symmetric, a scale per 32 channels, as kv/low_bit.h.
+// Symmetric, a scale per 32 channels, as kv/low_bit.h, which keeps it in f16.
 Tensor RoundedToBits(const Tensor& k, int64_t bits) {
   const int64_t channels = std::min<int64_t>(32, k.size(3));
+  BATON_CHECK(k.size(3) % channels == 0);
   const Tensor parts = k.to(SumType(k)).reshape({k.size(0), k.size(1), k.size(2), -1, channels});
   const double most = static_cast<double>((1 << (bits - 1)) - 1);
   const Tensor scale = parts.abs().amax(4, /*keepdim=*/true).clamp_min(1e-6) / most;
