@@ -124,8 +124,9 @@ TEST(Keys, WhatCannotIsListed) {
       R"("my_note":"x","limit":[0.0,Infinity],"attention_dropout":0.1,"residual_multiplier":1.0,
          "mlp_bias":false,"rope_interleaved":false,"use_cache":true,"torch_dtype":"float32",
          "num_experts":0,"big":18446744073709551616)");
-  EXPECT_EQ(c.ignored_keys, (std::vector<std::string>{"big", "mlp_bias", "my_note", "num_experts",
-                                                      "residual_multiplier", "rope_interleaved"}));
+  EXPECT_EQ(c.ignored_keys,
+            (std::vector<std::string>{"big", "limit", "mlp_bias", "my_note", "num_experts",
+                                      "residual_multiplier", "rope_interleaved"}));
   const auto gguf = ReadGguf("someone.note", std::string("x"));
   ASSERT_TRUE(gguf.ok());
   EXPECT_EQ(gguf->ignored_keys, std::vector<std::string>{"someone.note"});
