@@ -98,6 +98,17 @@ std::vector<std::string> Words(int argc, char** argv) {
   return words;
 }
 
+// An empty text, as an unset variable of a shell gives, must not count as "not given".
+void RefuseEmptyTexts(const CLI::App& command) {
+  for (const CLI::Option* option : command.get_options()) {
+    const std::string name = option->get_name();
+    if (name == "--prompt" || name == "--system") continue;
+    for (const std::string& given : option->results()) {
+      if (given.empty()) throw CLI::ValidationError(name, "expected a value, got an empty text");
+    }
+  }
+}
+
 int ReportUsage(const CLI::App& app, const CLI::ParseError& error) {
   const auto commands = app.get_subcommands();
   const CLI::App& where = commands.empty() ? app : *commands.front();
@@ -161,6 +172,10 @@ int Main(int argc, char** argv) {
   Invocation invocation{"baton"};
   for (int i = 1; i < argc; ++i) invocation.command_line += " " + ShellWord(argv[i]);
   std::vector<std::string> words = Words(argc, argv);
+  // `baton help nonesuch`: an unknown command, not the general help.
+  if (words.size() == 2 && words[1] == "--help" && !words[0].starts_with("-") &&
+      app.get_subcommands([&](CLI::App* c) { return c->get_name() == words[0]; }).empty())
+    words.pop_back();
   if (const std::string foreign = ForeignOption(words); !foreign.empty()) {
     fmt::print(stderr, "baton: error: unknown option {} (hint: {}see baton --help)\n", foreign,
                AdviceHint(AdviceFor(foreign)));
@@ -169,6 +184,7 @@ int Main(int argc, char** argv) {
   try {
     std::reverse(words.begin(), words.end());  // the parser takes them from the end
     app.parse(std::move(words));
+    for (const CLI::App* command : app.get_subcommands()) RefuseEmptyTexts(*command);
     return Finish(action(invocation));
   } catch (const std::bad_alloc&) {
     PrintError(Error::Io("out of memory").Hint("give less text or a smaller --context"));

@@ -1,8 +1,10 @@
 #include "formats/end_tokens.h"
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/mapped_file.h"
 #include "formats/python_json.h"
@@ -24,6 +26,9 @@ constexpr std::string_view kEndTexts[] = {"<|im_end|>",
                                           "<|EOT|>",
                                           "<|return|>",
                                           "<EOT>",
+                                          "_<EOT>",
+                                          "[EOT]",
+                                          "[EOS]",
                                           "<turn|>",
                                           "<|eot|>",
                                           "<|eom|>",
@@ -31,7 +36,7 @@ constexpr std::string_view kEndTexts[] = {"<|im_end|>",
                                           "<|END_OF_TURN_TOKEN|>",
                                           "<\uff5cend\u2581of\u2581sentence\uff5c>"};
 // End texts that end an answer only if a file says so, or if they are control tokens.
-constexpr std::string_view kMarkup[] = {"</s>", "<eos>", "<EOT>"};
+constexpr std::string_view kMarkup[] = {"</s>", "<eos>", "<EOT>", "[EOT]", "[EOS]"};
 
 bool IsUnmistakable(std::string_view text) {
   return IsEndText(text) && std::ranges::find(kMarkup, text) == std::end(kMarkup);
@@ -47,22 +52,31 @@ bool MergesMake(const TokenizerSpec& spec, std::string_view text) {
   });
 }
 
-// Null for a file that is absent or holds no JSON; the latter is reported where the file is needed.
+// Null for a file that is absent.
 Result<Json> ReadJson(const std::string& path) {
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) return Json();
   BATON_ASSIGN(const MappedFile file, MappedFile::Open(path));
   const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
                               file.bytes().size());
-  Result<Json> j = ParseJsonObject(text, path);
-  return j.ok() ? *std::move(j) : Json();
+  return ParseJsonObject(text, path);
+}
+
+// A number, perhaps written as text.
+std::optional<int64_t> Integer(const Json& j) {
+  if (j.is_number_integer()) return j.get<int64_t>();
+  int64_t id = 0;
+  const std::string text = j.is_string() ? j.get<std::string>() : "";
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
+  if (text.empty() || error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return id;
 }
 
 void AddIds(const Json& ids, TokenizerSpec& spec) {
   if (ids.is_array()) {
     for (const Json& id : ids) AddIds(id, spec);
-  } else if (ids.is_number_integer()) {
-    const auto id = ids.get<int64_t>();
+  } else if (const std::optional<int64_t> given = Integer(ids); given) {
+    const int64_t id = *given;
     if (id >= 0 && id < std::ssize(spec.tokens)) spec.more_end_ids.push_back(id);
   }
 }

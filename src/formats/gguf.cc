@@ -339,12 +339,31 @@ Status PlaceTensors(std::span<const std::byte> bytes, uint64_t data_begin, uint6
   return Status::Ok();
 }
 
+// What users take for models, by its first bytes.
+constexpr std::pair<std::string_view, std::string_view> kOtherFiles[] = {
+    {"lmgg", "a GGML file, GGUF's forerunner"},
+    {"fmgg", "a GGML file, GGUF's forerunner"},
+    {"tjgg", "a GGML file, GGUF's forerunner"},
+    {"algg", "a GGML adapter"},
+    {"PK\x03\x04", "a zip archive, such as PyTorch's .bin and .pt files"},
+    {"\x80\x02", "a Python pickle, such as PyTorch's old .bin and .pt files"},
+    {"\x89HDF", "an HDF5 file"},
+    {"\x1f\x8b", "a gzip archive"},
+    {"<!DOCTYPE", "a web page, perhaps the answer to a failed download"},
+    {"<!doctype", "a web page, perhaps the answer to a failed download"},
+    {"<html", "a web page, perhaps the answer to a failed download"}};
+
 Result<int> ReadHeader(Reader& r, std::span<const std::byte> bytes) {
   const std::string_view start(reinterpret_cast<const char*>(bytes.data()),
                                std::min<size_t>(bytes.size(), 64));
   if (start.starts_with("version https://git-lfs"))
     return Error::Corrupt("expected a GGUF file, got a Git LFS pointer to one")
         .Hint("fetch the content with: git lfs pull");
+  for (const auto& [magic, what] : kOtherFiles) {
+    if (start.starts_with(magic))
+      return Error::Unsupported("expected a GGUF file, got {}", what)
+          .Hint("Baton reads GGUF files and folders with config.json and .safetensors files");
+  }
   if (!start.starts_with("GGUF"))
     return Error::Corrupt(
                "expected a GGUF file (starting with 'GGUF'), got '{}' and {} bytes in all",

@@ -62,8 +62,10 @@ Status Flatten(const json& j, const std::string& prefix, int depth, Metadata& ou
     } else if (v.is_array() &&
                std::all_of(v.begin(), v.end(), [](const json& e) { return e.is_string(); })) {
       value = AsVector<std::string>(v);
-    } else {
+    } else if (v.is_null()) {
       continue;
+    } else {  // a list of several kinds: no key has one, so its text serves for messages
+      value = v.dump(-1, ' ', false, json::error_handler_t::replace);
     }
     if (!out.values.emplace(name, std::move(value)).second)
       return Error::Corrupt("'{}' is given twice", Printable(name));

@@ -45,6 +45,9 @@ Result<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view w
   Json j = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (j.is_object()) return j;
   if (!j.is_discarded()) return Error::Corrupt("{}: expected a JSON object", what);
+  if (text.starts_with("version https://git-lfs"))
+    return Error::Corrupt("{}: expected a JSON object, got a Git LFS pointer to one", what)
+        .Hint("fetch the content with: git lfs pull");
   const std::string quoted = QuoteNonNumbers(text);
   try {
     j = Json::parse(quoted);
@@ -53,6 +56,7 @@ Result<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view w
     const size_t byte = at == nullptr ? 0 : std::min(at->byte, quoted.size());
     const auto line =
         1 + std::count(quoted.begin(), quoted.begin() + static_cast<std::ptrdiff_t>(byte), '\n');
+    if (text.empty()) return Error::Corrupt("{}: expected a JSON object, the file is empty", what);
     return Error::Corrupt("{}: expected a JSON object, but line {} is not JSON", what, line);
   }
   if (!j.is_object()) return Error::Corrupt("{}: expected a JSON object", what);

@@ -1,6 +1,9 @@
 #include "formats/safetensors.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -156,6 +159,29 @@ Result<std::map<std::string, std::vector<std::string>>> ReadIndex(const std::str
   return shards;
 }
 
+// Shards without an index, by their names: PREFIX-00001-of-00003.safetensors.
+Result<std::map<std::string, std::vector<std::string>>> FindShards(const std::string& folder) {
+  namespace fs = std::filesystem;
+  constexpr std::string_view kFirst = "-00001-of-";
+  std::map<std::string, std::vector<std::string>> shards;
+  std::error_code ignored;
+  for (auto it = fs::directory_iterator(folder, ignored); it != fs::directory_iterator();
+       it.increment(ignored)) {
+    const std::string name = it->path().filename().string();
+    const size_t at = name.find(kFirst);
+    int count = 0;
+    if (at == name.npos || !name.ends_with(".safetensors")) continue;
+    const char* digits = name.data() + at + kFirst.size();
+    if (std::from_chars(digits, name.data() + name.size(), count).ptr != digits + 5) continue;
+    if (!shards.empty() || count < 1)
+      return Error::Corrupt("{}: shards of several models and no model.safetensors.index.json",
+                            folder);
+    for (int i = 1; i <= count; ++i)
+      shards[fmt::format("{}-{:05}-of-{:05}.safetensors", name.substr(0, at), i, count)] = {};
+  }
+  return shards;
+}
+
 }  // namespace
 
 Result<SafetensorsFolder> OpenSafetensorsFolder(const std::string& folder) {
@@ -168,6 +194,9 @@ Result<SafetensorsFolder> OpenSafetensorsFolder(const std::string& folder) {
   } else if (fs::exists(index, ignored)) {
     BATON_ASSIGN(shards, ReadIndex(index));
   } else {
+    BATON_ASSIGN(shards, FindShards(folder));
+  }
+  if (shards.empty()) {
     return Error::NotFound("{}: neither model.safetensors nor model.safetensors.index.json", folder)
         .Hint("weights in .bin or .pt form are not read; convert them to safetensors or GGUF");
   }
@@ -175,7 +204,11 @@ Result<SafetensorsFolder> OpenSafetensorsFolder(const std::string& folder) {
   std::set<std::string> names;
   for (const auto& [shard, promised] : shards) {
     const std::string path = folder + "/" + shard;
-    BATON_ASSIGN(MappedFile file, MappedFile::Open(path));
+    Result<MappedFile> opened = MappedFile::Open(path);
+    if (!opened.ok() && shards.size() > 1)
+      return std::move(opened).error().Hint(
+          fmt::format("the model has {} such files; download all into the folder", shards.size()));
+    BATON_ASSIGN(MappedFile file, std::move(opened));
     SafetensorsMetadata metadata;
     Result<std::vector<TensorInfo>> tensors = ParseSafetensors(file.bytes(), &metadata);
     if (!tensors.ok()) return std::move(tensors).error().At(path);

@@ -13,7 +13,7 @@ namespace {
 
 enum ModelField { kPieces = 1, kTrainer = 2, kNormalizer = 3 };
 enum PieceField { kPiece = 1, kScore = 2, kType = 3 };
-enum TrainerField { kModelType = 3, kUnkId = 40, kBosId = 41, kEosId = 42 };
+enum TrainerField { kModelType = 3, kSpaceIsSuffix = 24, kUnkId = 40, kBosId = 41, kEosId = 42 };
 enum NormalizerField { kCharsMap = 2, kDummyPrefix = 3, kExtraSpaces = 4, kEscapeSpaces = 5 };
 constexpr uint64_t kBpe = 2;
 
@@ -115,6 +115,7 @@ Status ReadPiece(std::string_view bytes, TokenizerSpec& spec) {
 
 struct Trainer {
   uint64_t model_type = 1;  // protobuf default: unigram
+  bool space_is_suffix = false;
   // int32 in the file: -1 comes as a varint of ten bytes.
   int64_t unknown = 0;
   int64_t bos = 1;
@@ -129,6 +130,7 @@ Result<Trainer> ReadTrainer(std::string_view bytes) {
     if (f.wire != Wire::kVarint) continue;
     const auto id = static_cast<int32_t>(f.value);
     if (f.number == kModelType) t.model_type = f.value;
+    if (f.number == kSpaceIsSuffix) t.space_is_suffix = f.value != 0;
     if (f.number == kUnkId) t.unknown = id;
     if (f.number == kBosId) t.bos = id;
     if (f.number == kEosId) t.eos = id;
@@ -177,13 +179,20 @@ Result<TokenizerSpec> SpecFromSentencePiece(std::string_view model) {
     return Error::Unsupported("SentencePiece model type is {}, expected {} (BPE)",
                               trainer.model_type, kBpe);
   }
-  if (normalizer.maps_characters || normalizer.drops_spaces || !normalizer.escapes_spaces) {
-    return Error::Unsupported(
-        "SentencePiece model normalises its text, expected the identity normaliser of Llama, "
-        "Mistral and Gemma");
+  for (const auto& [given, what] : {std::pair{normalizer.maps_characters, "a precompiled_charsmap"},
+                                    {normalizer.drops_spaces, "remove_extra_whitespaces"},
+                                    {!normalizer.escapes_spaces, "no escape_whitespaces"},
+                                    {trainer.space_is_suffix, "treat_whitespace_as_suffix"}}) {
+    if (given)
+      return Error::Unsupported(
+                 "SentencePiece model has {}, expected the identity normaliser of Llama, Mistral "
+                 "and Gemma",
+                 what)
+          .Hint("a tokenizer.json of the model may be read instead");
   }
   spec.kind = TokenizerSpec::Kind::kPieces;
   spec.by_score = true;
+  spec.fuse_unknown = true;
   // SentencePiece adds the space in front of the text only, but its callers cut the text at control
   // tokens first.
   spec.prefix =

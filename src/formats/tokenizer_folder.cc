@@ -26,7 +26,10 @@ Result<TokenizerSpec> ReadModel(const std::string& folder) {
   const bool is_json = Exists(json);
   if (!is_json && !Exists(pieces)) {
     return Error::NotFound("{}: no tokenizer.json and no tokenizer.model", folder)
-        .Hint("copy the tokenizer files of the model into the folder");
+        .Hint(Exists(folder + "/vocab.json")
+                  ? "vocab.json and merges.txt are not read; save the tokenizer again with a newer "
+                    "transformers, which writes tokenizer.json"
+                  : "copy the tokenizer files of the model into the folder");
   }
   const std::string& path = is_json ? json : pieces;
   BATON_ASSIGN(const MappedFile file, MappedFile::Open(path));

@@ -1,4 +1,6 @@
 // The tokenizer.ggml.* keys of GGUF.
+#include <charconv>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -10,6 +12,33 @@
 
 namespace baton {
 namespace {
+
+// A number, perhaps written as text; absent: nothing.
+Result<std::optional<int64_t>> IntegerOf(const Metadata& m, const std::string& key) {
+  const auto it = m.values.find(key);
+  if (it == m.values.end()) return std::optional<int64_t>();
+  if (const auto* i = std::get_if<int64_t>(&it->second)) return std::optional<int64_t>(*i);
+  if (const auto* text = std::get_if<std::string>(&it->second)) {
+    int64_t id = 0;
+    const char* end = text->data() + text->size();
+    if (std::from_chars(text->data(), end, id).ptr == end && !text->empty())
+      return std::optional<int64_t>(id);
+  }
+  return Error::Corrupt("{} is no integer", key);
+}
+
+Result<bool> FlagOf(const Metadata& m, const std::string& key, bool absent) {
+  const auto it = m.values.find(key);
+  if (it == m.values.end()) return absent;
+  if (const auto* b = std::get_if<bool>(&it->second)) return *b;
+  if (const auto* text = std::get_if<std::string>(&it->second)) {
+    if (*text == "true") return true;
+    if (*text == "false") return false;
+  }
+  BATON_ASSIGN(const std::optional<int64_t> number, IntegerOf(m, key));
+  if (number == 0 || number == 1) return number == 1;
+  return Error::Corrupt("{} is {}, expected true or false", key, *number);
+}
 
 Status ReadTokens(const Metadata& m, TokenizerSpec& spec) {
   const auto* texts = m.Strings("tokenizer.ggml.tokens");
@@ -98,26 +127,29 @@ Result<TokenizerSpec> SpecFromGguf(const Metadata& m) {
     spec.kind = TokenizerSpec::Kind::kPieces;
     spec.by_score = true;
     spec.adds_bos = true;
-    spec.prefix = m.Bool("tokenizer.ggml.add_space_prefix").value_or(true)
-                      ? TokenizerSpec::Prefix::kAlways
-                      : TokenizerSpec::Prefix::kNone;
+    BATON_ASSIGN(const bool space, FlagOf(m, "tokenizer.ggml.add_space_prefix", true));
+    spec.prefix = space ? TokenizerSpec::Prefix::kAlways : TokenizerSpec::Prefix::kNone;
     BATON_TRY(ReadScores(m, spec));
   } else {
     return Error::Unsupported("tokenizer.ggml.model is '{}', expected gpt2 or llama",
                               Printable(*model));
   }
-  const auto id = [&](const char* name, int64_t absent) {
-    return m.Int(std::string("tokenizer.ggml.") + name).value_or(absent);
+  const auto id = [&](const char* name, int64_t absent) -> Result<int64_t> {
+    BATON_ASSIGN(const auto given, IntegerOf(m, std::string("tokenizer.ggml.") + name));
+    return given.value_or(absent);
   };
-  spec.bos = id("bos_token_id", -1);
-  spec.eos = id("eos_token_id", -1);
+  BATON_ASSIGN(spec.bos, id("bos_token_id", -1));
+  BATON_ASSIGN(spec.eos, id("eos_token_id", -1));
   // In byte-level files this key names a control token, which text never becomes, so it is not
   // used. Without the key, SentencePiece's default is 0.
-  if (spec.kind == TokenizerSpec::Kind::kPieces) spec.unknown = id("unknown_token_id", 0);
-  for (const char* name : {"eot_token_id", "eom_token_id"}) {
-    spec.more_end_ids.push_back(id(name, -1));
+  if (spec.kind == TokenizerSpec::Kind::kPieces) {
+    BATON_ASSIGN(spec.unknown, id("unknown_token_id", 0));
   }
-  spec.adds_bos = m.Bool("tokenizer.ggml.add_bos_token").value_or(spec.adds_bos);
+  for (const char* name : {"eot_token_id", "eom_token_id"}) {
+    BATON_ASSIGN(const int64_t end, id(name, -1));
+    spec.more_end_ids.push_back(end);
+  }
+  BATON_ASSIGN(spec.adds_bos, FlagOf(m, "tokenizer.ggml.add_bos_token", spec.adds_bos));
   MarkEndTexts(spec);
   return spec;
 }

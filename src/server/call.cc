@@ -41,6 +41,8 @@ constexpr Refused kRefused[] = {
     {"min_tokens", Nothing},
     {"stop_token_ids", Nothing},
     {"bad_words", Nothing},
+    {"include_stop_str_in_output", Nothing},
+    {"truncate_prompt_tokens", Nothing},
     {"use_beam_search", Nothing},
     {"web_search_options", Nothing},
     {"previous_response_id", Nothing},

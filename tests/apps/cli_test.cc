@@ -25,6 +25,9 @@ TEST_F(Cli, HelpShowsExamplesOfEveryCommand) {
 
 TEST_F(Cli, UsageErrorsTeachAndExitWithTwo) {
   ExpectError(Baton(""), 2, "baton --help");
+  ExpectError(Baton("help nonesuch"), 2, "unknown command nonesuch");
+  ExpectError(Baton("run model.gguf --raw -p a --plan ''"), 2, "--plan: expected a value");
+  ExpectError(Baton("run model.gguf --raw -p a --stop ''"), 2, "--stop: expected a value");
   ExpectError(Baton("rnu model.gguf"), 2, "did you mean run?");
   ExpectError(Baton("run model.gguf --promt x"), 2, "did you mean --prompt?");
   // The typo is the cause; that the model seems to be missing is its consequence.

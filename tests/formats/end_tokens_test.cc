@@ -53,11 +53,19 @@ TEST_F(EndFolder, EveryFileIsAsked) {
   EXPECT_EQ(Ends(), (Ids{257, 260, 261, 262, 264}));
 }
 
-TEST_F(EndFolder, OddFilesChangeNothing) {
-  Write("config.json", R"({"eos_token_id": [99999, -1, "x", null, 1e9, [260]]})");
-  Write("generation_config.json", "no json");
-  Write("special_tokens_map.json", "[]");
-  EXPECT_EQ(Ends(), (Ids{257, 260}));
+TEST_F(EndFolder, OddIdsChangeNothing) {
+  Write("config.json", R"({"eos_token_id": [99999, -1, "x", null, 1e9, [260], "261"]})");
+  EXPECT_EQ(Ends(), (Ids{257, 260, 261}));
+}
+
+TEST_F(EndFolder, BrokenFilesAreErrors) {
+  for (const std::string name : {"generation_config.json", "special_tokens_map.json"}) {
+    Write(name, "{broken");
+    const auto t = Tokenizer::FromFolder(path_);
+    ASSERT_FALSE(t.ok()) << name;
+    EXPECT_NE(t.error().ToString().find(name), std::string::npos) << t.error().ToString();
+    Write(name, "{}");
+  }
 }
 
 TEST_F(EndFolder, TemplatesAreFoundInEveryPlace) {

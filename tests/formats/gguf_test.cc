@@ -167,6 +167,7 @@ TEST(Gguf, OtherFilesAreNamedForWhatTheyAre) {
   other.bytes.clear();
   other.Text("PK\x03\x04 archive");
   EXPECT_NE(other.Error().find("expected a GGUF file"), std::string::npos) << other.Error();
+  EXPECT_NE(other.Error().find("a zip archive"), std::string::npos) << other.Error();
   EXPECT_NE(Raw(0, 0, 0x03000000).Error().find("big-endian"), std::string::npos);
   EXPECT_NE(Raw(0, 0, 1).Error().find("supported: 2, 3"), std::string::npos);
   EXPECT_EQ(Raw(0, 0, 2).Error(), "no error");

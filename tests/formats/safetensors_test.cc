@@ -140,6 +140,23 @@ TEST(Safetensors, ShardsAreReadThroughTheIndex) {
   }
 }
 
+TEST(Safetensors, ShardsWithoutAnIndexAreFoundByName) {
+  const std::string folder = Folder("no_index");
+  const auto write = [&](const std::string& number, const char* tensor) {
+    return WriteSafetensors(folder + "/model-" + number + "-of-00002.safetensors",
+                            {{tensor, DType::kF32, {1}, std::vector<std::byte>(4)}});
+  };
+  ASSERT_TRUE(write("00001", "a").ok());
+  const auto half = OpenSafetensorsFolder(folder);
+  ASSERT_FALSE(half.ok());
+  EXPECT_NE(half.error().ToString().find("00002-of-00002.safetensors"), std::string::npos);
+  EXPECT_NE(half.error().ToString().find("2 such files"), std::string::npos);
+  ASSERT_TRUE(write("00002", "b").ok());
+  const auto f = OpenSafetensorsFolder(folder);
+  ASSERT_TRUE(f.ok()) << f.error().ToString();
+  EXPECT_EQ(f->tensors.size(), 2u);
+}
+
 TEST(Safetensors, FolderWithoutWeightsSaysWhatIsExpected) {
   const auto f = OpenSafetensorsFolder(Folder("empty"));
   ASSERT_FALSE(f.ok());

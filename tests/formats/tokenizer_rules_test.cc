@@ -187,6 +187,26 @@ TEST(Gguf, AMissingPreTokenizerIsNoted) {
   }
 }
 
+TEST(Gguf, IdsAndFlagsMayBeText) {
+  Metadata m;
+  m.values["tokenizer.ggml.model"] = std::string("gpt2");
+  m.values["tokenizer.ggml.pre"] = std::string("gpt-2");
+  m.values["tokenizer.ggml.tokens"] = std::vector<std::string>{"a", "b"};
+  m.values["tokenizer.ggml.merges"] = std::vector<std::string>{};
+  m.values["tokenizer.ggml.bos_token_id"] = std::string("1");
+  m.values["tokenizer.ggml.eos_token_id"] = std::string("0");
+  m.values["tokenizer.ggml.add_bos_token"] = std::string("true");
+  const auto t = Tokenizer::FromGguf(m);
+  ASSERT_TRUE(t.ok()) << t.error().ToString();
+  EXPECT_TRUE(t->IsEndOfGeneration(0));
+  EXPECT_EQ(t->Encode("a", {.bos = true}), (Ids{1, 0}));
+  m.values["tokenizer.ggml.eos_token_id"] = std::string("end");
+  EXPECT_FALSE(Tokenizer::FromGguf(m).ok());
+  m.values["tokenizer.ggml.eos_token_id"] = int64_t{0};
+  m.values["tokenizer.ggml.add_bos_token"] = int64_t{2};
+  EXPECT_FALSE(Tokenizer::FromGguf(m).ok());
+}
+
 class Folder : public testing::Test {
  protected:
   void SetUp() override {

@@ -80,7 +80,9 @@ TEST(Keys, WhatMayChangeResultsIsAnError) {
         R"("partial_rotary_factor":0.5)",
         R"("rope_parameters":{"rope_type":"default","partial_rotary_factor":0.5})",
         R"("rope_scaling":{"type":"linear","factor":2,"mrope_section":[1,2]})",
-        R"("rope_scaling":{"factor":2.0})"}) {
+        R"("rope_scaling":{"factor":2.0})", R"("rope_scaling":["linear",2])",
+        R"("no_rope_layers":[0,0])", R"("clip_qkv":8.0)", R"("use_dynamic_ntk":true)",
+        R"("use_logn_attn":true)", R"("position_embedding_type":"alibi")"}) {
     const std::string e = ErrorOf(more);
     const std::string text(more);
     EXPECT_NE(e, "no error") << more;
@@ -95,13 +97,36 @@ TEST(Keys, WhatMayChangeResultsIsAnError) {
   }
 }
 
+TEST(Keys, ValuesOfAnotherKindAreErrors) {
+  for (const auto& [more, message] : std::vector<std::pair<std::string, std::string>>{
+           {R"("hidden_act":5)", "hidden_act is 5, expected a text"},
+           {R"("layer_types":"full_attention")",
+            "layer_types is 'full_attention', expected a list"},
+           {R"("rope_scaling":{"rope_type":3})", "rope_scaling.rope_type is 3, expected a text"},
+           {R"("rope_scaling":{"type":"yarn"})", "rope_scaling.factor is missing"},
+           {R"("rope_scaling":{"type":"llama3","factor":null})", "rope_scaling.factor is missing"},
+           {R"("rope_scaling":{"type":"linear","factor":0})", "rope_scaling.factor is 0"}})
+    EXPECT_NE(ErrorOf(more).find(message), std::string::npos) << ErrorOf(more);
+  EXPECT_FALSE(ReadGguf("llama.rope.scaling.type", int64_t{3}).ok());
+}
+
+TEST(Keys, WindowsCanBeTurnedOff) {
+  EXPECT_EQ(MustRead(R"("sliding_window":16)", "mistral").layer[0].window, 16);
+  EXPECT_EQ(
+      MustRead(R"("sliding_window":16,"use_sliding_window":false)", "mistral").layer[0].window, 0);
+  EXPECT_NE(ErrorOf(R"("sliding_window":16,"use_sliding_window":false)", "gemma3_text")
+                .find("use_sliding_window"),
+            std::string::npos);
+}
+
 TEST(Keys, WhatCannotIsListed) {
   const ModelConfig c = MustRead(
       R"("my_note":"x","limit":[0.0,Infinity],"attention_dropout":0.1,"residual_multiplier":1.0,
          "mlp_bias":false,"rope_interleaved":false,"use_cache":true,"torch_dtype":"float32",
          "num_experts":0,"big":18446744073709551616)");
-  EXPECT_EQ(c.ignored_keys, (std::vector<std::string>{"big", "mlp_bias", "my_note", "num_experts",
-                                                      "residual_multiplier", "rope_interleaved"}));
+  EXPECT_EQ(c.ignored_keys,
+            (std::vector<std::string>{"big", "limit", "mlp_bias", "my_note", "num_experts",
+                                      "residual_multiplier", "rope_interleaved"}));
   const auto gguf = ReadGguf("someone.note", std::string("x"));
   ASSERT_TRUE(gguf.ok());
   EXPECT_EQ(gguf->ignored_keys, std::vector<std::string>{"someone.note"});
@@ -127,6 +152,8 @@ TEST(Keys, UsualConfigsHaveNothingToRefuse) {
            "gemma3_text");
   MustRead(R"("rope_parameters":{"rope_theta":500000.0,"rope_type":"llama3","factor":8.0,
       "low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":64})");
+  MustRead(R"("rope_scaling":{"factor":16.0,"original_max_position_embeddings":64,"type":"yarn",
+      "finetuned":true},"no_rope_layers":[1,1],"position_embedding_type":"rope")");
 }
 
 TEST(Keys, PythonsConstantsAreRead) {

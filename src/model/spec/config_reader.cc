@@ -44,14 +44,16 @@ std::string TextOf(const MetaValue& v) {
 
 // Whether a value says "none of this", whatever the key is.
 bool IsNeutral(std::string_view key, const MetaValue& v) {
+  const auto holds = [&](std::string_view part) { return key.find(part) != key.npos; };
   if (const auto* b = std::get_if<bool>(&v)) return !*b;
   if (const auto* s = std::get_if<std::string>(&v))
-    return s->empty() || *s == "none" || *s == "default";
+    return s->empty() || *s == "none" || *s == "default" ||
+           (holds("position_embedding") && (*s == "rope" || *s == "rotary"));
+  // In lists of layers without rotation, a layer that rotates is a 1.
   if (const auto* l = std::get_if<std::vector<int64_t>>(&v))
-    return std::ranges::all_of(*l, [](int64_t x) { return x == 0; });
+    return std::ranges::all_of(*l, [&](int64_t x) { return x == (holds("no_rope") ? 1 : 0); });
   const auto n = NumberOf(v);
   if (!n) return false;
-  const auto holds = [&](std::string_view part) { return key.find(part) != key.npos; };
   const bool factor = holds("scal") || holds("factor") || holds("multiplier") || holds("pct");
   return *n == 0.0 || (factor && *n == 1.0);
 }
@@ -72,6 +74,14 @@ constexpr std::string_view kMeaningfulHf[] = {"rope",
                                               "logits_s",
                                               "multiplier",
                                               "alibi",
+                                              "clip_qkv",
+                                              "attn_temperature",
+                                              "logn",
+                                              "_ntk",
+                                              "position_embedding_",
+                                              "attention_chunk",
+                                              "window_size",
+                                              "unit_offset",
                                               "expert",
                                               "moe_",
                                               "sink",
@@ -207,13 +217,19 @@ Result<bool> ConfigReader::BoolOr(const ConfigKey& k, bool otherwise) const {
   return v.value_or(otherwise);
 }
 
-const std::string* ConfigReader::String(const ConfigKey& k) const {
+Result<const std::string*> ConfigReader::String(const ConfigKey& k) const {
   const MetaValue* v = Find(k);
-  return v == nullptr ? nullptr : std::get_if<std::string>(v);
+  const std::string* text = v == nullptr ? nullptr : std::get_if<std::string>(v);
+  if (v != nullptr && text == nullptr)
+    return Error::Corrupt("{} is {}, expected a text", Name(k), TextOf(*v));
+  return text;
 }
-const std::vector<std::string>* ConfigReader::Strings(const ConfigKey& k) const {
+Result<const std::vector<std::string>*> ConfigReader::Strings(const ConfigKey& k) const {
   const MetaValue* v = Find(k);
-  return v == nullptr ? nullptr : std::get_if<std::vector<std::string>>(v);
+  const auto* texts = v == nullptr ? nullptr : std::get_if<std::vector<std::string>>(v);
+  if (v != nullptr && texts == nullptr)
+    return Error::Corrupt("{} is {}, expected a list of texts", Name(k), TextOf(*v));
+  return texts;
 }
 const std::vector<int64_t>* ConfigReader::Ints(const ConfigKey& k) const {
   const MetaValue* v = Find(k);

@@ -39,9 +39,10 @@ class ConfigReader {
   Result<int64_t> Required(const ConfigKey& k, int64_t low, int64_t high) const;
   Result<double> FloatOr(const ConfigKey& k, double otherwise, double low, double high) const;
   Result<bool> BoolOr(const ConfigKey& k, bool otherwise) const;
+  // Absent: null. Corrupt: a value of another kind.
+  Result<const std::string*> String(const ConfigKey& k) const;
+  Result<const std::vector<std::string>*> Strings(const ConfigKey& k) const;
   // Absent, or of another kind: null.
-  const std::string* String(const ConfigKey& k) const;
-  const std::vector<std::string>* Strings(const ConfigKey& k) const;
   const std::vector<int64_t>* Ints(const ConfigKey& k) const;
 
   // NaN is outside every range.

@@ -76,8 +76,8 @@ Status RefuseWhatIsNotDone(const Reader& r, const Architecture& a) {
     return Error::Unsupported("a model with bidirectional attention")
         .Hint("Baton generates text with causal models");
   if (r.gguf()) return Status::Ok();
-  const std::string* act = r.String({"", "hidden_act"});
-  const std::string* newer = r.String({"", "hidden_activation"});
+  BATON_ASSIGN(const std::string* act, r.String({"", "hidden_act"}));
+  BATON_ASSIGN(const std::string* newer, r.String({"", "hidden_activation"}));
   if (act == nullptr) act = newer;
   const std::string_view expected =
       a.activation == Activation::kSilu ? "silu" : "gelu_pytorch_tanh";
@@ -95,7 +95,8 @@ Result<std::vector<bool>> ReadWindowLayers(const Reader& r, const Architecture& 
     if (n == slides.size()) return Status::Ok();
     return Error::Corrupt("{} names {} layers, the model has {}", key, n, slides.size());
   };
-  if (const auto* types = r.Strings({"", "layer_types"}); types != nullptr) {
+  BATON_ASSIGN(const auto* types, r.Strings({"", "layer_types"}));
+  if (types != nullptr) {
     BATON_TRY(check_length(types->size(), "layer_types"));
     for (size_t i = 0; i < slides.size(); ++i) {
       slides[i] = (*types)[i] == "sliding_attention";
@@ -143,7 +144,12 @@ Status ReadWindows(const Reader& r, const Architecture& a, ModelConfig& c) {
   const Key key{"attention.sliding_window", "sliding_window"};
   BATON_ASSIGN(const std::optional<int64_t> window, r.Int(key, 0, kMaxContext));
   const bool has_window = window.value_or(0) > 0;
-  BATON_ASSIGN(const std::vector<bool> slides, ReadWindowLayers(r, a, c, has_window));
+  BATON_ASSIGN(std::vector<bool> slides, ReadWindowLayers(r, a, c, has_window));
+  BATON_ASSIGN(const bool uses, r.BoolOr({"", "use_sliding_window"}, true));
+  if (!uses && a.window == WindowRule::kFiveToOne)
+    return Error::Unsupported("use_sliding_window is false in a {} model, expected windows",
+                              a.name);
+  if (!uses) slides.assign(slides.size(), false);
   for (bool s : slides) {
     if (s && !has_window)
       return Error::Corrupt("some layers have a sliding window, but {} is missing", r.Name(key));

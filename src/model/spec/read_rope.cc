@@ -61,6 +61,7 @@ Status ReadYarn(const ConfigReader& r, const std::string& p, RopeConfig& rope) {
   if (beta_fast < beta_slow)
     return Error::Corrupt("YaRN beta_fast {} is below beta_slow {}", beta_fast, beta_slow);
   BATON_ASSIGN(rope.truncate, r.BoolOr({"", p + "truncate"}, true));
+  if (!r.gguf()) r.Pass(p + "finetuned");  // a fact about the training
   rope.attention_factor = static_cast<float>(checked);
   rope.beta_fast = static_cast<float>(beta_fast);
   rope.beta_slow = static_cast<float>(beta_slow);
@@ -100,8 +101,8 @@ void PassOthers(const ConfigReader& r, const std::string& p) {
 
 // `p`: where a folder's config has this rope's parameters.
 Status ReadScaling(const ConfigReader& r, const std::string& p, int64_t context, RopeConfig& rope) {
-  const std::string* type = r.String({"rope.scaling.type", p + "rope_type"});
-  const std::string* old_type = r.String({"", p + "type"});
+  BATON_ASSIGN(const std::string* type, r.String({"rope.scaling.type", p + "rope_type"}));
+  BATON_ASSIGN(const std::string* old_type, r.String({"", p + "type"}));
   if (type == nullptr) type = old_type;
   BATON_ASSIGN(const std::optional<double> factor, ReadFactor(r, p));
   const std::string kind = type != nullptr ? *type : r.gguf() && factor ? "linear" : "none";
@@ -114,9 +115,13 @@ Status ReadScaling(const ConfigReader& r, const std::string& p, int64_t context,
     return Error::Unsupported("RoPE scaling '{}'; supported: none, linear, llama3, yarn",
                               Printable(kind));
 
+  if (!factor && !r.gguf())
+    return Error::Corrupt("{}factor is missing, expected one for RoPE scaling '{}'", p, kind);
+  // GGUF files may leave it out or write 0 for a factor of 1.
   const double given = factor.value_or(1.0);
-  BATON_ASSIGN(const double f, ConfigReader::InRange(r.Name({"rope.scaling.factor", p + "factor"}),
-                                                     given == 0.0 ? 1.0 : given, 1e-3, 1e6));
+  BATON_ASSIGN(const double f,
+               ConfigReader::InRange(r.Name({"rope.scaling.factor", p + "factor"}),
+                                     r.gguf() && given == 0.0 ? 1.0 : given, 1e-3, 1e6));
   rope.factor = static_cast<float>(f);
   const ConfigKey original_key{"rope.scaling.original_context_length",
                                p + "original_max_position_embeddings"};
