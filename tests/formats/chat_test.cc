@@ -45,6 +45,11 @@ std::string Plain(const ChatText& chat) {
   return plain;
 }
 
+TEST(Chat, FormatIsPrintfsAsAFilterAndBracesAsAMethod) {
+  EXPECT_EQ(Text("{{ '%s is %d, 100 %%' | format(messages[0].content, 3) }}"), "Hi is 3, 100 %");
+  EXPECT_EQ(Text("{{ '{} of 5 %'.format(messages[0].content) }}"), "Hi of 5 %");
+}
+
 TEST(Chat, ConstructsThatCannotBeRunAreNamed) {
   EXPECT_THAT(Problem("{{ messages | groupby('role') }}"), HasSubstr("groupby"));
   EXPECT_THAT(Problem("{% include 'x' %}"), HasSubstr("include"));
@@ -58,6 +63,9 @@ TEST(Chat, ConstructsThatCannotBeRunAreNamed) {
   EXPECT_THAT(Problem("{{ 1 | 2 }}"), HasSubstr("IntegerLiteral"));
   EXPECT_THAT(Problem("{{ @ }}"), HasSubstr("unexpected character"));
   EXPECT_THAT(Problem("{{ raise_exception('Not so.') }}"), HasSubstr("Not so."));
+  EXPECT_THAT(Problem("{{ '%5d' | format(3) }}"), HasSubstr("format()"));
+  EXPECT_THAT(Problem("{{ '%d' | format('x') }}"), HasSubstr("format()"));
+  EXPECT_THAT(Problem("{{ '%s' | format(1, 2) }}"), HasSubstr("format()"));
 }
 
 TEST(Chat, ContentsAreMarkedAndControlSequencesAreNot) {
