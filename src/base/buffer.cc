@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <optional>
+#include <string_view>
 #include <utility>
 
 #include "base/check.h"
@@ -67,6 +70,20 @@ Result<Arena::Piece> Arena::Take(int64_t bytes) {
   return piece;
 }
 
+// The value of a line "NAME N kB" of a file of the kernel's.
+static std::optional<int64_t> BytesOf(const char* file, std::string_view name) {
+  std::optional<int64_t> bytes;
+  if (FILE* f = std::fopen(file, "r")) {
+    char line[256];
+    while (!bytes && std::fgets(line, sizeof(line), f)) {
+      if (std::string_view(line).starts_with(name))
+        bytes = std::strtoll(line + name.size(), nullptr, 10) * 1024;
+    }
+    std::fclose(f);
+  }
+  return bytes;
+}
+
 HugePageUse MeasureHugePages() {
   HugePageUse use;
   if (FILE* f = std::fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r")) {
@@ -88,28 +105,10 @@ HugePageUse MeasureHugePages() {
 }
 
 int64_t AvailableMemoryBytes() {
-  long long kib = 8'000'000;
-  if (FILE* f = std::fopen("/proc/meminfo", "r")) {
-    char line[256];
-    while (std::fgets(line, sizeof(line), f)) {
-      if (std::sscanf(line, "MemAvailable: %lld kB", &kib) == 1) break;
-    }
-    std::fclose(f);
-  }
-  return kib * 1024;
+  return BytesOf("/proc/meminfo", "MemAvailable:").value_or(int64_t{8} << 30);
 }
 
-int64_t PeakResidentBytes() {
-  long long kib = 0;
-  if (FILE* f = std::fopen("/proc/self/status", "r")) {
-    char line[256];
-    while (std::fgets(line, sizeof(line), f)) {
-      if (std::sscanf(line, "VmHWM: %lld kB", &kib) == 1) break;
-    }
-    std::fclose(f);
-  }
-  return kib * 1024;
-}
+int64_t PeakResidentBytes() { return BytesOf("/proc/self/status", "VmHWM:").value_or(0); }
 
 void ResetPeakResidentBytes() {
   if (FILE* f = std::fopen("/proc/self/clear_refs", "w")) {

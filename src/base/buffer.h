@@ -128,7 +128,7 @@ struct HugePageUse {
 };
 HugePageUse MeasureHugePages();
 
-// What the system can still give without swapping; 8 GB where it does not say.
+// What the system can still give without swapping; 8 GiB where it does not say.
 int64_t AvailableMemoryBytes();
 
 // The peak resident memory of this process, mapped files included (VmHWM); 0 where the system does
