@@ -1,12 +1,12 @@
 // baton run: one answer, or a chat.
 #include <array>
-#include <charconv>
 #include <limits>
 #include <random>
 
 #include "apps/answer.h"
 #include "apps/command.h"
 #include "apps/exact.h"
+#include "base/parse.h"
 
 namespace baton::apps {
 namespace {
@@ -27,17 +27,10 @@ struct RunOptions {
 
 constexpr const char* kRandomSeed = "-1";
 
-std::optional<uint64_t> ParseSeed(const std::string& text) {
-  uint64_t seed = 0;
-  const auto read = std::from_chars(text.data(), text.data() + text.size(), seed);
-  if (read.ec != std::errc() || read.ptr != text.data() + text.size()) return std::nullopt;
-  return seed;
-}
-
 CLI::Validator Seed() {
   return CLI::Validator(
       [](const std::string& text) {
-        if (text == kRandomSeed || ParseSeed(text)) return std::string();
+        if (text == kRandomSeed || ParseWhole<uint64_t>(text)) return std::string();
         return fmt::format("expected a whole number from 0 to 2^64 - 1, or -1, got {}", text);
       },
       "");
@@ -46,10 +39,8 @@ CLI::Validator Seed() {
 CLI::Validator AnswerLength() {
   return CLI::Validator(
       [](const std::string& text) {
-        int32_t n = 0;
-        const auto read = std::from_chars(text.data(), text.data() + text.size(), n);
-        if (read.ec == std::errc() && read.ptr == text.data() + text.size() && (n > 0 || n == -1))
-          return std::string();
+        const auto n = ParseWhole<int32_t>(text);
+        if (n && (*n > 0 || n == -1)) return std::string();
         return fmt::format("expected 1 to 2147483647, or -1 for no limit, got {}", text);
       },
       "");
@@ -302,8 +293,8 @@ Result<Request> BaseRequest(const RunOptions& o) {
   if (!o.tools.empty()) {
     BATON_ASSIGN(request.chat_options.tools, ReadFile(o.tools));
   }
-  request.sampling.seed =
-      o.seed.empty() || o.seed == kRandomSeed ? std::random_device()() : *ParseSeed(o.seed);
+  request.sampling.seed = o.seed.empty() || o.seed == kRandomSeed ? std::random_device()()
+                                                                  : *ParseWhole<uint64_t>(o.seed);
   return request;
 }
 

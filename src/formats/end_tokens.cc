@@ -1,12 +1,12 @@
 #include "formats/end_tokens.h"
 
 #include <algorithm>
-#include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "base/mapped_file.h"
+#include "base/parse.h"
 #include "formats/python_json.h"
 
 namespace baton {
@@ -65,11 +65,7 @@ Result<Json> ReadJson(const std::string& path) {
 // A number, perhaps written as text.
 std::optional<int64_t> Integer(const Json& j) {
   if (j.is_number_integer()) return j.get<int64_t>();
-  int64_t id = 0;
-  const std::string text = j.is_string() ? j.get<std::string>() : "";
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
-  if (text.empty() || error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return id;
+  return j.is_string() ? ParseWhole<int64_t>(j.get_ref<const std::string&>()) : std::nullopt;
 }
 
 void AddIds(const Json& ids, TokenizerSpec& spec) {

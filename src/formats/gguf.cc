@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "formats/lfs_pointer.h"
 #include "formats/printable.h"
 
 static_assert(std::endian::native == std::endian::little, "GGUF is read in place");
@@ -356,9 +357,7 @@ constexpr std::pair<std::string_view, std::string_view> kOtherFiles[] = {
 Result<int> ReadHeader(Reader& r, std::span<const std::byte> bytes) {
   const std::string_view start(reinterpret_cast<const char*>(bytes.data()),
                                std::min<size_t>(bytes.size(), 64));
-  if (start.starts_with("version https://git-lfs"))
-    return Error::Corrupt("expected a GGUF file, got a Git LFS pointer to one")
-        .Hint("fetch the content with: git lfs pull");
+  BATON_TRY(RefuseLfsPointer(start, "a GGUF file"));
   for (const auto& [magic, what] : kOtherFiles) {
     if (start.starts_with(magic))
       return Error::Unsupported("expected a GGUF file, got {}", what)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "formats/lfs_pointer.h"
 #include "formats/printable.h"
 
 namespace baton {
@@ -45,9 +46,8 @@ Result<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view w
   Json j = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (j.is_object()) return j;
   if (!j.is_discarded()) return Error::Corrupt("{}: expected a JSON object", what);
-  if (text.starts_with("version https://git-lfs"))
-    return Error::Corrupt("{}: expected a JSON object, got a Git LFS pointer to one", what)
-        .Hint("fetch the content with: git lfs pull");
+  if (Status content = RefuseLfsPointer(text, "a JSON object"); !content.ok())
+    return std::move(content).error().At(std::string(what));
   const std::string quoted = QuoteNonNumbers(text);
   try {
     j = Json::parse(quoted);

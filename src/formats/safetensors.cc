@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "formats/hf_config.h"
+#include "formats/lfs_pointer.h"
 #include "formats/printable.h"
 
 namespace baton {
@@ -96,9 +97,7 @@ Result<TensorInfo> ReadEntry(const std::string& name, const json& j,
 Result<std::vector<TensorInfo>> ParseSafetensors(std::span<const std::byte> bytes,
                                                  SafetensorsMetadata* metadata) {
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  if (text.starts_with("version https://git-lfs"))
-    return Error::Corrupt("expected a safetensors file, got a Git LFS pointer to one")
-        .Hint("fetch the content with: git lfs pull");
+  BATON_TRY(RefuseLfsPointer(text, "a safetensors file"));
   uint64_t header_bytes = 0;
   if (bytes.size() < 8)
     return Error::Corrupt("a safetensors file has at least 8 bytes, this has {}", bytes.size());

@@ -1,9 +1,9 @@
 // The tokenizer.ggml.* keys of GGUF.
-#include <charconv>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "base/parse.h"
 #include "formats/bpe_split.h"
 #include "formats/end_tokens.h"
 #include "formats/gguf.h"
@@ -18,12 +18,8 @@ Result<std::optional<int64_t>> IntegerOf(const Metadata& m, const std::string& k
   const auto it = m.values.find(key);
   if (it == m.values.end()) return std::optional<int64_t>();
   if (const auto* i = std::get_if<int64_t>(&it->second)) return std::optional<int64_t>(*i);
-  if (const auto* text = std::get_if<std::string>(&it->second)) {
-    int64_t id = 0;
-    const char* end = text->data() + text->size();
-    if (std::from_chars(text->data(), end, id).ptr == end && !text->empty())
-      return std::optional<int64_t>(id);
-  }
+  const auto* text = std::get_if<std::string>(&it->second);
+  if (const auto number = text ? ParseWhole<int64_t>(*text) : std::nullopt) return number;
   return Error::Corrupt("{} is no integer", key);
 }
 

@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 #include <utility>
 
+#include "base/parse.h"
 #include "server/call_parts.h"
 
 namespace baton::server {
@@ -66,13 +66,11 @@ void ReadBias(Fields& f, std::vector<LogitBias>& bias) {
   if (!value->is_object())
     return f.Fail("logit_bias", "an object of token ids and numbers from -100 to 100");
   for (const auto& [key, amount] : value->items()) {
-    int32_t token = 0;
-    const auto read = std::from_chars(key.data(), key.data() + key.size(), token);
+    const auto token = ParseWhole<int32_t>(key);
     const double number = amount.is_number() ? amount.get<double>() : 1000;
-    if (read.ec != std::errc() || read.ptr != key.data() + key.size() || !(number >= -100) ||
-        !(number <= 100))
+    if (!token || !(number >= -100) || !(number <= 100))
       return f.Fail("logit_bias", "an object of token ids and numbers from -100 to 100");
-    bias.push_back({token, static_cast<float>(number)});
+    bias.push_back({*token, static_cast<float>(number)});
   }
 }
 

@@ -200,8 +200,10 @@ TEST(Gguf, IdsAndFlagsMayBeText) {
   ASSERT_TRUE(t.ok()) << t.error().ToString();
   EXPECT_TRUE(t->IsEndOfGeneration(0));
   EXPECT_EQ(t->Encode("a", {.bos = true}), (Ids{1, 0}));
-  m.values["tokenizer.ggml.eos_token_id"] = std::string("end");
-  EXPECT_FALSE(Tokenizer::FromGguf(m).ok());
+  for (const char* id : {"end", "", "1.5", "99999999999999999999"}) {
+    m.values["tokenizer.ggml.eos_token_id"] = std::string(id);
+    EXPECT_FALSE(Tokenizer::FromGguf(m).ok()) << id;
+  }
   m.values["tokenizer.ggml.eos_token_id"] = int64_t{0};
   m.values["tokenizer.ggml.add_bos_token"] = int64_t{2};
   EXPECT_FALSE(Tokenizer::FromGguf(m).ok());

@@ -6,7 +6,6 @@
 // Earlier headers lack paged attention.
 #if defined(CUDNN_VERSION) && CUDNN_VERSION >= 91000
 #include <cudnn.h>
-#include <dlfcn.h>
 #include <fmt/format.h>
 
 #include <array>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cuda/open_library.h"
 #include "kv/page.h"
 
 namespace baton::cuda {
@@ -45,8 +45,7 @@ struct Functions {
 
   bool Find(void* library) {
     const auto find = [&](auto& function, const char* name) {
-      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
-      return function != nullptr;
+      return FindFunction(library, name, function);
     };
     return find(version, "cudnnGetVersion") && find(create, "cudnnCreate") &&
            find(destroy, "cudnnDestroy") && find(set_stream, "cudnnSetStream") &&
@@ -57,13 +56,6 @@ struct Functions {
            find(finalize, "cudnnBackendFinalize") && find(execute, "cudnnBackendExecute");
   }
 };
-
-void* OpenLibrary() {
-  for (const char* path : {"libcudnn.so.9", "/usr/local/cuda/lib64/libcudnn.so.9"}) {
-    if (void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL)) return library;
-  }
-  return nullptr;
-}
 
 using Descriptor = cudnnBackendDescriptor_t;
 
@@ -358,7 +350,7 @@ Cudnn::~Cudnn() {
 
 std::unique_ptr<Cudnn> Cudnn::Load(cudaStream_t stream) {
   auto state = std::make_unique<State>();
-  void* library = OpenLibrary();
+  void* library = OpenLibrary("libcudnn.so.9");
   if (library == nullptr || !state->f.Find(library)) return nullptr;
   if (state->f.version() < kLeastVersion) return nullptr;
   if (state->f.create(&state->handle) != CUDNN_STATUS_SUCCESS) return nullptr;

@@ -1,11 +1,11 @@
 #include <cublasLt.h>
-#include <dlfcn.h>
 
 #include <map>
 #include <string>
 #include <tuple>
 
 #include "kernels/cuda/library_gemm.h"
+#include "kernels/cuda/open_library.h"
 
 namespace baton::cuda {
 namespace {
@@ -36,8 +36,7 @@ struct Functions {
 
   bool Find(void* library) {
     const auto find = [&](auto& function, const char* name) {
-      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
-      return function != nullptr;
+      return FindFunction(library, name, function);
     };
     return find(create, "cublasLtCreate") && find(destroy, "cublasLtDestroy") &&
            find(matmul, "cublasLtMatmul") && find(new_product, "cublasLtMatmulDescCreate") &&
@@ -50,14 +49,6 @@ struct Functions {
            find(choose, "cublasLtMatmulAlgoGetHeuristic");
   }
 };
-
-void* OpenLibrary() {
-  const std::string name = "libcublasLt.so." + std::to_string(CUDART_VERSION / 1000);
-  for (const std::string& path : {name, "/usr/local/cuda/lib64/" + name}) {
-    if (void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-  }
-  return nullptr;
-}
 
 }  // namespace
 
@@ -118,7 +109,7 @@ LibraryGemm::~LibraryGemm() {
 
 std::unique_ptr<LibraryGemm> LibraryGemm::Load() {
   auto state = std::make_unique<State>();
-  void* library = OpenLibrary();
+  void* library = OpenLibrary("libcublasLt.so." + std::to_string(CUDART_VERSION / 1000));
   if (library == nullptr || !state->f.Find(library)) return nullptr;
   const Functions& f = state->f;
   if (f.create(&state->handle) != CUBLAS_STATUS_SUCCESS) return nullptr;

@@ -1,23 +1,15 @@
 #include "model/spec/config_reader.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <utility>
 
+#include "base/parse.h"
 #include "formats/printable.h"
 #include "model/spec/problems.h"
 
 namespace baton {
 namespace {
-
-template <typename T>
-std::optional<T> ParseWhole(std::string_view text) {
-  T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
 
 std::optional<double> NumberOf(const MetaValue& v) {
   if (const auto* d = std::get_if<double>(&v)) return *d;
