@@ -92,7 +92,7 @@ TEST(ServeTest, EveryAnswerIsThatOfItsRequestAlone) {
     EXPECT_EQ(got["choices"], expected["choices"]) << i;
     EXPECT_EQ(got["usage"], expected["usage"]);
     EXPECT_EQ(got["timings"]["logits_hash"], expected["timings"]["logits_hash"]) << i;
-    EXPECT_EQ(streamed[i].text(), expected["choices"][0]["text"]) << i;
+    EXPECT_EQ(expected["choices"][0]["text"], streamed[i].text()) << i;
     EXPECT_EQ(streamed[i].events().back()["timings"]["logits_hash"],
               expected["timings"]["logits_hash"]);
     EXPECT_THAT(streamed[i].body, testing::EndsWith("data: [DONE]\n\n"));

@@ -154,7 +154,7 @@ TEST_F(ServeToolsTest, ANamedCallIsOfThatFunctionInEveryApi) {
       streamed += event["delta"].get<std::string>();
     if (event["type"] == "response.completed") completed = event["response"];
   }
-  EXPECT_EQ(streamed, item["arguments"]);
+  EXPECT_EQ(item["arguments"], streamed);
   ASSERT_EQ(completed["output"].size(), 1u);
   EXPECT_EQ(completed["output"][0]["arguments"], item["arguments"]);
 }
