@@ -161,9 +161,9 @@ int main(int argc, char** argv) {
   for (const Shape& s : shapes) {
     Bench bench(**ops, s.type, s.out, s.in);
     if (&s == shapes.data()) bench.Copy();
-    for (const int64_t tokens : {1, 4, 8, 16, 32}) bench.Linear(tokens, true);
+    for (const int64_t tokens : {1, 2, 4, 8, 16, 32, 64}) bench.Linear(tokens, true);
     if (s.out == 14336) {
-      for (const int64_t tokens : {1, 16}) bench.Glu(tokens, true);
+      for (const int64_t tokens : {1, 8, 16, 32, 64}) bench.Glu(tokens, true);
     }
     for (const int64_t tokens : {512, 2048, 8192}) {
       if (s.out <= 14336) bench.Linear(tokens, false);

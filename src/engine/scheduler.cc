@@ -11,14 +11,6 @@
 #include "engine/engine_impl.h"
 
 namespace baton {
-namespace {
-
-// Rows of one decode pass. The kernels give a row the same bits for any number of rows up to this
-// one (ops/linear_test).
-constexpr int64_t kDecodeRows = 16;
-
-}  // namespace
-
 Scheduler::Scheduler(Engine::Impl& engine) : engine_(engine) {}
 Scheduler::~Scheduler() = default;
 
@@ -164,9 +156,10 @@ void Scheduler::RunPass() {
   for (auto& r : requests_) {
     if (!r->done() && r->admitted() && !r->in_prompt()) decoding.push_back(r.get());
   }
+  const int64_t most = engine_.ops->decode_rows();
   const auto take_rows = [&] {
     for (ActiveRequest* r : decoding) {
-      if (std::ssize(rows) < kDecodeRows && r->decode_round < round_) rows.push_back(r);
+      if (std::ssize(rows) < most && r->decode_round < round_) rows.push_back(r);
     }
   };
   take_rows();
@@ -197,7 +190,7 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
     Sequence& s = r->sequence();
     const DecodeStep::Part part = r->NextPart();
     const int64_t rows = std::ssize(part.tokens);
-    if (step.rows() + rows > kDecodeRows) {  // its turn comes with the next pass
+    if (step.rows() + rows > engine_.ops->decode_rows()) {  // its turn comes with the next pass
       r->decode_round--;
       continue;
     }

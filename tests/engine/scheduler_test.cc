@@ -108,6 +108,21 @@ TEST_P(SchedulerTest, BatchStreamsEachRequestsText) {
   EXPECT_FALSE(engine->Step());  // nothing was submitted
 }
 
+// More than one decode pass holds, on a GPU and elsewhere.
+TEST_P(SchedulerTest, ManyRequestsChangeNoBitOfEachOther) {
+  const std::vector<Request> requests = MixedRequests();
+  const std::vector<Generation> alone = Alone(requests);
+  auto engine = Load({.kv_tokens = 1 << 15});
+  const size_t count = GetParam().backend == Backend::kReference || kSlowBuild ? 20 : 80;
+  std::vector<Seen> seen(count);
+  for (size_t i = 0; i < count; ++i) Submit(*engine, requests[i % requests.size()], seen[i]);
+  StepUntilIdle(*engine);
+  for (size_t i = 0; i < count; ++i) {
+    ASSERT_TRUE(seen[i].ok());
+    EXPECT_EQ(Fingerprint(seen[i].generation()), Fingerprint(alone[i % requests.size()])) << i;
+  }
+}
+
 TEST_P(SchedulerTest, CancelEndsOneRequestAtTheNextStepAndFreesItsCache) {
   auto engine = Load({.kv_tokens = 256});
   const Request keeps = TokensRequest(60, 2, 40), waits = TokensRequest(100, 3, 20);

@@ -201,13 +201,21 @@ TEST_P(LinearTest, RowsDoNotDependOnTheirBatch) {
   }
 }
 
-// Decode's products: x keeps more bits, and a row's bits are the same in any batch.
+// Decode's products: x keeps more bits, and a row's bits are the same in any batch. The large
+// matrix is for kernels that take more rows of it at a time.
 TEST_P(LinearTest, FineProductsMatchReference) {
-  for (const int64_t rows : {83, 200}) {
-    const Weights w(rng_, dtype(), rows, Cols(1056)), up(rng_, dtype(), rows, w.cols);
+  struct Shape {
+    int64_t rows, cols;
+    std::vector<int64_t> tokens;
+  };
+  const std::vector<Shape> shapes = {{83, 1056, {1, 4, 5, 8, 9, 16, 17, 32, 33, 64}},
+                                     {200, 96, {1, 3, 12, 40}},
+                                     {8210, 64, {1, 64}}};
+  for (const auto& [rows, cols, batches] : shapes) {
+    const Weights w(rng_, dtype(), rows, Cols(cols)), up(rng_, dtype(), rows, w.cols);
     const auto norm = RandomNormal(rng_, w.cols, 0.3f, 1);
     const auto bias = RandomNormal(rng_, w.rows);
-    const auto x = RandomNormal(rng_, 40 * w.cols);
+    const auto x = RandomNormal(rng_, 70 * w.cols);
     const auto glu = [&](Ops& ops, const std::vector<float>& of) {
       return RunGlu(ops, w, up, of, GluActivation::kSilu, norm.data(), true);
     };
@@ -219,7 +227,7 @@ TEST_P(LinearTest, FineProductsMatchReference) {
     tolerance.relative = tolerance.absolute;
     tolerance.cosine = 1 - 2 * (1 - tolerance.cosine);
     ExpectClose(all_glu, glu(*ref_, x), tolerance, fmt::format("{} rows, glu", rows));
-    for (const int64_t tokens : {1, 4, 8, 9, 16}) {
+    for (const int64_t tokens : batches) {
       const auto what = fmt::format("{} rows, {} tokens", rows, tokens);
       const auto n = static_cast<size_t>(tokens * rows);
       const std::vector<float> part(x.begin(), x.begin() + tokens * w.cols);

@@ -88,7 +88,7 @@ Recorder::Recorder(cudaStream_t stream, Options options) : stream_(stream), opti
   int device = 0, major = 0;
   BATON_CUDA(cudaGetDevice(&device));
   BATON_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  overlaps_ = major >= 9;
+  clusters_ = major >= 9;
   chunks_.push_back(std::make_unique<Chunk>(kFirstTableBytes));
 }
 
@@ -271,7 +271,7 @@ void Recorder::RunActions() {
           attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
           attributes[config.numAttrs++].val.clusterDim = {action.cluster, 1, 1};
         }
-        if (action.overlapped && overlaps_) {
+        if (action.overlapped && clusters_) {
           attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
           attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
         }

@@ -42,6 +42,8 @@ class Recorder {
   Recorder(const Recorder&) = delete;
 
   cudaStream_t stream() const { return stream_; }
+  // Whether the GPU runs the blocks of a kernel in clusters, and kernels overlapped (Shape).
+  bool clusters() const { return clusters_; }
 
   // Passes do not nest.
   void BeginPass();
@@ -149,7 +151,7 @@ class Recorder {
   cudaStream_t stream_;
   Options options_;
   Counts counts_;
-  bool overlaps_ = false;  // the GPU has programmatic dependent launch
+  bool clusters_ = false;  // compute capability 9.0 on
   bool in_pass_ = false;
   int depth_ = 0;   // of operations
   int pieces_ = 0;  // of this pass that have started before its end
