@@ -47,7 +47,6 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
   if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
   if (request_.constraint) {
     constraint_ = request_.constraint->Begin();
-    mask_.resize(static_cast<size_t>(engine.info.vocab + 31) / 32);
   }
   result_.stats.prompt_tokens = sequence_.prompt_tokens;
   if (request_.max_tokens == 0 && request_.prompt_logprobs < 0) Stop(Generation::Stop::kLength);
@@ -91,7 +90,8 @@ void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
     const std::span row(logits.row(i), static_cast<size_t>(logits.dim(1)));
     const int64_t next = first + i + 1;  // where it scores, the first wanted row is row 0
     if (!score || next == sequence_.prompt_tokens) {
-      Pick(row);
+      Pick(0, HostSampler().Sample(row, RowAfter(0)), row);
+      choices_.clear();
     } else {
       result_.prompt_logprobs.push_back(
           LogprobsOf(row, sequence_.tokens[static_cast<size_t>(next)], request_.prompt_logprobs));
@@ -115,12 +115,12 @@ DecodeStep::Part ActiveRequest::NextPart() {
   DecodeStep::Part part{.kv = &sequence_.kv,
                         .plan = &sequence_.plan,
                         .tokens = std::span<const int32_t>(sequence_.tokens).last(1),
-                        .watch = sequence_.watch_or_null()};
+                        .watch = sequence_.watch_or_null(),
+                        .logits = request_.logprobs >= 0};
   if (!exact_) return part;
   if (!exact_->begun()) {
     base_ = sequence_.kv.length();
     exact_->Begin(sequence_.tokens, DraftRoom());
-    draft_sampler_ = sampler_;
   }
   verifying_ = !exact_->drafting();
   rows_.assign(1, sequence_.tokens.back());
@@ -128,12 +128,12 @@ DecodeStep::Part ActiveRequest::NextPart() {
   if (verifying_) {
     // What the drafts left in the cache is the plan's.
     sequence_.kv.Truncate(base_);
-    if (constraint_) constraint_->Rollback(std::exchange(told_, 0));
     rows_.insert(rows_.end(), drafts.begin(), drafts.end());
     part.plan = &engine_.model_plan;
     part.rows_alone = true;
-  } else if (!drafts.empty()) {
-    rows_.assign(1, drafts.back());
+  } else {
+    if (!drafts.empty()) rows_.assign(1, drafts.back());
+    part.logits = false;
   }
   part.tokens = rows_;
   return part;
@@ -146,22 +146,72 @@ int64_t ActiveRequest::DraftRoom() const {
   return std::max<int64_t>(0, std::min({tokens, positions, kMostDrafts}));
 }
 
-void ActiveRequest::Pick(std::span<const float> logits) {
+void ActiveRequest::SampleRows(std::span<SampleRow> rows) {
+  const size_t first = exact_ && !verifying_ ? exact_->drafts().size() : 0;
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = RowAfter(first + i);
+}
+
+// Where no token can follow, only whether the logits hold a number counts.
+SampleRow ActiveRequest::RowAfter(size_t drafts) {
+  Choice& choice = ChoiceAfter(drafts);
+  if (choice.state != Choice::State::kOpen) return {};
+  const size_t size = sequence_.tokens.size();
+  if (drafts > 0) {
+    const auto before = exact_->drafts().first(drafts);
+    sequence_.tokens.insert(sequence_.tokens.end(), before.begin(), before.end());
+  }
+  const SampleRow row =
+      sampler_.Row(sequence_.tokens, choice.mask, static_cast<int64_t>(drafts), choice.entries);
+  sequence_.tokens.resize(size);
+  return row;
+}
+
+ActiveRequest::Choice& ActiveRequest::ChoiceAfter(size_t drafts) {
+  while (choices_.size() <= drafts) choices_.push_back(Constrain(choices_.size()));
+  return choices_[drafts];
+}
+
+// After the choice that has one draft less.
+ActiveRequest::Choice ActiveRequest::Constrain(size_t drafts) {
+  Choice choice;
+  if (!constraint_) return choice;
+  if (drafts > 0) {
+    const bool open = choices_[drafts - 1].state == Choice::State::kOpen;
+    if (!open || !constraint_->Accept(exact_->drafts()[drafts - 1])) {
+      choice.state = Choice::State::kNever;
+      return choice;
+    }
+    ++told_;
+  }
+  const auto start = std::chrono::steady_clock::now();
+  choice.mask.resize(static_cast<size_t>(engine_.info.vocab + 31) / 32);
+  Result<bool> more = constraint_->Next(choice.mask);
+  result_.stats.constraint_seconds += SecondsSince(start);
+  if (!more.ok()) {
+    choice.state = Choice::State::kStuck;
+    choice.error = std::move(more).error();
+  } else if (!*more) {
+    choice.state = Choice::State::kComplete;
+  }
+  return choice;
+}
+
+void ActiveRequest::Pick(size_t drafts, const SampledRow& sampled, std::span<const float> logits) {
   const auto no_number = [&](const char* what) {
     return Error::Corrupt("the logits after position {} hold no number{}",
-                          sequence_.tokens.size() - 1, what)
+                          sequence_.tokens.size() + drafts - 1, what)
         .Hint(
             "weights that are not numbers, or values that overflow the cache's type; compare "
             "with --backend ref");
   };
-  if (!HoldNumber(logits)) return FailPick(no_number(""));
-  const Result<bool> more = Constrain();
-  if (!more.ok()) return FailPick(more.error());
-  if (!*more) return picked_.push_back({.token = kNothing});
-  Picked picked{.token = sampler_.Sample(logits, sequence_.tokens, mask_),
-                .hash = HashLogits(logits.data(), static_cast<int64_t>(logits.size()))};
-  if (constraint_ && !constraint_->Accept(picked.token))
+  if (sampled.token == SampledRow::kNoNumber) return FailPick(no_number(""));
+  const Choice& choice = choices_[drafts];
+  if (choice.state == Choice::State::kStuck) return FailPick(*choice.error);
+  if (choice.state == Choice::State::kComplete) return picked_.push_back({.token = kNothing});
+  if (sampled.token < 0 || (constraint_ && !constraint_->Accept(sampled.token)))
     return FailPick(no_number(" among the tokens that the grammar allows"));
+  sampler_.Advance();
+  Picked picked{.token = sampled.token, .hash = HashText(sampled.hash)};
   if (request_.logprobs >= 0) picked.logprobs = LogprobsOf(logits, picked.token, request_.logprobs);
   picked_.push_back(std::move(picked));
 }
@@ -171,54 +221,27 @@ void ActiveRequest::FailPick(Error error) {
   if (picked_.empty()) Fail(std::move(error));
 }
 
-Result<bool> ActiveRequest::Constrain() {
-  if (!constraint_) return true;
-  const auto start = std::chrono::steady_clock::now();
-  Result<bool> more = constraint_->Next(mask_);
-  result_.stats.constraint_seconds += SecondsSince(start);
-  return more;
-}
-
-// After the drafts so far, which need not be what the constraint allows.
-bool ActiveRequest::ConstrainDraft() {
-  if (!constraint_) return true;
-  const std::span<const int32_t> drafts = exact_->drafts();
-  for (; told_ < std::ssize(drafts); ++told_) {
-    if (!constraint_->Accept(drafts[static_cast<size_t>(told_)])) return false;
-  }
-  const Result<bool> more = Constrain();
-  return more.ok() && *more;
-}
-
 // The plan's next token, drawn by what will draw dense decoding's.
-void ActiveRequest::Draft(std::span<const float> logits) {
-  if (!HoldNumber(logits) || !ConstrainDraft()) return exact_->StopDrafting();
-  const size_t size = sequence_.tokens.size();
-  const std::span<const int32_t> drafts = exact_->drafts();
-  sequence_.tokens.insert(sequence_.tokens.end(), drafts.begin(), drafts.end());
-  const int32_t token = draft_sampler_->Sample(logits, sequence_.tokens, mask_);
-  sequence_.tokens.resize(size);
-  exact_->AddDraft(token);
+void ActiveRequest::Draft(const SampledRow& sampled) {
+  const bool open = choices_[exact_->drafts().size()].state == Choice::State::kOpen;
+  if (sampled.token < 0 || !open) return exact_->StopDrafting();
+  exact_->AddDraft(sampled.token);
 }
 
-void ActiveRequest::Accept(int64_t first, View<const float> logits) {
-  const auto row = [&](int64_t i) {
-    return std::span(logits.row(i), static_cast<size_t>(logits.dim(1)));
-  };
-  if (!exact_) return Pick(row(0));
-  if (!verifying_) return Draft(row(0));
+void ActiveRequest::Accept(std::span<const SampledRow> sampled, View<const float> logits) {
+  if (exact_ && !verifying_) return Draft(sampled[0]);
+  // What was picked, and not the drafts, is what the constraint sees next.
+  if (constraint_) constraint_->Rollback(std::exchange(told_, 0));
   // A row counts as long as every draft before it was what dense decoding picked.
-  const std::span<const int32_t> drafts = exact_->drafts();
-  const size_t size = sequence_.tokens.size();
-  for (int64_t i = 0; i < logits.dim(0); ++i) {
-    const auto before = static_cast<size_t>(first + i);
-    if (picked_.size() != before) break;
-    if (before > 0 && picked_.back().token != drafts[before - 1]) break;
-    sequence_.tokens.insert(sequence_.tokens.end(), drafts.begin(),
-                            drafts.begin() + static_cast<int64_t>(before));
-    Pick(row(i));
-    sequence_.tokens.resize(size);
+  for (size_t i = 0; i < sampled.size() && picked_.size() == i; ++i) {
+    if (i > 0 && picked_.back().token != exact_->drafts()[i - 1]) break;
+    const std::span<const float> row =
+        logits.empty()
+            ? std::span<const float>()
+            : std::span(logits.row(static_cast<int64_t>(i)), static_cast<size_t>(logits.dim(1)));
+    Pick(i, sampled[i], row);
   }
+  choices_.clear();
 }
 
 void ActiveRequest::FailPart(Error error) {

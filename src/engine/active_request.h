@@ -1,6 +1,7 @@
 // One request from submission to its last token: its sequence, its sampler and its text.
 #pragma once
 
+#include <deque>
 #include <optional>
 #include <span>
 #include <string>
@@ -61,9 +62,12 @@ class ActiveRequest {
   // Its rows of the next decode pass: the newest token, or, where it drafts, the newest draft or
   // all rows of a verification. The part points into this object.
   DecodeStep::Part NextPart();
-  // The logits of rows first, first + 1, ... of that part: picks tokens. Runs no callbacks, so it
-  // may run within a forward pass.
-  void Accept(int64_t first, View<const float> logits);
+  // Before the pass: how the rows of that part pick their tokens, each as if the drafts before it
+  // were right. The rows point into this object.
+  void SampleRows(std::span<SampleRow> rows);
+  // After the pass: what they picked, and the rows' logits, [n, vocab] on the host, where the
+  // request wants them. Runs no callbacks.
+  void Accept(std::span<const SampledRow> sampled, View<const float> logits);
   // The pass could not compute its part.
   void FailPart(Error error);
   // After the pass: picked tokens become text, one of them perhaps the last. `share`: its rows of
@@ -89,18 +93,28 @@ class ActiveRequest {
     std::string hash;
     Generation::Logprobs logprobs;
   };
+  // What may follow the newest token and some drafts, as the constraint has it.
+  struct Choice {
+    // kNever: a draft is not what the constraint allows. kStuck: it goes on with no token.
+    enum class State { kOpen, kComplete, kStuck, kNever };
+    State state = State::kOpen;
+    std::optional<Error> error;  // kStuck
+    std::vector<uint32_t> mask;  // kOpen, with a constraint
+    std::vector<SampleEntry> entries;
+  };
   void Emit(std::string piece, bool last);
   void CountDecode(double seconds, const ResolvedPlan& plan);
-  void Pick(std::span<const float> logits);
+  Choice& ChoiceAfter(size_t drafts);
+  Choice Constrain(size_t drafts);
+  SampleRow RowAfter(size_t drafts);
+  // `logits` may be empty where the request wants no log-probabilities.
+  void Pick(size_t drafts, const SampledRow& sampled, std::span<const float> logits);
   void FailPick(Error error);
-  // Sets mask_ to what the constraint lets come next; without one it stays empty. As Next.
-  Result<bool> Constrain();
-  bool ConstrainDraft();
   void PromptLogits(int64_t first, View<const float> logits);
   void AdvanceByPicked();
   void AdvanceBy(Picked& picked);
   int64_t DraftRoom() const;
-  void Draft(std::span<const float> logits);
+  void Draft(const SampledRow& sampled);
   // Whether a control token, which has no text of its own in the answer, completes a stop string;
   // what that string had held back is dropped.
   bool CompletesStop(int32_t token);
@@ -122,11 +136,10 @@ class ActiveRequest {
   StreamDecoder decoder_;
   std::vector<Picked> picked_;                   // by Accept, not yet seen by Advance
   std::unique_ptr<ConstraintState> constraint_;  // has seen what was picked, and told_ drafts
-  std::vector<uint32_t> mask_;
   int told_ = 0;
+  std::deque<Choice> choices_;  // of this turn, by the number of drafts
   std::optional<ExactDrafts> exact_;
-  std::optional<Sampler> draft_sampler_;  // draws what the sampler would draw next
-  std::vector<int32_t> rows_;             // of the pass at hand: a draft's, or a verification's
+  std::vector<int32_t> rows_;  // of the pass at hand: a draft's, or a verification's
   bool verifying_ = false;
   int64_t base_ = 0;  // positions of the cache that are dense decoding's own
   Generation result_;

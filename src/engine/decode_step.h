@@ -24,6 +24,7 @@ class DecodeStep {
     std::span<const int32_t> tokens;  // follow what `kv` holds; each attends as in decode
     Watch* watch = nullptr;
     bool rows_alone = false;  // see AttentionSegment
+    bool logits = false;      // Sample brings them to the host too
   };
 
   // Makes room for the part's tokens. An error (the cache is full) leaves the step without it.
@@ -37,20 +38,34 @@ class DecodeStep {
   using OnLogits = std::function<void(size_t part, int64_t first, View<const float> logits)>;
 
   // Runs the pass and drops what rings no longer keep. on_logits sees the wanted rows of parts that
-  // did not fail, in order; null: no logits are made, unless batch.on_greedy asks for tokens (of
-  // all parts). batch.logit_rows: the wanted rows of the step; empty: all. `batch` may also bring
-  // an observer, layers and what enters or is captured there. With `threads`, calls for different
-  // parts come from several threads at once: sampling many requests takes as long as their step.
-  void Forward(Transformer& model, const OnLogits& on_logits, ForwardBatch batch = {},
-               ThreadPool* threads = nullptr);
+  // did not fail, in order; null: no logits are made. batch.logit_rows: the wanted rows of the
+  // step; empty: all. `batch` may also bring an observer, layers and what enters or is captured
+  // there.
+  void Forward(Transformer& model, const OnLogits& on_logits, ForwardBatch batch = {});
 
-  // After Forward, by part.
+  struct SampleCalls {
+    // Fills in how the part's rows pick their tokens; left as they are, they take the largest
+    // logit. Before the pass.
+    std::function<void(size_t part, std::span<SampleRow> rows)> before;
+    // What the rows of a part that did not fail picked, after the pass. logits: [n, vocab] where
+    // the part wants them, else empty.
+    std::function<void(size_t part, std::span<const SampledRow> sampled, View<const float> logits)>
+        after;
+  };
+  // The same with a token picked for every row. Calls for different parts come from several threads
+  // at once: the masks and log-probabilities of many requests take as long as those of one.
+  void Sample(Transformer& model, const SampleCalls& calls, ThreadPool& threads);
+
+  // After Forward or Sample, by part.
   const SegmentFailure& failure(size_t part) const { return failures_[part]; }
 
  private:
+  void Run(Transformer& model, ForwardBatch batch);
+
   std::vector<int32_t> tokens_;
   std::vector<AttentionSegment> segments_;
   std::vector<KvSequence*> sequences_;
+  std::vector<bool> logits_wanted_;
   std::vector<SegmentFailure> failures_;
 };
 

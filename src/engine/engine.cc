@@ -3,9 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
-#include <cstring>
 #include <map>
 #include <numeric>
 
@@ -92,24 +90,7 @@ Result<std::optional<Router>> RouterOf(const Checkpoint& c, const EngineOptions&
 
 }  // namespace
 
-std::string HashLogits(const float* logits, int64_t count) {
-  // Four lanes, so that multiplications do not wait for each other: this runs once a token.
-  constexpr uint64_t kPrime = 0x100000001b3u;
-  uint64_t lanes[4] = {0xcbf29ce484222325u, 1, 2, 3};
-  const auto mix = [](uint64_t h, uint64_t word) { return std::rotl(h ^ word, 23) * kPrime; };
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    for (int l = 0; l < 4; ++l) {
-      uint64_t word;
-      std::memcpy(&word, logits + i + 2 * l, 8);
-      lanes[l] = mix(lanes[l], word);
-    }
-  }
-  uint64_t h = 0;
-  for (; i < count; ++i) h = mix(h, std::bit_cast<uint32_t>(logits[i]));
-  for (const uint64_t lane : lanes) h = mix(h, lane);
-  return fmt::format("{:08x}", static_cast<uint32_t>(h ^ (h >> 32)));
-}
+std::string HashText(uint32_t hash) { return fmt::format("{:08x}", hash); }
 
 // On the host, tiles of prompts begin at multiples of sizes that divide a page. Estimates of sparse
 // prompts, and other devices, know only where a pass begins.

@@ -72,7 +72,7 @@ struct Engine::Impl {
 // What a model's layers are and what its caches take, from its shape and its own plan.
 void DescribeLayers(const Engine::Impl& engine, ModelInfo& info);
 
-// An 8-digit hex hash of a row of logits.
-std::string HashLogits(const float* logits, int64_t count);
+// Of a row of logits, as statistics show it: 8 hex digits.
+std::string HashText(uint32_t hash);
 
 }  // namespace baton

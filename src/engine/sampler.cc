@@ -1,39 +1,13 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
-#include <numbers>
 #include <numeric>
 
-#include "ops/argmax.h"
+#include "ops/sample.h"
 
 namespace baton {
-namespace {
-
-constexpr size_t kBlock = 256, kLanes = 16;  // what the loops below are written in for the compiler
-
-// 2^x for x <= 0 within 3e-7; 0 from -127 on down and for what is not a number.
-inline float Exp2(float x) {
-  x = x > -127.0f ? x : -127.0f;
-  const int n = static_cast<int>(x - 0.5f);
-  const float f = x - static_cast<float>(n);
-  float y = 0x1.5bba14p-10f;
-  y = y * f + 0x1.3cea88p-7f;
-  y = y * f + 0x1.c6b752p-5f;
-  y = y * f + 0x1.ebf9bcp-3f;
-  y = y * f + 0x1.62e42ap-1f;
-  y = y * f + 1.0f;
-  return y * std::bit_cast<float>((n + 127) << 23);
-}
-
-}  // namespace
-
-bool HoldNumber(std::span<const float> logits) {
-  return std::any_of(logits.begin(), logits.end(),
-                     [](float l) { return l > -std::numeric_limits<float>::infinity(); });
-}
 
 Generation::Logprobs LogprobsOf(std::span<const float> logits, int32_t token, int top) {
   const auto value = [&](int32_t id) {
@@ -83,131 +57,44 @@ Status CheckSampling(const Sampling& s, int64_t vocab) {
 }
 
 // SplitMix64: one multiply-xorshift chain per draw, the same on every machine.
-double Sampler::NextUniform() {
-  state_ += 0x9e3779b97f4a7c15u;
-  uint64_t z = state_;
+double Sampler::Uniform(int64_t draw) const {
+  uint64_t z = options_.seed + (static_cast<uint64_t>(draw) + 1) * 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   z ^= z >> 31;
   return static_cast<double>(z >> 11) * 0x1p-53;
 }
 
-std::span<const float> Sampler::Adjusted(std::span<const float> input,
-                                         std::span<const int32_t> history,
-                                         std::span<const uint32_t> mask) {
-  const bool unpenalized = options_.repetition_penalty == 1 && options_.presence_penalty == 0 &&
-                           options_.frequency_penalty == 0;
-  const bool penalized = !unpenalized && !history.empty();
-  if (!penalized && options_.logit_bias.empty() && mask.empty()) return input;
-  logits_.assign(input.begin(), input.end());
-  for (const LogitBias& b : options_.logit_bias) logits_[static_cast<size_t>(b.token)] += b.bias;
-  if (penalized) Penalize(history);
-  constexpr float kNever = -std::numeric_limits<float>::infinity();
-  for (size_t i = 0; !mask.empty() && i < logits_.size(); ++i)
-    logits_[i] = mask[i / 32] >> (i % 32) & 1 ? logits_[i] : kNever;
-  return logits_;
-}
-
-void Sampler::Penalize(std::span<const int32_t> history) {
+SampleRow Sampler::Row(std::span<const int32_t> history, std::span<const uint32_t> mask,
+                       int64_t ahead, std::vector<SampleEntry>& entries) const {
+  const bool penalized = options_.repetition_penalty != 1 || options_.presence_penalty != 0 ||
+                         options_.frequency_penalty != 0;
   const size_t window = std::min(history.size(), static_cast<size_t>(options_.penalty_window));
-  std::vector<int32_t> seen(history.end() - static_cast<ptrdiff_t>(window), history.end());
-  std::sort(seen.begin(), seen.end());
-  for (size_t i = 0; i < seen.size();) {
-    const size_t begin = i;
-    while (i < seen.size() && seen[i] == seen[begin]) ++i;
-    float& l = logits_[static_cast<size_t>(seen[begin])];
-    l = l > 0 ? l / options_.repetition_penalty : l * options_.repetition_penalty;
-    l -= options_.presence_penalty + options_.frequency_penalty * static_cast<float>(i - begin);
-  }
-}
-
-int32_t Sampler::Sample(std::span<const float> input, std::span<const int32_t> history,
-                        std::span<const uint32_t> mask) {
-  const std::span<const float> logits = Adjusted(input, history, mask);
-  const int32_t best = Largest(logits);
-  const float largest = logits[static_cast<size_t>(best)];
-  if (options_.temperature == 0 || std::isnan(largest)) return best;
-  const double total = Weigh(logits, largest);
-  // The likeliest k, or all that the other cuts may keep: those that weigh less than their even
-  // share of what top-p drops weigh less than that together.
-  const double dropped = (1 - static_cast<double>(options_.top_p)) * total;
-  const double least =
-      std::max<double>(options_.min_p, 0.5 * dropped / static_cast<double>(logits.size()));
-  if (options_.top_k == 0 && least == 0) return Draw(total);
-  order_.clear();
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (weights_[i] > 0 && (options_.top_k > 0 || weights_[i] >= least))
-      order_.push_back(static_cast<int32_t>(i));
-  }
-  size_t keep = options_.top_k > 0 ? std::min(order_.size(), static_cast<size_t>(options_.top_k))
-                                   : order_.size();
-  std::partial_sort(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(keep), order_.end(),
-                    [&](int32_t a, int32_t b) {
-                      const float x = logits[static_cast<size_t>(a)],
-                                  y = logits[static_cast<size_t>(b)];
-                      if (std::isnan(x) || std::isnan(y)) return !std::isnan(x) && std::isnan(y);
-                      return x > y || (x == y && a < b);
-                    });
-  order_.resize(keep);
-  const auto weight = [&](size_t i) {
-    return static_cast<double>(weights_[static_cast<size_t>(order_[i])]);
-  };
-  double kept = total;
-  if (options_.top_k > 0) {
-    kept = 0;
-    for (size_t i = 0; i < keep; ++i) kept += weight(i);
-  }
-  double sum = 0;
-  for (size_t i = 0; i < keep; ++i) {
-    if (weight(i) < options_.min_p || (i > 0 && sum >= options_.top_p * kept)) {
-      keep = i;
-      break;
+  entries.clear();
+  for (const LogitBias& b : options_.logit_bias) entries.push_back({b.token, b.bias, 0});
+  for (const int32_t token : history.last(penalized ? window : 0)) entries.push_back({token, 0, 1});
+  std::stable_sort(entries.begin(), entries.end(),
+                   [](const SampleEntry& a, const SampleEntry& b) { return a.token < b.token; });
+  size_t merged = 0;
+  for (const SampleEntry& e : entries) {
+    if (merged > 0 && entries[merged - 1].token == e.token) {
+      entries[merged - 1].bias += e.bias;
+      entries[merged - 1].count += e.count;
+    } else {
+      entries[merged++] = e;
     }
-    sum += weight(i);
   }
-  double x = NextUniform() * sum;
-  for (size_t i = 0; i < keep; ++i) {
-    x -= weight(i);
-    if (x < 0) return order_[i];
-  }
-  return order_[keep - 1];
-}
-
-double Sampler::Weigh(std::span<const float> logits, float largest) {
-  weights_.resize(logits.size());
-  sums_.clear();
-  const float scale = std::numbers::log2e_v<float> / options_.temperature;
-  double total = 0;
-  for (size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    const size_t end = std::min(begin + kBlock, logits.size());
-    // The largest may be infinite: its distance to itself is 0, not NaN.
-    for (size_t i = begin; i < end; ++i)
-      weights_[i] = logits[i] == largest ? 1.0f : Exp2((logits[i] - largest) * scale);
-    float lanes[kLanes] = {};
-    size_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (size_t l = 0; l < kLanes; ++l) lanes[l] += weights_[i + l];
-    }
-    for (; i < end; ++i) lanes[0] += weights_[i];
-    sums_.push_back(std::accumulate(lanes, lanes + kLanes, 0.0));
-    total += sums_.back();
-  }
-  return total;
-}
-
-int32_t Sampler::Draw(double total) {
-  double x = NextUniform() * total;
-  size_t block = 0;
-  while (block + 1 < sums_.size() && x >= sums_[block]) x -= sums_[block++];
-  // Sums in another order round otherwise: past the block's end, its last possible token.
-  size_t last = 0;
-  for (size_t i = block * kBlock; i < std::min((block + 1) * kBlock, weights_.size()); ++i) {
-    if (weights_[i] == 0) continue;
-    last = i;
-    x -= weights_[i];
-    if (x < 0) break;
-  }
-  return static_cast<int32_t>(last);
+  entries.resize(merged);
+  return {.temperature = options_.temperature,
+          .top_k = options_.top_k,
+          .top_p = options_.top_p,
+          .min_p = options_.min_p,
+          .uniform = Uniform(draws_ + ahead),
+          .repetition_penalty = options_.repetition_penalty,
+          .presence_penalty = options_.presence_penalty,
+          .frequency_penalty = options_.frequency_penalty,
+          .entries = entries,
+          .mask = mask};
 }
 
 }  // namespace baton

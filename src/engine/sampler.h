@@ -1,4 +1,5 @@
-// From logits to a token, seeded and repeatable.
+// How a request picks its tokens: its options and its seeded generator. Ops::Sample does the
+// picking.
 #pragma once
 
 #include <cstdint>
@@ -6,41 +7,28 @@
 #include <vector>
 
 #include "baton/engine.h"
+#include "ops/params.h"
 
 namespace baton {
 
 class Sampler {
  public:
-  explicit Sampler(const Sampling& options) : options_(options), state_(options.seed) {}
+  explicit Sampler(const Sampling& options) : options_(options) {}
 
-  // Picks a token: biases, then penalties over the latest `history`, then those of `mask` (bit
-  // t % 32 of mask[t / 32]; empty: all), then temperature, top-k, top-p, min-p. Temperature 0 takes
-  // the largest logit, the lower id on ties. Logits that are not numbers, and tokens outside the
-  // mask, are only picked if there is nothing else.
-  int32_t Sample(std::span<const float> logits, std::span<const int32_t> history,
-                 std::span<const uint32_t> mask = {});
+  // How the token after `history` is picked, of those in `mask`, by the draw that is `ahead` draws
+  // after the next one. `entries` holds what changes single logits: biases, and penalties of the
+  // latest tokens. Both last as long as the row.
+  SampleRow Row(std::span<const int32_t> history, std::span<const uint32_t> mask, int64_t ahead,
+                std::vector<SampleEntry>& entries) const;
+  // A token was picked: the next draw follows.
+  void Advance() { ++draws_; }
 
  private:
-  // The logits with biases, penalties and the mask: `input` itself where there are none.
-  std::span<const float> Adjusted(std::span<const float> input, std::span<const int32_t> history,
-                                  std::span<const uint32_t> mask);
-  void Penalize(std::span<const int32_t> history);  // logits_
-  double NextUniform();                             // [0, 1)
-  // Sets weights_ to e^((logit - largest) / temperature), sums_ to what each block of them comes
-  // to, and returns the sum of all.
-  double Weigh(std::span<const float> logits, float largest);
-  int32_t Draw(double total);  // by the weights, in the order of ids
+  double Uniform(int64_t draw) const;  // [0, 1)
 
-  Sampling options_;
-  uint64_t state_;
-  std::vector<float> logits_;
-  std::vector<float> weights_;
-  std::vector<double> sums_;
-  std::vector<int32_t> order_;
+  const Sampling options_;
+  int64_t draws_ = 0;
 };
-
-// Whether some logit is above -inf: there is a token to pick. Looks at one where all is well.
-bool HoldNumber(std::span<const float> logits);
 
 // Of one row of logits: `token`, and the `top` likeliest, the lower id first on ties.
 Generation::Logprobs LogprobsOf(std::span<const float> logits, int32_t token, int top);

@@ -205,12 +205,12 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   }
   if (parts.empty()) return;
   // Requests whose row failed end; the rows of others are what they would be without them.
-  step.Forward(
+  step.Sample(
       *engine_.model,
-      [&](size_t part, int64_t first, View<const float> logits) {
-        parts[part]->Accept(first, logits);
-      },
-      {}, &engine_.pool);
+      {.before = [&](size_t part, std::span<SampleRow> rows) { parts[part]->SampleRows(rows); },
+       .after = [&](size_t part, std::span<const SampledRow> sampled,
+                    View<const float> logits) { parts[part]->Accept(sampled, logits); }},
+      engine_.pool);
   const double seconds = SecondsSince(start);
   pace_.Decoded(seconds);
   for (size_t i = 0; i < parts.size(); ++i) {

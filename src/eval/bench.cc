@@ -85,12 +85,11 @@ class Lane {
     tokens_ = MadeUpTokens(static_cast<int64_t>(sessions_.size()), vocab(), 2);
     kv_bytes_ = 0;
     const auto start = Clock::now();
-    for (int64_t i = 0; i < steps; ++i) BATON_TRY(Step(/*last=*/i + 1 == steps));
+    for (int64_t i = 0; i < steps; ++i) BATON_TRY(Step());
     const double seconds = SecondsSince(start);
     for (int64_t i = 0; i < steps; ++i)
       kv_bytes_ += KvBytes(engine_->impl(), plan_, depth_ + i + 1);
     kv_bytes_ /= static_cast<double>(steps);
-    hash_ = HashLogits(logits_.data(), static_cast<int64_t>(logits_.size()));
     return seconds;
   }
 
@@ -109,7 +108,7 @@ class Lane {
   }
   Result<std::vector<OpTime>> TraceStep() {
     Rewind();
-    return Trace([&] { return Step(/*last=*/false); });
+    return Trace([&] { return Step(); });
   }
 
   const ResolvedPlan* plan() const { return plan_; }
@@ -133,9 +132,8 @@ class Lane {
     return ops;
   }
 
-  // One forward pass with a row of every sequence, whose largest logits give the next tokens; of
-  // the last step the first sequence's logits are kept instead.
-  Status Step(bool last) {
+  // One forward pass with a row of every sequence, whose largest logits give the next tokens.
+  Status Step() {
     Engine::Impl& impl = engine_->impl();
     if (impl.cancelled.load(std::memory_order_relaxed)) return Error::Cancelled();
     DecodeStep step;
@@ -144,19 +142,14 @@ class Lane {
                           .plan = plan_ ? plan_ : &impl.model_plan,
                           .tokens = std::span<const int32_t>(tokens_).subspan(i, 1)}));
     }
-    ForwardBatch batch;
-    if (!last) {
-      batch.on_greedy = [&](int64_t first, std::span<const int32_t> tokens) {
-        for (const int32_t token : tokens)
-          tokens_[static_cast<size_t>(first++)] = std::max(token, 0);
-      };
-    }
-    step.Forward(
-        *impl.model,
-        [&](size_t part, int64_t, View<const float> logits) {
-          if (part == 0) logits_.assign(logits.row(0), logits.row(0) + logits.dim(1));
-        },
-        batch);
+    step.Sample(*impl.model,
+                {.before = [](size_t, std::span<SampleRow>) {},
+                 .after =
+                     [&](size_t part, std::span<const SampledRow> sampled, View<const float>) {
+                       tokens_[part] = std::max(sampled[0].token, 0);
+                       if (part == 0) hash_ = HashText(sampled[0].hash);
+                     }},
+                impl.pool);
     for (size_t i = 0; i < sessions_.size(); ++i) {
       if (step.failure(i).failed()) return step.failure(i).ToError();
     }
@@ -168,9 +161,8 @@ class Lane {
   const ResolvedPlan* plan_;
   int64_t depth_;
   std::vector<int32_t> tokens_;  // the latest of each sequence
-  std::vector<float> logits_;    // of the first sequence's last step
   double kv_bytes_ = 0;
-  std::string hash_;
+  std::string hash_;  // of the first sequence's latest logits
 };
 
 Status CheckOptions(const BenchOptions& o) {

@@ -232,11 +232,21 @@ void Ops::CopyRows(const CopyRowsParams& p) {
   DoCopyRows(p);
 }
 
-void Ops::Argmax(const ArgmaxParams& p) {
-  BATON_CHECK(p.x.contiguous() && p.index != nullptr);
-  if (p.x.dim(0) == 0) return;
-  Trace::Scope scope(trace_, OpKind::kArgmax, 4.0 * static_cast<double>(p.x.size()), 0);
-  DoArgmax(p);
+void Ops::Sample(const SampleParams& p) {
+  BATON_CHECK(p.logits.contiguous() && p.logits.dim(1) > 0 && p.sampled != nullptr);
+  BATON_CHECK_EQ(p.logits.dim(0), std::ssize(p.rows));
+  const int64_t vocab = p.logits.dim(1);
+  for (const SampleRow& r : p.rows) {
+    BATON_CHECK(r.uniform >= 0 && r.uniform < 1);
+    BATON_CHECK(r.mask.empty() || std::ssize(r.mask) == (vocab + 31) / 32);
+    for (size_t i = 0; i < r.entries.size(); ++i) {
+      BATON_CHECK(r.entries[i].token > (i > 0 ? r.entries[i - 1].token : -1));
+      BATON_CHECK_LT(r.entries[i].token, vocab);
+    }
+  }
+  if (p.rows.empty()) return;
+  Trace::Scope scope(trace_, OpKind::kSample, 4.0 * static_cast<double>(p.logits.size()), 0);
+  DoSample(p);
 }
 
 void Ops::Add(const AddParams& p) {

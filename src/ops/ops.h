@@ -16,12 +16,14 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/device.h"
 #include "base/thread_pool.h"
 #include "baton/error.h"
 #include "ops/attention_params.h"
 #include "ops/params.h"
+#include "ops/sample.h"
 #include "ops/trace.h"
 
 namespace baton {
@@ -62,7 +64,7 @@ class Ops {
 
   void Embed(const EmbedParams& p);
   void CopyRows(const CopyRowsParams& p);
-  void Argmax(const ArgmaxParams& p);
+  void Sample(const SampleParams& p);
   void Add(const AddParams& p);
   void RotaryTable(const RotaryTableParams& p);
   void Route(const RouteParams& p);
@@ -83,17 +85,20 @@ class Ops {
   virtual void DoMass(const MassParams& p) = 0;
   virtual void DoSelect(const SelectParams& p) = 0;
   // Small or bound by memory: one implementation serves every backend that computes on the host
-  // (row_ops.cc, route.cc).
+  // (row_ops.cc, route.cc, sample.cc).
   virtual void DoGather(const GatherParams& p);
   virtual void DoEmbed(const EmbedParams& p);
   virtual void DoCopyRows(const CopyRowsParams& p);
-  virtual void DoArgmax(const ArgmaxParams& p);
+  virtual void DoSample(const SampleParams& p);
   virtual void DoAdd(const AddParams& p);
   virtual void DoRotaryTable(const RotaryTableParams& p);
   virtual void DoRoute(const RouteParams& p);
 
   ThreadPool& threads_;
   Trace trace_;
+
+ private:
+  std::vector<HostSampler> samplers_;  // [threads], of DoSample
 };
 
 // The obvious implementation, single precision throughout, no SIMD: the oracle of every other

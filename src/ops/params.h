@@ -91,11 +91,49 @@ struct CopyRowsParams {
   View<float> to;                 // [n, C]; no part of `from`
 };
 
-// index[i] = where row i is largest, the lower of equal ones; -1 where nothing is above -inf. NaN
-// is never the largest.
-struct ArgmaxParams {
-  View<const float> x;       // [n, C], contiguous
-  int32_t* index = nullptr;  // [n]
+// What changes one token's logit before it is picked from: bias + logit, and, where the token
+// occurred, the penalties.
+struct SampleEntry {
+  int32_t token = 0;
+  float bias = 0;
+  int32_t count = 0;  // occurrences that the penalties see
+};
+
+// How a token is picked from a row of logits: entries, then those of `mask`, then temperature,
+// top-k, top-p, min-p. Temperature 0 takes the largest logit, the lower id on ties.
+//
+// Otherwise the weight of a token is e^((logit - largest) / temperature). Without cuts the tokens
+// of the mask follow each other in the order of ids. With cuts they do in descending order of their
+// logits, by id on ties, and those stay that are among the first top_k, come before the sum of
+// weights reaches top_p of what top_k leaves, and weigh at least min_p. The token is picked within
+// which the sum of weights passes `uniform` times the sum of all that stay.
+struct SampleRow {
+  float temperature = 0;
+  int32_t top_k = 0;   // 0: off
+  float top_p = 1;     // 1: off
+  float min_p = 0;     // 0: off
+  double uniform = 0;  // in [0, 1)
+  // An entry's logit is divided by the first where it is positive, and otherwise multiplied; then
+  // the second and count times the third are subtracted.
+  float repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
+  std::span<const SampleEntry> entries;  // ascending tokens, each once
+  std::span<const uint32_t> mask;  // bit t % 32 of mask[t / 32]: token t may be picked; or empty
+};
+
+struct SampledRow {
+  int32_t token = 0;
+  uint32_t hash = 0;  // HashLogits (ops/sample.h) of the logits as they are given
+
+  static constexpr int32_t kNoNumber = -1;     // none of the logits is above -inf
+  static constexpr int32_t kNoneAllowed = -2;  // none is after entries and mask
+};
+
+// Picks a token from each row of logits, which stay as they are. A logit that is not a number is
+// never picked. Rows of several backends may differ in tokens on the edge of rounding.
+struct SampleParams {
+  View<const float> logits;         // [n, vocab], contiguous
+  std::span<const SampleRow> rows;  // [n]
+  SampledRow* sampled = nullptr;    // [n]
 };
 
 // x += y, any equal shapes, contiguous.

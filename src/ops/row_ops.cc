@@ -1,10 +1,8 @@
 // Operations on rows of the batch that are bound by memory: every backend on the host shares them.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "formats/dequantize.h"
-#include "ops/argmax.h"
 #include "ops/ops.h"
 
 namespace baton {
@@ -70,18 +68,6 @@ void Ops::DoCopyRows(const CopyRowsParams& p) {
   ForRows(threads_, p.to.dim(0), values, [&](int64_t first, int64_t end) {
     for (int64_t i = first; i < end; ++i)
       std::copy_n(p.from.row(p.rows[static_cast<size_t>(i)]), values, p.to.row(i));
-  });
-}
-
-void Ops::DoArgmax(const ArgmaxParams& p) {
-  ForRows(threads_, p.x.dim(0), p.x.dim(1), [&](int64_t first, int64_t end) {
-    for (int64_t t = first; t < end; ++t) {
-      const std::span<const float> row(p.x.row(t), static_cast<size_t>(p.x.dim(1)));
-      const int32_t largest = Largest(row);
-      const bool number =
-          row[static_cast<size_t>(largest)] > -std::numeric_limits<float>::infinity();
-      p.index[t] = number ? largest : -1;
-    }
   });
 }
 

@@ -24,7 +24,7 @@ enum class OpKind {
   kSelect,
   kEmbed,
   kCopyRows,
-  kArgmax,
+  kSample,
   kAdd,
   kRotaryTable,
   kRoute,
@@ -34,7 +34,7 @@ enum class OpKind {
 constexpr std::string_view Name(OpKind op) {
   constexpr std::string_view kNames[] = {
       "linear", "glu",    "output layer", "norm",      "store",  "gather", "attend",       "merge",
-      "mass",   "select", "embed",        "copy rows", "argmax", "add",    "rotary table", "route"};
+      "mass",   "select", "embed",        "copy rows", "sample", "add",    "rotary table", "route"};
   static_assert(std::size(kNames) == static_cast<size_t>(OpKind::kCount));
   return kNames[static_cast<int>(op)];
 }

@@ -6,6 +6,10 @@
 #include <limits>
 #include <map>
 #include <random>
+#include <set>
+#include <tuple>
+
+#include "ops/sample.h"
 
 namespace baton {
 namespace {
@@ -25,9 +29,26 @@ int32_t ArgMax(const std::vector<float>& x) {
   return static_cast<int32_t>(std::max_element(x.begin(), x.end()) - x.begin());
 }
 
+// Picks on the host, one token after the other.
+class Picker {
+ public:
+  explicit Picker(const Sampling& options) : sampler_(options) {}
+  int32_t Sample(const std::vector<float>& logits, const std::vector<int32_t>& history) {
+    const int32_t token =
+        host_.Sample(logits, sampler_.Row(history, {}, /*ahead=*/0, entries_)).token;
+    sampler_.Advance();
+    return token;
+  }
+
+ private:
+  Sampler sampler_;
+  HostSampler host_;
+  std::vector<SampleEntry> entries_;
+};
+
 std::map<int32_t, int> Draw(const Sampling& options, const std::vector<float>& logits, int count,
                             const std::vector<int32_t>& history = {}) {
-  Sampler sampler(options);
+  Picker sampler(options);
   std::map<int32_t, int> seen;
   for (int i = 0; i < count; ++i) seen[sampler.Sample(logits, history)]++;
   return seen;
@@ -36,16 +57,16 @@ std::map<int32_t, int> Draw(const Sampling& options, const std::vector<float>& l
 TEST(Sampler, TemperatureZeroTakesTheLargestAndTheLowerIdOnTies) {
   for (uint64_t seed = 0; seed < 20; ++seed) {
     const auto logits = RandomLogits(seed);
-    EXPECT_EQ(Sampler({}).Sample(logits, {}), ArgMax(logits));
+    EXPECT_EQ(Picker({}).Sample(logits, {}), ArgMax(logits));
   }
-  EXPECT_EQ(Sampler({}).Sample(std::vector<float>{1, 3, 3, 2}, {}), 1);
+  EXPECT_EQ(Picker({}).Sample(std::vector<float>{1, 3, 3, 2}, {}), 1);
 }
 
 TEST(Sampler, TopKOneIsGreedyAtAnyTemperature) {
   for (float temperature : {0.01f, 1.0f, 100.0f}) {
     for (uint64_t seed = 0; seed < 20; ++seed) {
       const auto logits = RandomLogits(seed);
-      EXPECT_EQ(Sampler({.temperature = temperature, .top_k = 1, .seed = seed}).Sample(logits, {}),
+      EXPECT_EQ(Picker({.temperature = temperature, .top_k = 1, .seed = seed}).Sample(logits, {}),
                 ArgMax(logits));
     }
   }
@@ -53,7 +74,7 @@ TEST(Sampler, TopKOneIsGreedyAtAnyTemperature) {
 
 TEST(Sampler, SameSeedSameTokens) {
   const auto logits = RandomLogits(3);
-  Sampler a({.temperature = 1, .seed = 9}), b({.temperature = 1, .seed = 9}),
+  Picker a({.temperature = 1, .seed = 9}), b({.temperature = 1, .seed = 9}),
       c({.temperature = 1, .seed = 10});
   int different = 0;
   for (int i = 0; i < 100; ++i) {
@@ -140,36 +161,34 @@ TEST(Sampler, TheLargestIsFoundWhereverItIs) {
     std::vector<float> x = logits;
     x[at] = 50;
     if (at + 200 < x.size()) x[at + 200] = 50;
-    EXPECT_EQ(Sampler({}).Sample(x, {}), static_cast<int32_t>(at));
+    EXPECT_EQ(Picker({}).Sample(x, {}), static_cast<int32_t>(at));
   }
 }
 
 TEST(Sampler, PenaltyLooksAtTheLatestTokensOnly) {
   const std::vector<float> logits = {2, 1.9f, -1};
-  EXPECT_EQ(Sampler({.repetition_penalty = 1.5f}).Sample(logits, std::vector<int32_t>{0}), 1);
-  EXPECT_EQ(Sampler({.repetition_penalty = 1.5f, .penalty_window = 1})
+  EXPECT_EQ(Picker({.repetition_penalty = 1.5f}).Sample(logits, std::vector<int32_t>{0}), 1);
+  EXPECT_EQ(Picker({.repetition_penalty = 1.5f, .penalty_window = 1})
                 .Sample(logits, std::vector<int32_t>{0, 2}),
             0);
-  EXPECT_EQ(Sampler({.repetition_penalty = 1.5f, .penalty_window = 0})
+  EXPECT_EQ(Picker({.repetition_penalty = 1.5f, .penalty_window = 0})
                 .Sample(logits, std::vector<int32_t>{0}),
             0);
   // Seen twice is seen; negative logits fall too.
-  EXPECT_EQ(Sampler({.repetition_penalty = 1.04f}).Sample(logits, std::vector<int32_t>{0, 0, 0}),
-            0);
-  EXPECT_EQ(Sampler({.repetition_penalty = 3})
-                .Sample(std::vector<float>{-1, -2}, std::vector<int32_t>{0}),
-            1);
+  EXPECT_EQ(Picker({.repetition_penalty = 1.04f}).Sample(logits, std::vector<int32_t>{0, 0, 0}), 0);
+  EXPECT_EQ(
+      Picker({.repetition_penalty = 3}).Sample(std::vector<float>{-1, -2}, std::vector<int32_t>{0}),
+      1);
 }
 
 TEST(Sampler, NotANumberIsNeverPickedAndInfinityIs) {
   for (float temperature : {0.0f, 1.0f}) {
     for (uint64_t seed = 0; seed < 10; ++seed) {
       const Sampling s{.temperature = temperature, .seed = seed};
-      EXPECT_EQ(Sampler(s).Sample(std::vector<float>{kNan, 1, kNan}, {}), 1);
-      EXPECT_EQ(Sampler(s).Sample(std::vector<float>{1, kInf, 2}, {}), 1);
-      EXPECT_EQ(Sampler(s).Sample(std::vector<float>{-kInf, -3, -kInf}, {}), 1);
-      const int32_t any = Sampler(s).Sample(std::vector<float>{kNan, kNan}, {});
-      EXPECT_TRUE(any == 0 || any == 1);
+      EXPECT_EQ(Picker(s).Sample(std::vector<float>{kNan, 1, kNan}, {}), 1);
+      EXPECT_EQ(Picker(s).Sample(std::vector<float>{1, kInf, 2}, {}), 1);
+      EXPECT_EQ(Picker(s).Sample(std::vector<float>{-kInf, -3, -kInf}, {}), 1);
+      EXPECT_EQ(Picker(s).Sample(std::vector<float>{kNan, -kInf, kNan}, {}), SampledRow::kNoNumber);
     }
   }
 }
@@ -189,16 +208,34 @@ TEST(Sampler, ValuesOutOfRangeAreErrors) {
   }
 }
 
-TEST(Sampler, LogitsHoldANumberIfOneCanBePicked) {
-  EXPECT_TRUE(HoldNumber(std::vector<float>{kNan, -kInf, -1e38f}));
-  EXPECT_TRUE(HoldNumber(std::vector<float>{kNan, kInf}));
-  EXPECT_FALSE(HoldNumber(std::vector<float>{kNan, -kInf, kNan}));
+TEST(Sampler, RowsAheadDrawWhatTheRowsAfterThemDraw) {
+  Sampler sampler({.temperature = 1, .seed = 3});
+  std::vector<SampleEntry> entries;
+  std::vector<double> ahead;
+  for (int64_t i = 0; i < 5; ++i) ahead.push_back(sampler.Row({}, {}, i, entries).uniform);
+  for (const double uniform : ahead) {
+    EXPECT_EQ(sampler.Row({}, {}, 0, entries).uniform, uniform);
+    sampler.Advance();
+  }
+  EXPECT_EQ(std::set(ahead.begin(), ahead.end()).size(), ahead.size());
+}
+
+TEST(Sampler, EntriesJoinBiasesAndTheLatestTokens) {
+  const Sampler sampler(
+      {.presence_penalty = 1, .penalty_window = 4, .logit_bias = {{7, 0.5f}, {2, -1}, {7, 0.25f}}});
+  std::vector<SampleEntry> entries;
+  const SampleRow row = sampler.Row(std::vector<int32_t>{9, 7, 3, 7, 11}, {}, 0, entries);
+  std::vector<std::tuple<int32_t, float, int32_t>> got;
+  for (const SampleEntry& e : row.entries) got.emplace_back(e.token, e.bias, e.count);
+  const std::vector<std::tuple<int32_t, float, int32_t>> want = {
+      {2, -1, 0}, {3, 0, 1}, {7, 0.75f, 2}, {11, 0, 1}};
+  EXPECT_EQ(got, want);
 }
 
 TEST(Sampler, PresenceCountsOnceAndFrequencyEachTime) {
   const std::vector<float> logits = {3.0f, 2.5f, 2.2f, 0.0f};
   const std::vector<int32_t> history = {0, 0, 1};
-  const auto best = [&](Sampling s) { return Sampler(s).Sample(logits, history); };
+  const auto best = [&](Sampling s) { return Picker(s).Sample(logits, history); };
   EXPECT_EQ(best({}), 0);
   EXPECT_EQ(best({.presence_penalty = 0.4f}), 0);   // 2.6, 2.1, 2.2
   EXPECT_EQ(best({.presence_penalty = 0.9f}), 2);   // 2.1, 1.6, 2.2
@@ -211,7 +248,7 @@ TEST(Sampler, PresenceCountsOnceAndFrequencyEachTime) {
 TEST(Sampler, BiasesComeFirstAndNeedNoHistory) {
   const std::vector<float> logits = {3.0f, 2.5f, 2.2f, 0.0f};
   const auto best = [&](Sampling s, std::vector<int32_t> history = {}) {
-    return Sampler(s).Sample(logits, history);
+    return Picker(s).Sample(logits, history);
   };
   EXPECT_EQ(best({.logit_bias = {{3, 3.5f}}}), 3);
   EXPECT_EQ(best({.logit_bias = {{0, -100}, {1, -100}}}), 2);

@@ -67,33 +67,6 @@ TEST_P(RowOpsTest, CopyRowsAndAdd) {
   }
 }
 
-TEST_P(RowOpsTest, ArgmaxIsTheFirstLargestNumber) {
-  Rng rng(3);
-  for (int64_t width : {1, 37, 1024, 70001}) {
-    constexpr int64_t kRows = 6;
-    std::vector<float> x = RandomNormal(rng, kRows * width);
-    const auto row = [&](int64_t r) { return x.begin() + r * width; };
-    for (float& v : std::span(row(1), row(2))) v = -std::fabs(v) - 1;  // below zero
-    for (float& v : std::span(row(2), row(3))) v = std::round(v);      // ties
-    std::fill(row(3), row(4), NAN);
-    std::fill(row(4), row(5), -INFINITY);
-    *row(5) = NAN;
-    if (width > 30) *(row(0) + width - 1) = *(row(0) + width / 2) = 50;
-    if (width > 30) *(row(5) + 20) = 0.0f, *(row(5) + 9) = -0.0f;
-    std::vector<int32_t> got(kRows, -9), want;
-    ops_->Argmax({.x = View<const float>(x.data(), {kRows, width}), .index = got.data()});
-    for (int64_t r = 0; r < kRows; ++r) {
-      int32_t best = -1;
-      for (int32_t i = 0; i < width; ++i) {
-        const float v = *(row(r) + i);
-        if (v > -INFINITY && (best < 0 || v > *(row(r) + best))) best = i;
-      }
-      want.push_back(best);
-    }
-    EXPECT_EQ(got, want) << width;
-  }
-}
-
 TEST_P(RowOpsTest, RotaryTableOfDistantPositions) {
   const std::vector<float> frequencies = {1.0f, 0.25f, 1e-3f, 1e-6f, 3e-7f};
   const Rows segments[] = {{.first = 1, .count = 70, .position = 5},

@@ -37,7 +37,7 @@ Transformer::Transformer(const ModelConfig& config, Weights weights, Ops& ops, M
       attention_(ops, shape_, config.attention_scale),
       own_cache_(static_cast<size_t>(config.layers), -1),
       feeds_(static_cast<size_t>(config.layers) + 1),
-      greedy_(ops.device()) {
+      sampled_(ops.device()) {
   for (Array<float>* a : {&x_, &q_, &k_, &v_, &o_, &index_q_, &gates_[0], &gates_[1], &branch_,
                           &ffn_, &rows_x_, &logits_})
     *a = Array<float>(ops.device());
@@ -301,7 +301,7 @@ void Transformer::PrepareRope(const ForwardBatch& batch) {
 }
 
 void Transformer::Output(const ForwardBatch& batch) {
-  if (!batch.on_logits && !batch.on_greedy) return attention_.Finish();
+  if (!batch.on_logits && !batch.on_sampled) return attention_.Finish();
   const auto wanted = static_cast<int64_t>(batch.logit_rows.size());
   for (int64_t first = 0; first < wanted; first += kLogitRows) {
     const int64_t n = std::min(kLogitRows, wanted - first);
@@ -317,11 +317,12 @@ void Transformer::Output(const ForwardBatch& batch) {
                  .norm_eps = config_.norm_eps,
                  .outs = std::span(&out, 1),
                  .fine = true});
-    if (batch.on_greedy) {
-      int32_t* const tokens = greedy_.Reserve(n);
-      ops_.Argmax({.x = logits, .index = tokens});
+    if (batch.on_sampled) {
+      ops_.Sample({.logits = logits,
+                   .rows = batch.sample.subspan(static_cast<size_t>(first), static_cast<size_t>(n)),
+                   .sampled = sampled_.Reserve(n)});
       if (first == 0) attention_.Finish();
-      batch.on_greedy(first, greedy_.OnHost(n, host_greedy_));
+      batch.on_sampled(first, sampled_.OnHost(n, host_sampled_), logits);
       continue;
     }
     if (first == 0) attention_.Finish();

@@ -20,9 +20,11 @@ struct ForwardBatch {
   // logit_rows[first, first + n). Not called where the pass ends before the last layer. Failures of
   // segments are known by then.
   std::function<void(int64_t first, View<const float> logits)> on_logits;
-  // Called instead of on_logits where it is given: the tokens of the wanted rows' largest logits
-  // (Ops::Argmax). The logits stay on the device.
-  std::function<void(int64_t first, std::span<const int32_t> tokens)> on_greedy;
+  // Called instead of on_logits where it is given: what Ops::Sample picks from the wanted rows,
+  // each by its row of `sample` (one for each of logit_rows). The logits stay on the device.
+  std::function<void(int64_t first, std::span<const SampledRow> sampled, View<const float> logits)>
+      on_sampled;
+  std::span<const SampleRow> sample;
 
   // Layers [first_layer, end_layer) run (end_layer -1: all that are left); see plan/
   // prefill_schedule.h for fed and feed_end. The residual stream that enters first_layer is given,
@@ -95,9 +97,9 @@ class Transformer {
   std::vector<LinearParams::Out> outs_;
   // In the device's memory.
   Array<float> x_, q_, k_, v_, o_, index_q_, gates_[2], branch_, ffn_, rows_x_, logits_;
-  Array<int32_t> greedy_;
+  Array<SampledRow> sampled_;
   std::vector<float> host_logits_;  // of a device that is not the host
-  std::vector<int32_t> host_greedy_;
+  std::vector<SampledRow> host_sampled_;
 };
 
 }  // namespace baton
