@@ -59,7 +59,7 @@ uint32_t HashLogits(std::span<const float> logits) {
     const uint64_t word = std::bit_cast<uint32_t>(logits[i]) + key;
     sum += word * word;
   }
-  return FoldHash(sum);
+  return static_cast<uint32_t>((sum ^ sum >> 32) * kHashFold >> 32);
 }
 
 std::span<const float> HostSampler::Adjusted(std::span<const float> input, const SampleRow& row) {

@@ -16,10 +16,8 @@ int32_t Largest(std::span<const float> x);
 // The sum over i of (bits of logits[i] + i * kHashKey mod 2^32)^2 mod 2^64, folded to 32 bits. A
 // sum of integers has the same value in any order, so any number of threads can make it.
 constexpr uint32_t kHashKey = 0x9e3779b9u;
+constexpr uint64_t kHashFold = 0x9e3779b97f4a7c15u;  // ((sum ^ sum >> 32) * kHashFold) >> 32
 uint32_t HashLogits(std::span<const float> logits);
-constexpr uint32_t FoldHash(uint64_t sum) {
-  return static_cast<uint32_t>((sum ^ sum >> 32) * 0x9e3779b97f4a7c15u >> 32);
-}
 
 // Holds what one thread needs between rows.
 class HostSampler {

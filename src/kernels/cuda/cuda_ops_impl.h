@@ -56,10 +56,10 @@ class CudaOps final : public Ops {
   void DoGather(const GatherParams& p) override;            // row_ops.cu
   void DoEmbed(const EmbedParams& p) override;              // row_ops.cu
   void DoCopyRows(const CopyRowsParams& p) override;        // row_ops.cu
-  void DoArgmax(const ArgmaxParams& p) override;            // row_ops.cu
   void DoAdd(const AddParams& p) override;                  // row_ops.cu
   void DoRotaryTable(const RotaryTableParams& p) override;  // row_ops.cu
   void DoRoute(const RouteParams& p) override;              // route.cu
+  void DoSample(const SampleParams& p) override;            // sample.cu
 
  private:
   std::string name_;

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 namespace baton::cuda {
 
 constexpr int kWarp = 32;
@@ -19,6 +21,12 @@ __device__ inline float WarpMax(float x) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2)
     x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
   return x;
+}
+
+// Integers in the order of the floats; -0.0 equals 0.0.
+__device__ __forceinline__ uint32_t Ordered(float x) {
+  const uint32_t bits = x == 0 ? 0 : __float_as_uint(x);
+  return bits ^ (bits >> 31 ? ~0u : 0x80000000u);
 }
 
 // `warps` has room for one value per warp of the block, a multiple of 32 threads.

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kArgmaxThreads = 1024;
 
 unsigned Blocks(int64_t n, int64_t per_block) {
   return static_cast<unsigned>((n + per_block - 1) / per_block);
@@ -50,29 +49,6 @@ __global__ void CopyRowsKernel(const float* from, int64_t from_stride, const int
   float* target = to + blockIdx.y * to_stride;
   const int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (i < n) target[i] = source[i];
-}
-
-// A block per row. The larger number is the better one, and the lower index among equal ones.
-__global__ void __launch_bounds__(kArgmaxThreads)
-    ArgmaxKernel(const float* x, int64_t n, int32_t* index) {
-  __shared__ uint64_t bests[kArgmaxThreads / kWarp];
-  LetNextBegin();
-  AwaitPrevious();
-  const float* row = x + blockIdx.x * n;
-  uint64_t best = 0;
-  for (int64_t i = threadIdx.x; i < n; i += kArgmaxThreads) {
-    const float v = row[i] + 0.0f;  // -0 equals 0
-    if (!(v > -INFINITY)) continue;
-    const uint32_t bits = __float_as_uint(v), key = bits ^ (bits >> 31 ? ~0u : 0x80000000u);
-    best = max(best, uint64_t{key} << 32 | ~static_cast<uint32_t>(i));
-  }
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    best = max(best, __shfl_xor_sync(kAllLanes, best, offset));
-  if (threadIdx.x % kWarp == 0) bests[threadIdx.x / kWarp] = best;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (const uint64_t other : bests) best = max(best, other);
-  index[blockIdx.x] = best == 0 ? -1 : static_cast<int32_t>(~static_cast<uint32_t>(best));
 }
 
 __global__ void AddKernel(float* x, const float* y, int64_t n) {
@@ -140,14 +116,6 @@ void CudaOps::DoCopyRows(const CopyRowsParams& p) {
        .overlapped = true},
       p.from.data(), p.from.stride(0), recorder_.Table(p.rows), p.to.data(), p.to.stride(0),
       p.to.dim(1));
-}
-
-void CudaOps::DoArgmax(const ArgmaxParams& p) {
-  Recorder::Operation operation(recorder_);
-  recorder_.Launch(
-      ArgmaxKernel,
-      {.grid = static_cast<unsigned>(p.x.dim(0)), .block = kArgmaxThreads, .overlapped = true},
-      p.x.data(), p.x.dim(1), p.index);
 }
 
 void CudaOps::DoAdd(const AddParams& p) {

@@ -24,6 +24,7 @@ class Scratch {
     kPartial,      // Attend: partial results of a row's splits
     kMass,         // Mass: partial sums and denominators
     kSelect,       // Select: histograms and candidates
+    kKeys,         // Sample: logits as integers in their order
     kWorkspace,    // of a library's products
     kSlots
   };

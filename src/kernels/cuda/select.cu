@@ -107,16 +107,6 @@ SelectSet SetOf(const SelectParams& p, const SelectParams::Segment& s, int64_t s
           .block = static_cast<int32_t>(p.block)};
 }
 
-// Blocks of a cluster, each with at least `least_keys` keys of a set and no more in all than run at
-// a time; 1 where the GPU has no clusters.
-int ClusterOf(const Recorder& recorder, int64_t units, int64_t least_keys, int64_t most_blocks) {
-  int blocks = 1;
-  while (recorder.clusters() && blocks < kMostCluster && blocks * least_keys < units &&
-         blocks * 2 <= most_blocks)
-    blocks *= 2;
-  return blocks;
-}
-
 }  // namespace
 
 void Select(Recorder& recorder, Scratch& scratch, const SelectParams& p) {
@@ -161,7 +151,7 @@ void Select(Recorder& recorder, Scratch& scratch, const SelectParams& p) {
       int64_t{sizeof(Candidates)} + (units + step - 1) / std::max<int64_t>(1, step) * step / 8;
   if (bucket > kLeastSampled && sampled_bytes <= kMostDynamic) {
     // About a block for each multiprocessor of an H200.
-    const int cluster = ClusterOf(recorder, bucket, kLeastSampled / 4, 136 / std::ssize(sets));
+    const int cluster = TeamSize(recorder, bucket, kLeastSampled / 4, 136 / std::ssize(sets));
     return recorder.Launch(SampledSelectKernel,
                            {.grid = dim3(count * static_cast<unsigned>(cluster)),
                             .block = dim3(kSelectThreads),
@@ -170,7 +160,7 @@ void Select(Recorder& recorder, Scratch& scratch, const SelectParams& p) {
                             .overlapped = true},
                            TableOf(recorder, sets));
   }
-  const int cluster = ClusterOf(recorder, bucket, kBlockKeys, INT_MAX);
+  const int cluster = TeamSize(recorder, bucket, kBlockKeys, INT_MAX);
   const bool held = bucket <= int64_t{cluster} * kStretch;
   static const bool kAllowed = AllowShared(reinterpret_cast<const void*>(SelectKernel<true>),
                                            kHeldBytes, sizeof(RadixShared) + sizeof(SelectSet));

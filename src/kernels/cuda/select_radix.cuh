@@ -9,19 +9,18 @@
 // are not held in shared memory but read again in every pass.
 #pragma once
 
-#include <cooperative_groups.h>
-
 #include <climits>
 #include <cstdint>
 
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/team.cuh"
 
 namespace baton::cuda {
 
 constexpr int kSelectThreads = 512, kSelectWarps = kSelectThreads / 32;
-constexpr int kHeld = 32;                           // keys of a lane that are held
-constexpr int kStretch = kSelectThreads * kHeld;    // keys that a block holds
-constexpr int kMostCluster = 8, kBlockKeys = 4096;  // fewer keys are not worth a block
+constexpr int kHeld = 32;                         // keys of a lane that are held
+constexpr int kStretch = kSelectThreads * kHeld;  // keys that a block holds
+constexpr int kBlockKeys = 4096;                  // fewer keys are not worth a block
 constexpr int kDigitBits = 8, kBins = 1 << kDigitBits, kPasses = 4;
 // Lanes that count the same digit at once would serialise: each lane of a half warp has its own
 // bins, side by side.
@@ -40,40 +39,9 @@ struct SelectSet {
   int32_t block = 1;
 };
 
-// The blocks that share a set.
-struct Team {
-#if __CUDA_ARCH__ >= 900
-  __device__ int size() const {
-    return static_cast<int>(cooperative_groups::this_cluster().num_blocks());
-  }
-  __device__ int rank() const {
-    return static_cast<int>(cooperative_groups::this_cluster().block_rank());
-  }
-  __device__ void Sync() const { cooperative_groups::this_cluster().sync(); }
-  template <typename T>
-  __device__ T* Of(T* shared, int rank) const {
-    return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
-  }
-#else
-  __device__ int size() const { return 1; }
-  __device__ int rank() const { return 0; }
-  __device__ void Sync() const { __syncthreads(); }
-  template <typename T>
-  __device__ T* Of(T* shared, int) const {
-    return shared;
-  }
-#endif
-};
-
 __device__ __forceinline__ bool IsForced(const SelectSet& s, int32_t unit) {
   const int32_t first = unit * s.block, last = min(s.visible, first + s.block) - 1;
   return first < s.sink || last >= s.recent_from;
-}
-
-// Integers in the order of the floats; -0.0 equals 0.0.
-__device__ __forceinline__ uint32_t Ordered(float x) {
-  const uint32_t bits = x == 0 ? 0 : __float_as_uint(x);
-  return bits ^ (bits >> 31 ? ~0u : 0x80000000u);
 }
 
 struct RadixShared {
@@ -198,7 +166,7 @@ __device__ inline void FindDigit(const Team& team, uint32_t* published, uint32_t
     const int bin = kBins - 1 - static_cast<int>(threadIdx.x);
     const int blocks = team.size();
 #pragma unroll
-    for (int r = 0; r < kMostCluster; ++r) {
+    for (int r = 0; r < kMostTeam; ++r) {
       if (r < blocks) here += team.Of(published, r)[bin];
     }
     before = here;  // inclusive
