@@ -411,6 +411,38 @@ TEST_P(SchedulerTest, EngineMayGoWhileRequestsRunAndWait) {
   }
 }
 
+TEST_P(SchedulerTest, TokensOfAnySamplingAreWhatTheyAreAlone) {
+  auto engine = Load({.prompt_chunk = 16});
+  std::vector<Request> requests;
+  for (const Sampling& s :
+       {Sampling{}, Sampling{.temperature = 1, .seed = 1},
+        Sampling{.temperature = 2, .top_k = 5, .seed = 2},
+        Sampling{.temperature = 0.7f, .top_p = 0.8f, .min_p = 0.01f, .seed = 3},
+        Sampling{.repetition_penalty = 1.5f, .penalty_window = 8},
+        Sampling{.temperature = 1.5f, .frequency_penalty = 0.5f, .logit_bias = {{7, 4}, {5, -4}}},
+        Sampling{.presence_penalty = 1, .logit_bias = {{9, 2}}}}) {
+    for (const int logprobs : {-1, 2}) {
+      requests.push_back(TokensRequest(20 + std::ssize(requests), 5, 15));
+      requests.back().sampling = s;
+      requests.back().logprobs = logprobs;
+    }
+  }
+  const auto together = engine->GenerateBatch(requests);
+  ASSERT_TRUE(together.ok()) << together.error().ToString();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const auto alone = engine->Generate(requests[i]);
+    ASSERT_TRUE(alone.ok()) << alone.error().ToString();
+    const Generation& got = (*together)[i];
+    EXPECT_EQ(Fingerprint(got), Fingerprint(*alone)) << i;
+    ASSERT_EQ(got.logprobs.size(), alone->logprobs.size());
+    for (size_t t = 0; t < got.logprobs.size(); ++t) {
+      EXPECT_EQ(got.logprobs[t].chosen.token, got.tokens[t]);
+      EXPECT_EQ(got.logprobs[t].chosen.logprob, alone->logprobs[t].chosen.logprob);
+      EXPECT_EQ(got.logprobs[t].top.size(), 2u);
+    }
+  }
+}
+
 TEST_P(SchedulerTest, PromptRunCountsItsPasses) {
   auto engine = Load({.prompt_chunk = 16});
   Session session = NewSession(*engine, 200);

@@ -310,6 +310,47 @@ TEST_P(SampleTest, ARowHasTheSameResultInAnyCompanyAndEveryTime) {
   }
 }
 
+// Steps differ in what they read alone, so a GPU replays them.
+TEST_P(SampleTest, EveryPassReadsItsOwnRows) {
+  Rng rng(8);
+  constexpr int64_t kVocab = 3000;
+  std::vector<float> logits(3 * kVocab);
+  std::vector<SampledRow> sampled(3);
+  for (int step = 0; step < 8; ++step) {
+    std::vector<Case> cases(3);
+    std::vector<SampleRow> rows;
+    for (size_t i = 0; i < cases.size(); ++i) {
+      Case& c = cases[i];
+      c.name = "step " + std::to_string(step) + ", row " + std::to_string(i);
+      c.logits = SomeLogits(rng, kVocab, step % 4);
+      c.options = {.temperature = 0.5f * static_cast<float>(i),
+                   .top_k = step % 3 * 20,
+                   .uniform = 0.1 * step,
+                   .presence_penalty = 1};
+      for (int32_t t = 0; t < step; ++t) c.entries.push_back({t * 10, 0.5f, t % 2});
+      if (i == 2) c.mask = SomeMask(rng, kVocab);
+      std::copy(c.logits.begin(), c.logits.end(),
+                logits.begin() + static_cast<int64_t>(i) * kVocab);
+      rows.push_back(c.row());
+    }
+    {
+      const Ops::Pass pass(*ops_);
+      ops_->Sample({.logits = View<const float>(logits.data(), {3, kVocab}),
+                    .rows = rows,
+                    .sampled = sampled.data()});
+    }
+    for (size_t i = 0; i < cases.size(); ++i) {
+      EXPECT_EQ(sampled[i].hash, HashLogits(cases[i].logits)) << cases[i].name;
+      if (i > 0) {
+        ExpectDrawn(cases[i], sampled[i].token);
+      } else {
+        const std::vector<float> x = Adjusted(cases[i]);
+        EXPECT_EQ(sampled[i].token, std::max_element(x.begin(), x.end()) - x.begin());
+      }
+    }
+  }
+}
+
 // Of the logits as they are, whatever entries and mask make of them.
 TEST_P(SampleTest, TheHashIsTheHosts) {
   Rng rng(6);
