@@ -249,6 +249,7 @@ class RowSampler {
         const uint32_t above = uint64_t{key ^ prefix} >> (shift + kDigit);
         if (key == kNoKey || above != 0) return;
         const uint32_t digit = key >> shift & (kDigits - 1), value = f(key);
+        if (value == 0) return;
         atomicAdd(&shared_.low[digit][lane() % kLaneSums], value & 0xffffu);
         if (value >> 16) atomicAdd(&shared_.high[digit][lane() % kLaneSums], value >> 16);
       });
