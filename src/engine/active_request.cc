@@ -45,9 +45,7 @@ ActiveRequest::ActiveRequest(Engine::Impl& engine, RequestId id, PreparedRequest
   watch.interval = sequence_.plan.changes_layers && !request_.exact ? request_.watch.interval : 0;
   watch.threshold = request_.watch.threshold;
   if (watch.interval > 0) watch.layers.resize(static_cast<size_t>(engine.info.layers));
-  if (request_.constraint) {
-    constraint_ = request_.constraint->Begin();
-  }
+  if (request_.constraint) constraint_ = request_.constraint->Begin();
   result_.stats.prompt_tokens = sequence_.prompt_tokens;
   if (request_.max_tokens == 0 && request_.prompt_logprobs < 0) Stop(Generation::Stop::kLength);
 }

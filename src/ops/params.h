@@ -91,8 +91,8 @@ struct CopyRowsParams {
   View<float> to;                 // [n, C]; no part of `from`
 };
 
-// What changes one token's logit before it is picked from: bias + logit, and, where the token
-// occurred, the penalties.
+// What changes one token's logit before tokens are picked: its bias is added, then come the
+// penalties if the token occurred.
 struct SampleEntry {
   int32_t token = 0;
   float bias = 0;
@@ -102,19 +102,19 @@ struct SampleEntry {
 // How a token is picked from a row of logits: entries, then those of `mask`, then temperature,
 // top-k, top-p, min-p. Temperature 0 takes the largest logit, the lower id on ties.
 //
-// Otherwise the weight of a token is e^((logit - largest) / temperature). Without cuts the tokens
-// of the mask follow each other in the order of ids. With cuts they do in descending order of their
-// logits, by id on ties, and those stay that are among the first top_k, come before the sum of
-// weights reaches top_p of what top_k leaves, and weigh at least min_p. The token is picked within
-// which the sum of weights passes `uniform` times the sum of all that stay.
+// Otherwise a token's weight is e^((logit - largest) / temperature). Without cuts tokens are summed
+// in the order of ids. With cuts they are summed in descending order of their logits, the lower id
+// first on ties; the first top_k stay, of these those before which the sum is below top_p of the
+// sum of all of them, and of these those that weigh at least min_p. The token is picked at which
+// the sum passes `uniform` times the sum of those that stay.
 struct SampleRow {
   float temperature = 0;
   int32_t top_k = 0;   // 0: off
   float top_p = 1;     // 1: off
   float min_p = 0;     // 0: off
   double uniform = 0;  // in [0, 1)
-  // An entry's logit is divided by the first where it is positive, and otherwise multiplied; then
-  // the second and count times the third are subtracted.
+  // Of a token that occurred, a positive logit is divided by repetition_penalty and another is
+  // multiplied with it; then presence_penalty and count * frequency_penalty are subtracted.
   float repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
   std::span<const SampleEntry> entries;  // ascending tokens, each once
   std::span<const uint32_t> mask;  // bit t % 32 of mask[t / 32]: token t may be picked; or empty
@@ -129,7 +129,8 @@ struct SampledRow {
 };
 
 // Picks a token from each row of logits, which stay as they are. A logit that is not a number is
-// never picked. Rows of several backends may differ in tokens on the edge of rounding.
+// never picked. Where the sum passes within rounding of the edge between two tokens, backends may
+// pick different ones.
 struct SampleParams {
   View<const float> logits;         // [n, vocab], contiguous
   std::span<const SampleRow> rows;  // [n]
