@@ -139,7 +139,7 @@ TEST(ServeTest, AChatStreamsWhatItAnswersWhole) {
   const HttpAnswer stream = server.Post("/v1/chat/completions", body);
   EXPECT_THAT(stream.head, HasSubstr("Content-Type: text/event-stream"));
   for (int i = 0; i < 2; ++i) {
-    EXPECT_EQ(stream.text(i), whole["choices"][i]["message"]["content"]);
+    EXPECT_EQ(whole["choices"][i]["message"]["content"], stream.text(i));
     Json tokens = Json::array();
     for (const Json& e : stream.events())
       for (const Json& c : e["choices"])

@@ -1,6 +1,6 @@
 // The kernel of FewRows, compiled for one format per .cu file.
 //
-// A block computes some tiles of W (8 rows each) for 8 or 16 tokens. Its eight warps share the
+// A block computes some tiles of W (8 rows each) for 8, 16 or 32 tokens. Its eight warps share the
 // columns: warp w takes groups w, w + 8, ... and copies them to shared memory some stages ahead,
 // the first ones before the preceding kernel has ended. A lane multiplies eight columns of a slab,
 // of one row of each tile and one token of eight. The order of columns within a slab is free as
@@ -29,7 +29,10 @@ constexpr int kFewWarps = 8;
 constexpr int kFewThreads = kFewWarps * kWarp;
 
 // Warps of a multiprocessor: as many as their registers allow.
-constexpr int kResidentWarps[2] = {24, 16};  // for one and for two octets of tokens
+template <int kOctets>  // of tokens
+constexpr int kResidentWarps = kOctets == 1   ? 24
+                               : kOctets == 2 ? 16
+                                              : 8;
 
 // Shared memory of one tile's group, and stages of a warp: 8 KB, or 12 for more than two tiles.
 template <Format kFormat>
@@ -106,9 +109,13 @@ struct SlabOfX {
   float sum[kOctets][2];
 };
 
+// Slabs of x that are loaded before those in front of them are multiplied: a load from the
+// second-level cache takes as long as the arithmetic of a slab with four octets, or of two.
 template <int kOctets>
-struct PairOfX {
-  SlabOfX<kOctets> slab[2];
+constexpr int kAhead = kOctets > 2 ? 1 : 2;
+template <int kOctets>
+struct RunOfX {
+  SlabOfX<kOctets> slab[kAhead<kOctets>];
 };
 
 // The scales (or minima) of a lane's row in one group of a tile.
@@ -194,7 +201,7 @@ __device__ inline void MultiplySlab(const SlabOfX<kOctets>& x, const std::byte* 
 // kMin: the type has minima (a branch on this would keep the tiles' products from overlapping).
 // kOctets: of tokens; a row's sums do not depend on it. kGlu: tiles alternate between gate and up.
 template <Format kFormat, bool kMin, int kTiles, int kOctets, bool kGlu>
-__global__ void __launch_bounds__(kFewThreads, kResidentWarps[kOctets - 1] / kFewWarps)
+__global__ void __launch_bounds__(kFewThreads, kResidentWarps<kOctets> / kFewWarps)
     FewRowsKernel(const __grid_constant__ FewRowsArgs args) {
   constexpr int kRows = kTiles * kTileRows;  // sums per token
   constexpr int kPairs = (kTiles + 1) / 2;   // a single tile is multiplied twice
@@ -239,13 +246,14 @@ __global__ void __launch_bounds__(kFewThreads, kResidentWarps[kOctets - 1] / kFe
     for (int t = 0; t < 2; ++t)
       sums[i][t] = args.x_sums + min(first + lane % 4 * 2 + t, args.tokens - 1) * args.x_slabs;
   }
-  const int last_pair = static_cast<int>(args.x_slabs) - 2;
+  constexpr int kRun = kAhead<kOctets>;
+  const int last = static_cast<int>(args.x_slabs) - kRun;
   const auto load = [&](int slab) {
-    PairOfX<kOctets> p;
+    RunOfX<kOctets> p;
 #pragma unroll
     for (int i = 0; i < kOctets; ++i) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < kRun; ++j) {
         p.slab[j].high[i] = x[i][(slab + j) * 8];
         p.slab[j].low[i] = x[i][(slab + j) * 8 + 1];
         if constexpr (kMin) {
@@ -257,7 +265,7 @@ __global__ void __launch_bounds__(kFewThreads, kResidentWarps[kOctets - 1] / kFe
     return p;
   };
   float sum[kPairs][kOctets][4] = {};
-  PairOfX<kOctets> next = load(min(warp * kSlabs, last_pair));
+  RunOfX<kOctets> next = load(min(warp * kSlabs, last));
   int stage = 0;
   for (int group = warp; group < args.groups; group += kFewWarps) {
     const std::byte* tile = mine + stage * kStageBytes;
@@ -272,17 +280,16 @@ __global__ void __launch_bounds__(kFewThreads, kResidentWarps[kOctets - 1] / kFe
       scales[n].Load(pairs[n], lane);
     }
 #pragma unroll
-    for (int pair = 0; pair < kSlabs; pair += 2) {
-      const PairOfX<kOctets> now = next;
-      // Loads one pair ahead: a load from the second-level cache takes as long as a slab's
-      // arithmetic.
-      next = load(min(pair + 2 < kSlabs ? group * kSlabs + pair + 2 : (group + kFewWarps) * kSlabs,
-                      last_pair));
+    for (int slab = 0; slab < kSlabs; slab += kRun) {
+      const RunOfX<kOctets> now = next;
+      next = load(
+          min(slab + kRun < kSlabs ? group * kSlabs + slab + kRun : (group + kFewWarps) * kSlabs,
+              last));
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < kRun; ++j) {
 #pragma unroll
         for (int n = 0; n < kPairs; ++n)
-          MultiplySlab<kFormat, kMin>(now.slab[j], pairs[n], scales[n], pair + j, lane, args.zero,
+          MultiplySlab<kFormat, kMin>(now.slab[j], pairs[n], scales[n], slab + j, lane, args.zero,
                                       sum[n]);
       }
     }
@@ -344,26 +351,31 @@ void StartTiles(Recorder& recorder, FewRowsArgs args) {
                   args);
 }
 
-// More rows per block read x less often; fewer rows give every multiprocessor some blocks. The sums
-// are the same.
+// Blocks with more rows and tokens read x and W less often; smaller ones give every multiprocessor
+// some. The sums are the same.
+template <Format kFormat, bool kMin, bool kGlu>
+void StartOuts(Recorder& recorder, const FewRowsArgs& args) {
+  constexpr int64_t kMultiprocessors = 128;
+  int64_t tiles = 0;
+  for (int o = 0; o < args.count; ++o) tiles += args.outs[o].rows * (kGlu ? 2 : 1) / kTileRows;
+  const int64_t groups = (args.tokens + 31) / 32;
+  if (args.tokens > 16 && tiles / 4 * groups >= kMultiprocessors)
+    return StartTiles<kFormat, kMin, 4, 4, kGlu>(recorder, args);
+  if (args.tokens > 8 && tiles / 4 >= 2 * kMultiprocessors)
+    return StartTiles<kFormat, kMin, 4, 2, kGlu>(recorder, args);
+  if constexpr (!kGlu) {
+    if (tiles < 2 * kMultiprocessors)
+      return args.tokens <= 8 ? StartTiles<kFormat, kMin, 1, 1, false>(recorder, args)
+                              : StartTiles<kFormat, kMin, 1, 2, false>(recorder, args);
+  }
+  args.tokens <= 8 ? StartTiles<kFormat, kMin, 2, 1, kGlu>(recorder, args)
+                   : StartTiles<kFormat, kMin, 2, 2, kGlu>(recorder, args);
+}
+
 template <Format kFormat, bool kMin>
 void StartFormat(Recorder& recorder, const FewRowsArgs& args) {
-  constexpr int64_t kBlocks = 264;  // two to a multiprocessor of an H200
-  int64_t rows = 0;
-  for (int o = 0; o < args.count; ++o) rows += args.outs[o].rows * (args.outs[o].up ? 2 : 1);
-  const bool few = args.tokens <= 8, many = !few && rows >= 4 * kTileRows * kBlocks;
-  const auto start = [&](auto start_few, auto start_more) {
-    few ? start_few(recorder, args) : start_more(recorder, args);
-  };
-  if (args.outs[0].up) {
-    many ? StartTiles<kFormat, kMin, 4, 2, true>(recorder, args)
-         : start(StartTiles<kFormat, kMin, 2, 1, true>, StartTiles<kFormat, kMin, 2, 2, true>);
-  } else if (rows < kTileRows * kBlocks) {
-    start(StartTiles<kFormat, kMin, 1, 1, false>, StartTiles<kFormat, kMin, 1, 2, false>);
-  } else {
-    many ? StartTiles<kFormat, kMin, 4, 2, false>(recorder, args)
-         : start(StartTiles<kFormat, kMin, 2, 1, false>, StartTiles<kFormat, kMin, 2, 2, false>);
-  }
+  args.outs[0].up ? StartOuts<kFormat, kMin, true>(recorder, args)
+                  : StartOuts<kFormat, kMin, false>(recorder, args);
 }
 
 }  // namespace baton::cuda
