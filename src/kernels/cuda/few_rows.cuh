@@ -236,15 +236,16 @@ __global__ void __launch_bounds__(kFewThreads, kResidentWarps<kOctets> / kFewWar
   AwaitPrevious();
 
   // Lanes without a token repeat the last one; their sums are not written.
-  const uint4* x[kOctets];
-  const float* sums[kOctets][2];
+  int32_t x_row[kOctets], sum_row[kOctets][2];
 #pragma unroll
   for (int i = 0; i < kOctets; ++i) {
     const int first = first_token + 8 * i;
-    x[i] = args.x + min(first + lane / 4, args.tokens - 1) * args.x_slabs * 8 + lane % 4 * 2;
+    const auto row = [&](int token) {
+      return min(first + token, args.tokens - 1) * static_cast<int32_t>(args.x_slabs);
+    };
+    x_row[i] = row(lane / 4) * 8 + lane % 4 * 2;
 #pragma unroll
-    for (int t = 0; t < 2; ++t)
-      sums[i][t] = args.x_sums + min(first + lane % 4 * 2 + t, args.tokens - 1) * args.x_slabs;
+    for (int t = 0; t < 2; ++t) sum_row[i][t] = row(lane % 4 * 2 + t);
   }
   constexpr int kRun = kAhead<kOctets>;
   const int last = static_cast<int>(args.x_slabs) - kRun;
@@ -254,11 +255,11 @@ __global__ void __launch_bounds__(kFewThreads, kResidentWarps<kOctets> / kFewWar
     for (int i = 0; i < kOctets; ++i) {
 #pragma unroll
       for (int j = 0; j < kRun; ++j) {
-        p.slab[j].high[i] = x[i][(slab + j) * 8];
-        p.slab[j].low[i] = x[i][(slab + j) * 8 + 1];
+        p.slab[j].high[i] = args.x[x_row[i] + (slab + j) * 8];
+        p.slab[j].low[i] = args.x[x_row[i] + (slab + j) * 8 + 1];
         if constexpr (kMin) {
-          p.slab[j].sum[i][0] = sums[i][0][slab + j];
-          p.slab[j].sum[i][1] = sums[i][1][slab + j];
+          p.slab[j].sum[i][0] = args.x_sums[sum_row[i][0] + slab + j];
+          p.slab[j].sum[i][1] = args.x_sums[sum_row[i][1] + slab + j];
         }
       }
     }
