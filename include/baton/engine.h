@@ -96,6 +96,7 @@ struct ModelInfo {
   std::vector<std::string> ignored_keys;  // of the file's settings, those that nothing read
   std::vector<std::string> notes;         // what the user should know of the files, a line each
   std::string backend;                    // "cpu (avx512)", "ref", ...
+  int64_t decode_rows = 0;                // of a decode pass: sequences that advance together
   int threads = 0;
   double load_seconds = 0;
 };
@@ -363,7 +364,8 @@ class Engine {
   Result<RequestId> Submit(Request request, RequestCallbacks callbacks = {});
   // The error that Submit would return. Safe from any thread.
   Status CheckRequest(const Request& request) const;
-  // One forward pass: a part of one request's prompt, or one token of up to 16 requests. False when
+  // One forward pass: a part of one request's prompt, or one token of as many requests as a
+  // decode pass holds (ModelInfo::decode_rows). False when
   // no request is left. One thread at a time, Generate and GenerateBatch included.
   bool Step();
   // Ends a request at the next step, with what it generated so far (Generation::Stop::kCancelled).

@@ -24,7 +24,8 @@ void AddLimits(CLI::App* command, ServeCommand& o) {
         ->group("Limits")
         ->capture_default_str();
   };
-  add("--parallel", o.server.service.parallel, 1, "Answers in the engine at a time");
+  add("--parallel", o.server.service.parallel, 0,
+      "Answers in the engine at a time; 0: as many as a decode pass holds (16, on a GPU 64)");
   add("--queue", o.server.service.queue, 0, "Requests that may wait behind them");
   add("--kv-tokens", o.engine.options.kv_tokens, 0,
       "Tokens of KV cache, all answers together; 0: four full contexts");

@@ -88,6 +88,7 @@ void ActiveRequest::PromptLogits(int64_t first, View<const float> logits) {
     const std::span row(logits.row(i), static_cast<size_t>(logits.dim(1)));
     const int64_t next = first + i + 1;  // where it scores, the first wanted row is row 0
     if (!score || next == sequence_.prompt_tokens) {
+      PrepareChoices(1);
       Pick(0, HostSampler().Sample(row, RowAfter(0)), row);
       choices_.clear();
     } else {
@@ -144,29 +145,23 @@ int64_t ActiveRequest::DraftRoom() const {
   return std::max<int64_t>(0, std::min({tokens, positions, kMostDrafts}));
 }
 
-void ActiveRequest::SampleRows(std::span<SampleRow> rows) {
+void ActiveRequest::PrepareRows(std::span<SampleRow> rows) {
   const size_t first = exact_ && !verifying_ ? exact_->drafts().size() : 0;
+  PrepareChoices(first + rows.size());
   for (size_t i = 0; i < rows.size(); ++i) rows[i] = RowAfter(first + i);
+}
+
+void ActiveRequest::PrepareChoices(size_t count) {
+  sampler_.Follow(sequence_.tokens);
+  while (choices_.size() < count) choices_.push_back(Constrain(choices_.size()));
 }
 
 // Where no token can follow, only whether the logits hold a number counts.
 SampleRow ActiveRequest::RowAfter(size_t drafts) {
-  Choice& choice = ChoiceAfter(drafts);
+  Choice& choice = choices_[drafts];
   if (choice.state != Choice::State::kOpen) return {};
-  const size_t size = sequence_.tokens.size();
-  if (drafts > 0) {
-    const auto before = exact_->drafts().first(drafts);
-    sequence_.tokens.insert(sequence_.tokens.end(), before.begin(), before.end());
-  }
-  const SampleRow row =
-      sampler_.Row(sequence_.tokens, choice.mask, static_cast<int64_t>(drafts), choice.entries);
-  sequence_.tokens.resize(size);
-  return row;
-}
-
-ActiveRequest::Choice& ActiveRequest::ChoiceAfter(size_t drafts) {
-  while (choices_.size() <= drafts) choices_.push_back(Constrain(choices_.size()));
-  return choices_[drafts];
+  const auto before = drafts > 0 ? exact_->drafts().first(drafts) : std::span<const int32_t>();
+  return sampler_.Row(sequence_.tokens, before, choice.mask, choice.entries);
 }
 
 // After the choice that has one draft less.
@@ -174,9 +169,12 @@ ActiveRequest::Choice ActiveRequest::Constrain(size_t drafts) {
   Choice choice;
   if (!constraint_) return choice;
   if (drafts > 0) {
-    const bool open = choices_[drafts - 1].state == Choice::State::kOpen;
-    if (!open || !constraint_->Accept(exact_->drafts()[drafts - 1])) {
-      choice.state = Choice::State::kNever;
+    const Choice& before = choices_[drafts - 1];
+    const auto draft = static_cast<uint32_t>(exact_->drafts()[drafts - 1]);
+    const bool allowed =
+        before.state == Choice::State::kOpen && (before.mask[draft / 32] >> draft % 32 & 1) != 0;
+    if (!allowed || !constraint_->Accept(static_cast<int32_t>(draft))) {
+      choice.state = Choice::State::kRuledOut;
       return choice;
     }
     ++told_;
@@ -194,6 +192,21 @@ ActiveRequest::Choice ActiveRequest::Constrain(size_t drafts) {
   return choice;
 }
 
+// Tells the constraint what was picked after some drafts, which were right. Drafts that it was told
+// and that were picked stay; the others are taken back.
+bool ActiveRequest::TellPick(size_t drafts, int32_t token) {
+  if (!constraint_) return true;
+  if (told_ > static_cast<int>(drafts)) {
+    if (exact_->drafts()[drafts] == token) return true;
+    constraint_->Rollback(told_ - static_cast<int>(drafts));
+    told_ = static_cast<int>(drafts);
+    // A state may keep what Next found, for the token that follows.
+    if (const Result<bool> more = constraint_->Next(choices_[drafts].mask); !more.ok() || !*more)
+      return false;
+  }
+  return constraint_->Accept(token);
+}
+
 void ActiveRequest::Pick(size_t drafts, const SampledRow& sampled, std::span<const float> logits) {
   const auto no_number = [&](const char* what) {
     return Error::Corrupt("the logits after position {} hold no number{}",
@@ -206,8 +219,9 @@ void ActiveRequest::Pick(size_t drafts, const SampledRow& sampled, std::span<con
   const Choice& choice = choices_[drafts];
   if (choice.state == Choice::State::kStuck) return FailPick(*choice.error);
   if (choice.state == Choice::State::kComplete) return picked_.push_back({.token = kNothing});
-  if (sampled.token < 0 || (constraint_ && !constraint_->Accept(sampled.token)))
-    return FailPick(no_number(" among the tokens that the grammar allows"));
+  if (sampled.token < 0 || !TellPick(drafts, sampled.token))
+    return FailPick(no_number(constraint_ ? " among the tokens that the grammar allows"
+                                          : " once biases and penalties are applied"));
   sampler_.Advance();
   Picked picked{.token = sampled.token, .hash = HashText(sampled.hash)};
   if (request_.logprobs >= 0) picked.logprobs = LogprobsOf(logits, picked.token, request_.logprobs);
@@ -228,8 +242,6 @@ void ActiveRequest::Draft(const SampledRow& sampled) {
 
 void ActiveRequest::Accept(std::span<const SampledRow> sampled, View<const float> logits) {
   if (exact_ && !verifying_) return Draft(sampled[0]);
-  // What was picked, and not the drafts, is what the constraint sees next.
-  if (constraint_) constraint_->Rollback(std::exchange(told_, 0));
   // A row counts as long as every draft before it was what dense decoding picked.
   for (size_t i = 0; i < sampled.size() && picked_.size() == i; ++i) {
     if (i > 0 && picked_.back().token != exact_->drafts()[i - 1]) break;
@@ -239,6 +251,14 @@ void ActiveRequest::Accept(std::span<const SampledRow> sampled, View<const float
             : std::span(logits.row(static_cast<int64_t>(i)), static_cast<size_t>(logits.dim(1)));
     Pick(i, sampled[i], row);
   }
+  // Of the drafts that the constraint was told, those that were picked stay.
+  const auto right = [&](size_t i) {
+    return i < picked_.size() && picked_[i].token == exact_->drafts()[i];
+  };
+  int kept = 0;
+  while (kept < told_ && right(static_cast<size_t>(kept))) ++kept;
+  if (told_ > kept) constraint_->Rollback(told_ - kept);
+  told_ = 0;
   choices_.clear();
 }
 

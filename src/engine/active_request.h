@@ -64,7 +64,7 @@ class ActiveRequest {
   DecodeStep::Part NextPart();
   // Before the pass: how the rows of that part pick their tokens, each as if the drafts before it
   // were right. The rows point into this object.
-  void SampleRows(std::span<SampleRow> rows);
+  void PrepareRows(std::span<SampleRow> rows);
   // After the pass: what they picked, and the rows' logits, [n, vocab] on the host, where the
   // request wants them. Runs no callbacks.
   void Accept(std::span<const SampledRow> sampled, View<const float> logits);
@@ -95,8 +95,9 @@ class ActiveRequest {
   };
   // What may follow the newest token and some drafts, as the constraint has it.
   struct Choice {
-    // kNever: a draft is not what the constraint allows. kStuck: it goes on with no token.
-    enum class State { kOpen, kComplete, kStuck, kNever };
+    // kStuck: the answer is not complete, and no token can follow. kRuledOut: a draft is not what
+    // the constraint allows.
+    enum class State { kOpen, kComplete, kStuck, kRuledOut };
     State state = State::kOpen;
     std::optional<Error> error;  // kStuck
     std::vector<uint32_t> mask;  // kOpen, with a constraint
@@ -104,9 +105,10 @@ class ActiveRequest {
   };
   void Emit(std::string piece, bool last);
   void CountDecode(double seconds, const ResolvedPlan& plan);
-  Choice& ChoiceAfter(size_t drafts);
+  void PrepareChoices(size_t count);
   Choice Constrain(size_t drafts);
   SampleRow RowAfter(size_t drafts);
+  bool TellPick(size_t drafts, int32_t token);
   // `logits` may be empty where the request wants no log-probabilities.
   void Pick(size_t drafts, const SampledRow& sampled, std::span<const float> logits);
   void FailPick(Error error);
@@ -137,7 +139,7 @@ class ActiveRequest {
   std::vector<Picked> picked_;                   // by Accept, not yet seen by Advance
   std::unique_ptr<ConstraintState> constraint_;  // has seen what was picked, and told_ drafts
   int told_ = 0;
-  std::deque<Choice> choices_;  // of this turn, by the number of drafts
+  std::deque<Choice> choices_;  // of this turn, by the number of drafts; rows point into them
   std::optional<ExactDrafts> exact_;
   std::vector<int32_t> rows_;  // of the pass at hand: a draft's, or a verification's
   bool verifying_ = false;

@@ -229,6 +229,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& path,
   info.has_chat_template = impl->chat.Choose(/*tools=*/false) != nullptr;
   impl->grammars = std::make_unique<GrammarCompiler>(*impl->tokenizer, c.vocab);
   info.backend = impl->ops->name();
+  info.decode_rows = impl->ops->most_decode_rows();
   info.threads = impl->pool.threads();
   impl->model = std::make_unique<Transformer>(c, std::move(weights), *impl->ops,
                                               ShapeOf(c, impl->checkpoint.fingerprint));

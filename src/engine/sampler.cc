@@ -8,6 +8,17 @@
 #include "ops/sample.h"
 
 namespace baton {
+namespace {
+
+// Where the token is, or belongs: entries have ascending tokens.
+SampleEntry& EntryOf(std::vector<SampleEntry>& entries, int32_t token) {
+  const auto at = std::lower_bound(entries.begin(), entries.end(), token,
+                                   [](const SampleEntry& e, int32_t t) { return e.token < t; });
+  if (at != entries.end() && at->token == token) return *at;
+  return *entries.insert(at, {.token = token});
+}
+
+}  // namespace
 
 Generation::Logprobs LogprobsOf(std::span<const float> logits, int32_t token, int top) {
   const auto value = [&](int32_t id) {
@@ -56,6 +67,49 @@ Status CheckSampling(const Sampling& s, int64_t vocab) {
   return Status::Ok();
 }
 
+Sampler::Sampler(const Sampling& options) : options_(options) { Begin({}); }
+
+void Sampler::Begin(std::span<const int32_t> window) {
+  entries_.clear();
+  for (const LogitBias& b : options_.logit_bias) entries_.push_back({b.token, b.bias, 0});
+  for (const int32_t token : window) entries_.push_back({token, 0, 1});
+  std::stable_sort(entries_.begin(), entries_.end(),
+                   [](const SampleEntry& a, const SampleEntry& b) { return a.token < b.token; });
+  size_t merged = 0;
+  for (const SampleEntry& e : entries_) {
+    if (merged > 0 && entries_[merged - 1].token == e.token) {
+      entries_[merged - 1].bias += e.bias;
+      entries_[merged - 1].count += e.count;
+    } else {
+      entries_[merged++] = e;
+    }
+  }
+  entries_.resize(merged);
+}
+
+bool Sampler::penalizes() const {
+  return options_.repetition_penalty != 1 || options_.presence_penalty != 0 ||
+         options_.frequency_penalty != 0;
+}
+
+template <typename TokenAt>
+void Sampler::Count(std::vector<SampleEntry>& entries, int64_t length, TokenAt token) const {
+  const int64_t window = options_.penalty_window;
+  if (window == 0) return;
+  EntryOf(entries, token(length)).count++;
+  if (length >= window) EntryOf(entries, token(length - window)).count--;
+}
+
+void Sampler::Follow(std::span<const int32_t> history) {
+  if (!penalizes()) return;
+  if (followed_ == 0) {  // a prompt, which would be long to count token by token
+    Begin(history.last(std::min(history.size(), static_cast<size_t>(options_.penalty_window))));
+    followed_ = std::ssize(history);
+  }
+  const auto token = [&](int64_t i) { return history[static_cast<size_t>(i)]; };
+  for (; followed_ < std::ssize(history); ++followed_) Count(entries_, followed_, token);
+}
+
 // SplitMix64: one multiply-xorshift chain per draw, the same on every machine.
 double Sampler::Uniform(int64_t draw) const {
   uint64_t z = options_.seed + (static_cast<uint64_t>(draw) + 1) * 0x9e3779b97f4a7c15u;
@@ -65,31 +119,19 @@ double Sampler::Uniform(int64_t draw) const {
   return static_cast<double>(z >> 11) * 0x1p-53;
 }
 
-SampleRow Sampler::Row(std::span<const int32_t> history, std::span<const uint32_t> mask,
-                       int64_t ahead, std::vector<SampleEntry>& entries) const {
-  const bool penalized = options_.repetition_penalty != 1 || options_.presence_penalty != 0 ||
-                         options_.frequency_penalty != 0;
-  const size_t window = std::min(history.size(), static_cast<size_t>(options_.penalty_window));
-  entries.clear();
-  for (const LogitBias& b : options_.logit_bias) entries.push_back({b.token, b.bias, 0});
-  for (const int32_t token : history.last(penalized ? window : 0)) entries.push_back({token, 0, 1});
-  std::stable_sort(entries.begin(), entries.end(),
-                   [](const SampleEntry& a, const SampleEntry& b) { return a.token < b.token; });
-  size_t merged = 0;
-  for (const SampleEntry& e : entries) {
-    if (merged > 0 && entries[merged - 1].token == e.token) {
-      entries[merged - 1].bias += e.bias;
-      entries[merged - 1].count += e.count;
-    } else {
-      entries[merged++] = e;
-    }
-  }
-  entries.resize(merged);
+SampleRow Sampler::Row(std::span<const int32_t> history, std::span<const int32_t> drafts,
+                       std::span<const uint32_t> mask, std::vector<SampleEntry>& entries) const {
+  entries = entries_;
+  const int64_t before = std::ssize(history);
+  const auto token = [&](int64_t i) {
+    return i < before ? history[static_cast<size_t>(i)] : drafts[static_cast<size_t>(i - before)];
+  };
+  for (int64_t i = 0; penalizes() && i < std::ssize(drafts); ++i) Count(entries, before + i, token);
   return {.temperature = options_.temperature,
           .top_k = options_.top_k,
           .top_p = options_.top_p,
           .min_p = options_.min_p,
-          .uniform = Uniform(draws_ + ahead),
+          .uniform = Uniform(draws_ + std::ssize(drafts)),
           .repetition_penalty = options_.repetition_penalty,
           .presence_penalty = options_.presence_penalty,
           .frequency_penalty = options_.frequency_penalty,

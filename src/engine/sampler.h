@@ -13,21 +13,31 @@ namespace baton {
 
 class Sampler {
  public:
-  explicit Sampler(const Sampling& options) : options_(options) {}
+  explicit Sampler(const Sampling& options);
 
-  // How the token after `history` is picked, of those in `mask`, by the draw that is `ahead` draws
-  // after the next one. `entries` holds what changes single logits: biases, and penalties of the
-  // latest tokens. Both last as long as the row.
-  SampleRow Row(std::span<const int32_t> history, std::span<const uint32_t> mask, int64_t ahead,
-                std::vector<SampleEntry>& entries) const;
+  // All tokens so far, which only grow. Before Row.
+  void Follow(std::span<const int32_t> history);
+  // How the token after `history` and `drafts` is picked, of those in `mask`: by the draw that
+  // would be its own if the drafts were right. `entries` holds what changes single logits: biases,
+  // and penalties of the latest tokens. Both last as long as the row.
+  SampleRow Row(std::span<const int32_t> history, std::span<const int32_t> drafts,
+                std::span<const uint32_t> mask, std::vector<SampleEntry>& entries) const;
   // A token was picked: the next draw follows.
   void Advance() { ++draws_; }
 
  private:
   double Uniform(int64_t draw) const;  // [0, 1)
+  bool penalizes() const;
+  void Begin(std::span<const int32_t> window);  // entries_
+  // Counts the token behind the first `length` of those that `token` gives, and no longer the one
+  // which leaves the window.
+  template <typename TokenAt>
+  void Count(std::vector<SampleEntry>& entries, int64_t length, TokenAt token) const;
 
   const Sampling options_;
   int64_t draws_ = 0;
+  std::vector<SampleEntry> entries_;  // biases, and counts of the latest of `followed_` tokens
+  int64_t followed_ = 0;
 };
 
 // Of one row of logits: `token`, and the `top` likeliest, the lower id first on ties.

@@ -156,7 +156,7 @@ void Scheduler::RunPass() {
   for (auto& r : requests_) {
     if (!r->done() && r->admitted() && !r->in_prompt()) decoding.push_back(r.get());
   }
-  const int64_t most = engine_.ops->decode_rows();
+  const int64_t most = engine_.ops->most_decode_rows();
   const auto take_rows = [&] {
     for (ActiveRequest* r : decoding) {
       if (std::ssize(rows) < most && r->decode_round < round_) rows.push_back(r);
@@ -190,7 +190,8 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
     Sequence& s = r->sequence();
     const DecodeStep::Part part = r->NextPart();
     const int64_t rows = std::ssize(part.tokens);
-    if (step.rows() + rows > engine_.ops->decode_rows()) {  // its turn comes with the next pass
+    if (step.rows() + rows >
+        engine_.ops->most_decode_rows()) {  // its turn comes with the next pass
       r->decode_round--;
       continue;
     }
@@ -207,7 +208,7 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   // Requests whose row failed end; the rows of others are what they would be without them.
   step.Sample(
       *engine_.model,
-      {.before = [&](size_t part, std::span<SampleRow> rows) { parts[part]->SampleRows(rows); },
+      {.before = [&](size_t part, std::span<SampleRow> rows) { parts[part]->PrepareRows(rows); },
        .after = [&](size_t part, std::span<const SampledRow> sampled,
                     View<const float> logits) { parts[part]->Accept(sampled, logits); }},
       engine_.pool);

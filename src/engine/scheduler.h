@@ -1,6 +1,7 @@
 // Requests in progress and the steps that serve them. A step is one forward pass: either one pass
-// of one request's prompt, or a part of it, or one decode token of up to 16 requests. Prompts and
-// decode never share a pass, so a request's logits do not depend on its neighbours.
+// of one request's prompt, or a part of it, or one decode token of up to Ops::most_decode_rows()
+// requests. Prompts and decode never share a pass, so a request's logits do not depend on its
+// neighbours.
 //
 // Turns: in a round every request past its prompt gets one token; between two rounds runs one
 // prompt pass, of the request that has waited longest, so that several prompts advance together.

@@ -96,7 +96,7 @@ class Lane {
   // Seconds of one dense pass over several rows of the first sequence.
   Result<double> TimeRows(int64_t rows) {
     Rewind();
-    return TimeVerification(*engine_, sessions_[0], rows);
+    return TimePass(*engine_, sessions_[0], nullptr, rows);
   }
 
   // Per-operation times of a prompt chunk and of a decode step from this depth.

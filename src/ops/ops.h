@@ -33,8 +33,9 @@ class Ops {
   virtual ~Ops() = default;
   virtual std::string name() const = 0;  // "ref", "cpu (avx512)", ...
   virtual Device& device() { return Device::Host(); }
-  // Rows up to which a decode pass takes about as long as with one: more are better run in turns.
-  virtual int64_t decode_rows() const { return 16; }
+  // The most rows of a decode pass; more run in turns. Beyond it a pass with twice the rows takes
+  // about twice the time, and a row waits for it (bench/results/h200.md: products).
+  virtual int64_t most_decode_rows() const { return 16; }
 
   // The operations of one forward pass. Within it a backend may queue them and launch them
   // together, at the latest when something is downloaded from its device.

@@ -15,17 +15,21 @@ constexpr int kRounds = 5;
 
 }  // namespace
 
-Result<double> TimeVerification(Engine& engine, Session& session, int64_t rows) {
+Result<double> TimePass(Engine& engine, Session& session, const ResolvedPlan* plan, int64_t rows) {
   std::vector<int32_t> tokens(static_cast<size_t>(rows));
   std::iota(tokens.begin(), tokens.end(), 1);
   const int64_t length = session.length();
+  Engine::Impl& impl = engine.impl();
   const auto start = std::chrono::steady_clock::now();
   DecodeStep step;
   BATON_TRY(step.Add({.kv = &session.sequence(),
-                      .plan = &engine.impl().model_plan,
+                      .plan = plan ? plan : &impl.model_plan,
                       .tokens = tokens,
-                      .rows_alone = true}));
-  step.Forward(*engine.impl().model, [](size_t, int64_t, View<const float>) {});
+                      .rows_alone = rows > 1}));
+  step.Sample(*impl.model,
+              {.before = [](size_t, std::span<SampleRow>) {},
+               .after = [](size_t, std::span<const SampledRow>, View<const float>) {}},
+              impl.pool);
   const double seconds = SecondsSince(start);
   if (step.failure(0).failed()) return step.failure(0).ToError();
   session.Truncate(length);
@@ -37,14 +41,15 @@ Result<ExactPricer> ExactPricer::Create(Engine& engine, int64_t keys) {
   for (CacheSpec& c : caches) c.low_bit = engine.info().head_dim % 32 == 0;
   BATON_ASSIGN(Session session, Session::Create(engine, caches, keys + kMostDrafts + 1));
   BATON_TRY(session.FillSynthetic(keys, 1));
-  ExactPricer pricer(std::move(session));
+  ExactPricer pricer(engine, std::move(session));
   std::vector<double> dense, rows;
   std::array<std::vector<double>, std::size(kVerifyRows)> seconds;
   for (int round = -1; round < kRounds; ++round) {  // -1 warms up
-    BATON_ASSIGN(const double one, TimeVerification(engine, pricer.session_, 1));
+    BATON_ASSIGN(const double one, TimePass(engine, pricer.session_, nullptr, 1));
     if (round >= 0) dense.push_back(one);
     for (size_t i = 0; i < seconds.size(); ++i) {
-      BATON_ASSIGN(const double several, TimeVerification(engine, pricer.session_, kVerifyRows[i]));
+      BATON_ASSIGN(const double several,
+                   TimePass(engine, pricer.session_, nullptr, kVerifyRows[i]));
       if (round >= 0) seconds[i].push_back(several);
     }
   }
@@ -54,24 +59,11 @@ Result<ExactPricer> ExactPricer::Create(Engine& engine, int64_t keys) {
   return pricer;
 }
 
-Result<double> ExactPricer::TimeStep(const ResolvedPlan* plan) {
-  const int64_t length = session_.length();
-  const int32_t token = 1;
-  Session::DecodeOptions options;
-  options.plan = plan;
-  options.on_logits = [](int64_t, View<const float>) {};
-  const auto start = std::chrono::steady_clock::now();
-  BATON_TRY(session_.Decode(std::span(&token, 1), options));
-  const double seconds = SecondsSince(start);
-  session_.Truncate(length);
-  return seconds;
-}
-
 Result<double> ExactPricer::Price(const ResolvedPlan& plan, double accepted) {
   std::vector<double> share;
   for (int round = -1; round < kRounds; ++round) {
-    BATON_ASSIGN(const double dense, TimeStep(nullptr));
-    BATON_ASSIGN(const double planned, TimeStep(&plan));
+    BATON_ASSIGN(const double dense, TimePass(*engine_, session_, nullptr, 1));
+    BATON_ASSIGN(const double planned, TimePass(*engine_, session_, &plan, 1));
     if (round >= 0) share.push_back(planned / dense);
   }
   return Expect(Median(share), accepted);

@@ -9,8 +9,9 @@ namespace baton {
 // Of verifications that are timed; what lies between them is expected on straight lines.
 constexpr int64_t kVerifyRows[] = {2, 3, 4, 6, 8};
 
-// Seconds of one dense pass over so many rows behind the session's tokens, which are then cut off.
-Result<double> TimeVerification(Engine& engine, Session& session, int64_t rows);
+// Seconds of one decode pass, dense or under `plan`, over so many rows behind the session's tokens,
+// which are then cut off. Several rows: as a verification attends. Tokens are picked.
+Result<double> TimePass(Engine& engine, Session& session, const ResolvedPlan* plan, int64_t rows);
 
 class ExactPricer {
  public:
@@ -24,9 +25,9 @@ class ExactPricer {
   Result<double> Price(const ResolvedPlan& plan, double accepted);
 
  private:
-  explicit ExactPricer(Session session) : session_(std::move(session)) {}
-  Result<double> TimeStep(const ResolvedPlan* plan);
+  ExactPricer(Engine& engine, Session session) : engine_(&engine), session_(std::move(session)) {}
 
+  Engine* engine_;
   Session session_;
   PassTimes times_;  // without drafts
 };

@@ -1,10 +1,9 @@
 #include "profile/role_costs.h"
 
 #include <algorithm>
-#include <chrono>
 
-#include "base/clock.h"
 #include "engine/session.h"
+#include "profile/exact_price.h"
 #include "profile/measure.h"
 
 namespace baton {
@@ -36,21 +35,15 @@ class Timer {
     plan.layers = layers;
     BATON_ASSIGN(ResolvedPlan resolved, engine_.impl().ResolvePlan(plan, nullptr));
     std::vector<double> attention, all;
-    const std::vector<int32_t> token = {1};
     Trace& trace = engine_.impl().ops->trace();
     const bool before = trace.enabled;
     trace.enabled = true;
     for (int i = 0; i < kSteps; ++i) {
       trace.Reset();
-      const auto start = std::chrono::steady_clock::now();
-      Session::DecodeOptions decode;
-      decode.plan = &resolved;
-      decode.on_logits = [](int64_t, View<const float>) {};
-      BATON_TRY(session_.Decode(token, decode));
-      all.push_back(SecondsSince(start));
+      BATON_ASSIGN(const double step, TimePass(engine_, session_, &resolved, 1));
+      all.push_back(step);
       attention.push_back(trace[OpKind::kAttend].seconds + trace[OpKind::kMass].seconds +
                           trace[OpKind::kSelect].seconds);
-      session_.Truncate(options_.context - 1);
     }
     trace.enabled = before;
     trace.Reset();

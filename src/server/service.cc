@@ -217,9 +217,15 @@ void Service::WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchang
                     .type = "text/plain; version=0.0.4"});
 }
 
+int64_t Service::Places() const {
+  if (options_.parallel > 0) return options_.parallel;
+  const Model* model = engine_.model();
+  return model ? model->engine->info().decode_rows : 1;
+}
+
 bool Service::RefuseFull(Exchange& exchange) {
   // Calls at the worker do not wait where the engine has a place for them.
-  const int64_t places = std::max<int64_t>(0, options_.parallel - running_);
+  const int64_t places = std::max<int64_t>(0, Places() - running_);
   if (std::ssize(turns_) + preparing_ < options_.queue + places) return false;
   Reply(exchange,
         ReplyOf({.status = 429,
@@ -315,7 +321,7 @@ void Service::Start(std::shared_ptr<Exchange> exchange, Prepared prepared,
 
 // One answer of each waiting call in turn, so that a call of many prompts does not hold up others.
 void Service::SubmitWaiting() {
-  while (running_ < options_.parallel && !turns_.empty()) {
+  while (running_ < Places() && !turns_.empty()) {
     const int64_t id = turns_.front();
     turns_.pop_front();
     Active& a = *calls_.at(id);

@@ -34,7 +34,7 @@ class Exchange {
 
 struct ServiceOptions {
   std::vector<std::string> keys;                // of clients; none: everybody may ask
-  int parallel = 16;                            // answers in the engine at a time
+  int64_t parallel = 0;                         // answers in the engine; 0: a decode pass's rows
   int queue = 512;                              // calls that may wait behind them
   std::chrono::milliseconds keep_alive{10000};  // silence in a stream before a comment breaks it
 };
@@ -71,6 +71,7 @@ class Service {
   void Models(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   void WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   // Answers 429, and returns true, where as many calls wait as may.
+  int64_t Places() const;  // for answers in the engine
   bool RefuseFull(Exchange& exchange);
   void Generate(HttpRequest request, std::shared_ptr<Exchange> exchange, Api api);
   void ReplyFromWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,

@@ -36,8 +36,13 @@ std::vector<int32_t> RepeatedTokens(int64_t n, uint64_t seed, bool spoilt) {
 }
 
 std::string Answer(const Generation& g) {
-  return fmt::format("{} [{}] {} {}", g.stats.logits_hash, fmt::join(g.tokens, " "),
-                     static_cast<int>(g.stop), g.text);
+  std::string s = fmt::format("{} [{}] {} {}", g.stats.logits_hash, fmt::join(g.tokens, " "),
+                              static_cast<int>(g.stop), g.text);
+  for (const Generation::Logprobs& l : g.logprobs) {
+    s += fmt::format(" {}:{}", l.chosen.token, l.chosen.logprob);
+    for (const auto& top : l.top) s += fmt::format(",{}:{}", top.token, top.logprob);
+  }
+  return s;
 }
 
 struct Case {
@@ -56,6 +61,8 @@ Case RandomCase(uint64_t seed) {
   r.ignore_end = *rc::gen::arbitrary<bool>();
   if (*rc::gen::arbitrary<bool>()) r.sampling = {.temperature = 0.8, .top_k = 20, .seed = seed};
   if (*rc::gen::arbitrary<bool>()) r.sampling.repetition_penalty = 1.3;
+  r.sampling.penalty_window = *rc::gen::element(0, 5, 64);
+  r.logprobs = *rc::gen::element(-1, -1, 0, 2);
   c.exact = r;
   const int draft = *rc::gen::inRange(0, 3);
   if (draft != 1) c.exact.plan = DraftPlan(*rc::gen::element<int64_t>(4, 16, 1000));

@@ -34,8 +34,8 @@ class Picker {
  public:
   explicit Picker(const Sampling& options) : sampler_(options) {}
   int32_t Sample(const std::vector<float>& logits, const std::vector<int32_t>& history) {
-    const int32_t token =
-        host_.Sample(logits, sampler_.Row(history, {}, /*ahead=*/0, entries_)).token;
+    sampler_.Follow(history);
+    const int32_t token = host_.Sample(logits, sampler_.Row(history, {}, {}, entries_)).token;
     sampler_.Advance();
     return token;
   }
@@ -212,24 +212,57 @@ TEST(Sampler, RowsAheadDrawWhatTheRowsAfterThemDraw) {
   Sampler sampler({.temperature = 1, .seed = 3});
   std::vector<SampleEntry> entries;
   std::vector<double> ahead;
-  for (int64_t i = 0; i < 5; ++i) ahead.push_back(sampler.Row({}, {}, i, entries).uniform);
+  const std::vector<int32_t> drafts(4);
+  for (size_t i = 0; i < 5; ++i)
+    ahead.push_back(sampler.Row({}, std::span(drafts).first(i), {}, entries).uniform);
   for (const double uniform : ahead) {
-    EXPECT_EQ(sampler.Row({}, {}, 0, entries).uniform, uniform);
+    EXPECT_EQ(sampler.Row({}, {}, {}, entries).uniform, uniform);
     sampler.Advance();
   }
   EXPECT_EQ(std::set(ahead.begin(), ahead.end()).size(), ahead.size());
 }
 
 TEST(Sampler, EntriesJoinBiasesAndTheLatestTokens) {
-  const Sampler sampler(
+  Sampler sampler(
       {.presence_penalty = 1, .penalty_window = 4, .logit_bias = {{7, 0.5f}, {2, -1}, {7, 0.25f}}});
   std::vector<SampleEntry> entries;
-  const SampleRow row = sampler.Row(std::vector<int32_t>{9, 7, 3, 7, 11}, {}, 0, entries);
+  const std::vector<int32_t> history = {9, 7, 3, 7, 11};
+  sampler.Follow(history);
+  const SampleRow row = sampler.Row(history, {}, {}, entries);
   std::vector<std::tuple<int32_t, float, int32_t>> got;
   for (const SampleEntry& e : row.entries) got.emplace_back(e.token, e.bias, e.count);
   const std::vector<std::tuple<int32_t, float, int32_t>> want = {
       {2, -1, 0}, {3, 0, 1}, {7, 0.75f, 2}, {11, 0, 1}};
   EXPECT_EQ(got, want);
+}
+
+// Whatever of the tokens came at once, one by one or as drafts. Entries may say that a token counts
+// no more.
+TEST(Sampler, EntriesFollowTheTokens) {
+  std::mt19937_64 random(5);
+  for (const int32_t window : {0, 1, 3, 8, 1000}) {
+    const Sampling options{
+        .frequency_penalty = 1, .penalty_window = window, .logit_bias = {{4, 2}}};
+    std::vector<int32_t> all(40);
+    for (int32_t& token : all) token = static_cast<int32_t>(random() % 12);
+    const auto counts = [&](size_t prompt, size_t history, size_t drafts) {
+      const auto tokens = std::span<const int32_t>(all);
+      Sampler sampler(options);
+      for (size_t n = prompt; n <= history; ++n) sampler.Follow(tokens.first(n));
+      std::vector<SampleEntry> entries;
+      sampler.Row(tokens.first(history), tokens.subspan(history, drafts), {}, entries);
+      std::map<int32_t, std::pair<float, int32_t>> of;
+      for (const SampleEntry& e : entries)
+        if (e.count != 0 || e.bias != 0) of[e.token] = {e.bias, e.count};
+      return of;
+    };
+    for (size_t length = 1; length < all.size(); ++length) {
+      const auto want = counts(length, length, 0);
+      EXPECT_EQ(counts(1, length, 0), want) << length;
+      const size_t drafts = std::min<size_t>(length - 1, random() % 9);
+      EXPECT_EQ(counts(1, length - drafts, drafts), want) << length;
+    }
+  }
 }
 
 TEST(Sampler, PresenceCountsOnceAndFrequencyEachTime) {

@@ -36,7 +36,7 @@ class CudaOps final : public Ops {
 
   std::string name() const override { return name_; }
   Device& device() override { return device_; }
-  int64_t decode_rows() const override { return 64; }
+  int64_t most_decode_rows() const override { return 64; }
   const Recorder::Counts& counts() const { return recorder_.counts(); }
 
   Result<std::unique_ptr<Matrix>> Pack(const RawMatrix& raw) override;  // pack.cu

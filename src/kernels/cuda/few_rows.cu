@@ -37,6 +37,7 @@ void FewRows(Recorder& recorder, Scratch& scratch, const FewRowsParams& p) {
     args.x_sums = input->sums;
     args.x_slabs = input->slabs;
     args.tokens = static_cast<int32_t>(p.input.x.dim(0));
+    BATON_CHECK_LT(args.tokens * args.x_slabs * 8, int64_t{1} << 31);  // offsets in the kernel
     args.groups = static_cast<int32_t>(first.groups);
     args.block_bytes = static_cast<int32_t>(first.block_bytes());
     args.zero = static_cast<float>(first.zero);

@@ -109,8 +109,8 @@ struct SlabOfX {
   float sum[kOctets][2];
 };
 
-// Slabs of x that are loaded before those in front of them are multiplied: a load from the
-// second-level cache takes as long as the arithmetic of a slab with four octets, or of two.
+// Slabs of x that are loaded while as many are multiplied: a load from the second-level cache takes
+// as long as the arithmetic of two slabs, or of one where that has four octets.
 template <int kOctets>
 constexpr int kAhead = kOctets > 2 ? 1 : 2;
 template <int kOctets>
@@ -248,6 +248,7 @@ __global__ void __launch_bounds__(kFewThreads, kResidentWarps<kOctets> / kFewWar
     for (int t = 0; t < 2; ++t) sum_row[i][t] = row(lane % 4 * 2 + t);
   }
   constexpr int kRun = kAhead<kOctets>;
+  static_assert(kSlabs % kRun == 0);
   const int last = static_cast<int>(args.x_slabs) - kRun;
   const auto load = [&](int slab) {
     RunOfX<kOctets> p;
@@ -356,11 +357,11 @@ void StartTiles(Recorder& recorder, FewRowsArgs args) {
 // some. The sums are the same.
 template <Format kFormat, bool kMin, bool kGlu>
 void StartOuts(Recorder& recorder, const FewRowsArgs& args) {
-  constexpr int64_t kMultiprocessors = 128;
+  constexpr int64_t kMultiprocessors = 128;  // about those of an H200, which has 132
   int64_t tiles = 0;
   for (int o = 0; o < args.count; ++o) tiles += args.outs[o].rows * (kGlu ? 2 : 1) / kTileRows;
-  const int64_t groups = (args.tokens + 31) / 32;
-  if (args.tokens > 16 && tiles / 4 * groups >= kMultiprocessors)
+  const int64_t token_groups = (args.tokens + 31) / 32;
+  if (args.tokens > 16 && tiles / 4 * token_groups >= kMultiprocessors)
     return StartTiles<kFormat, kMin, 4, 4, kGlu>(recorder, args);
   if (args.tokens > 8 && tiles / 4 >= 2 * kMultiprocessors)
     return StartTiles<kFormat, kMin, 4, 2, kGlu>(recorder, args);

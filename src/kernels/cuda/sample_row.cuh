@@ -189,7 +189,7 @@ class RowSampler {
       stay = min(stay, target - rest + (rest / w + 1) * w);
     }
     if (task_.min_p > 0) {
-      const auto least = static_cast<uint32_t>(ceil(static_cast<double>(task_.min_p) * 0x1p32));
+      const auto least = __double2uint_ru(static_cast<double>(task_.min_p) * 0x1p32);
       stay = min(stay, Sum([&](uint32_t key) {
                    const uint32_t w = Weight(key);
                    return w >= least ? w : 0;

@@ -303,6 +303,7 @@ void Transformer::PrepareRope(const ForwardBatch& batch) {
 void Transformer::Output(const ForwardBatch& batch) {
   if (!batch.on_logits && !batch.on_sampled) return attention_.Finish();
   const auto wanted = static_cast<int64_t>(batch.logit_rows.size());
+  if (batch.on_sampled) BATON_CHECK_EQ(std::ssize(batch.sample), wanted);
   for (int64_t first = 0; first < wanted; first += kLogitRows) {
     const int64_t n = std::min(kLogitRows, wanted - first);
     const View<float> rows = Matrix2(rows_x_, n, config_.width);

@@ -21,7 +21,8 @@ struct ForwardBatch {
   // segments are known by then.
   std::function<void(int64_t first, View<const float> logits)> on_logits;
   // Called instead of on_logits where it is given: what Ops::Sample picks from the wanted rows,
-  // each by its row of `sample` (one for each of logit_rows). The logits stay on the device.
+  // each by its row of `sample` (one for each of logit_rows). logits: [n, vocab], in the device's
+  // memory.
   std::function<void(int64_t first, std::span<const SampledRow> sampled, View<const float> logits)>
       on_sampled;
   std::span<const SampleRow> sample;
