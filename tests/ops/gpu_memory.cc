@@ -14,6 +14,7 @@
 #include <new>
 
 #include "base/host_copies.h"
+#include "kernels/cuda/cuda_ops_impl.h"
 
 namespace baton::test {
 namespace {
@@ -130,6 +131,10 @@ bool ShareMemoryWithGpu() { return TheRegion().Start(); }
 Device& SharedMemory() {
   static SharedDevice device;
   return TheRegion().started() ? static_cast<Device&>(device) : Device::Host();
+}
+
+int64_t GraphReplays(const Ops& ops) {
+  return dynamic_cast<const cuda::CudaOps&>(ops).counts().replays;
 }
 
 }  // namespace baton::test
