@@ -239,7 +239,7 @@ void Ops::Sample(const SampleParams& p) {
   for (const SampleRow& r : p.rows) {
     BATON_CHECK(r.uniform >= 0 && r.uniform < 1);
     BATON_CHECK(r.temperature >= 0 && r.top_k >= 0 && r.top_p > 0 && r.top_p <= 1);
-    BATON_CHECK(r.min_p >= 0 && r.min_p < 1 && r.repetition_penalty > 0);
+    BATON_CHECK(r.min_p >= 0 && r.min_p <= 1 && r.repetition_penalty > 0);
     BATON_CHECK(r.mask.empty() || std::ssize(r.mask) == (vocab + 31) / 32);
     for (size_t i = 0; i < r.entries.size(); ++i) {
       BATON_CHECK(r.entries[i].token > (i > 0 ? r.entries[i - 1].token : -1));

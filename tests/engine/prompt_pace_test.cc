@@ -15,8 +15,18 @@ TEST(PromptPace, GivesPromptsTheirShareOfTheTime) {
   EXPECT_NEAR(static_cast<double>(pace.Budget(0.5)), 10'000, 1);
   EXPECT_NEAR(static_cast<double>(pace.Budget(0.2)), 2'500, 1);
   EXPECT_EQ(pace.Budget(1), kWholePass);
-  pace.BeginRound();
-  EXPECT_EQ(pace.Budget(0.5), 1);
+}
+
+// Short rounds, as a GPU's, count as long as nobody notices.
+TEST(PromptPace, ShortRoundsCountAsFiveMilliseconds) {
+  PromptPace pace;
+  pace.Ran({.rows = 500, .layers = 2}, 0.001);
+  for (const double seconds : {0.0, 0.002, 0.003}) {
+    pace.Decoded(seconds);
+    EXPECT_NEAR(static_cast<double>(pace.Budget(0.5)), 5'000, 1);
+  }
+  pace.Decoded(0.002);
+  EXPECT_NEAR(static_cast<double>(pace.Budget(0.5)), 7'000, 1);
 }
 
 TEST(PromptPace, GoesByTheSlowestLayerOfLate) {

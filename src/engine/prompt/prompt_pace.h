@@ -27,15 +27,17 @@ class PromptPace {
     slowest_ = std::max(seconds / static_cast<double>(rows * part.layers), kForget * slowest_);
   }
   // Rows times layers that fit beside the round at hand, where prompts get `share` of the time; at
-  // least 1.
+  // least 1. A round that is shorter than anybody notices counts as kLeastRound: on a GPU it takes 2
+  // ms, and parts as short as that lose most of their time to their beginnings and ends.
   int64_t Budget(double share) const {
     if (share >= 1) return kWholePass;
-    const double seconds = round_seconds_ * share / (1 - share);
+    const double seconds = std::max(round_seconds_, kLeastRound) * share / (1 - share);
     // Nothing was seen: the least part there is will tell.
     return slowest_ > 0 ? std::max<int64_t>(1, static_cast<int64_t>(seconds / slowest_)) : 1;
   }
 
  private:
+  static constexpr double kLeastRound = 0.005;  // seconds
   static constexpr int64_t kFewRows = 64;
   static constexpr double kForget = 0.9;  // layers differ: the slowest of the latest ones counts
   double round_seconds_ = 0;
