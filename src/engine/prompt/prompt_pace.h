@@ -27,8 +27,8 @@ class PromptPace {
     slowest_ = std::max(seconds / static_cast<double>(rows * part.layers), kForget * slowest_);
   }
   // Rows times layers that fit beside the round at hand, where prompts get `share` of the time; at
-  // least 1. A round that is shorter than anybody notices counts as kLeastRound: on a GPU it takes 2
-  // ms, and parts as short as that lose most of their time to their beginnings and ends.
+  // least 1. A round that is shorter than anybody notices counts as kLeastRound: on a GPU it takes
+  // 2 ms, and parts as short as that lose most of their time to their beginnings and ends.
   int64_t Budget(double share) const {
     if (share >= 1) return kWholePass;
     const double seconds = std::max(round_seconds_, kLeastRound) * share / (1 - share);
