@@ -364,9 +364,9 @@ class Engine {
   Result<RequestId> Submit(Request request, RequestCallbacks callbacks = {});
   // The error that Submit would return. Safe from any thread.
   Status CheckRequest(const Request& request) const;
-  // One forward pass: a part of one request's prompt, or one token of as many requests as a
-  // decode pass holds (ModelInfo::decode_rows). False when
-  // no request is left. One thread at a time, Generate and GenerateBatch included.
+  // One forward pass: a part of one request's prompt, or one token of as many requests as a decode
+  // pass holds (ModelInfo::decode_rows). False when no request is left. One thread at a time,
+  // Generate and GenerateBatch included.
   bool Step();
   // Ends a request at the next step, with what it generated so far (Generation::Stop::kCancelled).
   // Requests that have ended are ignored.

@@ -57,7 +57,8 @@ void DecodeStep::Forward(Transformer& model, const OnLogits& on_logits, ForwardB
   Run(model, batch);
 }
 
-void DecodeStep::Sample(Transformer& model, const SampleCalls& calls, ThreadPool& threads) {
+void DecodeStep::Sample(Transformer& model, const SampleCalls& calls) {
+  ThreadPool& threads = model.ops().threads();
   const ThreadPool::Hot hot(threads);
   const auto of = [](const AttentionSegment& s, auto& rows) {
     return std::span(rows).subspan(static_cast<size_t>(s.rows.first),
@@ -65,10 +66,12 @@ void DecodeStep::Sample(Transformer& model, const SampleCalls& calls, ThreadPool
   };
   const auto parts = std::ssize(segments_);
   std::vector<SampleRow> rows(tokens_.size());
-  threads.For(parts, [&](int64_t i, int) {
-    const auto part = static_cast<size_t>(i);
-    calls.before(part, of(segments_[part], rows));
-  });
+  if (calls.before) {
+    threads.For(parts, [&](int64_t i, int) {
+      const auto part = static_cast<size_t>(i);
+      calls.before(part, of(segments_[part], rows));
+    });
+  }
   std::vector<SampledRow> sampled(tokens_.size());
   std::vector<std::vector<float>> logits(segments_.size());
   Device& device = model.ops().device();
@@ -88,6 +91,7 @@ void DecodeStep::Sample(Transformer& model, const SampleCalls& calls, ThreadPool
     }
   };
   Run(model, batch);
+  if (!calls.after) return;
   threads.For(parts, [&](int64_t i, int) {
     const auto part = static_cast<size_t>(i);
     const int64_t n = segments_[part].rows.count;

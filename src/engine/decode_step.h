@@ -14,8 +14,6 @@
 
 namespace baton {
 
-class ThreadPool;
-
 class DecodeStep {
  public:
   struct Part {
@@ -44,17 +42,17 @@ class DecodeStep {
   void Forward(Transformer& model, const OnLogits& on_logits, ForwardBatch batch = {});
 
   struct SampleCalls {
-    // Fills in how the part's rows pick their tokens; left as they are, they take the largest
-    // logit. Before the pass.
+    // Fills in how the part's rows pick their tokens; left as they are, or null, they take the
+    // largest logit. Before the pass.
     std::function<void(size_t part, std::span<SampleRow> rows)> before;
-    // What the rows of a part that did not fail picked, after the pass. logits: [n, vocab] where
-    // the part wants them, else empty.
+    // What the rows of a part that did not fail picked, after the pass; or null. logits: [n, vocab]
+    // where the part wants them, else empty.
     std::function<void(size_t part, std::span<const SampledRow> sampled, View<const float> logits)>
         after;
   };
   // The same with a token picked for every row. Calls for different parts come from several threads
   // at once: the masks and log-probabilities of many requests take as long as those of one.
-  void Sample(Transformer& model, const SampleCalls& calls, ThreadPool& threads);
+  void Sample(Transformer& model, const SampleCalls& calls);
 
   // After Forward or Sample, by part.
   const SegmentFailure& failure(size_t part) const { return failures_[part]; }

@@ -184,14 +184,14 @@ void Scheduler::PromptPass(ActiveRequest& r, bool others_decode) {
 
 void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
   const auto start = std::chrono::steady_clock::now();
+  const int64_t most = engine_.ops->most_decode_rows();
   DecodeStep step;
   std::vector<ActiveRequest*> parts;
   for (ActiveRequest* r : requests) {
     Sequence& s = r->sequence();
     const DecodeStep::Part part = r->NextPart();
     const int64_t rows = std::ssize(part.tokens);
-    if (step.rows() + rows >
-        engine_.ops->most_decode_rows()) {  // its turn comes with the next pass
+    if (step.rows() + rows > most) {  // its turn comes with the next pass
       r->decode_round--;
       continue;
     }
@@ -210,8 +210,7 @@ void Scheduler::DecodePass(std::span<ActiveRequest* const> requests) {
       *engine_.model,
       {.before = [&](size_t part, std::span<SampleRow> rows) { parts[part]->PrepareRows(rows); },
        .after = [&](size_t part, std::span<const SampledRow> sampled,
-                    View<const float> logits) { parts[part]->Accept(sampled, logits); }},
-      engine_.pool);
+                    View<const float> logits) { parts[part]->Accept(sampled, logits); }});
   const double seconds = SecondsSince(start);
   pace_.Decoded(seconds);
   for (size_t i = 0; i < parts.size(); ++i) {

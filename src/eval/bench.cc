@@ -15,6 +15,7 @@
 #include "eval/steps.h"
 #include "profile/exact_price.h"
 #include "profile/measure.h"
+#include "profile/time_pass.h"
 
 namespace baton {
 namespace {
@@ -143,13 +144,10 @@ class Lane {
                           .tokens = std::span<const int32_t>(tokens_).subspan(i, 1)}));
     }
     step.Sample(*impl.model,
-                {.before = [](size_t, std::span<SampleRow>) {},
-                 .after =
-                     [&](size_t part, std::span<const SampledRow> sampled, View<const float>) {
-                       tokens_[part] = std::max(sampled[0].token, 0);
-                       if (part == 0) hash_ = HashText(sampled[0].hash);
-                     }},
-                impl.pool);
+                {.after = [&](size_t part, std::span<const SampledRow> sampled, View<const float>) {
+                  tokens_[part] = std::max(sampled[0].token, 0);
+                  if (part == 0) hash_ = HashText(sampled[0].hash);
+                }});
     for (size_t i = 0; i < sessions_.size(); ++i) {
       if (step.failure(i).failed()) return step.failure(i).ToError();
     }

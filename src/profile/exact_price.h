@@ -9,10 +9,6 @@ namespace baton {
 // Of verifications that are timed; what lies between them is expected on straight lines.
 constexpr int64_t kVerifyRows[] = {2, 3, 4, 6, 8};
 
-// Seconds of one decode pass, dense or under `plan`, over so many rows behind the session's tokens,
-// which are then cut off. Several rows: as a verification attends. Tokens are picked.
-Result<double> TimePass(Engine& engine, Session& session, const ResolvedPlan* plan, int64_t rows);
-
 class ExactPricer {
  public:
   // Times dense passes with so many keys. Memory: one cache of that length.

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "engine/session.h"
-#include "profile/exact_price.h"
 #include "profile/measure.h"
+#include "profile/time_pass.h"
 
 namespace baton {
 namespace {

@@ -70,8 +70,8 @@ class Service {
   void Health(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   void Models(const HttpRequest&, std::shared_ptr<Exchange> exchange);
   void WriteMetrics(const HttpRequest&, std::shared_ptr<Exchange> exchange);
-  // Answers 429, and returns true, where as many calls wait as may.
   int64_t Places() const;  // for answers in the engine
+  // Answers 429, and returns true, where as many calls wait as may.
   bool RefuseFull(Exchange& exchange);
   void Generate(HttpRequest request, std::shared_ptr<Exchange> exchange, Api api);
   void ReplyFromWorker(HttpRequest request, std::shared_ptr<Exchange> exchange,

@@ -43,8 +43,7 @@ class DecodeStepTest : public ::testing::TestWithParam<BackendCase> {
                      [&](size_t part, std::span<const SampledRow> sampled, View<const float> l) {
                        got[part].sampled.assign(sampled.begin(), sampled.end());
                        if (!l.empty()) got[part].logits.assign(l.data(), l.data() + l.size());
-                     }},
-                engine_->impl().pool);
+                     }});
     return got;
   }
   std::unique_ptr<Engine> engine_ = LoadEngine(TinySpec(), GetParam());
@@ -163,7 +162,7 @@ class FailedPartTest : public ::testing::TestWithParam<BackendCase> {
     const auto before = [](size_t, std::span<SampleRow> rows) {
       for (size_t i = 1; i < rows.size(); i += 2) rows[i] = {.temperature = 1, .uniform = 0.5};
     };
-    step.Sample(*impl.model, {.before = before, .after = after}, impl.pool);
+    step.Sample(*impl.model, {.before = before, .after = after});
     for (size_t i = 0; i < parts.size(); ++i) parts[i].failed = step.failure(i).failed();
     return parts;
   }

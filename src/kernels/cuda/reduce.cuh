@@ -1,4 +1,5 @@
-// Sums and maxima over a warp and over a block, in a fixed order; every thread gets the result.
+// Sums and maxima over a warp and over a block, in a fixed order; every thread gets the result. The
+// order of floats as integers.
 #pragma once
 
 #include <cuda_runtime.h>
